@@ -1,0 +1,213 @@
+"""One command per habit, with nothing but Python: a venv of its own, the install, then the work.
+
+    python3 run.py demo  [tune options]      tune the embedded model on examples/reviews; prints what it gained
+    python3 run.py test  [pytest options]    install what the tests need and run them
+    python3 run.py check                     ruff and mypy --strict
+    python3 run.py bench [NAME [options]]    run a script of bench/; without a name, list them
+
+The venv is .venv beside this file. LUTHIER_PIP_ARGS is handed to pip, for example to name a package index.
+This file uses the standard library only, and parses on Pythons that are too old for Luthier so that it can say so.
+"""
+
+from __future__ import annotations
+
+import ast
+import concurrent.futures
+import hashlib
+import importlib.util
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+OLDEST, NEWEST = (3, 11), (3, 13)
+ROOT = Path(__file__).resolve().parent
+VENV = ROOT / ".venv"
+PYTHON = VENV / "bin" / "python"
+STAMP = VENV / "luthier-installed.json"
+
+
+class Stop(Exception):
+    """Ends the bootstrap with one line."""
+
+
+def say(line: str) -> None:
+    print(f"run.py: {line}", flush=True)
+
+
+def use_a_supported_python() -> None:
+    """Start over under Python 3.11 to 3.13 when this one is not; Stop when there is none."""
+    if OLDEST <= sys.version_info[:2] <= NEWEST:
+        return
+    for minor in range(NEWEST[1], OLDEST[1] - 1, -1):
+        found = shutil.which(f"python3.{minor}")
+        # A version manager's shim may be on PATH with nothing behind it, so it is tried.
+        if found and subprocess.run([found, "-c", ""], check=False, capture_output=True).returncode == 0:
+            os.execv(found, [found, str(Path(__file__).resolve()), *sys.argv[1:]])
+    here = ".".join(map(str, sys.version_info[:2]))
+    raise Stop(f"this is Python {here}; Luthier needs 3.11, 3.12 or 3.13: install one, then: python3.13 run.py ...")
+
+
+def make_venv() -> None:
+    """Create .venv with a pip of its own, also on a Debian whose Python lacks ensurepip."""
+    wanted = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    ask = "import sys, pip; print('%d.%d' % sys.version_info[:2])"
+    if PYTHON.exists():
+        found = subprocess.run([str(PYTHON), "-c", ask], check=False, capture_output=True, text=True)
+        if found.returncode == 0 and found.stdout.strip() == wanted:
+            return
+        shutil.rmtree(VENV)
+    say(f"making {VENV.name} with Python {wanted}")
+    if _has("ensurepip"):
+        _run(sys.executable, "-m", "venv", str(VENV))
+        return
+    if not _has("pip") and os.geteuid() == 0 and shutil.which("apt-get"):
+        say("this Python has neither ensurepip nor pip: apt-get install python3-venv")
+        _run("apt-get", "update", "-q")
+        _run("apt-get", "install", "-q", "-y", f"python{wanted}-venv")
+        _run(sys.executable, "-m", "venv", str(VENV))
+        return
+    if not _has("pip"):
+        raise Stop(f"this Python has neither ensurepip nor pip; install one: sudo apt-get install python{wanted}-venv")
+    _run(sys.executable, "-m", "venv", "--without-pip", str(VENV))
+    _run(sys.executable, "-m", "pip", "--python", str(PYTHON), "install", "-q", "pip")
+
+
+def _has(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def install(dev: bool) -> None:
+    """Install Luthier (and what its tests need) into .venv, unless exactly that is there already."""
+    files = (ROOT / "pyproject.toml", ROOT / "constraints.txt")
+    key = hashlib.sha256(b"\0".join(path.read_bytes() for path in files) + str(ROOT).encode()).hexdigest()
+    stored = json.loads(STAMP.read_text("utf-8")) if STAMP.exists() else {}
+    if stored.get("key") == key and (stored.get("dev") or not dev):
+        return
+    extra = shlex.split(os.environ.get("LUTHIER_PIP_ARGS", ""))
+    if not _nvidia() and not stored:
+        _warn_of_cuda(extra)
+    what = f"{ROOT}[dev]" if dev else str(ROOT)
+    say("installing Luthier" + (" and what its tests need" if dev else "") + " (once; minutes on a slow line)")
+    start = time.monotonic()
+    # Warnings of pip name indexes, not faults of the user; errors still show.
+    _run(str(PYTHON), "-m", "pip", "install", "-qq", "-c", str(ROOT / "constraints.txt"), "-e", what, *extra)
+    STAMP.write_text(json.dumps({"key": key, "dev": dev}), "utf-8")
+    say(f"installed in {time.monotonic() - start:.0f} s")
+
+
+def _nvidia() -> bool:
+    return Path("/proc/driver/nvidia").exists() or shutil.which("nvidia-smi") is not None
+
+
+def _warn_of_cuda(extra: list[str]) -> None:
+    """Say so, before the download, when pip would fetch CUDA packages that this machine has no use for."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.json"
+        pins = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
+        wanted = [line for line in pins if line.startswith("torch==")]
+        plan = ["install", "-qq", "--dry-run", "--report", str(report), *wanted, *extra]
+        if subprocess.run([str(PYTHON), "-m", "pip", *plan], check=False, capture_output=True).returncode != 0:
+            return  # the install that follows reports the fault
+        found = {item["metadata"]["name"]: item["download_info"]["url"] for item in
+                 json.loads(report.read_text("utf-8")).get("install", [])}  # fmt: skip
+    if not any(name.startswith(("nvidia-", "cuda-", "triton")) for name in found):
+        return
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        size = sum(pool.map(_size, found.values()))
+    say(
+        f"no NVIDIA device is seen, but pip would fetch a CUDA build of torch ({len(found)} packages, "
+        f"{f'{size / 1e9:.1f} GB' if size else 'some GB'}): it works, only large. To avoid it, press Ctrl-C and start "
+        "again with LUTHIER_PIP_ARGS='--extra-index-url ADDRESS', the CPU address of PyTorch's installation page"
+    )
+
+
+def _size(url: str) -> int:
+    """Bytes of a download, 0 when its server does not say."""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=5) as answer:
+            return int(answer.headers.get("Content-Length") or 0)
+    except (OSError, ValueError):
+        return 0
+
+
+def _run(*command: str) -> None:
+    if subprocess.run(command, check=False).returncode != 0:
+        raise Stop(f"this failed (its own words are above): {' '.join(map(shlex.quote, command))}")
+
+
+def become(*command: str, **variables: str) -> None:
+    """Replace this process, so that signals and the exit code are the command's own."""
+    os.chdir(ROOT)
+    os.environ.update({name: os.environ.get(name, value) for name, value in variables.items()})
+    sys.stdout.flush()
+    os.execv(command[0], list(command))
+
+
+def demo(options: list[str]) -> None:
+    install(dev=False)
+    out = Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S")
+    config = ROOT / "examples" / "reviews" / "settings.yaml"
+    settings = ["--config", str(config.relative_to(ROOT))] if config.exists() else []
+    command = ["tune", "examples/reviews", "--out", str(out), *settings, *options]
+    say("luthier " + " ".join(map(shlex.quote, command)))
+    become(str(PYTHON), "-m", "luthier", *command)
+
+
+def test(options: list[str]) -> None:
+    install(dev=True)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = ["-n", str(min(cores, 4))] if cores > 1 and not any(item.startswith("-n") for item in options) else []
+    # One thread per worker: more of them on the same cores only wait for each other.
+    become(str(PYTHON), "-m", "pytest", *workers, *options, OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
+
+
+def check(options: list[str]) -> None:
+    install(dev=True)
+    os.chdir(ROOT)
+    codes = [subprocess.run([str(PYTHON), "-m", *tool.split(), *options], check=False).returncode
+             for tool in ("ruff check", "mypy")]  # fmt: skip
+    sys.exit(max(map(abs, codes)))
+
+
+def bench(options: list[str]) -> None:
+    scripts = {path.stem: path for path in sorted((ROOT / "bench").glob("*.py"))}
+    if not options:
+        for name, path in scripts.items():
+            words = (ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "").splitlines()
+            print(f"{name:24} {words[0] if words else ''}")
+        return
+    if options[0] not in scripts:
+        raise Stop(f"no bench {options[0]!r}; there are: {', '.join(scripts)}")
+    install(dev=True)
+    become(str(PYTHON), str(scripts[options[0]]), *options[1:])
+
+
+VERBS = {"demo": demo, "test": test, "check": check, "bench": bench}
+
+
+def main() -> int:
+    verb = sys.argv[1] if len(sys.argv) > 1 else "help"
+    if verb not in VERBS:
+        print((__doc__ or "").strip())
+        return 0 if verb in ("help", "-h", "--help") else 2
+    try:
+        use_a_supported_python()
+        make_venv()
+        VERBS[verb](sys.argv[2:])
+    except Stop as stop:
+        print(f"run.py: {stop}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""Fetching a base model from the Hugging Face Hub: size said first, resumable, safetensors only.
+
+The token is read from HF_TOKEN in the environment and nowhere else.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import huggingface_hub
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+from luthier.catalog.locate import Location
+from luthier.errors import CapacityError, ModelNotFoundError
+
+WANTED = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
+TOKENIZER_ONLY = ("*.json", "*.model", "*.txt", "*.jinja")
+
+
+def fetch(location: Location, say: Callable[[str], None], patterns: tuple[str, ...] = WANTED) -> Path:
+    """Return the model's folder, downloading it when it is not at hand.
+
+    Raises ModelNotFoundError, in one line naming every place that was tried, when the Hub cannot be reached or has
+    no such repository; CapacityError when the disk has no room for it.
+    """
+    if location.folder is not None:
+        return location.folder
+    assert location.repository is not None
+    tried = "; ".join((*location.looked, "the Hugging Face Hub"))
+    token = os.environ.get("HF_TOKEN") or False
+    try:
+        files = huggingface_hub.HfApi(token=token).model_info(
+            location.repository, revision=location.revision, files_metadata=True, timeout=10
+        ).siblings
+        size = sum(file.size or 0 for file in files or [] if any(Path(file.rfilename).match(p) for p in patterns))
+        _check_room(size, location.repository)
+        say(f"fetching {location.repository} from the Hub: {size / 1e9:.2f} GB (interrupted downloads resume)")
+        return Path(
+            huggingface_hub.snapshot_download(
+                location.repository, revision=location.revision, allow_patterns=list(patterns), token=token
+            )
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError, RuntimeError) as error:
+        raise ModelNotFoundError(
+            f"model {location.name!r} is not to be had: looked in {tried} ({_reason(error)}); put its Hugging Face "
+            f"folder at $LUTHIER_MODELS/{location.repository}"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, HfHubHTTPError) and error.response is not None:
+        hints = {401: "no such repository, or it needs HF_TOKEN", 403: "access not granted to this HF_TOKEN",
+                 404: "no such repository"}
+        return hints.get(error.response.status_code, f"HTTP {error.response.status_code}")
+    return "offline" if isinstance(error, OfflineModeIsEnabled) else f"unreachable: {type(error).__name__}"
+
+
+def _check_room(size: int, repository: str) -> None:
+    cache = Path(huggingface_hub.constants.HF_HUB_CACHE)
+    existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
+    free = shutil.disk_usage(existing).free
+    if size > free:
+        raise CapacityError(f"{repository} needs {size / 1e9:.1f} GB, {existing} has {free / 1e9:.1f} GB free; "
+                            "set HF_HUB_CACHE to a larger disk")

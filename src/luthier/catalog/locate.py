@@ -1,0 +1,89 @@
+"""Where a base model's files are: a folder, the local mirror, the Hub's cache, or a repository still to be fetched.
+
+Nothing is downloaded here; `hub.fetch` does that.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from luthier.catalog.entry import Entry, entries, find
+from luthier.errors import ModelNotFoundError, did_you_mean
+
+EMBEDDED = Path(__file__).parent / "tiny"
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """A named base model: `folder` when its files are at hand, else the `repository` to fetch them from.
+
+    `looked` lists the places that were tried, for the message when nothing is found.
+    """
+
+    name: str
+    entry: Entry | None
+    folder: Path | None
+    repository: str | None = None
+    revision: str | None = None
+    looked: tuple[str, ...] = ()
+
+
+def locate(model: str, environment: Mapping[str, str] = os.environ) -> Location:
+    """Resolve what a user calls a model: a catalogue name, a folder in Hugging Face layout, or ORG/NAME.
+
+    Order: an existing folder, the embedded model, $LUTHIER_MODELS/<org>/<name>, the Hub's local cache.
+    Raises ModelNotFoundError for a name that is none of these and cannot be a repository.
+    """
+    path = Path(model).expanduser()
+    if (path / "config.json").is_file():
+        return Location(model, None, path.resolve())
+    entry = find(model)
+    if entry is not None and entry.source == "embedded":
+        return Location(entry.id, entry, EMBEDDED)
+    if entry is None and path.is_dir():
+        raise ModelNotFoundError(f"{model}: the folder has no config.json; expected a model in Hugging Face layout")
+    repository = entry.source if entry else model
+    if not _REPOSITORY.fullmatch(repository):
+        known = [name for item in entries() for name in item.names]
+        raise ModelNotFoundError(
+            f"unknown model {model!r}{did_you_mean(model, known)}; `luthier models` lists the names, and a folder or "
+            "ORG/NAME of the Hub works too"
+        )
+    revision = entry.revision if entry else None
+    name = entry.id if entry else model
+    looked = []
+    for place, folder in _local_places(repository, revision, environment):
+        if folder is not None and (folder / "config.json").is_file():
+            return Location(name, entry, folder.resolve(), repository, revision)
+        looked.append(place)
+    return Location(name, entry, None, repository, revision, tuple(looked))
+
+
+def _local_places(
+    repository: str, revision: str | None, environment: Mapping[str, str]
+) -> list[tuple[str, Path | None]]:
+    places: list[tuple[str, Path | None]] = []
+    mirror = environment.get("LUTHIER_MODELS")
+    if mirror:
+        folder = Path(mirror).expanduser() / repository
+        places.append((str(folder), folder))
+    else:
+        places.append(("LUTHIER_MODELS (not set)", None))
+    snapshots = _hub_cache(environment) / f"models--{repository.replace('/', '--')}"
+    reference = snapshots / "refs" / (revision or "main")
+    commit = reference.read_text("ascii").strip() if reference.is_file() else (revision or "main")
+    places.append((str(snapshots), snapshots / "snapshots" / commit))
+    return places
+
+
+def _hub_cache(environment: Mapping[str, str]) -> Path:
+    """The Hub library's own cache folder, by its documented variables."""
+    if "HF_HUB_CACHE" in environment:
+        return Path(environment["HF_HUB_CACHE"])
+    home = environment.get("HF_HOME") or str(Path(environment.get("XDG_CACHE_HOME", "~/.cache")) / "huggingface")
+    return Path(home).expanduser() / "hub"

@@ -1,0 +1,77 @@
+"""Options that several commands share, spelled once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from luthier.errors import SettingError
+
+DEFAULT_MODEL = "luthier/tiny"
+Kind = Literal["auto", "instruction", "autopilot", "chat", "domain"]
+
+
+def device(value: str) -> str:
+    """Check the form of a device name; whether it exists is the engine's to find."""
+    kind, _, index = value.partition(":")
+    plain = value in ("auto", "cpu", "cuda", "mps")
+    if not plain and not (kind == "cuda" and index.isascii() and index.isdigit()):
+        raise SettingError(f"--device {value}: expected auto, cpu, cuda, cuda:N or mps")
+    return value
+
+
+Device = Annotated[
+    str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.", callback=device)
+]
+Data = Annotated[str, typer.Argument(metavar="DATA", help="Folder of rows, one file, or s3://bucket/prefix.")]
+Target = Annotated[
+    str, typer.Argument(metavar="RUN_OR_MODEL", help="A run folder, or a base model (see `luthier models`).")
+]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+Model = Annotated[
+    str, typer.Option("--model", "-m", metavar="MODEL", help="Base model: a catalogue name, a folder, or ORG/NAME.")
+]
+KindOption = Annotated[
+    Kind,
+    typer.Option(
+        "--kind", "-k", metavar="KIND", help="auto (looks at the rows), instruction, autopilot, chat or domain."
+    ),
+]
+Validation = Annotated[
+    str | None, typer.Option("--validation", metavar="DIR", help="Validation rows; replaces DATA/validation.")
+]
+Test = Annotated[str | None, typer.Option("--test", metavar="DIR", help="Test rows; replaces DATA/test.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="NAME=VALUE", help="A hyperparameter; repeat for more, the later one wins."),
+]
+Config = Annotated[
+    Path | None, typer.Option("--config", "-c", metavar="FILE", help="YAML of hyperparameters; --set wins over it.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+MaxTruncated = Annotated[
+    float | None,
+    typer.Option("--max-truncated", metavar="SHARE", help="Refuse when more than this share of rows would be cut."),
+]
+ScoreRows = Annotated[
+    str,
+    typer.Option("--score-rows", metavar="N|all", help="Held-out rows that are also scored by generating; 0: none."),
+]
+
+
+def score_rows(value: str) -> int:
+    """Rows to score by generation: a number of at least 0, or -1 for `all`."""
+    if value == "all":
+        return -1
+    if not (value.isascii() and value.isdigit()):
+        raise SettingError(f"--score-rows {value}: expected a whole number of at least 0, or all")
+    return int(value)
+
+
+def max_truncated(value: float | None) -> float | None:
+    """Check a share of rows."""
+    if value is not None and not 0 <= value <= 1:
+        raise SettingError(f"--max-truncated {value:g}: expected a share between 0 and 1")
+    return value

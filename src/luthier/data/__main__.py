@@ -1,0 +1,92 @@
+"""``python -m luthier.data inspect --request FILE|-``: reads everything, trains nothing.
+
+The request is JSON: {"channels": {"training": PATH, ...}, "model", "kind", "hyperparameters": {...}, "json": bool}.
+Exit 0 when a job would accept the rows, 2 with one line per problem when not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from luthier import door
+from luthier.catalog.hub import TOKENIZER_ONLY, fetch
+from luthier.catalog.hyperparameters import parse
+from luthier.catalog.locate import locate
+from luthier.data import preview
+from luthier.data.kind import resolve_kind
+from luthier.data.ledger import check_truncated
+from luthier.data.prepare import Prepared, prepare
+from luthier.data.settings import DataSettings
+from luthier.data.tokenize import Tokenizer
+from luthier.errors import UserError
+from luthier.home import cache_root
+
+_CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len")
+
+
+def main(arguments: list[str]) -> None:
+    """Answer one request."""
+    parser = argparse.ArgumentParser(prog="python -m luthier.data")
+    parser.add_argument("verb", choices=["inspect"])
+    parser.add_argument("--request", default="-", help="a JSON file, or - for standard input")
+    asked = parser.parse_args(arguments)
+    text = sys.stdin.read() if asked.request == "-" else Path(asked.request).read_text("utf-8")
+    inspect(json.loads(text))
+
+
+def inspect(request: dict[str, Any]) -> None:
+    """Prepare the rows as a job would and show what came of it; UserError when a job would refuse them."""
+    as_json = bool(request.get("json"))
+    notes = Console(stderr=True)
+    try:
+        prepared, tokenizer = _prepared(request, notes)
+    except UserError as error:
+        if as_json:
+            kind = request.get("kind") if request.get("kind") != "auto" else None
+            _print_json(preview.refused_json(kind, str(error).splitlines()))
+        raise
+    if as_json:
+        _print_json(preview.as_json(prepared))
+    else:
+        preview.show(prepared, tokenizer, Console())
+
+
+def _prepared(request: dict[str, Any], notes: Console) -> tuple[Prepared, Tokenizer]:
+    channels = {name: Path(path) for name, path in request["channels"].items()}
+    location = locate(request.get("model") or "luthier/tiny")
+    entry = location.entry
+    values = parse(request.get("hyperparameters") or {}, entry.default_hyperparameters if entry else {})
+    kind = resolve_kind(request.get("kind") or "auto", values, values.given, channels["training"])
+    if entry and kind not in entry.kinds:
+        raise UserError(f"{location.name} cannot be tuned on {kind} data; it takes {', '.join(entry.kinds)}")
+
+    def say(text: str) -> None:
+        notes.print(text, highlight=False, markup=False)
+
+    folder = fetch(location, say, TOKENIZER_ONLY)
+    settings = DataSettings.from_hyperparameters(kind, values, values.given, entry, _context_length(folder))
+    tokenizer = Tokenizer.load(folder)
+    prepared = prepare(channels, settings, tokenizer, cache_root(), say)
+    check_truncated(prepared.counts, kind, request.get("max_truncated"))
+    return prepared, tokenizer
+
+
+def _context_length(folder: Path) -> int:
+    """Positions the model was built for, by its config.json; 0 when it names no limit."""
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    return next((int(config[name]) for name in _CONTEXT_NAMES if config.get(name)), 0)
+
+
+def _print_json(content: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    door.run(lambda: main(sys.argv[1:]))

@@ -1,0 +1,200 @@
+"""Building the prepared data of instruction, autopilot and chat rows: one pass to judge, one to tokenize.
+
+    survey     every row against every template that could apply -> the template, or all faults
+    tokenize   rows in batches -> token store, row table, duplicate groups
+
+Memory holds a batch of rows and some 200 bytes a row; domain adaptation has its own builder (domain.py).
+Shapes: R rows, T tokens of a row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from luthier.data import records
+from luthier.data.channel import Channel, RowFile
+from luthier.data.forms import Form
+from luthier.data.near_duplicates import Sketches
+from luthier.data.problems import Problems
+from luthier.data.records import Record
+from luthier.data.rows import ROW, Array, Fate, Reason
+from luthier.data.tokenize import Tokenizer
+from luthier.data.tokens import TokenWriter
+from luthier.errors import DataError, Problem
+
+Say = Callable[[str], None]
+_BATCH_ROWS = 512
+_BATCH_CHARACTERS = 1 << 20
+_SAY_EVERY = 50_000  # rows
+
+
+@dataclass
+class Survey:
+    """What the first pass found."""
+
+    form: Form
+    origin: str
+    rows: int
+    warnings: list[str] = field(default_factory=list)
+
+
+def files_of(channels: Sequence[Channel]) -> list[RowFile]:
+    """The files of all channels, in row order."""
+    return [file for channel in channels for file in channel.files]
+
+
+def survey(channels: Sequence[Channel], candidates: Sequence[tuple[str, Form]], several: bool) -> Survey:
+    """Judge every row; choose the first candidate whose fields all rows have. DataError lists the faults.
+
+    `several`: the candidates are defaults, so the message for none that fits says which fields they need.
+    """
+    reading = Problems()
+    judged = [Problems() for _ in candidates]
+    lacking: list[dict[str, str]] = [{} for _ in candidates]
+    rows = 0
+    for file in files_of(channels):
+        for record in records.read(file, reading):
+            rows += 1
+            for place, (_, form) in enumerate(candidates):
+                for fault in form.faults(record):
+                    judged[place].add(file.name, record.line, fault.kind, fault.message, fault.field)
+                    if fault.kind == "missing":
+                        lacking[place].setdefault(fault.field, f"{record.source}: {fault.message}")
+    reading.raise_if_any()
+    chosen = next((place for place in range(len(candidates)) if not lacking[place]), None)
+    if chosen is None and several:
+        raise DataError(_no_default(candidates, lacking))
+    chosen = chosen or 0
+    judged[chosen].raise_if_any()
+    if not rows:
+        raise DataError(Problem("", 0, "the channels hold no row"))
+    blank = [f"{name}: {count} empty line{'s' * (count > 1)} skipped" for name, count in reading.blank_lines.items()]
+    return Survey(candidates[chosen][1], candidates[chosen][0], rows, blank)
+
+
+def _no_default(candidates: Sequence[tuple[str, Form]], lacking: list[dict[str, str]]) -> list[Problem]:
+    first = next(iter(lacking[0].values()))
+    reasons = [f"{origin} needs {', '.join(map(repr, missing))}, which not every row has"
+               for (origin, _), missing in zip(candidates, lacking, strict=True)]
+    advice = 'put a template.json beside the rows, such as {"prompt": "{question}", "completion": "{answer}"}'
+    return [Problem("", 0, f"there is no template.json, and {'; '.join(reasons)}; {advice} (first: {first})")]
+
+
+class RowBook:
+    """Collects row-table entries a batch at a time."""
+
+    def __init__(self) -> None:
+        self._parts: list[Array] = []
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, file: int, lines: Sequence[int]) -> Array:
+        """New entries for rows of one file, to be filled in by the caller."""
+        part = np.zeros(len(lines), ROW)
+        part["file"] = file
+        part["line"] = lines
+        part["stored"] = -1
+        part["near"] = np.arange(self._count, self._count + len(lines))
+        self._parts.append(part)
+        self._count += len(lines)
+        return part
+
+    def table(self) -> Array:
+        return np.concatenate(self._parts) if self._parts else np.empty(0, ROW)
+
+
+def digest(values: Sequence[str]) -> int:
+    """64-bit hash of field values; equal for equal rows."""
+    joined = "".join(f"{len(value)}:{value}" for value in values)
+    return int.from_bytes(hashlib.blake2b(joined.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+
+
+def batches(file: RowFile) -> Iterator[list[Record]]:
+    """A file's rows in batches of bounded size; the file was surveyed, so a fault now means that it changed."""
+    problems = Problems()
+    batch: list[Record] = []
+    size = 0
+    for record in records.read(file, problems):
+        batch.append(record)
+        size += sum(len(value) for value in record.fields.values() if isinstance(value, str | list))
+        if len(batch) >= _BATCH_ROWS or size >= _BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    problems.raise_if_any()
+    if batch:
+        yield batch
+
+
+@dataclass
+class RowBuilder:
+    """The second pass. `window`: tokens kept of a row."""
+
+    form: Form
+    tokenizer: Tokenizer
+    window: int
+    control_tokens: bool
+    say: Say
+
+    def build(self, channels: Sequence[Channel], folder: Path) -> None:
+        """Write the token store, entries.npy and owner.npy into `folder`."""
+        writer = TokenWriter(folder, self.tokenizer.vocab_size)
+        book, sketches = RowBook(), Sketches()
+        owner: list[Array] = []
+        said = 0
+        for number, file in enumerate(files_of(channels)):
+            for batch in batches(file):
+                first = len(book)
+                entries = book.add(number, [record.line for record in batch])
+                self._batch(batch, entries, writer)
+                owner.append(first + np.flatnonzero(entries["stored"] >= 0))
+                sketches.add(["\n".join(self.form.values(record)) for record in batch])
+                if len(book) - said >= _SAY_EVERY:
+                    said = len(book)
+                    self.say(f"tokenized {said:,} rows")
+        writer.close()
+        table = book.table()
+        table["near"] = sketches.groups()
+        np.save(folder / "entries.npy", table)
+        np.save(folder / "owner.npy", np.concatenate(owner) if owner else np.empty(0, np.int64))
+
+    def _batch(self, batch: Sequence[Record], entries: Array, writer: TokenWriter) -> None:
+        examples = [self.form.example(record) for record in batch]
+        if self.control_tokens:
+            examples = [trusting(example) for example in examples]
+        encoded = self.tokenizer.encode_examples(examples)
+        for place, (record, example, (ids, trained)) in enumerate(zip(batch, examples, encoded, strict=True)):
+            entry = entries[place]
+            entry["same"] = digest(self.form.values(record))
+            kept = trained[: self.window]
+            labels = int(kept[1:].sum())
+            entry["tokens"], entry["completion"] = len(kept), labels
+            if self.form.is_empty(record, example):
+                entry["fate"], entry["reason"] = Fate.DROPPED, Reason.EMPTY
+            elif not labels:
+                entry["fate"], entry["reason"] = Fate.DROPPED, Reason.NO_ROOM
+            else:
+                entry["cut"] = len(ids) - len(kept)
+                entry["fate"] = Fate.TRUNCATED if len(ids) > len(kept) else Fate.KEPT
+                entry["stored"] = writer.append(ids[: self.window], spans_of(kept))
+            if entry["fate"] == Fate.DROPPED:
+                entry["tokens"], entry["completion"] = len(ids), 0
+
+
+def spans_of(trained: Array) -> list[tuple[int, int]]:
+    """Stretches [start, end) of True."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], trained, [False]]).astype(np.int8)))
+    return [(int(start), int(end)) for start, end in edges.reshape(-1, 2)]
+
+
+def trusting(example: Any) -> Any:
+    """The example with all of its text trusted: special-token strings in it become control tokens."""
+    pieces = tuple(type(piece)(piece.text, piece.trained, ((0, len(piece.text)),)) for piece in example.pieces)
+    return type(example)(example.source, pieces, example.framed)

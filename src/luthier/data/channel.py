@@ -1,0 +1,118 @@
+"""A channel: the files of one folder that hold rows, in a stable order, and the template.json that belongs to them.
+
+    training/            the channel (its root may be a link; what it holds may not lead out of it)
+      a.jsonl  b.jsonl   read in sorted order
+      template.json      the template
+      notes.md  .DS_Store  raw/    not read, and said by name
+
+It knows names and bytes, nothing of what the rows mean.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from luthier.data.template import Template
+from luthier.errors import DataError, Problem
+
+TEMPLATE = "template.json"
+ROW_SUFFIXES = (".jsonl", ".csv", ".parquet", ".txt", ".json")
+_TRAINING_NAMES = ("training", "train")
+_NAMED = 5  # files named in one warning
+
+
+@dataclass(frozen=True, slots=True)
+class RowFile:
+    """A file that holds rows. `name` is its path relative to the channel."""
+
+    channel: str
+    name: str
+    path: Path
+
+    @property
+    def suffix(self) -> str:
+        return self.path.suffix.lower()
+
+    def sha256(self) -> str:
+        with open(self.path, "rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class Channel:
+    """The files of one channel."""
+
+    name: str
+    root: Path
+    files: tuple[RowFile, ...]
+    template: Path | None = None
+    warnings: tuple[str, ...] = field(default=())
+
+
+def open_channels(channels: Mapping[str, Path]) -> list[Channel]:
+    """List every channel, in the order training, validation, test; DataError when one cannot be read."""
+    if "training" not in channels:
+        raise DataError(Problem("", 0, "no training channel; give a folder that holds the training rows"))
+    return [_open(name, channels[name]) for name in ("training", "validation", "test") if name in channels]
+
+
+def _open(name: str, path: Path) -> Channel:
+    if not path.exists():
+        raise DataError(Problem(str(path), 0, f"the {name} channel is neither a file nor a folder"))
+    root = path.resolve()
+    if root.is_file():
+        beside = root.parent / TEMPLATE
+        template = beside if name == "training" and beside.is_file() and root.name != TEMPLATE else None
+        return Channel(name, root.parent, (RowFile(name, root.name, root),), template)
+    files, ignored = [], []
+    for entry in sorted(root.iterdir(), key=lambda entry: entry.name):
+        _check_link(entry, root, name)
+        if entry.name == TEMPLATE and entry.is_file():
+            continue
+        if entry.is_file() and not entry.name.startswith(".") and entry.suffix.lower() in ROW_SUFFIXES:
+            files.append(RowFile(name, entry.name, entry))
+        else:
+            ignored.append(f"{entry.name}/" if entry.is_dir() else entry.name)
+    if not files:
+        hint = f"; it holds {_names(ignored)}, which are not read" if ignored else ""
+        raise DataError(Problem(str(path), 0, f"the {name} channel holds no {', '.join(ROW_SUFFIXES)} file{hint}"))
+    warnings = (f"{name} channel: not read: {_names(ignored)}",) if ignored else ()
+    template = root / TEMPLATE
+    return Channel(name, root, tuple(files), template if template.is_file() else None, warnings)
+
+
+def _names(names: list[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
+
+
+def _check_link(entry: Path, root: Path, channel: str) -> None:
+    if not entry.is_symlink():
+        return
+    if not entry.exists():
+        raise DataError(Problem(entry.name, 0, f"a link of the {channel} channel that leads nowhere; remove it"))
+    if not entry.resolve().is_relative_to(root):
+        raise DataError(Problem(entry.name, 0, f"a link out of the {channel} channel's folder; copy the file there"))
+
+
+def find_template(channels: list[Channel], demarcation: str) -> Template | None:
+    """The template.json that applies: in the training folder, or next to it; two that differ are refused.
+
+    Next to it counts for a folder named training or train. The validation folder takes the training template; one of
+    its own must be the same.
+    """
+    training = channels[0]
+    places = [training.template] if training.template else []
+    if training.root.name in _TRAINING_NAMES and (training.root.parent / TEMPLATE).is_file():
+        places.append(training.root.parent / TEMPLATE)
+    places += [channel.template for channel in channels[1:] if channel.template]
+    found = [(place, Template.read(place, demarcation)) for place in places]
+    for place, template in found[1:]:
+        if template != found[0][1]:
+            raise DataError(Problem(TEMPLATE, 0, f"{found[0][0]} and {place} differ; keep one of them"))
+    if found and not any(place.parent in (training.root, training.root.parent) for place, _ in found):
+        raise DataError(Problem(TEMPLATE, 0, f"{found[0][0]} is not read there; move it into {training.root}"))
+    return found[0][1] if found else None

@@ -1,0 +1,215 @@
+"""Conversations: messages to an Example by the tokenizer's own chat template.
+
+    <|im_start|>user\n2 + 2?<|im_end|>\n<|im_start|>assistant\n4<|im_end|>\n
+    --------------------- prompt ---------------------------|-- trained --|
+
+Every assistant turn is trained, up to and including its end-of-turn marker. Rendering is as transformers does it
+(sandboxed Jinja, same options and globals). It knows text and marker strings, nothing of ids.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from luthier.data.example import Example, Piece, Span
+
+KEYS = ("dialog", "messages", "conversations")
+ROLES = ("system", "user", "assistant")
+_SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+Message = dict[str, str]
+
+
+class ChatError(ValueError):
+    """A conversation, or a chat template, that cannot be trained on; one line, without the row's name."""
+
+
+def messages_of(fields: Mapping[str, Any]) -> list[Message]:
+    """Read a row's conversation: one of the keys dialog, messages, conversations, with {role, content} messages.
+
+    ShareGPT's {from, value} with human and gpt is read too. An optional system message comes first, then user and
+    assistant in turns, an assistant's last. Raises ChatError.
+    """
+    present = [key for key in KEYS if key in fields]
+    if len(present) != 1:
+        found = "has " + " and ".join(map(repr, present)) if present else "lacks all of them"
+        near = [key for key in fields if key.lower() in KEYS and key not in KEYS]
+        hint = f"; it has {near[0]!r}: keys are case-sensitive" if near else ""
+        raise ChatError(f"expected one of the keys {', '.join(KEYS)}; the row {found}{hint}")
+    listed = fields[present[0]]
+    if not isinstance(listed, list) or not listed:
+        raise ChatError(f"{present[0]!r} must be a list of messages, each with 'role' and 'content'")
+    messages = [_message(item, place) for place, item in enumerate(listed, 1)]
+    _check_turns([message["role"] for message in messages])
+    return messages
+
+
+def _message(item: Any, place: int) -> Message:
+    if not isinstance(item, dict):
+        raise ChatError(f"message {place} must be an object with 'role' and 'content'")
+    if "role" not in item and "from" in item:
+        role, content = _SHAREGPT_ROLES.get(str(item["from"]), item["from"]), item.get("value")
+        name = "value"
+    else:
+        role, content = item.get("role"), item.get("content")
+        name = "content"
+    if role not in ROLES:
+        raise ChatError(f"message {place} has the role {role!r}; expected {', '.join(ROLES)}")
+    if type(content) is not str:
+        raise ChatError(f"message {place}: {name!r} must be a string")
+    return {"role": str(role), "content": content}
+
+
+def _check_turns(roles: list[str]) -> None:
+    turns = roles[1:] if roles[0] == "system" else roles
+    for place, role in enumerate(turns):
+        expected = ("user", "assistant")[place % 2]
+        if role != expected:
+            number = place + 1 + len(roles) - len(turns)
+            raise ChatError(f"message {number} is the {role}'s where the {expected}'s is due; after an optional system "
+                            "message, user and assistant take turns")
+    if not turns or turns[-1] != "assistant":
+        raise ChatError("the conversation does not end with the assistant, so its last message has no answer to learn")
+
+
+class ChatTemplate:
+    """A tokenizer's chat template. `names` are its special tokens by name (bos_token, ...); `controls` all of them."""
+
+    def __init__(self, source: str, names: Mapping[str, str], controls: Sequence[str]) -> None:
+        self.source = source
+        self._names = dict(names)
+        self._controls = marker_pattern(controls)
+        self._compiled = _compile(source)
+
+    def render(self, messages: Sequence[Message], generation: bool = False) -> str:
+        """The conversation as text; `generation`: with the opening of an assistant turn at the end."""
+        try:
+            return self._compiled.render(
+                messages=[dict(message) for message in messages], tools=None, documents=None,
+                add_generation_prompt=generation, **self._names,
+            )
+        except jinja2.TemplateError as error:
+            raise ChatError(f"the model's chat template refuses this conversation: {error.message}") from None
+        except (TypeError, ValueError, KeyError, AttributeError, IndexError, ZeroDivisionError) as error:
+            raise ChatError(f"the model's chat template fails on this conversation: {error}") from None
+
+    def example(self, messages: Sequence[Message], source: str = "") -> Example:
+        """Render a whole conversation; its assistant turns carry loss."""
+        text = self.render(messages)
+        markers = self._markers(messages, text, generation=False)
+        pieces: list[Piece] = []
+        done = 0
+        for place, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            opened = self.render(messages[:place], generation=True)
+            closed = self.render(messages[: place + 1])
+            if not text.startswith(opened) or not (text.startswith(closed) or place + 1 == len(messages)):
+                raise ChatError("the model's chat template rewrites earlier turns when later ones follow, so its "
+                                "training and serving prompts differ; this template cannot be trained on")
+            start, limit = len(opened), len(closed)
+            end = next((end for begin, end in markers if begin >= start and end <= limit), limit)
+            pieces += [_piece(text, done, start, False, markers), _piece(text, start, end, True, markers)]
+            done = end
+        pieces += self._ending(text, done, markers)
+        return Example(source, tuple(piece for piece in pieces if piece.text), framed=False)
+
+    def _ending(self, text: str, done: int, markers: list[Span]) -> list[Piece]:
+        """What follows the last assistant turn: nothing that is trained, but EOS where the template closes no turn."""
+        closed = any(end == done for _, end in markers)
+        eos = self._names.get("eos_token", "")
+        if closed or not eos:
+            return [_piece(text, done, len(text), False, markers)]
+        return [Piece(eos, True, ((0, len(eos)),))]
+
+    def render_prompt(self, messages: Sequence[Message], source: str = "") -> Example:
+        """The prompt that asks for the next assistant turn, as serving sends it."""
+        text = self.render(messages, generation=True)
+        return Example(source, (_piece(text, 0, len(text), False, self._markers(messages, text, True)),), framed=False)
+
+    def end_of_turn(self) -> str:
+        """The marker that closes an assistant turn; empty when the template has none."""
+        probe = [{"role": "user", "content": "2"}, {"role": "assistant", "content": "4"}]
+        try:
+            opened, closed = self.render(probe[:1], generation=True), self.render(probe)
+        except ChatError:
+            return ""
+        match = self._controls.search(closed, min(len(opened), len(closed)))
+        return match.group() if match else ""
+
+    def _markers(self, messages: Sequence[Message], text: str, generation: bool) -> list[Span]:
+        """Spans of the template's own markers: found in a rendering whose contents hold no marker string."""
+        if any(self._controls.search(message["content"]) for message in messages):
+            masked = [message | {"content": self._controls.sub(_masked, message["content"])} for message in messages]
+            hidden = self.render(masked, generation)
+            if len(hidden) != len(text):
+                raise ChatError("the model's chat template changes special-token strings inside messages, so they "
+                                "cannot be told from its own markers")
+            text = hidden
+        return [match.span() for match in self._controls.finditer(text)]
+
+
+def marker_pattern(strings: Sequence[str]) -> re.Pattern[str]:
+    """Matches any of `strings`, the longest first; nothing when there are none."""
+    if not strings:
+        return re.compile(r"(?!)")
+    return re.compile("|".join(re.escape(text) for text in sorted(strings, key=len, reverse=True)))
+
+
+def _masked(match: re.Match[str]) -> str:
+    return "\ue000" * len(match.group())
+
+
+def _piece(text: str, start: int, end: int, trained: bool, markers: Sequence[Span]) -> Piece:
+    inside = tuple((first - start, last - start) for first, last in markers if start <= first and last <= end)
+    return Piece(text[start:end], trained, inside)
+
+
+class _Generation(jinja2.ext.Extension):
+    """`{% generation %}` marks assistant text in some templates; rendering is unaffected by it."""
+
+    tags = {"generation"}  # noqa: RUF012 (jinja2's own interface)
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _compile(source: str) -> jinja2.Template:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise
+    environment.globals["strftime_now"] = _strftime_now
+    try:
+        return environment.from_string(source)
+    except jinja2.TemplateSyntaxError as error:
+        raise ChatError(f"the model's chat template is not valid Jinja: {error.message}") from None
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.datetime.now().strftime(form)  # the local date, as transformers gives it

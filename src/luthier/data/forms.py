@@ -1,0 +1,152 @@
+"""How a record of each kind becomes an Example, and what makes it unfit: one small class a kind, with the same verbs.
+
+    faults(record)    what is wrong with it, if anything
+    example(record)   the text the model sees
+    values(record)    the row's own text, template excluded: what duplicates are judged by
+
+They know one record at a time, nothing of files, sides or tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from luthier.data.chat import ChatError, ChatTemplate, messages_of
+from luthier.data.example import Example, Piece
+from luthier.data.records import Record, describe
+from luthier.data.tables import Typed
+from luthier.data.template import Template
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing wrong with a record. `kind` groups alike ones."""
+
+    kind: str
+    message: str
+    field: str = ""
+
+
+class Form(Protocol):
+    """The verbs that each kind has."""
+
+    def faults(self, record: Record) -> Iterator[Fault]:
+        """What is wrong with the record."""
+
+    def example(self, record: Record) -> Example:
+        """The record rendered."""
+
+    def values(self, record: Record) -> list[str]:
+        """The record's own text."""
+
+    def is_empty(self, record: Record, example: Example) -> bool:
+        """Whether there is nothing to learn but the end of text."""
+
+
+def text_of(value: Any) -> str | None:
+    """A field's text: a string as it is, a number or boolean as the file writes it; None for anything else."""
+    return str(value) if isinstance(value, str) else None
+
+
+def fault_of(record: Record, field: str, needed_by: str) -> Fault | None:
+    """Why a field cannot be used, if so: missing, null, or no text."""
+    if field not in record.fields:
+        near = next((key for key in record.fields if key.strip().lower() == field.strip().lower()), None)
+        hint = f"it has {near!r} (keys are case-sensitive)" if near else f"it has {_some(list(record.fields))}"
+        return Fault("missing", f"the row lacks {field!r}, which {needed_by} needs; {hint}", field)
+    value = record.fields[field]
+    if value is None:
+        return Fault("null", f"{field!r} is null; give text, or leave the row out", field)
+    if isinstance(value, Typed):
+        return Fault("type", f"{field!r} is a column of type {value.name}; expected strings", field)
+    if text_of(value) is None:
+        return Fault("nested", f"{field!r} is {describe(value)}; expected a string, number or boolean", field)
+    return None
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(repr(name[:40]) for name in names[:6])
+    return "no field" if not names else shown + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+
+
+class TemplateForm:
+    """Instruction and Autopilot rows. `exact`: the rows have exactly the template's fields, no others, all strings."""
+
+    def __init__(self, template: Template, exact: bool = False) -> None:
+        self.template = template
+        self.exact = exact
+        self._fields = template.fields
+        self._needed_by = "Autopilot" if exact else "the template"
+
+    def faults(self, record: Record) -> Iterator[Fault]:
+        for field in self._fields:
+            fault = fault_of(record, field, self._needed_by)
+            if fault:
+                yield fault
+        if self.exact and record.fields.keys() - self._fields:
+            extra = ", ".join(sorted(map(repr, record.fields.keys() - self._fields)))
+            yield Fault("columns", f"unexpected column {extra}; expected exactly 'input' and 'output'")
+
+    def example(self, record: Record) -> Example:
+        return self.template.render(record.fields, record.source)
+
+    def values(self, record: Record) -> list[str]:
+        return [record.fields[field] for field in self._fields]
+
+    def is_empty(self, record: Record, example: Example) -> bool:
+        return not example.completion.strip()
+
+
+class ChatForm:
+    """Conversations, by the tokenizer's chat template."""
+
+    def __init__(self, chat: ChatTemplate) -> None:
+        self.chat = chat
+
+    def faults(self, record: Record) -> Iterator[Fault]:
+        try:
+            messages_of(record.fields)
+        except ChatError as error:
+            yield Fault(str(error)[:24], str(error))
+
+    def example(self, record: Record) -> Example:
+        return self.chat.example(messages_of(record.fields), record.source)
+
+    def values(self, record: Record) -> list[str]:
+        return [text for message in messages_of(record.fields) for text in (message["role"], message["content"])]
+
+    def is_empty(self, record: Record, example: Example) -> bool:
+        spoken = [message["content"] for message in messages_of(record.fields) if message["role"] == "assistant"]
+        return not any(text.strip() for text in spoken)
+
+
+class TextForm:
+    """Domain text: the column `Text` or `text`, else the first one."""
+
+    def __init__(self, column: str) -> None:
+        self.column = column
+
+    def faults(self, record: Record) -> Iterator[Fault]:
+        fault = fault_of(record, self.column, "domain adaptation")
+        if fault:
+            yield fault
+
+    def example(self, record: Record) -> Example:
+        return Example(record.source, (Piece(self.values(record)[0], True),))
+
+    def values(self, record: Record) -> list[str]:
+        return [record.fields[self.column]]
+
+    def is_empty(self, record: Record, example: Example) -> bool:
+        return not example.completion.strip()
+
+
+def text_column(fields: dict[str, Any]) -> tuple[str, str]:
+    """The column of domain text among a first record's, and a warning when it is only the first one."""
+    for name in ("Text", "text"):
+        if name in fields:
+            return name, ""
+    first = next(iter(fields), "text")
+    return first, f"no column 'Text' or 'text': the first one, {first!r}, is used"

@@ -1,0 +1,120 @@
+"""The ledger: one line for each input row, saying how it ended. Written to ledger.jsonl, counted for the report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from luthier.data.rows import NO_SIDE, REASONS, SIDES, Array, Fate, Reason, RowTable
+from luthier.errors import DataError, Problem
+
+_OFTEN = 10_000  # rows turned into text at once
+AUTOPILOT_LIMIT = 0.6  # share of truncated rows above which Autopilot fails, as AWS documents
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Rows by fate (rows = kept + truncated + dropped) and the tokens of those that stay.
+
+    `completion_tokens`: tokens of completions, the end of text included; `by_channel`: the same for each channel.
+    """
+
+    rows: int
+    kept: int
+    truncated: int
+    dropped: int
+    tokens: int
+    completion_tokens: int
+    by_channel: dict[str, Counts] = field(default_factory=dict)
+
+    @property
+    def truncated_share(self) -> float:
+        return self.truncated / self.rows if self.rows else 0.0
+
+
+def count(table: RowTable) -> Counts:
+    """Counts of a whole table, with each channel's own."""
+    channels = list(dict.fromkeys(file.channel for file in table.files))
+    by_channel = {channel: _counts(table.entries[table.of_channel(channel)]) for channel in channels}
+    return _counts(table.entries, by_channel)
+
+
+def _counts(entries: Array, by_channel: dict[str, Counts] | None = None) -> Counts:
+    fates = np.bincount(entries["fate"], minlength=3).tolist()
+    stays = entries["fate"] != Fate.DROPPED
+    return Counts(
+        rows=len(entries),
+        kept=fates[Fate.KEPT],
+        truncated=fates[Fate.TRUNCATED],
+        dropped=fates[Fate.DROPPED],
+        tokens=int(entries["tokens"][stays].sum(dtype=np.int64)),
+        completion_tokens=int(entries["completion"][stays].sum(dtype=np.int64)),
+        by_channel=by_channel or {},
+    )
+
+
+def lines(table: RowTable, sides: Array) -> Iterator[dict[str, Any]]:
+    """The ledger's lines, in row order."""
+    for start in range(0, len(table), _OFTEN):
+        rows = np.arange(start, min(start + _OFTEN, len(table)))
+        named = zip(table.entries[rows].tolist(), sides[rows].tolist(), table.names(rows), strict=True)
+        for entry, side, name in named:
+            file, line, fate, reason, tokens, completion, cut, *_ = entry
+            dropped = fate == Fate.DROPPED
+            yield {
+                "row": name,
+                "file": table.files[file].name,
+                "line": line,
+                "side": None if side == NO_SIDE else SIDES[side],
+                "fate": Fate(fate).name.lower(),
+                "tokens": 0 if dropped else tokens,
+                "completion_tokens": 0 if dropped else completion,
+                "cut": cut,
+                "cut_side": "right" if cut else None,
+                "reason": _reason(reason, tokens) if dropped else None,
+            }
+
+
+def _reason(reason: int, tokens: int) -> str:
+    return REASONS[Reason(reason)] + (f" (the row has {tokens:,} tokens)" if reason == Reason.NO_ROOM else "")
+
+
+def write(path: Path, table: RowTable, sides: Array) -> None:
+    """Write ledger.jsonl, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.part")
+    with open(temporary, "w", encoding="utf-8") as handle:
+        for line in lines(table, sides):
+            handle.write(json.dumps(line, ensure_ascii=False) + "\n")
+    temporary.replace(path)
+
+
+def say_losses(table: RowTable, window: int) -> list[str]:
+    """Warnings that name what was cut and what was dropped, each with its first row."""
+    said = []
+    entries = table.entries
+    cut = np.flatnonzero(entries["fate"] == Fate.TRUNCATED)
+    if len(cut):
+        tokens = int(entries["cut"][cut].sum(dtype=np.int64))
+        said.append(f"{len(cut):,} of {len(table):,} rows are truncated to {window:,} tokens: {tokens:,} tokens cut "
+                    f"on the right, the end-of-text token with them (first: {table.name(int(cut[0]))})")
+    for reason in Reason:
+        rows = np.flatnonzero((entries["reason"] == reason) & (entries["fate"] == Fate.DROPPED))
+        if len(rows):
+            named = ", ".join(table.names(rows[:3])) + (" ..." if len(rows) > 3 else "")
+            said.append(f"{len(rows):,} of {len(table):,} rows are dropped, {REASONS[reason]}: {named}")
+    return said
+
+
+def check_truncated(counts: Counts, kind: str, limit: float | None) -> None:
+    """DataError when more than `limit` of the rows are truncated; unset, Autopilot's documented 60 % holds for it."""
+    if limit is None and kind == "autopilot":
+        limit = AUTOPILOT_LIMIT
+    if limit is not None and counts.truncated > limit * counts.rows:
+        found = f"{counts.truncated:,} of {counts.rows:,} rows are truncated, more than the share of {limit:g} allowed"
+        advice = "raise max_input_length (if the model's context allows), shorten the rows, or raise --max-truncated"
+        raise DataError(Problem("", 0, f"{found}; {advice}"))

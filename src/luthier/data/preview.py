@@ -1,0 +1,133 @@
+"""What `luthier inspect` shows a person: counts, token lengths, and examples with the trained tokens coloured."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from rich.console import Console, Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from luthier.data.ledger import Counts
+from luthier.data.prepare import Prepared
+from luthier.data.rows import SIDES, Array
+from luthier.data.tokenize import Tokenizer
+
+_BINS = 10
+_BAR = 40  # characters
+_BLOCKS = " ▏▎▍▌▋▊▉"
+_EXAMPLES = 3
+_SHOWN = 400  # characters of a stretch of an example
+
+
+def show(prepared: Prepared, tokenizer: Tokenizer, console: Console) -> None:
+    """Print the whole preview."""
+    console.print(_counts(prepared))
+    console.print(_settled(prepared))
+    console.print(Panel(histogram(prepared.tokens.lengths), title="tokens in a row", title_align="left", expand=False))
+    console.print(_examples(prepared, tokenizer))
+    for warning in prepared.warnings:
+        console.print(Text.assemble(("warning: ", "bold yellow"), warning))
+
+
+def as_json(prepared: Prepared) -> dict[str, Any]:
+    """The machine-readable answer of inspect."""
+    counts = prepared.counts
+    split = prepared.split
+    return {
+        "kind": prepared.kind,
+        "rows": counts.rows,
+        "kept": counts.kept,
+        "truncated": counts.truncated,
+        "dropped": counts.dropped,
+        "tokens": counts.tokens,
+        "completion_tokens": counts.completion_tokens,
+        "problems": [],
+        "warnings": prepared.warnings,
+        "examples": [
+            {"source": example.source, "prompt": example.prompt, "completion": example.completion}
+            for example in prepared.examples(split.train[:_EXAMPLES])
+        ],
+        "template": prepared.template.to_json() if prepared.template else None,
+        "template_origin": prepared.template_origin,
+        "max_input_length": prepared.window,
+        "split": {"train": len(split.train), "validation": len(split.validation), "test": len(split.test)},
+        "supplied": sorted(split.supplied),
+        "fingerprint": prepared.fingerprint,
+    }
+
+
+def refused_json(kind: str | None, problems: list[str]) -> dict[str, Any]:
+    """The machine-readable answer when the rows cannot be used."""
+    numbers = dict.fromkeys(("rows", "kept", "truncated", "dropped", "tokens", "completion_tokens"))
+    return {"kind": kind, **numbers, "problems": problems, "warnings": [], "examples": []}
+
+
+def _counts(prepared: Prepared) -> Table:
+    table = Table(title=f"{prepared.kind} data", title_justify="left")
+    table.add_column("channel")
+    for name in ("rows", "kept", "truncated", "dropped", "tokens", "completion tokens"):
+        table.add_column(name, justify="right")
+
+    def add(name: str, counts: Counts) -> None:
+        numbers = (counts.rows, counts.kept, counts.truncated, counts.dropped, counts.tokens, counts.completion_tokens)
+        table.add_row(name, *(f"{number:,}" for number in numbers))
+
+    for name, counts in prepared.counts.by_channel.items():
+        add(name, counts)
+    if len(prepared.counts.by_channel) > 1:
+        table.add_section()
+        add("all", prepared.counts)
+    return table
+
+
+def _settled(prepared: Prepared) -> Text:
+    split = prepared.split
+    unit = "blocks" if prepared.kind == "domain" else "rows"
+    sides = ", ".join(
+        f"{name} {len(rows):,}" + (" (supplied)" if name in split.supplied else "")
+        for name, rows in zip(SIDES, (split.train, split.validation, split.test), strict=True)
+    )
+    return Text(f"template   {prepared.template_origin}\nwindow     {prepared.window:,} tokens\n"
+                f"split      {sides} {unit}, seed {split.seed}")
+
+
+def histogram(lengths: Array) -> Text:
+    """Bars of token lengths: as many rows as the longest bar has per bin."""
+    if not len(lengths):
+        return Text("no rows")
+    low, high = int(lengths.min()), int(lengths.max())
+    edges = np.unique(np.linspace(low, high + 1, _BINS + 1).astype(np.int64))
+    counts = np.histogram(lengths, edges)[0]
+    lines = []
+    for start, end, count in zip(edges[:-1], edges[1:], counts.tolist(), strict=True):
+        eighths = round(count / counts.max() * _BAR * 8)
+        bar = "█" * (eighths // 8) + _BLOCKS[eighths % 8].strip()
+        lines.append(f"{start:>7,} - {end - 1:<7,} {bar or ('▏' if count else '')} {count:,}")
+    return Text("\n".join(lines))
+
+
+def _examples(prepared: Prepared, tokenizer: Tokenizer) -> RenderableType:
+    rows = prepared.split.train[:_EXAMPLES]
+    sources = [example.source for example in prepared.examples(rows)]
+    panels = [
+        Panel(Text.assemble(*coloured(prepared, tokenizer, int(row))), title=source, title_align="left")
+        for row, source in zip(rows, sources, strict=True)
+    ]
+    return Group(Text.assemble("training examples: ", ("these tokens carry loss", "bold green"), ", the others do not"),
+                 *panels)
+
+
+def coloured(prepared: Prepared, tokenizer: Tokenizer, row: int) -> Iterator[tuple[str, str]]:
+    """(text, style) stretches of a stored row, as its tokens spell it."""
+    ids, trained = prepared.tokens.row(row)
+    for is_trained, places in itertools.groupby(range(len(ids)), key=lambda place: bool(trained[place])):
+        text = tokenizer.show(ids[list(places)]).replace("\x1b", "␛")  # rows may not steer the terminal
+        if len(text) > _SHOWN:
+            hidden = len(text) - _SHOWN
+            text = f"{text[: _SHOWN // 2]} [... {hidden:,} characters not shown ...] {text[-_SHOWN // 2 :]}"
+        yield text, "bold green" if is_trained else "dim"

@@ -1,0 +1,264 @@
+"""Rows of files, streamed: each row as a Record that never forgets its file and line.
+
+    .jsonl           one JSON object a line; only \\n and \\r\\n end a line
+    .json            JSON Lines, or one array of objects
+    .csv .parquet    see tables.py (Parquet is known by its first bytes, whatever the file is called)
+    .txt             pieces of whole lines, see `_text`
+
+A row that cannot be read goes to `Problems` and the stream goes on. It knows formats, nothing of templates.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from luthier.data import tables
+from luthier.data.channel import RowFile
+from luthier.data.problems import Problems
+from luthier.data.strict_utf8 import Lines, NotUtf8Error
+
+PIECE_CHARACTERS = 2_000  # of a .txt piece: about a page, so that a split cuts between pages
+DEEPEST = 1_000  # levels of nesting
+
+
+class Literal(str):
+    """A JSON number or boolean, as written in the file: `1.10` stays ``1.10``."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One input row: its fields as read, the file it came from, and its line (a Parquet row: its number), from 1."""
+
+    fields: dict[str, Any]
+    file: str
+    line: int
+
+    @property
+    def source(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
+class BadRowError(ValueError):
+    """A row that is not what its format promises; `kind` groups alike ones."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+def read(file: RowFile, problems: Problems, wanted: frozenset[int] | None = None) -> Iterator[Record]:
+    """Stream a file's rows. `wanted`: only these lines, for re-reading a few rows of a file known to be good."""
+    try:
+        if file.suffix == ".txt":
+            yield from _text(file)
+        elif tables.is_parquet(file.path):
+            for line, fields in tables.parquet(file, problems):
+                yield Record(fields, file.name, line)
+        elif file.suffix == ".csv":
+            for line, fields in tables.csv_rows(file, problems):
+                yield Record(fields, file.name, line)
+        elif file.suffix == ".json" and _first_character(file) == "[":
+            yield from _array(file, problems)
+        else:
+            yield from _json_lines(file, problems, wanted)
+    except NotUtf8Error as error:
+        problems.add(file.name, error.line, "utf-8", str(error))
+
+
+def _json_lines(file: RowFile, problems: Problems, wanted: frozenset[int] | None) -> Iterator[Record]:
+    for line, text in Lines(file.path):
+        if wanted is not None and line not in wanted:
+            continue
+        if not text.strip(" \t\r\n"):
+            problems.blank(file.name)
+            continue
+        try:
+            fields = parse_object(text)
+        except BadRowError as error:
+            problems.add(file.name, line, error.kind, str(error))
+            continue
+        yield Record(fields, file.name, line)
+
+
+def parse_object(text: str) -> dict[str, Any]:
+    """Parse one JSON object strictly: no duplicate keys, NaN, lone surrogates or nesting beyond 1,000 levels.
+
+    Numbers and booleans become Literal text, as written.
+    """
+    parsed = parse_value(text)
+    if not isinstance(parsed, dict):
+        raise BadRowError("object", f"expected a JSON object, found {describe(parsed)}")
+    return parsed
+
+
+def parse_value(text: str) -> Any:
+    """Parse any JSON value by the same rules; BadRowError says what is wrong."""
+    try:
+        parsed = _shallow(text) if text.count("[") + text.count("{") < DEEPEST - 200 else _deep(text)
+    except json.JSONDecodeError as error:
+        raise BadRowError("json", f"not JSON: {error.msg} at character {error.colno}") from None
+    except RecursionError:
+        raise BadRowError("nesting", f"nested more than {DEEPEST:,} levels deep") from None
+    if _SURROGATE.search(text):
+        _refuse_lone_surrogates(text, parsed)
+    return parsed
+
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise BadRowError("duplicate key", f"the key {twice!r} stands twice in one object")
+    for name, value in pairs:
+        if value is True or value is False:
+            made[name] = Literal("true" if value else "false")
+    return made
+
+
+def _constant(name: str) -> NoReturn:
+    raise BadRowError("constant", f"{name} is not JSON; write null, a string, or leave the row out")
+
+
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_object, parse_constant=_constant, parse_float=Literal, parse_int=Literal, strict=True
+)
+
+
+def _shallow(text: str) -> Any:
+    return _DECODER.decode(text)
+
+
+def _deep(text: str) -> Any:
+    """Parse a text with many brackets: its depth is measured first, and the interpreter given room for it."""
+    depth = deepest = 0
+    for match in _BRACKET_OR_STRING.finditer(text):
+        character = match.group()[0]
+        if character in "[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif character in "]}":
+            depth -= 1
+    if deepest > DEEPEST:
+        raise BadRowError("nesting", f"nested {deepest:,} levels deep; at most {DEEPEST:,} are read")
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(max(limit, 8 * DEEPEST))
+    try:
+        return _DECODER.decode(text)
+    finally:
+        sys.setrecursionlimit(limit)
+
+
+_BRACKET_OR_STRING = re.compile(r'[\[\]{}]|"(?:[^"\\]|\\.)*"', re.DOTALL)
+
+
+def _refuse_lone_surrogates(text: str, parsed: Any) -> None:
+    try:
+        json.dumps(parsed, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        code = error.object[error.start : error.start + 1]
+        message = f"a lone surrogate (\\u{ord(code):04x}) is not text; write the whole pair or the character itself"
+        raise BadRowError("surrogate", message) from None
+    except RecursionError:
+        raise BadRowError("nesting", f"nested more than {DEEPEST:,} levels deep") from None
+
+
+def describe(value: Any) -> str:
+    """What a parsed JSON value is, in words for a message."""
+    names = {dict: "an object", list: "a list", Literal: "a number or boolean", str: "a string", bool: "a boolean"}
+    return "null" if value is None else names.get(type(value), type(value).__name__)
+
+
+def _first_character(file: RowFile) -> str:
+    with open(file.path, "rb") as handle:
+        return handle.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1].decode("ascii", "replace")
+
+
+def _array(file: RowFile, problems: Problems) -> Iterator[Record]:
+    """Objects of one JSON array, parsed as the text arrives: the whole file is never held.
+
+    A record's `line` is its place in the array, from 1, since several may share a line of the file.
+    """
+    try:
+        for place, (line, text) in enumerate(_array_elements(file), 1):
+            try:
+                yield Record(parse_object(text), file.name, place)
+            except BadRowError as error:
+                problems.add(file.name, line, error.kind, str(error))
+    except _BrokenArrayError as error:
+        problems.add(file.name, error.line, "json", f"not JSON: {error}")
+
+
+class _BrokenArrayError(ValueError):
+    def __init__(self, line: int, message: str) -> None:
+        super().__init__(message)
+        self.line = line
+
+
+_STRUCTURE = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{},]|"', re.DOTALL)
+
+
+def _array_elements(file: RowFile) -> Iterator[tuple[int, str]]:
+    """(first line, text) of each element of the file's outermost array.
+
+    JSON strings hold no raw line breaks, so the structure is scanned line by line.
+    """
+    depth = line = begins = 0
+    closed = comma = False
+    element: list[str] = []
+    for line, text in Lines(file.path):
+        done = 0
+        for match in _STRUCTURE.finditer(text):
+            mark = match.group()
+            if mark == '"':
+                raise _BrokenArrayError(line, "a string that does not end on its line")
+            if depth == 0:
+                if closed or mark != "[":
+                    raise _BrokenArrayError(line, "text after the array's end")
+                depth, done = 1, match.end()
+            elif depth == 1 and mark in ",]":
+                element.append(text[done : match.start()])
+                body = "".join(element)
+                if body.strip():
+                    yield begins or line, body
+                elif mark == "," or comma:
+                    raise _BrokenArrayError(line, "a comma without a value beside it")
+                element, done, begins, comma = [], match.end(), 0, mark == ","
+                closed = mark == "]"
+                depth -= closed
+            elif mark in "[{":
+                begins = begins or line
+                depth += 1
+            elif mark in "]}":
+                depth -= 1
+        if depth:
+            element.append(text[done:])
+        elif closed and text[done:].strip():
+            raise _BrokenArrayError(line, "text after the array's end")
+    if not closed:
+        raise _BrokenArrayError(line, "the file ends inside the array")
+
+
+def _text(file: RowFile) -> Iterator[Record]:
+    """Pieces of consecutive whole lines, about PIECE_CHARACTERS each, exactly as written; `line` is a piece's first."""
+    held: list[str] = []
+    size = first = 0
+    for line, text in Lines(file.path):
+        first = first or line
+        held.append(text)
+        size += len(text)
+        if size >= PIECE_CHARACTERS:
+            yield Record({"text": "".join(held)}, file.name, first)
+            held, size, first = [], 0, 0
+    if held:
+        yield Record({"text": "".join(held)}, file.name, first)

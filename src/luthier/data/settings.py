@@ -1,0 +1,95 @@
+"""What the caller decides about the data, as one frozen object: the data room's share of the hyperparameters."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from luthier.catalog.entry import Entry
+from luthier.data.template import Template
+from luthier.errors import SettingError
+
+DEFAULT_WINDOW = 1024  # tokens; JumpStart's ceiling where max_input_length is -1
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Settings of `prepare`. `max_input_length` -1: the smallest of 1024, the tokenizer's limit and the context.
+
+    `given` names the hyperparameters the caller set himself, so that one that has no effect can be said. `template`
+    overrides every other: the rows are rendered as a finished run was. `scoring`: no side but one is wanted.
+    """
+
+    kind: str = "auto"
+    max_input_length: int = -1
+    validation_split_ratio: float = 0.2
+    test_split_ratio: float = 0.0
+    split_seed: int = 0
+    max_train_samples: int = -1
+    max_val_samples: int = -1
+    demarcation: bool = True
+    completion_only: bool = True
+    group_near_duplicates: bool = False
+    control_tokens: bool = False
+    workers: int | None = None
+    default_template: tuple[str, str] | None = None
+    context_length: int = 0
+    given: frozenset[str] = frozenset()
+    template: Template | None = None
+    scoring: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("validation_split_ratio", "test_split_ratio"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise SettingError(f"{name}={getattr(self, name)}: expected a share from 0 to 1")
+        if self.validation_split_ratio + self.test_split_ratio > 1:
+            raise SettingError("validation_split_ratio + test_split_ratio must not exceed 1")
+
+    @classmethod
+    def from_hyperparameters(
+        cls,
+        kind: str,
+        values: Mapping[str, Any],
+        given: Collection[str],
+        entry: Entry | None,
+        context_length: int,
+    ) -> DataSettings:
+        """Pick the data settings out of parsed hyperparameters; `entry` brings the family's default template."""
+        family = entry.default_template if entry else None
+        return cls(
+            kind=kind,
+            max_input_length=values["max_input_length"],
+            validation_split_ratio=values["validation_split_ratio"],
+            test_split_ratio=values["test_split_ratio"],
+            split_seed=values["train_data_split_seed"],
+            max_train_samples=values["max_train_samples"],
+            max_val_samples=values["max_val_samples"],
+            demarcation=values["add_input_output_demarcation_key"],
+            completion_only=values["completion_only_loss"],
+            group_near_duplicates=values["group_near_duplicates"],
+            control_tokens=values["parse_special_tokens"],
+            workers=values["preprocessing_num_workers"],
+            default_template=(family["prompt"], family["completion"]) if family else None,
+            context_length=context_length,
+            given=frozenset(given),
+        )
+
+    def scoring_only(self, template: Template | None) -> DataSettings:
+        """The same for scoring: no row is held out or sampled, and `template` (a run's own) renders them."""
+        return replace(
+            self, validation_split_ratio=0.0, test_split_ratio=0.0, max_train_samples=-1, max_val_samples=-1,
+            template=template, scoring=True,
+        )  # fmt: skip
+
+    def window(self, tokenizer_limit: int) -> tuple[int, str]:
+        """Tokens kept of a row, and a warning (or "") when that is less than was asked for."""
+        limits = {"the tokenizer's limit": tokenizer_limit, "the model's context": self.context_length}
+        known = {name: limit for name, limit in limits.items() if limit > 0}
+        asked = DEFAULT_WINDOW if self.max_input_length == -1 else self.max_input_length
+        if asked < 2:
+            raise SettingError(f"max_input_length={asked}: expected at least 2 (a token to see, one to predict), or -1")
+        name, limit = min(known.items(), key=lambda item: item[1], default=("", asked))
+        if self.max_input_length > limit:
+            return limit, f"max_input_length={asked} is above {name}; {limit} is used"
+        return min(asked, limit), ""

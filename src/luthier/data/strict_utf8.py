@@ -1,0 +1,49 @@
+"""Lines of a UTF-8 file: strict, BOM dropped, broken at \\n alone, so U+2028 and its friends stay inside a line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+_BOMS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+
+
+class NotUtf8Error(ValueError):
+    """Bytes that are not UTF-8, with the line they stand in."""
+
+    def __init__(self, line: int, message: str) -> None:
+        super().__init__(message)
+        self.line = line
+
+
+class Lines:
+    """Iterates (line number from 1, text with its line end). Raises NotUtf8Error at the first bad line.
+
+    `number` is the last line given: a reader that joins lines (CSV) can say where it stands.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.number = 0
+
+    def __iter__(self) -> Iterator[tuple[int, str]]:
+        for text in self.texts():
+            yield self.number, text
+
+    def texts(self) -> Iterator[str]:
+        """The lines without their numbers."""
+        with open(self._path, "rb", buffering=1 << 20) as handle:
+            for number, line in enumerate(handle, 1):
+                self.number = number
+                if number == 1:
+                    if line[:2] in _BOMS:
+                        raise NotUtf8Error(0, f"not UTF-8 but {_BOMS[line[:2]]}; save the file as UTF-8")
+                    line = line.removeprefix(b"\xef\xbb\xbf")
+                    if not line:
+                        continue
+                try:
+                    yield line.decode("utf-8")
+                except UnicodeDecodeError as error:
+                    bad = line[error.start]
+                    message = f"not UTF-8: 0x{bad:02x} at byte {error.start + 1} of the line; save the file as UTF-8"
+                    raise NotUtf8Error(number, message) from None

@@ -1,0 +1,140 @@
+"""Rows of tables: CSV and Parquet, each cell exactly as written. No type is ever inferred: `NA` and `007` stay text.
+
+CSV is RFC 4180 (comma, double quotes, doubled inside quotes, quoted line breaks kept) with a header. Ragged rows,
+duplicate headers and unclosed quotes are refused. It knows cells, nothing of which columns are wanted.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from luthier.data.channel import RowFile
+from luthier.data.problems import Problems
+from luthier.data.strict_utf8 import Lines, NotUtf8Error
+
+_MAGIC = b"PAR1"
+_CELL = 64 * 1024 * 1024  # characters; above it a quote was surely left open
+_BATCH = 512  # rows of a Parquet batch
+
+csv.field_size_limit(_CELL)
+
+
+def is_parquet(path: Path) -> bool:
+    """Whether the file's first bytes say Parquet."""
+    with open(path, "rb") as handle:
+        return handle.read(4) == _MAGIC
+
+
+def csv_rows(file: RowFile, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line the row begins on, its cells by column). Blank lines are no rows."""
+    lines = Lines(file.path)
+    reader = csv.reader(lines.texts(), strict=True)
+    header: list[str] | None = None
+    begins = 1
+    while True:
+        begins = reader.line_num + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            break
+        except csv.Error as error:
+            problems.add(file.name, begins, "csv", _reason(error))
+            return  # what follows a broken quote cannot be told apart into rows
+        if not cells:
+            problems.blank(file.name)
+            continue
+        if header is None:
+            header = cells
+            if _bad_header(file, header, begins, problems):
+                return
+        elif len(cells) != len(header):
+            message = f"{len(cells)} cells where the header has {len(header)}; quote cells that hold a comma or a quote"
+            problems.add(file.name, begins, "ragged", message)
+        else:
+            yield begins, dict(zip(header, cells, strict=True))
+    if header is None:
+        problems.add(file.name, 0, "header", "the file is empty; expected a header line")
+
+
+def _reason(error: csv.Error) -> str:
+    text = str(error)
+    if "unexpected end of data" in text or "field larger" in text:
+        return "a quote that opens in this row is never closed"
+    if "new-line character" in text:
+        return "a lone carriage return outside quotes; end lines with \\n or \\r\\n"
+    if "expected after" in text:
+        return "text after a closing quote; double the quotes that belong to a cell"
+    return f"not CSV: {text}"
+
+
+def _bad_header(file: RowFile, header: list[str], line: int, problems: Problems) -> bool:
+    for name in header:
+        if header.count(name) > 1:
+            problems.add(file.name, line, "header", f"the column {name!r} stands twice in the header")
+            return True
+    return False
+
+
+def columns(file: RowFile, problems: Problems) -> list[str]:
+    """Column names of a table; none when its header cannot be read."""
+    if is_parquet(file.path):
+        opened = _open(file, problems)
+        return list(opened.schema_arrow.names) if opened else []
+    try:
+        return list(next(csv.reader(Lines(file.path).texts(), strict=True), []))
+    except (csv.Error, NotUtf8Error):
+        return []  # its rows, when read, say what is wrong
+
+
+def parquet(file: RowFile, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(row number from 1, its cells by column; None for a null)."""
+    opened = _open(file, problems)
+    if opened is None:
+        return
+    schema = opened.schema_arrow
+    for name in schema.names:
+        if schema.names.count(name) > 1:
+            problems.add(file.name, 0, "header", f"the column {name!r} stands twice")
+            return
+    texts = [column.name for column in schema if _is_text(column.type)]
+    row = 0
+    try:
+        for batch in opened.iter_batches(batch_size=_BATCH, use_threads=False):
+            cells = [column.to_pylist() if name in texts else [Typed(str(column.type))] * len(batch)
+                     for name, column in zip(batch.schema.names, batch.columns, strict=True)]
+            for values in zip(*cells, strict=True):
+                row += 1
+                yield row, dict(zip(schema.names, values, strict=True))
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        problems.add(file.name, row + 1, "parquet", f"cannot be read from this row on: {_first_line(error)}")
+
+
+class Typed:
+    """A cell of a column that holds no text; the type's name, for the message that refuses it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+def _open(file: RowFile, problems: Problems) -> pq.ParquetFile | None:
+    try:
+        return pq.ParquetFile(file.path)
+    except (pa.ArrowException, OSError) as error:
+        problems.add(file.name, 0, "parquet", f"not a readable Parquet file: {_first_line(error)}")
+        return None
+
+
+def _is_text(kind: Any) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,0 +1,279 @@
+"""Text to ids and back: the model's own tokenizer, with a wall between text and control tokens.
+
+A special-token string becomes a control token only inside a span that the template wrote; in the text of a row it is
+tokenized as the characters it is. Prompt and completion are tokenized apart, so that the prompt of a request is token
+for token the prompt of training:
+
+    ids = BOS + encode(prompt) + encode(completion) + EOS
+
+Shapes: T tokens of a row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from transformers import AutoTokenizer, GPT2Tokenizer
+
+from luthier.data.chat import ChatError, ChatTemplate, marker_pattern
+from luthier.data.example import Example, Piece, Span
+from luthier.errors import ModelNotFoundError
+
+Array = np.ndarray[Any, np.dtype[Any]]
+_UNLIMITED = 1 << 30  # a tokenizer without a limit says 1e30
+
+
+class Place(IntEnum):
+    """Where a stretch of text stands: some tokenizers put a space before it in the first cases."""
+
+    START = 0
+    AFTER_CONTROL = 1
+    CONTINUING = 2
+
+
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """A stretch of plain text to be tokenized, and where it stands in its row."""
+
+    text: str
+    place: Place
+
+
+_Part = _Text | int  # plain text, or a control token's id
+
+
+class Tokenizer:
+    """A base model's tokenizer. Build it with `load`."""
+
+    def __init__(self, source: Any, stops: Iterable[int] = ()) -> None:
+        """`source`: a transformers tokenizer with a `tokenizers` backend. `stops`: more ids that end a text."""
+        added = source.added_tokens_decoder
+        self._control_ids = {token.content: number for number, token in added.items() if token.special}
+        self._flags = {token.content: (token.lstrip, token.rstrip) for token in added.values() if token.special}
+        self.control_tokens = sorted(self._control_ids)
+        self._markers = marker_pattern(self.control_tokens)
+        self.vocab_size: int = len(source)
+        self.model_max_length = int(min(source.model_max_length, _UNLIMITED))
+        self.eos_id: int = source.eos_token_id
+        self.pad_id: int = self.eos_id if source.pad_token_id is None else source.pad_token_id
+        self._backends = _backends(source.backend_tokenizer)
+        self._plain_ids = _forbidden(self._control_ids, source.unk_token_id, self.vocab_size)
+        self.bos: list[int] = self._opening(source)
+        self.chat_template: str | None = _default_template(source.chat_template)
+        self.chat = self._chat(source)
+        turn = self.chat.end_of_turn() if self.chat else ""
+        ends = [self.eos_id, *([self._control_ids[turn]] if turn else []), *stops]
+        self.stop_ids: list[int] = list(dict.fromkeys(ends))
+        self.fingerprint = self._fingerprint()
+
+    @classmethod
+    def load(cls, folder: Path) -> Tokenizer:
+        """Load from a folder in Hugging Face layout. ModelNotFoundError when it holds no usable tokenizer."""
+        folder = Path(folder)
+        bare = not (folder / "tokenizer.json").exists() and not (folder / "config.json").exists()
+        kind = GPT2Tokenizer if bare and (folder / "vocab.json").exists() else AutoTokenizer
+        try:
+            source = kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        except Exception as error:  # transformers raises many kinds here; its first line says what it missed
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ModelNotFoundError(f"{folder}: no usable tokenizer: {reason}") from None
+        if getattr(source, "backend_tokenizer", None) is None:
+            raise ModelNotFoundError(f"{folder}: the tokenizer has no tokenizer.json; convert it with transformers")
+        stops = _stored_eos(folder / "generation_config.json")
+        if source.eos_token_id is None:
+            known = [*_stored_eos(folder / "config.json"), *stops]
+            if not known:
+                raise ModelNotFoundError(f"{folder}: the tokenizer names no end-of-text token (eos_token)")
+            source.eos_token = source.convert_ids_to_tokens(known[0])
+        try:
+            return cls(source, stops)
+        except ChatError as error:
+            raise ModelNotFoundError(f"{folder}: {error}") from None
+
+    def encode(self, pieces: Sequence[Piece]) -> list[int]:
+        """Ids of the pieces, each tokenized apart; no BOS, no EOS."""
+        return [int(number) for number in self.encode_batch([pieces])[0][0]]
+
+    def encode_batch(
+        self, batch: Sequence[Sequence[Piece]], place: Place = Place.START
+    ) -> list[tuple[Array, Array]]:
+        """For each sequence of pieces: ids int64 (T,) and trained bool (T,). Same ids as `encode` one by one.
+
+        `place`: where the first piece of each stands; CONTINUING for text that goes on from an earlier one.
+        """
+        split = [self._parts_of_row(pieces, place) for pieces in batch]
+        plain = [part for pieces in split for parts in pieces for part in parts if isinstance(part, _Text)]
+        encoded = iter(self._encode_plain(plain))
+        result = []
+        for pieces, parts_of in zip(batch, split, strict=True):
+            ids: list[int] = []
+            trained: list[bool] = []
+            for piece, parts in zip(pieces, parts_of, strict=True):
+                for part in parts:
+                    ids.extend(next(encoded) if isinstance(part, _Text) else (part,))
+                trained.extend([piece.trained] * (len(ids) - len(trained)))
+            result.append((np.array(ids, dtype=np.int64), np.array(trained, dtype=np.bool_)))
+        return result
+
+    def encode_examples(self, examples: Sequence[Example]) -> list[tuple[Array, Array]]:
+        """As `encode_batch`, with BOS before and EOS (trained) after each framed example."""
+        encoded = self.encode_batch([example.pieces for example in examples])
+        return [self._framed(*pair) if example.framed else pair
+                for example, pair in zip(examples, encoded, strict=True)]
+
+    def prompt_ids(self, example: Example) -> list[int]:
+        """The prompt's ids exactly as trained: what generation starts from."""
+        return [*(self.bos if example.framed else []), *self.encode(example.prompt_pieces)]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of the ids, control tokens left out."""
+        return str(self._backends[Place.START].decode([int(number) for number in ids], skip_special_tokens=True))
+
+    def show(self, ids: Iterable[int]) -> str:
+        """Text of the ids with control tokens written out, for people."""
+        return str(self._backends[Place.START].decode([int(number) for number in ids], skip_special_tokens=False))
+
+    def _framed(self, ids: Array, trained: Array) -> tuple[Array, Array]:
+        around = [np.array(self.bos, dtype=np.int64), ids, np.array([self.eos_id], dtype=np.int64)]
+        return np.concatenate(around), np.concatenate([np.zeros(len(self.bos), np.bool_), trained, [True]])
+
+    def _parts_of_row(self, pieces: Sequence[Piece], place: Place) -> list[list[_Part]]:
+        row = []
+        for piece in pieces:
+            parts = self._parts(piece, place)
+            row.append(parts)
+            if parts:
+                place = Place.CONTINUING if isinstance(parts[-1], _Text) else Place.AFTER_CONTROL
+        return row
+
+    def _parts(self, piece: Piece, place: Place) -> list[_Part]:
+        """Cut a piece at the special-token strings that lie wholly inside one of its control spans."""
+        parts: list[_Part] = []
+        done = 0
+        for start, end in self._control_spans(piece):
+            name = piece.text[start:end]
+            strips_left, strips_right = self._flags[name]
+            before = piece.text[done:start]
+            parts.append(_Text(before.rstrip() if strips_left else before, place))
+            parts.append(self._control_ids[name])
+            place, done = Place.AFTER_CONTROL, end
+            while strips_right and done < len(piece.text) and piece.text[done].isspace():
+                done += 1
+        parts.append(_Text(piece.text[done:], place))
+        return [part for part in parts if not isinstance(part, _Text) or part.text]
+
+    def _control_spans(self, piece: Piece) -> list[Span]:
+        return [
+            match.span()
+            for start, end in piece.controls
+            for match in self._markers.finditer(piece.text, start, end)
+        ]
+
+    def _encode_plain(self, texts: Sequence[_Text]) -> list[list[int]]:
+        """Tokenize plain stretches; no control token can come out of them."""
+        result: list[list[int]] = [[]] * len(texts)
+        for backend in dict.fromkeys(self._backends):
+            places = [place for place, text in enumerate(texts) if self._backends[text.place] is backend]
+            if not places:
+                continue
+            encodings = backend.encode_batch_fast([texts[place].text for place in places], add_special_tokens=False)
+            for place, encoding in zip(places, encodings, strict=True):
+                ids = encoding.ids
+                result[place] = ids if self._plain_ids.isdisjoint(ids) else self._encode_guarded(texts[place])
+        return result
+
+    def _encode_guarded(self, text: _Text) -> list[int]:
+        """A vocabulary that spells a control token as one plain piece (Unigram): cut such strings after a character."""
+        cuts = [0, *(match.start() + 1 for match in self._markers.finditer(text.text)), len(text.text)]
+        stretches = [text.text[start:end] for start, end in itertools.pairwise(cuts) if start < end]
+        ids: list[int] = []
+        for place, stretch in enumerate(stretches):
+            backend = self._backends[text.place if place == 0 else Place.CONTINUING]
+            ids += backend.encode(stretch, add_special_tokens=False).ids
+        return ids
+
+    def _opening(self, source: Any) -> list[int]:
+        """Ids that the tokenizer itself puts before a text."""
+        bare = source("a", add_special_tokens=False)["input_ids"]
+        whole = source("a", add_special_tokens=True)["input_ids"]
+        for start in range(len(whole) - len(bare) + 1):
+            if whole[start : start + len(bare)] == bare:
+                return [int(number) for number in whole[:start]]
+        return []
+
+    def _chat(self, source: Any) -> ChatTemplate | None:
+        if self.chat_template is None:
+            return None
+        names = {name: str(token) for name, token in source.special_tokens_map.items() if isinstance(token, str)}
+        return ChatTemplate(self.chat_template, names, self.control_tokens)
+
+    def _fingerprint(self) -> str:
+        facts = [self.bos, self.eos_id, self.stop_ids, self.chat_template, self.control_tokens]
+        return hashlib.sha256((self._backends[Place.START].to_str() + json.dumps(facts)).encode()).hexdigest()
+
+
+def set_threads(workers: int | None) -> None:
+    """Bound the tokenizer's threads; it reads these once, when it first works in parallel."""
+    if workers is not None:
+        os.environ["RAYON_NUM_THREADS"] = str(workers)
+        os.environ["TOKENIZERS_PARALLELISM"] = "true" if workers > 1 else "false"
+
+
+def _backends(source: tokenizers.Tokenizer) -> tuple[tokenizers.Tokenizer, ...]:
+    """One backend for each Place, the same object where they do not differ.
+
+    Some tokenizers put a space before a text: before every one, or before a row's first only. A completion that
+    continues a prompt must not get one, and what follows a control token gets what transformers would give it.
+    """
+    stored = json.loads(source.to_str())
+    stored["truncation"] = stored["padding"] = None
+    forms = [json.dumps(form) for form in (stored, _unprefixed(stored, first_only=True), _unprefixed(stored, False))]
+    made = {form: tokenizers.Tokenizer.from_str(form) for form in forms}
+    for backend in made.values():
+        backend.encode_special_tokens = True
+    return tuple(made[form] for form in forms)
+
+
+def _unprefixed(node: Any, first_only: bool) -> Any:
+    """The tokenizer's JSON without the parts that put a space before a text, or only before a row's first text."""
+    if isinstance(node, list):
+        return [_unprefixed(item, first_only) for item in node]
+    if not isinstance(node, dict):
+        return node
+    kind = node.get("type")
+    if kind == "Prepend" and not first_only:
+        return {"type": "Replace", "pattern": {"String": "\x00"}, "content": "\x00"}  # changes nothing
+    changed = {name: value if name in ("model", "added_tokens", "decoder") else _unprefixed(value, first_only)
+               for name, value in node.items()}
+    if kind == "Metaspace" and (not first_only or node.get("prepend_scheme") == "first"):
+        changed["prepend_scheme"] = "never"
+    if kind == "ByteLevel" and not first_only:
+        changed["add_prefix_space"] = False
+    return changed
+
+
+def _forbidden(control_ids: dict[str, int], unknown: int | None, size: int) -> frozenset[int]:
+    return frozenset(number for number in control_ids.values() if number != unknown and number < size)
+
+
+def _default_template(stored: Any) -> str | None:
+    if isinstance(stored, dict):
+        stored = stored.get("default")
+    return str(stored) if stored else None
+
+
+def _stored_eos(path: Path) -> list[int]:
+    if not path.is_file():
+        return []
+    stored = json.loads(path.read_text("utf-8")).get("eos_token_id")
+    return [] if stored is None else [stored] if isinstance(stored, int) else [int(number) for number in stored]

@@ -1,0 +1,52 @@
+"""The outermost door of every Luthier process: errors become one line and an exit code, never a traceback."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+
+from luthier.errors import LuthierError
+
+# Libraries' chatter is not the user's: their warnings of what we do on purpose are silenced before they are imported.
+QUIET = {"TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "true", "HF_HUB_DISABLE_TELEMETRY": "1"}
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call `main` and leave the process with the exit code that fits; LUTHIER_DEBUG=1 shows tracebacks."""
+    try:
+        main()
+    except LuthierError as error:
+        sys.exit(refuse(error))
+    except KeyboardInterrupt:
+        print("luthier: stopped", file=sys.stderr)  # noqa: T201
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output is gone; nothing is left to say to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except Exception as error:
+        sys.exit(fail(error))
+
+
+def refuse(error: LuthierError) -> int:
+    """Print a known error, each of its lines marked; return its exit code."""
+    for line in str(error).splitlines():
+        print(f"luthier: error: {line}", file=sys.stderr)  # noqa: T201
+    return error.exit_code
+
+
+def fail(error: Exception) -> int:
+    """Print an error nobody foresaw; return exit code 1."""
+    if os.environ.get("LUTHIER_DEBUG"):
+        traceback.print_exception(error)
+    else:
+        first = (str(error).strip().splitlines() or [""])[0]
+        hint = "LUTHIER_DEBUG=1 shows the traceback; please report it"
+        print(f"luthier: internal error: {type(error).__name__}: {first} ({hint})", file=sys.stderr)  # noqa: T201
+    return 1
+
+
+for _name, _value in QUIET.items():
+    os.environ.setdefault(_name, _value)

@@ -1,0 +1,1 @@
+"""How good a model is: likelihood, generation, base against tuned, and the report."""

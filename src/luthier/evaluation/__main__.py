@@ -1,0 +1,51 @@
+"""``python -m luthier.evaluation generate|evaluate|compare``: the doors of those commands, a JSON request each."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+
+from luthier import door
+from luthier.errors import UserError
+from luthier.evaluation.answer import answer
+from luthier.evaluation.evaluate import evaluate
+from luthier.evaluation.table import before_after_table
+from luthier.jobfolder import JobFolder
+
+
+def show_comparison(request: dict[str, Any], console: Console) -> None:
+    """Print a finished run's before/after table, or its metrics.json with {"json": true}."""
+    folder = JobFolder(request["run"])
+    folder.read_job()
+    if not folder.metrics.exists():
+        raise UserError(f"{request['run']}: not finished: no metrics.json; go on with luthier tune --resume --out RUN")
+    metrics = json.loads(folder.metrics.read_text("utf-8"))
+    if request.get("json"):
+        sys.stdout.write(json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
+        return
+    if metrics["split"] is None:
+        console.print("no held-out rows were scored in this run")
+    else:
+        console.print(before_after_table(metrics))
+    for note in metrics["notes"]:
+        console.print(f"[yellow]note:[/] {note}", highlight=False)
+
+
+VERBS: dict[str, Callable[[dict[str, Any], Console], None]] = {
+    "generate": answer,
+    "evaluate": evaluate,
+    "compare": show_comparison,
+}
+
+
+def main() -> None:
+    """Run the verb named on the command line with the request on standard input."""
+    VERBS[sys.argv[1]](json.load(sys.stdin), Console())
+
+
+if __name__ == "__main__":
+    door.run(main)

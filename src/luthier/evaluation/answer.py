@@ -1,0 +1,140 @@
+"""`luthier generate`: answers of a run or a base model to one text, or to a file of rows.
+
+A run renders rows with the template that trained it, so the served prompt is the trained prompt, token for token.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from luthier.data.chat import ChatError
+from luthier.data.example import Example, Piece
+from luthier.data.template import Template
+from luthier.data.tokenize import Tokenizer
+from luthier.errors import DataError, Problem, UserError
+from luthier.weights.generate import generate
+from luthier.weights.load import compute_dtype, find_device
+from luthier.weights.model import Model
+from luthier.weights.target import Target, find_target
+
+ROWS_AT_ONCE = 64
+
+
+def answer(request: dict[str, Any], console: Console) -> None:
+    """Print the answers; the request is {"target", "text" or "file", "max_new_tokens", "raw", "device", "json"}."""
+    target = find_target(request["target"], lambda text: print(text, file=sys.stderr))  # noqa: T201
+    device = find_device(request.get("device", "auto"))
+    tokenizer = Tokenizer.load(target.base)
+    render = renderer(target, tokenizer, raw=bool(request.get("raw")))
+    prompts = _prompts_of_file(Path(request["file"]), render) if request.get("file") else iter(
+        [render(_fields_of_text(request["text"], target, raw=bool(request.get("raw"))))]
+    )
+    model = target.load(device, target.dtype or compute_dtype("auto", device))
+    as_lines = bool(request.get("json")) or bool(request.get("file"))
+    for prompt, text, truncated in _answers(model, tokenizer, prompts, int(request["max_new_tokens"])):
+        if as_lines:
+            line = {"row": prompt.source, "prompt": prompt.prompt, "generated_text": text, "truncated": truncated}
+            sys.stdout.write(json.dumps(line, ensure_ascii=False) + "\n")
+        else:
+            sys.stdout.write(text + "\n")
+            if truncated:
+                console.stderr = True
+                console.print(f"(stopped at {request['max_new_tokens']} new tokens; --max-new-tokens allows more)")
+        sys.stdout.flush()
+
+
+def renderer(target: Target, tokenizer: Tokenizer, raw: bool) -> Callable[[Mapping[str, Any]], Example]:
+    """How a row's fields become a prompt: as the run was trained, or the plain text of its field `prompt`."""
+    kind, stored = target.provenance.get("kind"), target.provenance.get("template")
+    if kind == "chat" and not raw:
+        return lambda fields: _chat_prompt(tokenizer, fields)
+    if stored and not raw:
+        template = Template.from_json(stored)
+        return lambda fields: _template_prompt(template, fields)
+    return lambda fields: _plain_prompt(tokenizer, fields)
+
+
+def _template_prompt(template: Template, fields: Mapping[str, Any]) -> Example:
+    missing = [name for name in template.prompt_fields if not isinstance(fields.get(name), str)]
+    if missing:
+        raise UserError(f"the run's template needs the text fields {', '.join(map(repr, missing))}")
+    return template.render_prompt({name: fields[name] for name in template.prompt_fields})
+
+
+def _chat_prompt(tokenizer: Tokenizer, fields: Mapping[str, Any]) -> Example:
+    messages = fields.get("messages")
+    if tokenizer.chat is None or not isinstance(messages, list) or not messages:
+        raise UserError("a chat row needs 'messages': a list of {\"role\", \"content\"} that ends with the user's")
+    try:
+        return tokenizer.chat.render_prompt(messages)
+    except ChatError as error:
+        raise UserError(str(error)) from None
+
+
+def _plain_prompt(tokenizer: Tokenizer, fields: Mapping[str, Any]) -> Example:
+    if isinstance(fields.get("messages"), list):
+        return _chat_prompt(tokenizer, fields)
+    if not isinstance(fields.get("prompt"), str):
+        raise UserError("a row for a model without a template needs the text field 'prompt' (or 'messages')")
+    return Example("", (Piece(fields["prompt"], trained=False),))
+
+
+def _fields_of_text(text: str, target: Target, raw: bool) -> dict[str, Any]:
+    """The fields that a command-line text stands for."""
+    kind, stored = target.provenance.get("kind"), target.provenance.get("template")
+    if kind == "chat" and not raw:
+        return {"messages": [{"role": "user", "content": text}]}
+    if not stored or raw:
+        return {"prompt": text}
+    names = Template.from_json(stored).prompt_fields
+    if len(names) == 1:
+        return {names[0]: text}
+    try:
+        fields = json.loads(text)
+    except json.JSONDecodeError:
+        fields = None
+    if isinstance(fields, dict):
+        return fields
+    shown = ", ".join(f'"{name}": "..."' for name in names)
+    raise UserError(f"the run's template has {len(names)} fields: give a JSON object {{{shown}}}, or --raw")
+
+
+def _prompts_of_file(path: Path, render: Callable[[Mapping[str, Any]], Example]) -> Iterator[Example]:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    with open(path, encoding="utf-8-sig", newline="\n") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                fields = json.loads(line)
+                if not isinstance(fields, dict):
+                    raise UserError("expected a JSON object")
+                example = render(fields)
+            except (json.JSONDecodeError, UserError) as error:
+                raise DataError(Problem(path.name, number, str(error))) from None
+            yield Example(f"{path.name}:{number}", example.pieces, example.framed)
+
+
+def _answers(
+    model: Model, tokenizer: Tokenizer, prompts: Iterator[Example], max_new_tokens: int
+) -> Iterator[tuple[Example, str, bool]]:
+    while chunk := list(islice(prompts, ROWS_AT_ONCE)):
+        asked = [tokenizer.prompt_ids(example) for example in chunk]
+        for example, ids in zip(chunk, asked, strict=True):
+            if not 0 < len(ids) < model.context_length:
+                where = f"{example.source}: " if example.source else ""
+                room = model.context_length - 1
+                raise UserError(f"{where}the prompt has {len(ids):,} tokens; the model takes 1 to {room:,}")
+        found = generate(
+            model, asked, stop_ids=tokenizer.stop_ids, pad_id=tokenizer.pad_id, max_new_tokens=max_new_tokens
+        )
+        for example, generation in zip(chunk, found, strict=True):
+            yield example, tokenizer.decode(generation.ids), generation.truncated

@@ -1,0 +1,74 @@
+"""The before/after table for terminals, as tune, evaluate and compare print it. Knows metrics.json, nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from luthier.evaluation.metric import FEW_ROWS, METRICS, Verdict, shown, shown_interval, verdict
+
+_STYLES = {
+    Verdict.BETTER: "bold green",
+    Verdict.WORSE: "bold red",
+    Verdict.UNCLEAR: "yellow",
+    Verdict.UNCHANGED: "dim",
+    Verdict.NOT_MEASURED: "dim",
+}
+
+
+def before_after_table(metrics: Mapping[str, Any]) -> Table:
+    """Lay out {"base", "tuned", "difference", "rows", "scored_by_generation", "split"} for a terminal.
+
+    One of base and tuned may be missing: then the table has that model's column alone. An optional
+    "labels": {"base": ..., "tuned": ...} names the columns. Metrics that apply to neither model are left out.
+    """
+    sides = [side for side in ("base", "tuned") if metrics.get(side)]
+    labels = metrics.get("labels") or {}
+    both = len(sides) == 2
+    table = Table(box=box.SIMPLE_HEAD, caption=_caption(metrics, both), caption_justify="left", pad_edge=False)
+    table.add_column("metric", no_wrap=True)
+    for side in sides:
+        table.add_column(labels.get(side, side), justify="right", style="bold" if side == "tuned" else "")
+    if both:
+        table.add_column("change", justify="right", no_wrap=True)
+        table.add_column("95 % interval", justify="right", no_wrap=True)
+        table.add_column("", no_wrap=True)
+    for name, metric in METRICS.items():
+        if all(metrics[side].get(name) is None for side in sides):
+            continue
+        cells: list[str | Text] = [metric.label, *(shown(metrics[side].get(name)) for side in sides)]
+        if both:
+            cells += _change(metrics, name)
+        table.add_row(*cells)
+    return table
+
+
+def measured_rows(metrics: Mapping[str, Any], name: str) -> int:
+    """Rows that a metric of metrics.json was measured on."""
+    return int(metrics.get("scored_by_generation" if METRICS[name].from_text else "rows") or 0)
+
+
+def _change(metrics: Mapping[str, Any], name: str) -> list[str | Text]:
+    difference = (metrics.get("difference") or {}).get(name)
+    said = verdict(name, difference, measured_rows(metrics, name))
+    value = difference["value"] if difference else None
+    arrow = "" if not value else "↑ " if value > 0 else "↓ "
+    style = _STYLES[said]
+    return [Text(shown(value, signed=True), style), shown_interval(difference), Text(f"{arrow}{said}", style)]
+
+
+def _caption(metrics: Mapping[str, Any], both: bool) -> str:
+    rows, generated = int(metrics.get("rows") or 0), int(metrics.get("scored_by_generation") or 0)
+    split = metrics.get("split")
+    text = f"{rows:,} held-out rows" + (f" ({split})" if split else "")
+    if generated != rows:
+        text += f", {generated:,} of them by generation" if generated else ", none by generation"
+    if both:
+        text += "; paired bootstrap over rows"
+    if both and rows < FEW_ROWS:
+        text += f"; fewer than {FEW_ROWS} rows decide nothing"
+    return text

@@ -1,0 +1,12 @@
+"""Where Luthier keeps things on this machine, by its environment variables."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def cache_root() -> Path:
+    """Tokenized data by content: $LUTHIER_CACHE, else ~/.cache/luthier."""
+    chosen = os.environ.get("LUTHIER_CACHE")
+    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "luthier"

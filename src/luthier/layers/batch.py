@@ -1,0 +1,46 @@
+"""A micro-batch as the model sees it: tokens, who belongs together, and where a label is.
+
+Shapes: B lines (1 when packed), R rows, T tokens of a line, N positions that carry loss.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """`positions_N` index the flattened (B*T) tokens whose next token is `labels_N`."""
+
+    input_ids_BT: Tensor
+    position_ids_BT: Tensor
+    attention_mask_BT: Tensor | None  # None when packed: row_lengths say what belongs together
+    row_lengths: tuple[int, ...]
+    positions_N: Tensor
+    labels_N: Tensor
+    row_of_label_N: Tensor  # 0..R-1
+    rows: tuple[int, ...]
+
+    @property
+    def tokens(self) -> int:
+        return sum(self.row_lengths)
+
+    @property
+    def completion_tokens(self) -> int:
+        return len(self.labels_N)
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on another device."""
+        mask = self.attention_mask_BT
+        return replace(
+            self,
+            input_ids_BT=self.input_ids_BT.to(device),
+            position_ids_BT=self.position_ids_BT.to(device),
+            attention_mask_BT=None if mask is None else mask.to(device),
+            positions_N=self.positions_N.to(device),
+            labels_N=self.labels_N.to(device),
+            row_of_label_N=self.row_of_label_N.to(device),
+        )

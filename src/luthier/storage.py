@@ -1,0 +1,136 @@
+"""Where rows and results lie: local folders, or s3:// behind the same few verbs.
+
+S3 needs the extra `s3` (boto3), which finds credentials, region and AWS_ENDPOINT_URL in the environment as it always
+does. This module knows bytes and names, nothing of what the files hold.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+from luthier.errors import UserError
+
+try:
+    import boto3
+    from botocore.exceptions import BotoCoreError, ClientError
+except ImportError:  # the extra is not installed; `_client` says so when it is needed
+    boto3 = None
+    BotoCoreError = ClientError = OSError
+
+SCHEME = "s3://"
+T = TypeVar("T")
+
+
+def is_remote(location: str) -> bool:
+    """True for s3:// addresses, False for local paths; UserError for any other scheme."""
+    if location.lower().startswith(SCHEME):
+        return True
+    scheme, found, _ = location.partition("://")
+    if found and scheme.isalnum() and not Path(location).exists():
+        raise UserError(f"{location}: {scheme}:// is not supported; expected a folder, a file, or s3://bucket/prefix")
+    return False
+
+
+def names(location: str) -> list[str]:
+    """The files at a location, sorted, relative to it: a folder's or prefix's, or the one file's own name."""
+    if not is_remote(location):
+        root = Path(location)
+        if root.is_file():
+            return [root.name]
+        if not root.is_dir():
+            raise UserError(f"{location}: no such file or folder")
+        return sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
+    with _said(location):
+        return sorted(name for _, name in _objects(location))
+
+
+def download(location: str, folder: Path) -> Path:
+    """Copy the files at `location` into `folder`, keeping their names below it, and return `folder`.
+
+    Every name is checked to stay inside `folder` before the first byte is written.
+    """
+    if not is_remote(location):
+        sources = [(Path(location) if Path(location).is_file() else Path(location) / name, name)
+                   for name in names(location)]  # fmt: skip
+        _copy([(path, _inside(folder, name, location)) for path, name in sources], shutil.copyfile)
+        return folder
+    bucket, _ = _split(location)
+    with _said(location):
+        objects = [(key, _inside(folder, name, location)) for key, name in _objects(location)]
+        client = _client(location)
+        _copy(objects, lambda key, target: client.download_file(bucket, key, str(target)))
+    return folder
+
+
+def upload(path: Path, location: str) -> None:
+    """Copy a file, or every file of a folder, to `location` (a file keeps its name below it)."""
+    files = [(path / name if path.is_dir() else path, name) for name in names(str(path))]
+    if not is_remote(location):
+        _copy([(source, Path(location) / name) for source, name in files], shutil.copyfile)
+        return
+    bucket, prefix = _split(location)
+    with _said(location):
+        client = _client(location)
+        for source, name in files:
+            client.upload_file(str(source), bucket, f"{prefix.rstrip('/')}/{name}".lstrip("/"))
+
+
+def _copy(pairs: list[tuple[T, Path]], copy: Callable[[T, Path], Any]) -> None:
+    for source, target in pairs:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        copy(source, target)
+
+
+def _inside(folder: Path, name: str, location: str) -> Path:
+    """The path of `name` below `folder`; UserError for a name that could leave it."""
+    parts = name.split("/")
+    if PurePosixPath(name).is_absolute() or any(part in ("", ".", "..") or "\0" in part for part in parts):
+        raise UserError(f"{location}: refusing the name {name!r}, which leaves the folder; rename the object")
+    return folder / name
+
+
+def _split(location: str) -> tuple[str, str]:
+    bucket, _, prefix = location[len(SCHEME) :].partition("/")
+    if not bucket:
+        raise UserError(f"{location}: no bucket is named; expected s3://bucket/prefix")
+    return bucket, prefix
+
+
+def _objects(location: str) -> Iterator[tuple[str, str]]:
+    """(key, name below the prefix) of each object: the one of exactly that key, else all below `prefix/`.
+
+    `s3://b/rows` therefore never takes in `rows-old/...`; keys ending in / are the console's folder marks.
+    """
+    bucket, prefix = _split(location)
+    below = prefix if prefix == "" or prefix.endswith("/") else prefix + "/"
+    found = False
+    for page in _client(location).get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+        for item in page.get("Contents", []):
+            key = item["Key"]
+            if key == prefix and not key.endswith("/"):
+                yield key, PurePosixPath(key).name
+                return
+            if key.startswith(below) and not key.endswith("/"):
+                found = True
+                yield key, key[len(below) :]
+    if not found:
+        raise UserError(f"{location}: no objects are there")
+
+
+def _client(location: str) -> Any:
+    if boto3 is None:
+        raise UserError(f"{location}: reading s3:// needs boto3; install it with: pip install 'luthier[s3]'")
+    return boto3.client("s3")
+
+
+@contextmanager
+def _said(location: str) -> Iterator[None]:
+    """Turn boto3's errors into one line that names the address."""
+    try:
+        yield
+    except (BotoCoreError, ClientError) as error:
+        raise UserError(f"{location}: {' '.join(str(error).split())}") from error

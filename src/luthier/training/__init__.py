@@ -1,0 +1,1 @@
+"""The engine: the loop, its optimizer, checkpoints and records."""

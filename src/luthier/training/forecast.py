@@ -1,0 +1,64 @@
+"""What a run will need of disk and memory, checked before it starts."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+from luthier.errors import CapacityError
+from luthier.weights.model import Model
+
+ROOM_FOR_LOGS = 64 * 1024**2  # metrics, ledger, scores and report
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """Bytes. `memory` is weights, gradients and AdamW's moments; activations come on top and depend on the rows."""
+
+    checkpoints: int
+    artifact: int
+    memory: int
+
+    @property
+    def disk(self) -> int:
+        return self.checkpoints + self.artifact + ROOM_FOR_LOGS
+
+
+def forecast(model: Model, checkpoints_kept: int) -> Forecast:
+    """Compute what a run needs. A checkpoint is the trainable weights and two moments, in fp32.
+
+    One more checkpoint than is kept lies on disk while it is written, and the best one is kept besides.
+    """
+    trainable = sum(parameter.numel() for parameter in model.trainable().values())
+    everything = sum(parameter.numel() * parameter.element_size() for parameter in model.network.parameters())
+    one_checkpoint = trainable * 4 * 3
+    weights = trainable * (4 if model.dtype is torch.float32 else 2)
+    artifact = 2 * max(weights, 1)  # the folder and its archive
+    memory = everything + trainable * 4 * 3
+    return Forecast(one_checkpoint * (checkpoints_kept + 2), artifact, memory)
+
+
+def check_room(need: Forecast, folder: Path, device: torch.device) -> None:
+    """CapacityError when the disk of `folder` or the memory of `device` cannot hold the run."""
+    free_disk = shutil.disk_usage(folder).free
+    if need.disk > free_disk:
+        raise CapacityError(
+            f"{folder}: the run needs {_size(need.disk)} of disk (checkpoints {_size(need.checkpoints)}, artifact "
+            f"{_size(need.artifact)}) and {_size(free_disk)} are free; free some, lower save_total_limit, or choose "
+            "another --out"
+        )
+    free_memory = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    held = 0 if device.type == "cuda" else psutil.Process().memory_info().rss
+    if need.memory > free_memory + held:
+        raise CapacityError(
+            f"the run needs {_size(need.memory)} of memory on {device} before activations, {_size(free_memory + held)} are "
+            "free; use peft_type=lora, bf16=True, a smaller model or another device"
+        )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

@@ -1,0 +1,79 @@
+"""metrics.json: what the run changed and what it cost, gathered from the folder's score files."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from luthier.evaluation.compare import compare
+from luthier.jobfolder import FORMAT_VERSION, JobFolder, write_json
+from luthier.training.checkpoint import TrainingState
+from luthier.training.order import Order
+from luthier.weights.model import Model
+
+
+def write_metrics(
+    folder: JobFolder, order: Order, state: TrainingState, model: Model, sides: list[str], epochs: float,
+    seconds: Mapping[str, float],
+) -> dict[str, Any]:
+    """Write and return metrics.json.
+
+    `sides` are the scored ones, the deciding one first; `epochs` the passes over the training rows; `seconds` the
+    time of this process by what it was spent on ("score_seconds", "total_seconds").
+    """
+    seed = int(order.hyperparameters["train_data_split_seed"] or 0)
+    scores = folder.scores
+    compared = {side: compare(scores / f"base.{side}.jsonl", scores / f"tuned.{side}.jsonl", seed) for side in sides}
+    deciding = sides[0] if sides else None
+    metrics: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "split": deciding,
+        **(compared[deciding] if deciding else {"base": None, "tuned": None, "difference": None}),
+        "validation": compared.get("validation") if deciding == "test" else None,
+        "best": {"step": state.best_step, "eval_loss": state.best_loss},
+        "steps": state.step,
+        "epochs": round(epochs, 4),
+        "stopped": _why_stopped(order, state),
+        "cost": _cost(folder, state, model) | dict(seconds),
+        "notes": (compared[deciding]["notes"] if deciding else []) + _notes(deciding),
+    }
+    write_json(folder.metrics, metrics)
+    return metrics
+
+
+def _why_stopped(order: Order, state: TrainingState) -> str:
+    if state.stopped_early:
+        return "early_stopping"
+    return "max_steps" if order.settings.run.max_steps > 0 else "completed"
+
+
+def _cost(folder: JobFolder, state: TrainingState, model: Model) -> dict[str, Any]:
+    earlier = json.loads(folder.metrics.read_text("utf-8")).get("cost", {}) if folder.metrics.exists() else {}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    on_gpu = model.device.type == "cuda"
+    return {
+        "train_seconds": round(state.seconds, 2),
+        "train_tokens": state.tokens,
+        "completion_tokens": state.completion_tokens,
+        "tokens_per_second": round(state.tokens / state.seconds, 1) if state.seconds else None,
+        "peak_memory_bytes": max(peak, earlier.get("peak_memory_bytes") or 0),
+        "peak_gpu_memory_bytes": torch.cuda.max_memory_allocated(model.device) if on_gpu else None,
+        "trainable_parameters": sum(parameter.numel() for parameter in model.trainable().values()),
+        "parameters": sum(parameter.numel() for parameter in model.network.parameters()),
+    }
+
+
+def _notes(deciding: str | None) -> list[str]:
+    if deciding is None:
+        return ["no held-out rows: nothing was scored, and the last checkpoint is the artifact"]
+    if deciding == "validation":
+        return [
+            "the scored rows are the validation rows, which also chose the checkpoint; set test_split_ratio or give a "
+            "test/ folder for rows that chose nothing"
+        ]
+    return []

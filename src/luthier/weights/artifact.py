@@ -1,0 +1,108 @@
+"""The artifact: what a run leaves behind for others to load, as a folder and as model.tar.gz.
+
+    adapter_model.safetensors, adapter_config.json       LoRA: loads in plain peft on the base model it names
+    model.safetensors, config.json, generation_config    full or merged: loads in plain transformers
+    tokenizer.json, tokenizer_config.json, ...           the base model's tokenizer, unchanged
+    template.json                                        the template that rendered the rows, if there was one
+    luthier.json                                         provenance: base model, data hashes, settings, versions
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+
+from luthier.errors import UserError
+from luthier.jobfolder import write_json
+from luthier.weights.model import Model
+
+PROVENANCE = "luthier.json"
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "merges.txt", "tokenizer.model", "spiece.model", "chat_template.jinja",
+)  # fmt: skip
+
+
+def save_artifact(
+    model: Model, base: Path, folder: Path, template: Mapping[str, str] | None, provenance: Mapping[str, Any]
+) -> None:
+    """Write the artifact folder anew: adapter or full weights, the tokenizer of `base`, template and provenance."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    save_weights(model, base, folder)
+    if template is not None:
+        write_json(folder / "template.json", template)
+    write_json(folder / PROVENANCE, provenance)
+
+
+def save_weights(model: Model, base: Path, folder: Path) -> None:
+    """Write weights and tokenizer: an adapter in PEFT's layout, or a whole model in transformers'."""
+    if isinstance(model.network, PeftModel):
+        model.network.peft_config["default"].base_model_name_or_path = str(base)
+        model.network.save_pretrained(str(folder), safe_serialization=True)
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+    else:
+        model.network.config.use_cache = True
+        model.network.save_pretrained(str(folder))
+        model.network.config.use_cache = False
+        if (base / "generation_config.json").is_file():
+            shutil.copyfile(base / "generation_config.json", folder / "generation_config.json")
+    for name in TOKENIZER_FILES:
+        if (base / name).is_file():
+            shutil.copyfile(base / name, folder / name)
+
+
+def round_weights(model: Model) -> None:
+    """Round trained weights to the type they will be stored in, so that what is scored is what is saved."""
+    if not isinstance(model.network, PeftModel) and model.dtype is not torch.float32:
+        nn.Module.to(model.plain, model.dtype)
+
+
+def pack(folder: Path, archive: Path) -> None:
+    """Write `folder` as a .tar.gz, the same bytes for the same content, replaced in one move."""
+    temporary = archive.with_name(f".{archive.name}.writing")
+    with (
+        open(temporary, "wb") as raw,
+        gzip.GzipFile(fileobj=raw, mode="wb", mtime=0, filename="", compresslevel=1) as zipped,
+        tarfile.open(fileobj=zipped, mode="w") as tar,
+    ):
+        for file in sorted(folder.rglob("*")):
+            if file.is_file():
+                tar.add(file, arcname=file.relative_to(folder).as_posix(), filter=_anonymous)
+    temporary.replace(archive)
+
+
+def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    member.uid = member.gid = 0
+    member.uname = member.gname = ""
+    member.mtime = 0
+    member.mode = 0o644
+    return member
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpack a model.tar.gz; members that would leave `folder`, links and devices are refused."""
+    try:
+        with tarfile.open(archive, "r:gz") as tar:
+            tar.extractall(folder, filter="data")
+    except (tarfile.TarError, EOFError, gzip.BadGzipFile) as error:
+        raise UserError(f"{archive}: not a sound model archive: {error}") from error
+
+
+def read_provenance(folder: Path) -> dict[str, Any]:
+    """luthier.json of an artifact folder; UserError when it is not one."""
+    path = folder / PROVENANCE
+    if not path.is_file():
+        raise UserError(f"{folder}: not a Luthier artifact (no {PROVENANCE})")
+    stored: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return stored

@@ -1,0 +1,81 @@
+"""What `generate`, `evaluate` and `export` act on: a run, an artifact folder, or a base model by name.
+
+It finds folders and loads weights; what the template in the provenance means is for the data room to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from luthier.catalog.entry import Entry
+from luthier.catalog.hub import fetch
+from luthier.catalog.locate import locate
+from luthier.errors import ModelNotFoundError, RunFolderError
+from luthier.weights.artifact import PROVENANCE, read_provenance
+from luthier.weights.fingerprint import weights_hash
+from luthier.weights.load import load_model
+from luthier.weights.lora import load_adapter
+from luthier.weights.model import Model
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A model that can answer. `base` holds weights and tokenizer; `adapter` is None for full weights.
+
+    `provenance` is the run's luthier.json, empty for a base model; `artifact` the folder it lies in.
+    """
+
+    name: str
+    base: Path
+    adapter: Path | None = None
+    entry: Entry | None = None
+    artifact: Path | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The compute type of the run; None for a base model."""
+        return getattr(torch, self.provenance["dtype"]) if self.provenance else None
+
+    def load(self, device: torch.device, dtype: torch.dtype) -> Model:
+        """Load the weights to answer with, frozen."""
+        model = load_model(self.base, device, dtype, frozen=True)
+        return load_adapter(model, self.adapter) if self.adapter else model
+
+
+def find_target(name: str, say: Callable[[str], None]) -> Target:
+    """Resolve a RUN_OR_MODEL argument. RunFolderError for an unfinished run, ModelNotFoundError for an unknown name."""
+    path = Path(name).expanduser()
+    for folder in (path / "model", path):
+        if (folder / PROVENANCE).is_file():
+            return _from_artifact(folder.resolve(), say)
+    if (path / "input" / "config" / "job.json").is_file():
+        raise RunFolderError(f"{name}: this run has no model yet; finish it with luthier tune --resume --out {name}")
+    location = locate(name)
+    return Target(location.name, fetch(location, say), entry=location.entry)
+
+
+def _from_artifact(folder: Path, say: Callable[[str], None]) -> Target:
+    provenance = read_provenance(folder)
+    name = str(folder.parent if folder.name == "model" else folder)
+    if not (folder / "adapter_config.json").is_file():
+        return Target(name, folder, artifact=folder, provenance=provenance)
+    return Target(name, _base_of(provenance["model"], say), folder, artifact=folder, provenance=provenance)
+
+
+def _base_of(model: dict[str, Any], say: Callable[[str], None]) -> Path:
+    """The base model an adapter was trained on: where it was then, or by its name now; the weights must be the same."""
+    folder = Path(model["folder"])
+    if not (folder / "config.json").is_file():
+        folder = fetch(locate(model["repository"] or model["name"]), say)
+    if weights_hash(folder) != model["weights_sha256"]:
+        raise ModelNotFoundError(
+            f"{folder}: not the weights that the adapter was trained on ({model['name']}, sha256 "
+            f"{model['weights_sha256'][:12]}…); put those back, or export the run merged"
+        )
+    return folder

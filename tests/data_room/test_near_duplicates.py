@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+from luthier.data.near_duplicates import Sketches, fold, sketch
+
+WORDS = ["apple", "river", "stone", "quiet", "green", "window", "carry", "listen", "paper", "cloud"]
+
+
+def sentence(draw: random.Random, words: int) -> str:
+    return " ".join(draw.choice(WORDS) + draw.choice("abcdefgh") for _ in range(words))
+
+
+def groups(texts: list[str], batch: int = 7) -> list[int]:
+    sketches = Sketches()
+    for start in range(0, len(texts), batch):
+        sketches.add(texts[start : start + batch])
+    return [int(group) for group in sketches.groups()]
+
+
+def test_case_numbers_and_punctuation_are_folded() -> None:
+    assert fold("Tom has 12 EGGS, ok?") == fold("tom has 97 eggs - OK")
+    assert fold("GROSS") == fold("groß")
+    texts = ["Tom has 12 eggs and 3 hens.", "unrelated text entirely", "tom has 97 EGGS and 4 hens!"]
+    assert groups(texts) == [0, 1, 0]
+
+
+def test_a_small_edit_of_a_long_text_is_near() -> None:
+    draw = random.Random(1)
+    texts = [sentence(draw, 60) for _ in range(40)]
+    edited = [text.replace(text.split()[30], "changed", 1) for text in texts]
+    found = groups(texts + edited)
+    assert sum(found[place] == found[place + 40] for place in range(40)) >= 39
+    assert len(set(found[:40])) == 40
+
+
+def test_unrelated_texts_stay_apart() -> None:
+    draw = random.Random(2)
+    assert groups([sentence(draw, 30) for _ in range(300)]) == list(range(300))
+
+
+@pytest.mark.parametrize("texts", [[], [""], ["", ""], ["a", "b", "a"], ["日本語の文章です", "日本語の文章です"]])
+def test_short_and_empty_texts(texts: list[str]) -> None:
+    expected = [texts.index(text) for text in texts]
+    assert groups(texts) == expected
+
+
+def test_the_estimate_is_the_jaccard_similarity() -> None:
+    draw = random.Random(3)
+    errors = []
+    for _ in range(40):
+        left = sentence(draw, 80)
+        right = " ".join(left.split()[: draw.randint(20, 80)] + sentence(draw, 20).split())
+        sets = [{fold(text)[start : start + 8] for start in range(len(fold(text)) - 7)} for text in (left, right)]
+        true = len(sets[0] & sets[1]) / len(sets[0] | sets[1])
+        signatures = sketch([fold(left), fold(right)])
+        errors.append(float(np.mean(signatures[0] == signatures[1])) - true)
+    assert abs(float(np.mean(errors))) < 0.03
+    assert max(map(abs, errors)) < 0.25
+
+
+def test_batches_do_not_matter() -> None:
+    draw = random.Random(4)
+    texts = [sentence(draw, draw.randint(0, 12)) for _ in range(100)] * 2
+    assert groups(texts, 1) == groups(texts, 64) == groups(texts, 200)
+    assert groups(texts)[100:] == groups(texts)[:100]

@@ -1,0 +1,187 @@
+"""Base against tuned: values by hand, null where not applicable, paired intervals."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from luthier.evaluation.compare import compare, summarise
+from luthier.evaluation.metric import METRICS
+
+
+def score(
+    row: int, loss_sum: float, tokens: int, correct: int, prediction: str | None, reference: str
+) -> dict[str, Any]:
+    return {
+        "row": f"rows.jsonl:{row}",
+        "loss_sum": loss_sum,
+        "tokens": tokens,
+        "correct": correct,
+        "prompt": "p",
+        "reference": reference,
+        "prediction": prediction,
+        "truncated_generation": False,
+    }
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return path
+
+
+def test_summary_by_hand(tmp_path: Path) -> None:
+    rows = [
+        score(1, 2.0, 1, 1, "good", "good"),
+        score(2, 1.0, 5, 2, "very bad", "bad"),
+        score(3, 3.0, 6, 3, "bad", "good"),
+    ]
+    summary = summarise(write(tmp_path / "s", rows))
+    assert summary["loss"] == pytest.approx(6 / 12)
+    assert summary["perplexity"] == pytest.approx(math.exp(0.5))
+    assert summary["token_accuracy"] == pytest.approx(6 / 12)
+    assert summary["exact_match"] == pytest.approx(1 / 3)
+    assert summary["rouge1"] == pytest.approx((1 + 2 / 3 + 0) / 3)
+    assert summary["rouge2"] == pytest.approx(0)
+    # good: 1 hit, 2 references, 1 predicted -> 2/3; bad: 0 hits ("very bad" is no label), 1 reference, 1 predicted -> 0
+    assert summary["f1"] == pytest.approx((2 / 3 + 0) / 2)
+    assert (summary["rows"], summary["scored_by_generation"], summary["notes"]) == (3, 3, [])
+
+
+def test_rows_without_a_prediction_count_for_loss_only(tmp_path: Path) -> None:
+    rows = [score(1, 2.0, 2, 1, "a", "a"), score(2, 4.0, 2, 1, None, "a")]
+    summary = summarise(write(tmp_path / "s", rows))
+    assert summary["loss"] == pytest.approx(1.5)
+    assert summary["exact_match"] == 1
+    assert summary["scored_by_generation"] == 1
+    assert "over 1 of the 2 rows" in summary["notes"][0]
+
+
+def test_domain_rows_have_no_text_metrics(tmp_path: Path) -> None:
+    base = write(tmp_path / "b", [score(row, 4.0, 2, 1, None, "text") for row in range(4)])
+    tuned = write(tmp_path / "t", [score(row, 2.0, 2, 1, None, "text") for row in range(4)])
+    result = compare(base, tuned)
+    for name in ("rouge1", "rouge2", "rougeL", "rougeLsum", "exact_match", "f1"):
+        assert result["base"][name] is result["tuned"][name] is result["difference"][name] is None
+    assert result["difference"]["loss"] == {"value": -1.0, "low": -1.0, "high": -1.0}
+    assert result["scored_by_generation"] == 0
+
+
+@pytest.mark.parametrize("rows", [[], [score(1, 0.0, 0, 0, None, "")], [score(1, 0.0, 0, 0, "", "")] * 3])
+def test_no_rows_and_no_tokens(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    result = compare(write(tmp_path / "b", rows), write(tmp_path / "t", rows))
+    assert result["base"]["loss"] is result["base"]["perplexity"] is result["base"]["token_accuracy"] is None
+    assert result["difference"]["loss"] is None
+    json.dumps(result, allow_nan=False)
+
+
+def test_one_row_has_no_interval(tmp_path: Path) -> None:
+    base = write(tmp_path / "b", [score(1, 4.0, 2, 0, "x", "a")])
+    tuned = write(tmp_path / "t", [score(1, 2.0, 2, 2, "a", "a")])
+    result = compare(base, tuned)
+    assert result["difference"]["exact_match"] == {"value": 1.0, "low": None, "high": None}
+    assert result["difference"]["loss"] == {"value": -1.0, "low": None, "high": None}
+    assert result["difference"]["f1"] == {"value": 1.0, "low": None, "high": None}
+
+
+def test_equal_models_differ_by_nothing(tmp_path: Path) -> None:
+    rows = [score(row, row / 3, 3, 1, random.Random(row).choice("ab"), "a" if row % 2 else "b") for row in range(40)]
+    result = compare(write(tmp_path / "b", rows), write(tmp_path / "t", rows))
+    for name in METRICS:
+        assert result["difference"][name] == {"value": 0.0, "low": 0.0, "high": 0.0}, name
+
+
+def noisy(path: Path, seed: int, hit: float, nats: float, rows: int = 120) -> Path:
+    draw = random.Random(seed)
+    lines = []
+    for row in range(rows):
+        reference = random.Random(row).choice(["one two", "two three", "three"])
+        prediction = reference if draw.random() < hit else draw.choice(["three", "two three", "noise"])
+        tokens = 1 + row % 7
+        lines.append(
+            score(row, tokens * abs(draw.gauss(nats, 0.3)), tokens, min(tokens, 1 + row % 3), prediction, reference)
+        )
+    return write(path, lines)
+
+
+def test_a_clear_gain_has_an_interval_around_it(tmp_path: Path) -> None:
+    result = compare(noisy(tmp_path / "b", 1, 0.2, 2.0), noisy(tmp_path / "t", 2, 0.9, 0.8), seed=5)
+    for name in METRICS:
+        change = result["difference"][name]
+        assert change["value"] == pytest.approx(result["tuned"][name] - result["base"][name])
+        assert change["low"] <= change["value"] <= change["high"], name
+        if name in ("loss", "perplexity"):
+            assert change["high"] < 0
+        elif name != "token_accuracy":
+            assert change["low"] > 0, name
+    assert result["difference"]["exact_match"]["high"] - result["difference"]["exact_match"]["low"] < 0.3
+
+
+def test_a_seed_repeats_its_numbers(tmp_path: Path) -> None:
+    base, tuned = noisy(tmp_path / "b", 1, 0.4, 2.0), noisy(tmp_path / "t", 2, 0.5, 1.9)
+    assert compare(base, tuned, 7) == compare(base, tuned, 7)
+    assert compare(base, tuned, 7) != compare(base, tuned, 8)
+
+
+def test_pairing_is_used(tmp_path: Path) -> None:
+    """Every row gains 0.1 nats a token beside a spread of 2: unpaired intervals would be wide, paired are points."""
+    base = write(tmp_path / "b", [score(row, 10.0 * (row % 5), 10, 1, None, "") for row in range(50)])
+    tuned = write(tmp_path / "t", [score(row, 10.0 * (row % 5) - 1, 10, 1, None, "") for row in range(50)])
+    change = compare(base, tuned)["difference"]["loss"]
+    assert change["low"] == pytest.approx(-0.1)
+    assert change["high"] == pytest.approx(-0.1)
+
+
+def test_order_of_the_tuned_file_does_not_matter(tmp_path: Path) -> None:
+    base, tuned = noisy(tmp_path / "b", 1, 0.4, 2.0), noisy(tmp_path / "t", 2, 0.5, 1.9)
+    lines = tuned.read_text().splitlines(keepends=True)
+    (tmp_path / "r").write_text("".join(reversed(lines)))
+    assert compare(base, tmp_path / "r") == compare(base, tuned)
+
+
+def test_text_metrics_use_rows_generated_by_both(tmp_path: Path) -> None:
+    base = write(
+        tmp_path / "b", [score(1, 1, 1, 1, "a", "a"), score(2, 1, 1, 1, "x", "a"), score(3, 1, 1, 1, None, "a")]
+    )
+    tuned = write(
+        tmp_path / "t", [score(1, 1, 1, 1, "x", "a"), score(2, 1, 1, 1, None, "a"), score(3, 1, 1, 1, "a", "a")]
+    )
+    result = compare(base, tuned)
+    assert result["scored_by_generation"] == 1
+    assert (result["base"]["exact_match"], result["tuned"]["exact_match"]) == (1, 0)
+
+
+def test_infinite_losses_are_null_and_said(tmp_path: Path) -> None:
+    base = write(tmp_path / "b", [score(row, 1.0, 1, 1, None, "") for row in range(3)])
+    tuned = write(tmp_path / "t", [score(row, math.nan if row else 1.0, 1, 1, None, "") for row in range(3)])
+    result = compare(base, tuned)
+    assert result["tuned"]["loss"] is None
+    assert result["difference"]["loss"] is None
+    assert any("2 rows have no finite loss under the tuned model" in note for note in result["notes"])
+    json.dumps(result, allow_nan=False)
+
+
+def test_perplexity_beyond_numbers_is_null(tmp_path: Path) -> None:
+    rows = [score(row, 2000.0, 1, 0, None, "") for row in range(3)]
+    result = compare(write(tmp_path / "b", rows), write(tmp_path / "t", rows))
+    assert result["base"]["loss"] == 2000
+    assert result["base"]["perplexity"] is None
+    json.dumps(result, allow_nan=False)
+
+
+def test_f1_is_null_for_free_text(tmp_path: Path) -> None:
+    base = write(tmp_path / "b", [score(row, 1, 1, 1, f"text {row}", f"text {row}") for row in range(21)])
+    result = compare(base, base)
+    assert result["base"]["f1"] is None
+    assert result["difference"]["f1"] is None
+    assert result["base"]["exact_match"] == 1
+
+
+def test_uneven_tokens_are_said(tmp_path: Path) -> None:
+    base = write(tmp_path / "b", [score(1, 1, 2, 1, None, ""), score(2, 1, 2, 1, None, "")])
+    tuned = write(tmp_path / "t", [score(1, 1, 3, 1, None, ""), score(2, 1, 2, 1, None, "")])
+    assert any("1 rows differ in completion tokens" in note for note in compare(base, tuned)["notes"])
