@@ -55,7 +55,8 @@ class Source:
 def read_sources(folder: Path) -> list[Source]:
     """Every module below `folder`, which is the package's own folder."""
     paths = {_name(path, folder): path for path in sorted(folder.rglob("*.py"))}
-    return [Source(name, path.read_text("utf-8"), paths.keys(), path.name == "__init__.py") for name, path in paths.items()]
+    texts = {name: path.read_text("utf-8") for name, path in paths.items()}
+    return [Source(name, text, paths.keys(), paths[name].name == "__init__.py") for name, text in texts.items()]
 
 
 def _name(path: Path, folder: Path) -> str:

@@ -1,16 +1,14 @@
-"""What every test starts from: no settings of the user's, an own cache, and the `luthier` command as a child process."""
+"""What every test starts from: no settings of the user's, an own cache, and `luthier` as a child process."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-Luthier = Callable[..., subprocess.CompletedProcess[str]]
+from child import Luthier
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""The house as drawn: floors, no torch in the control plane, sizes, names. The checker itself is tested on bad sources."""
+"""The house as drawn: floors, no torch in the control plane, sizes, names; and the checker, on bad sources."""
 
 from __future__ import annotations
 

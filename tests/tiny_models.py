@@ -20,7 +20,7 @@ CHAT_TEMPLATE = (
 WORDS = "the a cat dog sat on mat red blue green one two three question answer response review good bad ### : + = 1 2"
 
 
-def config_of(architecture: str, vocab_size: int = 320, positions: int = 128, dropout: float = 0.0) -> Any:
+def config_of(architecture: str, vocab_size: int = 320, positions: int = 256, dropout: float = 0.0) -> Any:
     """A small config of one of ARCHITECTURES; initial weights are large enough for losses to differ visibly."""
     common = {"vocab_size": vocab_size, "initializer_range": 0.1, "eos_token_id": 0, "bos_token_id": None}
     if architecture == "llama":

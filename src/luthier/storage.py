@@ -6,6 +6,7 @@ does. This module knows bytes and names, nothing of what the files hold.
 
 from __future__ import annotations
 
+import importlib
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,13 +14,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from luthier.errors import UserError
-
-try:
-    import boto3
-    from botocore.exceptions import BotoCoreError, ClientError
-except ImportError:  # the extra is not installed; `_client` says so when it is needed
-    boto3 = None
-    BotoCoreError = ClientError = OSError
 
 SCHEME = "s3://"
 T = TypeVar("T")
@@ -44,8 +38,8 @@ def names(location: str) -> list[str]:
         if not root.is_dir():
             raise UserError(f"{location}: no such file or folder")
         return sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
-    with _said(location):
-        return sorted(name for _, name in _objects(location))
+    with _s3(location) as client:
+        return sorted(name for _, name in _objects(client, location))
 
 
 def download(location: str, folder: Path) -> Path:
@@ -59,9 +53,8 @@ def download(location: str, folder: Path) -> Path:
         _copy([(path, _inside(folder, name, location)) for path, name in sources], shutil.copyfile)
         return folder
     bucket, _ = _split(location)
-    with _said(location):
-        objects = [(key, _inside(folder, name, location)) for key, name in _objects(location)]
-        client = _client(location)
+    with _s3(location) as client:
+        objects = [(key, _inside(folder, name, location)) for key, name in _objects(client, location)]
         _copy(objects, lambda key, target: client.download_file(bucket, key, str(target)))
     return folder
 
@@ -73,8 +66,7 @@ def upload(path: Path, location: str) -> None:
         _copy([(source, Path(location) / name) for source, name in files], shutil.copyfile)
         return
     bucket, prefix = _split(location)
-    with _said(location):
-        client = _client(location)
+    with _s3(location) as client:
         for source, name in files:
             client.upload_file(str(source), bucket, f"{prefix.rstrip('/')}/{name}".lstrip("/"))
 
@@ -100,7 +92,7 @@ def _split(location: str) -> tuple[str, str]:
     return bucket, prefix
 
 
-def _objects(location: str) -> Iterator[tuple[str, str]]:
+def _objects(client: Any, location: str) -> Iterator[tuple[str, str]]:
     """(key, name below the prefix) of each object: the one of exactly that key, else all below `prefix/`.
 
     `s3://b/rows` therefore never takes in `rows-old/...`; keys ending in / are the console's folder marks.
@@ -108,7 +100,7 @@ def _objects(location: str) -> Iterator[tuple[str, str]]:
     bucket, prefix = _split(location)
     below = prefix if prefix == "" or prefix.endswith("/") else prefix + "/"
     found = False
-    for page in _client(location).get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+    for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
         for item in page.get("Contents", []):
             key = item["Key"]
             if key == prefix and not key.endswith("/"):
@@ -121,16 +113,17 @@ def _objects(location: str) -> Iterator[tuple[str, str]]:
         raise UserError(f"{location}: no objects are there")
 
 
-def _client(location: str) -> Any:
-    if boto3 is None:
-        raise UserError(f"{location}: reading s3:// needs boto3; install it with: pip install 'luthier[s3]'")
-    return boto3.client("s3")
-
-
 @contextmanager
-def _said(location: str) -> Iterator[None]:
-    """Turn boto3's errors into one line that names the address."""
+def _s3(location: str) -> Iterator[Any]:
+    """boto3's S3 client; its errors leave as one line that names the address."""
     try:
-        yield
-    except (BotoCoreError, ClientError) as error:
+        # Optional, and 0.2 s to import: only who asks for s3:// pays for it.
+        boto3 = importlib.import_module("boto3")
+        faults = importlib.import_module("botocore.exceptions")
+        transfers = importlib.import_module("boto3.exceptions")
+    except ImportError:
+        raise UserError(f"{location}: s3:// needs boto3; install it with: pip install 'luthier[s3]'") from None
+    try:
+        yield boto3.client("s3")
+    except (faults.BotoCoreError, faults.ClientError, transfers.Boto3Error) as error:
         raise UserError(f"{location}: {' '.join(str(error).split())}") from error

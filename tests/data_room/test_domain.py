@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Preparing, write_jsonl
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from data_room.layout import Preparing, write_jsonl
 from luthier.data.prepare import DataSettings, Prepared, prepare
 from luthier.data.tokenize import Tokenizer
 from luthier.errors import DataError
 
-TEXT = "".join(f"Line {number}: the cat sleeps by the fire \u2028 and the fox counts eggs.\r\n" for number in range(400))
+TEXT = "".join(f"Line {number}: the cat sleeps by the fire \u2028 and a fox counts eggs.\r\n" for number in range(400))
 
 
 def file(folder: Path, name: str, content: str) -> Path:
@@ -135,7 +135,7 @@ def test_the_ledger_counts_records(preparing: Preparing, tmp_path: Path) -> None
 
 def test_a_null_text_is_refused(preparing: Preparing, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "data" / "a.jsonl", [{"text": "x"}, {"text": None}])
-    with pytest.raises(DataError, match="a.jsonl:2: 'text' is null"):
+    with pytest.raises(DataError, match=r"a\.jsonl:2: 'text' is null"):
         preparing(tmp_path / "data", kind="domain")
 
 

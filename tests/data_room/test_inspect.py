@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Preparing, write_jsonl, write_template
 
+from data_room.layout import Preparing, write_jsonl, write_template
 from luthier.data.preview import coloured, histogram
 from luthier.data.tokenize import Tokenizer
 
@@ -31,7 +31,8 @@ def model(tokenizer_folder: Path, tmp_path: Path) -> Path:
 
 def inspect(data: Path, model: Path, as_json: bool) -> subprocess.CompletedProcess[str]:
     request: dict[str, Any] = {
-        "channels": {"training": str(data)}, "model": str(model), "kind": "auto", "hyperparameters": {}, "json": as_json,
+        "channels": {"training": str(data)}, "model": str(model), "kind": "auto", "hyperparameters": {},
+        "json": as_json,
     }  # fmt: skip
     environment = os.environ | {"LUTHIER_CACHE": str(model.parent / "cache")}
     return subprocess.run(
@@ -42,12 +43,13 @@ def inspect(data: Path, model: Path, as_json: bool) -> subprocess.CompletedProce
 
 def test_json_has_the_promised_keys(model: Path, tmp_path: Path) -> None:
     write_template(tmp_path / "data", "{q}\n", "{a}")
-    write_jsonl(tmp_path / "data" / "a.jsonl", [{"q": f"q{n}", "a": "é\u2028"} for n in range(10)] + [{"q": "x " * 99, "a": ""}])
+    rows = [{"q": f"q{n}", "a": "é\u2028"} for n in range(10)]
+    write_jsonl(tmp_path / "data" / "a.jsonl", [*rows, {"q": "x " * 99, "a": ""}])
     answer = inspect(tmp_path / "data", model, True)
     assert answer.returncode == 0, answer.stderr
     content = json.loads(answer.stdout)
-    promised = ("kind", "rows", "kept", "truncated", "dropped", "tokens", "completion_tokens", "problems", "warnings", "examples")
-    assert set(promised) <= content.keys()
+    counts = ("rows", "kept", "truncated", "dropped", "tokens", "completion_tokens")
+    assert {"kind", *counts, "problems", "warnings", "examples"} <= content.keys()
     assert (content["kind"], content["rows"], content["kept"], content["dropped"]) == ("instruction", 11, 10, 1)
     assert content["problems"] == []
     assert content["max_input_length"] == 64

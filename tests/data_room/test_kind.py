@@ -6,8 +6,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import Preparing, write_jsonl, write_template
 
+from data_room.layout import Preparing, write_jsonl, write_template
 from luthier.data.channel import open_channels
 from luthier.data.kind import detect, resolve_kind
 from luthier.errors import DataError, SettingError
@@ -95,7 +95,7 @@ def autopilot(folder: Path, content: str) -> Path:
     ("content", "message"),
     [
         ("input,output,id\na,b,1\n", "a.csv:2: unexpected column 'id'; expected exactly 'input' and 'output'"),
-        ("Input,output\na,b\n", "the row lacks 'input', which Autopilot needs; it has 'Input' (keys are case-sensitive)"),
+        ("Input,output\na,b\n", "lacks 'input', which Autopilot needs; it has 'Input' (keys are case-sensitive)"),
         ("input,text\na,b\n", "the row lacks 'output'"),
     ],
 )
@@ -108,7 +108,8 @@ def test_autopilot_takes_exactly_its_two_columns(
 
 
 def test_autopilot_cells_reach_the_model_verbatim(preparing: Preparing, tmp_path: Path) -> None:
-    prepared = preparing(autopilot(tmp_path / "d", 'output,input\n007,"NA\nx"\nNone,null\n'), validation_split_ratio=0.0)
+    data = autopilot(tmp_path / "d", 'output,input\n007,"NA\nx"\nNone,null\n')
+    prepared = preparing(data, validation_split_ratio=0.0)
     examples = list(prepared.examples(prepared.split.train))
     assert [(example.prompt, example.completion) for example in examples] == [
         ("NA\nx\n\n### Response:\n", "007"), ("null\n\n### Response:\n", "None"),

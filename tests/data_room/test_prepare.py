@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Preparing, write_jsonl, write_template
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from data_room.layout import Preparing, write_jsonl, write_template
 from luthier.data import prepare as prepare_module
 from luthier.data.prepare import DataSettings, Prepared, prepare
 from luthier.data.tokenize import Tokenizer
-from luthier.errors import DataError
+from luthier.errors import DataError, UserError
 
 GSM8K = Path(__file__).parent.parent / "data" / "gsm8k"
 ROWS = [{"q": f"How many eggs are {number}?", "a": f"{number} eggs"} for number in range(10)]
@@ -301,7 +301,7 @@ def test_the_cache_follows_the_content(preparing: Preparing, tmp_path: Path, cha
     elif change == "template":
         write_template(data, "Q {q}\n", "{a}")
     else:
-        extra = {"window": {"max_input_length": 30}, "demarcation": {"demarcation": False}}[change]
+        extra = {"max_input_length": 30} if change == "window" else {"demarcation": False}
     after = preparing(data, **extra)
     assert after.fingerprint != before.fingerprint
     assert after.tokens.folder != before.tokens.folder
@@ -330,6 +330,20 @@ def test_examples_come_in_the_order_asked_for(preparing: Preparing, tmp_path: Pa
     found = [example.completion for example in prepared.examples(order)]
     assert found == [ROWS[index]["a"] for index in order]
     assert list(prepared.examples(np.array([], np.int64))) == []
+
+
+def test_files_that_change_afterwards_are_noticed(preparing: Preparing, tmp_path: Path) -> None:
+    data = qa(tmp_path / "data")
+    prepared = preparing(data)
+    write_jsonl(data / "a.jsonl", ROWS[:2])
+    with pytest.raises(DataError, match="have changed"):
+        list(prepared.examples(prepared.split.train))
+
+
+def test_a_cache_that_cannot_be_written_is_said(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="set LUTHIER_CACHE"):
+        prepare({"training": qa(tmp_path / "data")}, DataSettings(), tokenizer, tmp_path / "file" / "cache")
 
 
 def test_duplicates_across_supplied_sides_are_reported(preparing: Preparing, tmp_path: Path) -> None:

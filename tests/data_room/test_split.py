@@ -59,7 +59,7 @@ def test_shares_hold_and_groups_stay_together(
     groups: list[int], validation: float, test: float, seed: int, grouped: bool
 ) -> None:
     rows = table(list(range(len(groups))), near=groups) if grouped else table(groups)
-    settings = {"validation_split_ratio": validation, "test_split_ratio": test, "split_seed": seed}
+    settings: dict[str, Any] = {"validation_split_ratio": validation, "test_split_ratio": test, "split_seed": seed}
     found = sides(rows, group_near_duplicates=grouped, **settings)
     count = len(groups)
     assert found.count(1) == int(count * validation + 1e-9)

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data_room_tokenizers import metaspace_tokenizer, unigram_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from data_room.makes import metaspace_tokenizer, unigram_tokenizer
 from luthier.data.example import Example, Piece
 from luthier.data.template import DEMARCATION, Template
 from luthier.data.tokenize import Place, Tokenizer

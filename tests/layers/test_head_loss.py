@@ -62,5 +62,6 @@ def test_scores_say_loss_and_hit_of_each_position(monkeypatch: pytest.MonkeyPatc
 
 
 def test_no_positions_no_loss() -> None:
-    losses, hits = head_scores(torch.zeros(0, 4), torch.randn(9, 4), None, torch.zeros(0, dtype=torch.long), torch.float32)
+    none = torch.zeros(0, dtype=torch.long)
+    losses, hits = head_scores(torch.zeros(0, 4), torch.randn(9, 4), None, none, torch.float32)
     assert losses.shape == hits.shape == (0,)

@@ -6,6 +6,7 @@ Knows the cache as folders only; what is in them is `data/cache.py`'s. Everythin
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import time
 from dataclasses import asdict, dataclass
@@ -17,8 +18,9 @@ from rich.console import Console
 from rich.table import Table
 
 from luthier.cli.options import Json
-from luthier.errors import UserError
 from luthier.home import cache_root
+
+_HASH = re.compile(r"[0-9a-f]{64}")  # data/cache.py names its folders so
 
 app = typer.Typer(help="List or clean the prepared data kept between runs.", no_args_is_help=True)
 
@@ -33,22 +35,17 @@ class Item:
 
 
 def items(folder: Path) -> list[Item]:
-    """What lies directly in the cache, and one level down where that is a folder of folders; by name."""
+    """The cache's own folders, by name; whatever else lies there is not the cache's and is left alone."""
     if not folder.is_dir():
         return []
-    tops = [path for path in folder.iterdir() if not path.is_symlink()]
-    found = []
-    for top in tops:
-        inner = list(top.iterdir()) if top.is_dir() else []
-        found += inner if inner and all(path.is_dir() for path in inner) else [top]
-    return sorted((_measure(path, folder) for path in found), key=lambda item: item.name)
+    own = (path for path in folder.iterdir() if _HASH.search(path.name) and path.is_dir() and not path.is_symlink())
+    return sorted((_measure(path) for path in own), key=lambda item: item.name)
 
 
-def _measure(path: Path, folder: Path) -> Item:
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file() and not file.is_symlink()]
-    stats = [file.stat() for file in files]
-    newest = max((stat.st_mtime for stat in stats), default=path.stat().st_mtime)
-    return Item(path.relative_to(folder).as_posix(), sum(stat.st_size for stat in stats), newest)
+def _measure(folder: Path) -> Item:
+    stats = [file.stat() for file in folder.rglob("*") if file.is_file() and not file.is_symlink()]
+    newest = max((stat.st_mtime for stat in stats), default=folder.stat().st_mtime)
+    return Item(folder.name, sum(stat.st_size for stat in stats), newest)
 
 
 def megabytes(count: int) -> str:
@@ -83,13 +80,7 @@ def clean(
 ) -> None:
     """Remove what is kept; the next run prepares its data again."""
     folder = cache_root().absolute()
-    if folder in (Path("/"), Path.home()):
-        raise UserError(f"LUTHIER_CACHE={folder}: refusing to clean this folder; point it at a folder of its own")
     old = [item for item in items(folder) if time.time() - item.modified >= older_than * 86400]
     for item in old:
-        path = folder / item.name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+        shutil.rmtree(folder / item.name)
     typer.echo(f"{folder}: removed {len(old)} items, {megabytes(sum(item.bytes for item in old))}")

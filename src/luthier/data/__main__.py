@@ -18,6 +18,7 @@ from luthier import door
 from luthier.catalog.hub import TOKENIZER_ONLY, fetch
 from luthier.catalog.hyperparameters import parse
 from luthier.catalog.locate import locate
+from luthier.catalog.shape import context_length
 from luthier.data import preview
 from luthier.data.kind import resolve_kind
 from luthier.data.ledger import check_truncated
@@ -26,8 +27,6 @@ from luthier.data.settings import DataSettings
 from luthier.data.tokenize import Tokenizer
 from luthier.errors import UserError
 from luthier.home import cache_root
-
-_CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len")
 
 
 def main(arguments: list[str]) -> None:
@@ -70,17 +69,11 @@ def _prepared(request: dict[str, Any], notes: Console) -> tuple[Prepared, Tokeni
         notes.print(text, highlight=False, markup=False)
 
     folder = fetch(location, say, TOKENIZER_ONLY)
-    settings = DataSettings.from_hyperparameters(kind, values, values.given, entry, _context_length(folder))
+    settings = DataSettings.from_hyperparameters(kind, values, values.given, entry, context_length(folder))
     tokenizer = Tokenizer.load(folder)
     prepared = prepare(channels, settings, tokenizer, cache_root(), say)
     check_truncated(prepared.counts, kind, request.get("max_truncated"))
     return prepared, tokenizer
-
-
-def _context_length(folder: Path) -> int:
-    """Positions the model was built for, by its config.json; 0 when it names no limit."""
-    config = json.loads((folder / "config.json").read_text("utf-8"))
-    return next((int(config[name]) for name in _CONTEXT_NAMES if config.get(name)), 0)
 
 
 def _print_json(content: dict[str, Any]) -> None:

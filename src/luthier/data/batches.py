@@ -59,7 +59,7 @@ def _padded(ids: tuple[np.ndarray, ...], width: int, pad_id: int) -> tuple[Tenso
     for line, row in enumerate(ids):
         input_ids[line, : len(row)] = row
         mask[line, : len(row)] = 1
-    position_ids = np.broadcast_to(np.arange(width), input_ids.shape)
+    position_ids = np.tile(np.arange(width), (len(ids), 1))
     return _long(input_ids), _long(position_ids), _long(mask)
 
 

@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from luthier.data import records
 from luthier.data.channel import Channel, RowFile
+from luthier.data.chat import ChatError
+from luthier.data.example import Example
 from luthier.data.forms import Form
 from luthier.data.near_duplicates import Sketches
 from luthier.data.problems import Problems
@@ -142,6 +143,7 @@ class RowBuilder:
     window: int
     control_tokens: bool
     say: Say
+    problems: Problems = field(default_factory=Problems)
 
     def build(self, channels: Sequence[Channel], folder: Path) -> None:
         """Write the token store, entries.npy and owner.npy into `folder`."""
@@ -160,15 +162,16 @@ class RowBuilder:
                     said = len(book)
                     self.say(f"tokenized {said:,} rows")
         writer.close()
+        self.problems.raise_if_any()
         table = book.table()
         table["near"] = sketches.groups()
         np.save(folder / "entries.npy", table)
         np.save(folder / "owner.npy", np.concatenate(owner) if owner else np.empty(0, np.int64))
 
     def _batch(self, batch: Sequence[Record], entries: Array, writer: TokenWriter) -> None:
-        examples = [self.form.example(record) for record in batch]
-        if self.control_tokens:
-            examples = [trusting(example) for example in examples]
+        examples = list(self._examples(batch))
+        if self.problems:
+            return  # the job will be refused: the other rows are only judged
         encoded = self.tokenizer.encode_examples(examples)
         for place, (record, example, (ids, trained)) in enumerate(zip(batch, examples, encoded, strict=True)):
             entry = entries[place]
@@ -188,13 +191,24 @@ class RowBuilder:
                 entry["tokens"], entry["completion"] = len(ids), 0
 
 
+    def _examples(self, batch: Sequence[Record]) -> Iterator[Example]:
+        """The batch rendered. A chat template may refuse a conversation that the survey let pass: a problem, then."""
+        for record in batch:
+            try:
+                example = self.form.example(record)
+            except ChatError as error:
+                self.problems.add(record.file, record.line, "chat template", str(error))
+            else:
+                yield trusting(example) if self.control_tokens else example
+
+
 def spans_of(trained: Array) -> list[tuple[int, int]]:
     """Stretches [start, end) of True."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], trained, [False]]).astype(np.int8)))
     return [(int(start), int(end)) for start, end in edges.reshape(-1, 2)]
 
 
-def trusting(example: Any) -> Any:
+def trusting(example: Example) -> Example:
     """The example with all of its text trusted: special-token strings in it become control tokens."""
-    pieces = tuple(type(piece)(piece.text, piece.trained, ((0, len(piece.text)),)) for piece in example.pieces)
-    return type(example)(example.source, pieces, example.framed)
+    pieces = tuple(replace(piece, controls=((0, len(piece.text)),)) for piece in example.pieces)
+    return replace(example, pieces=pieces)

@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from luthier.errors import UserError
+
 META = "meta.json"
 
 
@@ -67,7 +69,10 @@ def store(cache: Path, key: str, build: Callable[[Path], dict[str, Any]]) -> Pat
 @contextmanager
 def _beside(cache: Path, key: str) -> Iterator[Path]:
     temporary = cache / f".{key}.{os.getpid()}"
-    temporary.mkdir(parents=True)
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{cache}: {error.strerror}; set LUTHIER_CACHE to a folder that can be written") from None
     try:
         yield temporary
     finally:

@@ -37,8 +37,12 @@ class RowFile:
         return self.path.suffix.lower()
 
     def sha256(self) -> str:
-        with open(self.path, "rb") as handle:
-            return hashlib.file_digest(handle, "sha256").hexdigest()
+        """Hash of the content; DataError when the file cannot be read."""
+        try:
+            with open(self.path, "rb") as handle:
+                return hashlib.file_digest(handle, "sha256").hexdigest()
+        except OSError as error:
+            raise DataError(Problem(self.name, 0, f"cannot be read: {error.strerror}")) from None
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ They know one record at a time, nothing of files, sides or tokens.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -18,6 +19,8 @@ from luthier.data.example import Example, Piece
 from luthier.data.records import Record, describe
 from luthier.data.tables import Typed
 from luthier.data.template import Template
+
+_NUMBER = re.compile(r"\d+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +112,7 @@ class ChatForm:
         try:
             messages_of(record.fields)
         except ChatError as error:
-            yield Fault(str(error)[:24], str(error))
+            yield Fault(_NUMBER.sub("", str(error))[:24], str(error))
 
     def example(self, record: Record) -> Example:
         return self.chat.example(messages_of(record.fields), record.source)

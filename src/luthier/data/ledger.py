@@ -100,14 +100,18 @@ def say_losses(table: RowTable, window: int) -> list[str]:
     cut = np.flatnonzero(entries["fate"] == Fate.TRUNCATED)
     if len(cut):
         tokens = int(entries["cut"][cut].sum(dtype=np.int64))
-        said.append(f"{len(cut):,} of {len(table):,} rows are truncated to {window:,} tokens: {tokens:,} tokens cut "
+        said.append(f"{_some(len(cut), len(table))} truncated to {window:,} tokens: {tokens:,} tokens cut "
                     f"on the right, the end-of-text token with them (first: {table.name(int(cut[0]))})")
     for reason in Reason:
         rows = np.flatnonzero((entries["reason"] == reason) & (entries["fate"] == Fate.DROPPED))
         if len(rows):
             named = ", ".join(table.names(rows[:3])) + (" ..." if len(rows) > 3 else "")
-            said.append(f"{len(rows):,} of {len(table):,} rows are dropped, {REASONS[reason]}: {named}")
+            said.append(f"{_some(len(rows), len(table))} dropped, {REASONS[reason]}: {named}")
     return said
+
+
+def _some(count: int, of: int) -> str:
+    return f"{count:,} of {of:,} rows {'is' if count == 1 else 'are'}"
 
 
 def check_truncated(counts: Counts, kind: str, limit: float | None) -> None:

@@ -76,7 +76,9 @@ class Prepared:
                 continue
             rows = self._owner[part]
             ascending = np.unique(rows)
-            found = dict(zip(ascending.tolist(), self._read(ascending), strict=True))
+            found = dict(zip(ascending.tolist(), self._read(ascending), strict=False))
+            if len(found) < len(ascending):
+                raise DataError(Problem("", 0, "the files of rows have changed since they were prepared; start again"))
             yield from (found[row] for row in rows.tolist())
 
     def _block(self, index: int) -> Example:
@@ -208,7 +210,8 @@ class _Order:
         }
         if self.kind == "domain":
             facts["split"] = [settings.validation_split_ratio, settings.test_split_ratio, settings.split_seed,
-                              settings.max_train_samples, settings.max_val_samples, settings.group_near_duplicates]
+                              settings.max_train_samples, settings.max_val_samples, settings.group_near_duplicates,
+                              settings.scoring, sorted(settings.given & {"validation_split_ratio", "test_split_ratio"})]
         return facts
 
     def build(self, candidates: Candidates, folder: Path) -> dict[str, Any]:

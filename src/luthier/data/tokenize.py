@@ -80,8 +80,12 @@ class Tokenizer:
     def load(cls, folder: Path) -> Tokenizer:
         """Load from a folder in Hugging Face layout. ModelNotFoundError when it holds no usable tokenizer."""
         folder = Path(folder)
-        bare = not (folder / "tokenizer.json").exists() and not (folder / "config.json").exists()
-        kind = GPT2Tokenizer if bare and (folder / "vocab.json").exists() else AutoTokenizer
+        whole = (folder / "tokenizer.json").exists()
+        if not whole and not (folder / "merges.txt").exists():
+            # What transformers makes of a bare SentencePiece model depends on the class that asks.
+            raise ModelNotFoundError(f"{folder}: no usable tokenizer: no tokenizer.json (nor GPT-2's vocab.json and "
+                                     "merges.txt); save the tokenizer with transformers once")
+        kind = AutoTokenizer if whole or (folder / "config.json").exists() else GPT2Tokenizer
         try:
             source = kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # transformers raises many kinds here; its first line says what it missed

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from luthier import door
 from luthier.errors import UserError
@@ -32,7 +33,7 @@ def show_comparison(request: dict[str, Any], console: Console) -> None:
     else:
         console.print(before_after_table(metrics))
     for note in metrics["notes"]:
-        console.print(f"[yellow]note:[/] {note}", highlight=False)
+        console.print(f"[yellow]note:[/] {escape(note)}", highlight=False)
 
 
 VERBS: dict[str, Callable[[dict[str, Any], Console], None]] = {

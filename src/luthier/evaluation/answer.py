@@ -14,8 +14,11 @@ from typing import Any
 
 from rich.console import Console
 
-from luthier.data.chat import ChatError
+from luthier.data.build import trusting
+from luthier.data.chat import ROLES, ChatError
 from luthier.data.example import Example, Piece
+from luthier.data.records import BadRowError, parse_object
+from luthier.data.strict_utf8 import Lines, NotUtf8Error
 from luthier.data.template import Template
 from luthier.data.tokenize import Tokenizer
 from luthier.errors import DataError, Problem, UserError
@@ -52,6 +55,13 @@ def answer(request: dict[str, Any], console: Console) -> None:
 
 def renderer(target: Target, tokenizer: Tokenizer, raw: bool) -> Callable[[Mapping[str, Any]], Example]:
     """How a row's fields become a prompt: as the run was trained, or the plain text of its field `prompt`."""
+    render = _renderer(target, tokenizer, raw)
+    if target.provenance.get("settings", {}).get("parse_special_tokens") and not raw:
+        return lambda fields: trusting(render(fields))
+    return render
+
+
+def _renderer(target: Target, tokenizer: Tokenizer, raw: bool) -> Callable[[Mapping[str, Any]], Example]:
     kind, stored = target.provenance.get("kind"), target.provenance.get("template")
     if kind == "chat" and not raw:
         return lambda fields: _chat_prompt(tokenizer, fields)
@@ -70,12 +80,20 @@ def _template_prompt(template: Template, fields: Mapping[str, Any]) -> Example:
 
 def _chat_prompt(tokenizer: Tokenizer, fields: Mapping[str, Any]) -> Example:
     messages = fields.get("messages")
-    if tokenizer.chat is None or not isinstance(messages, list) or not messages:
-        raise UserError("a chat row needs 'messages': a list of {\"role\", \"content\"} that ends with the user's")
+    if tokenizer.chat is None:
+        raise UserError("a row with 'messages' needs a model whose tokenizer has a chat template")
+    if not isinstance(messages, list) or not all(map(_is_message, messages)) or not messages:
+        raise UserError('a chat row needs \'messages\': a list of {"role": "system|user|assistant", "content": text}')
+    if messages[-1]["role"] == "assistant":
+        raise UserError("the last of the messages is the assistant's; leave the answer out, or end with the user's")
     try:
         return tokenizer.chat.render_prompt(messages)
     except ChatError as error:
         raise UserError(str(error)) from None
+
+
+def _is_message(item: Any) -> bool:
+    return isinstance(item, dict) and item.get("role") in ROLES and type(item.get("content")) is str
 
 
 def _plain_prompt(tokenizer: Tokenizer, fields: Mapping[str, Any]) -> Example:
@@ -96,12 +114,11 @@ def _fields_of_text(text: str, target: Target, raw: bool) -> dict[str, Any]:
     names = Template.from_json(stored).prompt_fields
     if len(names) == 1:
         return {names[0]: text}
-    try:
-        fields = json.loads(text)
-    except json.JSONDecodeError:
-        fields = None
-    if isinstance(fields, dict):
-        return fields
+    if text.lstrip().startswith("{"):
+        try:
+            return parse_object(text)
+        except BadRowError as error:
+            raise UserError(f"the text: {error}") from None
     shown = ", ".join(f'"{name}": "..."' for name in names)
     raise UserError(f"the run's template has {len(names)} fields: give a JSON object {{{shown}}}, or --raw")
 
@@ -109,18 +126,14 @@ def _fields_of_text(text: str, target: Target, raw: bool) -> dict[str, Any]:
 def _prompts_of_file(path: Path, render: Callable[[Mapping[str, Any]], Example]) -> Iterator[Example]:
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    with open(path, encoding="utf-8-sig", newline="\n") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                fields = json.loads(line)
-                if not isinstance(fields, dict):
-                    raise UserError("expected a JSON object")
-                example = render(fields)
-            except (json.JSONDecodeError, UserError) as error:
-                raise DataError(Problem(path.name, number, str(error))) from None
-            yield Example(f"{path.name}:{number}", example.pieces, example.framed)
+    lines = Lines(path)
+    try:
+        for number, line in lines:
+            if line.strip():
+                example = render(parse_object(line))
+                yield Example(f"{path.name}:{number}", example.pieces, example.framed)
+    except (BadRowError, NotUtf8Error, UserError) as error:
+        raise DataError(Problem(path.name, lines.number, str(error))) from None
 
 
 def _answers(

@@ -10,22 +10,24 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from luthier.catalog.hyperparameters import Hyperparameters, parse
+from luthier.catalog.shape import context_length
 from luthier.data.kind import resolve_kind
 from luthier.data.prepare import Prepared, prepare
 from luthier.data.settings import DataSettings
 from luthier.data.template import Template
 from luthier.data.tokenize import Tokenizer
-from luthier.errors import UserError
+from luthier.errors import SettingError, UserError
 from luthier.evaluation.compare import summarise
 from luthier.evaluation.held_out import HeldOut, Rows, ScoreSettings
 from luthier.evaluation.shots import ShotRows, draw_shots
 from luthier.evaluation.table import before_after_table
 from luthier.home import cache_root
 from luthier.jobfolder import write_json
-from luthier.weights.load import compute_dtype, context_length, find_device
+from luthier.weights.load import compute_dtype, find_device
 from luthier.weights.target import Target, find_target
 
 Array = np.ndarray[Any, Any]
@@ -61,13 +63,14 @@ def evaluate(request: dict[str, Any], console: Console) -> None:
             task = bar.add_task("", total=held_out.work)
             held_out.score(model, scores, lambda done: bar.advance(task, done))
         metrics = summarise(scores)
+    metrics["notes"] = [*prepared.warnings, *metrics["notes"]]
     _show(request, console, metrics, target.name + (f", {shots} examples in the prompt" if shots else ""), side)
 
 
 def _settings(target: Target, given: dict[str, Any]) -> Hyperparameters:
     """The run's own settings, or the model family's defaults, with what was given on top."""
     if target.provenance:
-        return parse(dict(target.provenance["settings"]) | given)
+        return parse(given, target.provenance["settings"])
     return parse(given, target.entry.default_hyperparameters if target.entry else {})
 
 
@@ -79,7 +82,7 @@ def _prepare(target: Target, request: dict[str, Any], values: Hyperparameters, t
     if trained_kind and asked == "auto":
         kind = str(trained_kind)
     else:
-        kind = resolve_kind(asked, values, frozenset(), channels["training"])
+        kind = resolve_kind(asked, values, values.given, channels["training"])
     settings = DataSettings.from_hyperparameters(kind, values, frozenset(), target.entry, context_length(target.base))
     settings = settings.scoring_only(Template.from_json(stored) if stored else None)
     return prepare(channels, settings, tokenizer, cache_root())
@@ -100,6 +103,8 @@ def _apart(pool: Array, rows: Array, shots: int, seed: int) -> tuple[Array, Arra
     """Keep examples and scored rows apart when they come from the same folder."""
     if pool is not rows:
         return pool, rows
+    if shots >= len(rows):
+        raise SettingError(f"--shots {shots}: of {len(rows)} rows none would be left to score; ask for fewer")
     taken = np.random.default_rng(seed).permutation(rows)[:shots]
     return np.sort(taken), np.setdiff1d(rows, taken)
 
@@ -121,4 +126,4 @@ def _show(request: dict[str, Any], console: Console, metrics: dict[str, Any], na
     shown = {"tuned": metrics, "labels": {"tuned": name}, "split": side}
     console.print(before_after_table(shown | {key: metrics[key] for key in ("rows", "scored_by_generation")}))
     for note in metrics["notes"]:
-        console.print(f"[yellow]note:[/] {note}", highlight=False)
+        console.print(f"[yellow]note:[/] {escape(note)}", highlight=False)

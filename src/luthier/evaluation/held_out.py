@@ -55,6 +55,7 @@ class HeldOut:
 
     def __init__(self, prepared: Rows, tokenizer: Tokenizer, rows: Array, settings: ScoreSettings) -> None:
         self.prepared = prepared
+        self.tokens = _completions_only(prepared.tokens, tokenizer)
         self.tokenizer = tokenizer
         self.rows = rows
         self.settings = settings
@@ -63,7 +64,7 @@ class HeldOut:
 
     def score(self, model: Model, path: Path, advance: Callable[[int], None]) -> None:
         """Write the scores file of `model`; `advance` is told of rows done (likelihood and generation count alike)."""
-        tokens = self.prepared.tokens
+        tokens = self.tokens
         packed = self.settings.packing and model.packs
         columns = np.zeros((len(tokens), 3)) if len(self.rows) else np.zeros((0, 3))
         pad = self.tokenizer.pad_id
@@ -99,8 +100,7 @@ class HeldOut:
 
     def _room(self) -> int:
         """New tokens allowed: a quarter more than the longest reference needs."""
-        tokens: TokenStore = self.prepared.tokens
-        longest = max((int(tokens.trained_counts[row]) for row in self.sample), default=0)
+        longest = max((int(self.tokens.trained_counts[row]) for row in self.sample), default=0)
         return min(GENERATION_CEILING, max(16, longest + longest // 4))
 
     def _answered(
@@ -139,3 +139,8 @@ class HeldOut:
             return example.completion
         last = [piece for piece in example.pieces if piece.trained][-1:]
         return self.tokenizer.decode(self.tokenizer.encode(last))
+
+
+def _completions_only(tokens: TokenStore, tokenizer: Tokenizer) -> TokenStore:
+    """The same rows with loss on completions alone: what is scored, whatever was trained on."""
+    return tokens if tokens.completion_only else TokenStore(tokens.folder, tokenizer.vocab_size)

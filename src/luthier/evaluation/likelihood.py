@@ -34,8 +34,8 @@ def score_rows(
         on_device = batch.to(model.device)
         scores = model.scores(on_device)
         count = len(batch.rows)
-        loss = torch.zeros(count, dtype=torch.float64).index_add_(0, batch.row_of_label_N, scores.loss_N.double().cpu())
-        hits = torch.zeros(count, dtype=torch.long).index_add_(0, batch.row_of_label_N, scores.hit_N.long().cpu())
+        loss = torch.zeros(count, dtype=torch.float64).index_add_(0, batch.row_of_label_N, scores.loss_N.cpu().double())
+        hits = torch.zeros(count, dtype=torch.long).index_add_(0, batch.row_of_label_N, scores.hit_N.cpu().long())
         labels = torch.bincount(batch.row_of_label_N, minlength=count)
         for place, row in enumerate(batch.rows):
             yield RowLikelihood(row, float(loss[place]), int(labels[place]), int(hits[place]))

@@ -56,9 +56,10 @@ def announce_result(console: Console, folder: JobFolder, metrics: Mapping[str, A
         highlight=False,
     )
     for label, path in (("report", folder.report), ("artifact", folder.artifact), ("ledger", folder.ledger)):
-        console.print(f"{label:9}{_short(path)}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"{label:9}{shown(path)}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _short(path: Path) -> str:
+def shown(path: Path) -> str:
+    """A path as a person in the current folder would write it."""
     here = Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)

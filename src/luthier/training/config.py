@@ -83,6 +83,11 @@ def read_settings(values: Hyperparameters) -> Settings:
     save = _strategy(values, "save_strategy", "save_steps")
     if v["lr_scheduler_type"] == "constant" and values.given & {"warmup_steps", "warmup_ratio"}:
         raise SettingError("lr_scheduler_type=constant has no warm-up; use constant_with_warmup")
+    if v["train_from_scratch"] and v["peft_type"] == "lora":
+        raise SettingError(
+            "train_from_scratch=True with peft_type=lora: the artifact would be an adapter on random weights that are "
+            "not kept; add peft_type=none"
+        )
     return Settings(
         RunSettings(
             v["epoch"], v["max_steps"], v["per_device_train_batch_size"], v["per_device_eval_batch_size"],

@@ -55,8 +55,8 @@ def check_room(need: Forecast, folder: Path, device: torch.device) -> None:
     held = 0 if device.type == "cuda" else psutil.Process().memory_info().rss
     if need.memory > free_memory + held:
         raise CapacityError(
-            f"the run needs {_size(need.memory)} of memory on {device} before activations, {_size(free_memory + held)} are "
-            "free; use peft_type=lora, bf16=True, a smaller model or another device"
+            f"the run needs {_size(need.memory)} of memory on {device} before activations, "
+            f"{_size(free_memory + held)} are free; use peft_type=lora, bf16=True, a smaller model or another device"
         )
 
 

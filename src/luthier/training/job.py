@@ -7,6 +7,7 @@ Each stage leaves its result in the job folder before the next one starts, so a 
 
 from __future__ import annotations
 
+import shlex
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -19,14 +20,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from luthier.data.batches import Plan
+from luthier.data.ledger import check_truncated
 from luthier.data.prepare import Prepared, prepare
 from luthier.data.tokenize import Tokenizer
-from luthier.errors import DataError, Problem
+from luthier.errors import Interrupted
 from luthier.evaluation.held_out import HeldOut, ScoreSettings
 from luthier.evaluation.report import write_report
 from luthier.home import cache_root
 from luthier.jobfolder import JobFolder, write_json
-from luthier.training.announce import announce_data, announce_order, announce_result
+from luthier.training.announce import announce_data, announce_order, announce_result, shown
 from luthier.training.checkpoint import Checkpoints, TrainingState
 from luthier.training.forecast import check_room, forecast
 from luthier.training.metrics import MetricsLog, TrainingBar
@@ -90,7 +92,7 @@ def _prepare(folder: JobFolder, console: Console) -> Stage:
     prepared = prepare(order.channels, order.data, tokenizer, cache_root(), say)
     folder.failure.unlink(missing_ok=True)
     prepared.write_ledger(folder.ledger)
-    _check_truncation(order, prepared)
+    check_truncated(prepared.counts, order.data.kind, order.job.max_truncated)
     if folder.split.exists():
         prepared.split.verify(folder.split)
     else:
@@ -103,15 +105,6 @@ def _prepare(folder: JobFolder, console: Console) -> Stage:
     write_json(folder.root / "run.json", record)
     announce_data(console, prepared, record["warnings"])
     return Stage(folder, order, tokenizer, prepared, record, console)
-
-
-def _check_truncation(order: Order, prepared: Prepared) -> None:
-    counts, limit = prepared.counts, order.max_truncated
-    if limit is not None and counts.truncated > limit * max(counts.rows, 1):
-        raise DataError(Problem("", 0, (
-            f"{counts.truncated:,} of {counts.rows:,} rows are truncated, more than --max-truncated {limit:g} allows; raise "
-            "max_input_length (if the model's context allows), shorten the rows, or raise the limit"
-        )))  # fmt: skip
 
 
 def _load(order: Order) -> Model:
@@ -178,6 +171,9 @@ def _train(
     try:
         with TrainingBar(stage.console, run.total_steps, state.step) as bar:
             train(run, state, log, bar, stop_asked)
+    except Interrupted as stop:
+        here = shlex.quote(shown(stage.folder.root))
+        raise Interrupted(f"{stop}; go on with: luthier tune --resume --out {here}") from None
     finally:
         log.close()
     return state

@@ -14,12 +14,13 @@ from luthier.catalog.entry import Entry
 from luthier.catalog.hub import fetch
 from luthier.catalog.hyperparameters import Hyperparameters, parse
 from luthier.catalog.locate import Location, locate
+from luthier.catalog.shape import context_length
 from luthier.data.kind import resolve_kind
 from luthier.data.settings import DataSettings
 from luthier.errors import EulaError, RunFolderError, UserError
 from luthier.jobfolder import Job, JobFolder
 from luthier.training.config import Settings, read_settings
-from luthier.weights.load import compute_dtype, context_length, find_device
+from luthier.weights.load import compute_dtype, find_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +40,6 @@ class Order:
     @property
     def entry(self) -> Entry | None:
         return self.location.entry
-
-    @property
-    def max_truncated(self) -> float | None:
-        """Share of rows that may be truncated; Autopilot's documented 60 % unless set, else no limit."""
-        if self.job.max_truncated is None and self.data.kind == "autopilot":
-            return 0.6
-        return self.job.max_truncated
 
     def fingerprint(self, data_fingerprint: str, weights_sha256: str) -> str:
         """Identity of the run's mathematics: a checkpoint is only read back under the same one."""

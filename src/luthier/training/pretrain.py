@@ -147,7 +147,8 @@ def main() -> None:
     request = json.load(sys.stdin)
     console = Console()
     recipe = Recipe.read(Path(request["config"]))
-    folder = pretrain(Path(request["corpus"]), Path(request["out"]), recipe, request.get("hyperparameters", {}), console)
+    overrides = request.get("hyperparameters") or {}
+    folder = pretrain(Path(request["corpus"]), Path(request["out"]), recipe, overrides, console)
     console.print(f"model  {folder}", highlight=False)
 
 

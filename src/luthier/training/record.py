@@ -15,10 +15,10 @@ import torch
 
 from luthier.catalog.hyperparameters import Hyperparameters
 from luthier.catalog.locate import Location
+from luthier.catalog.shape import read_config
 from luthier.data.prepare import Prepared
 from luthier.jobfolder import FORMAT_VERSION, Job
 from luthier.weights.fingerprint import weights_hash
-from luthier.weights.load import read_config
 
 PACKAGES = ("luthier", "torch", "transformers", "peft", "tokenizers", "safetensors", "numpy")
 
@@ -32,7 +32,7 @@ def model_record(location: Location, folder: Path) -> dict[str, Any]:
         "repository": location.repository,
         "revision": location.revision,
         "weights_sha256": weights_hash(folder),
-        "architecture": (config.get("architectures") or ["?"])[0],  # type: ignore[index]
+        "architecture": (config.get("architectures") or ["?"])[0],
     }
 
 

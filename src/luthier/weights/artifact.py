@@ -13,6 +13,7 @@ import gzip
 import json
 import shutil
 import tarfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from peft import PeftModel
 from torch import nn
 
 from luthier.errors import UserError
-from luthier.jobfolder import write_json
+from luthier.jobfolder import FORMAT_VERSION, write_json
 from luthier.weights.model import Model
 
 PROVENANCE = "luthier.json"
@@ -91,18 +92,37 @@ def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpack a model.tar.gz; members that would leave `folder`, links and devices are refused."""
+    """Unpack a model.tar.gz. UserError for a broken archive, and for members that are not plain files inside it."""
     try:
-        with tarfile.open(archive, "r:gz") as tar:
-            tar.extractall(folder, filter="data")
-    except (tarfile.TarError, EOFError, gzip.BadGzipFile) as error:
+        with gzip.open(archive) as unzipped, tarfile.open(fileobj=unzipped, mode="r:") as tar:
+            tar.extractall(folder, filter=_plain_file)  # noqa: S202 (that filter is what the rule asks for)
+            while unzipped.read(1 << 20):  # the checksum stands behind the last member
+                pass
+    except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error, FileNotFoundError) as error:
         raise UserError(f"{archive}: not a sound model archive: {error}") from error
 
 
+def _plain_file(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo:
+    """Refuse what `pack` never writes: absolute names, links, devices, and (Python's own rule) names that lead out."""
+    if member.name.startswith(("/", "\\")):
+        raise tarfile.AbsolutePathError(member)
+    if not (member.isreg() or member.isdir()):
+        raise tarfile.SpecialFileError(member)
+    return tarfile.data_filter(member, folder)
+
+
 def read_provenance(folder: Path) -> dict[str, Any]:
-    """luthier.json of an artifact folder; UserError when it is not one."""
+    """luthier.json of an artifact folder; UserError when it is not one, or of a newer format."""
     path = folder / PROVENANCE
     if not path.is_file():
         raise UserError(f"{folder}: not a Luthier artifact (no {PROVENANCE})")
-    stored: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    try:
+        stored: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON: {error}") from None
+    if stored.get("format_version", 0) > FORMAT_VERSION:
+        raise UserError(
+            f"{folder}: written by a newer Luthier (format {stored['format_version']}, this one reads up to "
+            f"{FORMAT_VERSION}); upgrade Luthier to read it"
+        )
     return stored

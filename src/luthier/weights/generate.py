@@ -1,15 +1,20 @@
 """Greedy generation in batches, for scoring and for `luthier generate`.
 
-Rows are sorted by prompt length so that batches carry little padding; answers come back in the order asked.
+Rows are sorted by prompt length so that batches carry little padding; answers come back in the order asked. Greedy
+means the most likely token each time: penalties and sampling that a base model's generation_config.json brings do not
+apply, for they would score the setting, not the weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
+from transformers import GenerationConfig
 
 from luthier.weights.model import Model
 
@@ -35,22 +40,33 @@ def generate(
 ) -> list[Generation]:
     """Continue each prompt greedily until a stop token; equal, token for token, to each prompt run alone.
 
-    `on_rows` is told the number of rows finished so far. A prompt that fills the context gets no token.
+    `on_rows` is told the number of rows finished so far. A prompt that is empty or fills the context gets no token.
     """
+    rooms = [_room(model, len(prompt), max_new_tokens) for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
     answers: dict[int, Generation] = {}
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        batch = [list(prompts[row]) for row in rows]
-        room = min(max_new_tokens, model.context_length - max(len(prompt) for prompt in batch))
+    for room, rows in _batches(order, rooms, batch_size):
         if room > 0:
-            found = _generate_batch(model, batch, stop_ids, pad_id, room)
+            found = _generate_batch(model, [list(prompts[row]) for row in rows], stop_ids, pad_id, room)
         else:
             found = [Generation([], truncated=True)] * len(rows)
         answers |= dict(zip(rows, found, strict=True))
         if on_rows:
             on_rows(len(answers))
     return [answers[row] for row in range(len(prompts))]
+
+
+def _room(model: Model, length: int, max_new_tokens: int) -> int:
+    """New tokens that a prompt of `length` may get."""
+    return min(max_new_tokens, model.context_length - length) if length else 0
+
+
+def _batches(order: list[int], rooms: list[int], batch_size: int) -> Iterator[tuple[int, list[int]]]:
+    """Batches of rows that have the same room, so that a long prompt never shortens another row's answer."""
+    for room, group in groupby(order, key=lambda row: rooms[row]):
+        rows = list(group)
+        for start in range(0, len(rows), batch_size):
+            yield room, rows[start : start + batch_size]
 
 
 def _generate_batch(
@@ -62,8 +78,8 @@ def _generate_batch(
     for line, prompt in enumerate(prompts):
         input_ids[line, width - len(prompt) :] = torch.tensor(prompt)
         mask[line, width - len(prompt) :] = 1
-    with model.computing():
-        network: Any = model.network
+    network: Any = model.plain  # with the adapter's layers inside
+    with model.computing(), _plainly(network):
         sequences = network.generate(
             input_ids=input_ids.to(model.device),
             attention_mask=mask.to(model.device),
@@ -75,6 +91,17 @@ def _generate_batch(
             pad_token_id=pad_id,
         )
     return [_until_stop(line[width:], set(stop_ids)) for line in sequences.tolist()]
+
+
+@contextmanager
+def _plainly(network: Any) -> Iterator[None]:
+    """Keep the base model's own generation settings out: transformers would mix them in."""
+    before = network.generation_config
+    network.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        network.generation_config = before
 
 
 def _until_stop(ids: list[int], stop_ids: set[int]) -> Generation:

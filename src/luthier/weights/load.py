@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -52,6 +53,9 @@ def load_model(
 
     `frozen` weights (the base under an adapter, or a model that only scores) are kept in `dtype`; weights that train
     are kept in fp32, whatever the compute type. `from_scratch` draws new weights from `seed` instead.
+
+    Raises ModelNotFoundError when there are no safetensors weights, UserError when they cannot be read, do not fit
+    config.json, or lack a parameter of it.
     """
     transformers_logging.disable_progress_bar()
     kept = dtype if frozen else torch.float32
@@ -70,39 +74,43 @@ def _stored(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
             "save_pretrained first"
         )
     try:
-        network: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, local_files_only=True, attn_implementation="sdpa"
+        found: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, local_files_only=True, attn_implementation="sdpa",
+            output_loading_info=True,
+        )  # fmt: skip
+    except (ValueError, OSError, KeyError, RuntimeError, SafetensorError) as error:
+        raise _unloadable(folder, error) from error
+    network: PreTrainedModel = found[0]
+    missing = sorted(found[1]["missing_keys"])
+    if missing:  # transformers would go on with random values there
+        raise UserError(
+            f"{folder}: the stored weights lack {len(missing)} parameters that config.json asks for (first: "
+            f"{missing[0]}); copy the whole model again"
         )
-    except (ValueError, OSError, KeyError) as error:
-        reason = _first_line(error)
-        raise UserError(f"{folder}: not a causal language model that transformers can load: {reason}") from error
     return network
 
 
 def _fresh(folder: Path, dtype: torch.dtype, seed: int) -> PreTrainedModel:
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network: PreTrainedModel = AutoModelForCausalLM.from_config(
+                config, dtype=dtype, attn_implementation="sdpa"
+            )
+    except (ValueError, OSError, KeyError) as error:
+        raise _unloadable(folder, error) from error
     return network
+
+
+def _unloadable(folder: Path, error: Exception) -> UserError:
+    reason = "the weights do not fit config.json" if "mismatched_sizes" in str(error) else _first_line(error)
+    return UserError(f"{folder}: not a causal language model that transformers can load: {reason}")
 
 
 def weights_bytes(folder: Path) -> int:
     """Bytes of the stored weights."""
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-
-
-def read_config(folder: Path) -> dict[str, object]:
-    """config.json of a model folder, as stored."""
-    stored: dict[str, object] = json.loads((folder / "config.json").read_text("utf-8"))
-    return stored
-
-
-def context_length(base: Path) -> int:
-    """Positions a model was built for, by its config.json; 0 when the architecture has no limit."""
-    config = read_config(base)
-    names = ("max_position_embeddings", "n_positions", "max_seq_len")
-    return next((int(str(config[name])) for name in names if config.get(name)), 0)
 
 
 def _first_line(error: Exception) -> str:

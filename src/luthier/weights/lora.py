@@ -59,6 +59,8 @@ def resolve_targets(asked: str, network: PreTrainedModel, family_default: tuple[
         targets = family_default or FAMILY_TARGETS.get(network.config.model_type, ())
         return tuple(name for name in targets if name in linear) or linear
     names = tuple(name.strip() for name in asked.split(",") if name.strip())
+    if not names:
+        raise SettingError(f"lora_target_modules={asked}: no layer is named; use default, all-linear, or names")
     for name in names:
         if name not in linear:
             raise SettingError(

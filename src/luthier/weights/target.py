@@ -69,10 +69,14 @@ def _from_artifact(folder: Path, say: Callable[[str], None]) -> Target:
 
 
 def _base_of(model: dict[str, Any], say: Callable[[str], None]) -> Path:
-    """The base model an adapter was trained on: where it was then, or by its name now; the weights must be the same."""
+    """The base an adapter was trained on: where it was then, or by its name now; the weights must be the same."""
     folder = Path(model["folder"])
     if not (folder / "config.json").is_file():
-        folder = fetch(locate(model["repository"] or model["name"]), say)
+        try:
+            folder = fetch(locate(model["repository"] or model["name"]), say)
+        except ModelNotFoundError as error:
+            gone = f"{folder}: the base model that the adapter was trained on is gone"
+            raise ModelNotFoundError(f"{gone}: {error}") from None
     if weights_hash(folder) != model["weights_sha256"]:
         raise ModelNotFoundError(
             f"{folder}: not the weights that the adapter was trained on ({model['name']}, sha256 "

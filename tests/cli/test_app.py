@@ -1,0 +1,142 @@
+"""The command tree: starts fast without torch, and every error leaves as one line and an exit code."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from child import Luthier
+from typer.testing import CliRunner
+
+from luthier import __version__
+from luthier.cli import engine
+from luthier.cli.app import COMMANDS, app
+from luthier.cli.engine import Call
+from luthier.cli.reference import commands
+
+
+def test_help_lists_every_command(luthier: Luthier) -> None:
+    shown = luthier("--help")
+    assert shown.returncode == 0
+    for name, _, _ in COMMANDS:
+        assert f" {name} " in shown.stdout
+    assert "cache" in shown.stdout
+
+
+@pytest.mark.parametrize("path", [path.split()[1:] for path, _ in commands()], ids=" ".join)
+def test_every_command_has_help(path: list[str]) -> None:
+    shown = CliRunner().invoke(app, [*path, "--help"])
+    assert shown.exit_code == 0
+    assert "Usage" in shown.output
+
+
+def test_version(luthier: Luthier) -> None:
+    assert luthier("--version").stdout == f"luthier {__version__}\n"
+
+
+def test_help_imports_no_engine(tmp_path: Path) -> None:
+    code = (
+        "import sys\nsys.argv = ['luthier', 'tune', '--help']\nfrom luthier.cli import main\n"
+        "try:\n    main()\nfinally:\n"
+        "    heavy = {'torch', 'transformers', 'peft', 'tokenizers', 'huggingface_hub', 'numpy', 'boto3', 'pyarrow'}\n"
+        "    print(sorted(heavy & sys.modules.keys()), file=sys.stderr)\n"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert shown.returncode == 0
+    assert shown.stderr == "[]\n"
+
+
+def test_help_starts_in_well_under_a_second(luthier: Luthier) -> None:
+    def seconds(*command: str) -> float:
+        times = []
+        for _ in range(3):
+            start = time.perf_counter()
+            subprocess.run([sys.executable, *command], capture_output=True, check=True)
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    # Against this machine's own start of Python, so that a busy machine does not fail the test.
+    assert seconds("-m", "luthier", "--help") < 0.8 + 5 * seconds("-c", "pass")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["tuen"], 2, "tune"),
+        (["tune", "--bogus"], 2, "--bogus"),
+        (["tune"], 2, "no DATA is given"),
+        (["tune", "nowhere"], 2, "nowhere: no such file or folder"),
+        (["tune", "x", "--kind", "poem"], 2, "poem"),
+        (["tune", "x", "--device", "gpu"], 2, "expected auto, cpu, cuda, cuda:N or mps"),
+        (["tune", "ftp://host/rows"], 2, "ftp:// is not supported"),
+        (["inspect", "s3://bucket/rows"], 2, "only `luthier tune` reads s3://"),
+        (["models", "gpt2-xxl"], 2, "did you mean 'gpt2-xl'?"),
+        (["generate", "luthier/tiny"], 2, "either a text or --file"),
+        (["export", "nowhere", "--merged", "--adapter"], 2, "choose the form"),
+        (["export", "nowhere", "--merged"], 2, "not a Luthier run"),
+        (["evaluate", "no-such-model", "nowhere"], 2, "nowhere"),
+    ],
+)
+def test_errors_are_one_line_and_an_exit_code(luthier: Luthier, arguments: list[str], code: int, words: str) -> None:
+    ended = luthier(*arguments)
+    assert (ended.returncode, ended.stdout) == (code, "")
+    assert ended.stderr.startswith("luthier: error: ")
+    assert ended.stderr.count("\n") == 1
+    assert words in ended.stderr
+
+
+def test_an_unforeseen_error_shows_its_traceback_only_on_request(tmp_path: Path) -> None:
+    code = "from luthier.cli import app\napp.app = lambda **_: 1 / 0\napp.main()"
+    for debug, expected in (("", False), ("1", True)):
+        environment = {**os.environ, "LUTHIER_DEBUG": debug}
+        ended = subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=environment, check=False
+        )
+        assert ended.returncode == 1
+        assert "ZeroDivisionError: division by zero" in ended.stderr
+        assert ("Traceback" in ended.stderr) is expected
+
+
+def test_a_reader_that_goes_away_causes_no_complaint(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m luthier hyperparameters --json | head -n 1"
+    ended = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.stdout == "[\n"
+    assert ended.stderr == ""
+
+
+def hand_over_in_child(module: str, source: str, folder: Path, request: str) -> subprocess.CompletedProcess[str]:
+    (folder / f"{module}.py").write_text(source)
+    code = f"from luthier.cli.engine import Call, hand_over\nhand_over(Call({module!r}, ('a b',), {request}))"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), *filter(None, sys.path)])}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+
+
+def test_handing_over_passes_arguments_request_and_exit_code(tmp_path: Path) -> None:
+    source = "import json, os, sys\nprint(sys.argv[1:], len(json.load(sys.stdin)['text']))\nsys.exit(7)"
+    ended = hand_over_in_child("room", source, tmp_path, "{'text': 'ä' * 200_000}")
+    assert ended.stderr == ""
+    assert (ended.stdout, ended.returncode) == ("['a b'] 200000\n", 7)
+
+
+def test_the_engine_takes_the_place_of_the_process(tmp_path: Path) -> None:
+    """So kill -9 on `luthier tune` ends the training itself, and leaves no orphan holding the run's lock."""
+    (tmp_path / "room.py").write_text("import os, sys, time\nprint(os.getpid(), flush=True)\ntime.sleep(60)")
+    code = "from luthier.cli.engine import Call, hand_over\nhand_over(Call('room'))"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)])}
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
+    assert child.stdout is not None
+    with child, child.stdout:
+        assert int(child.stdout.readline()) == child.pid
+        child.kill()
+
+
+def test_a_module_in_the_current_folder_is_not_imported_by_the_engine(tmp_path: Path, luthier: Luthier) -> None:
+    (tmp_path / "psutil.py").write_text("raise SystemExit('imported from the current folder')")
+    assert engine.Call("luthier.data").argv[1:] == ["-P", "-m", "luthier.data"]
+    ended = subprocess.run([*Call("luthier.training.doctor").argv], cwd=tmp_path, input='{"json": true}',
+                           capture_output=True, text=True, check=False)  # fmt: skip
+    assert ended.returncode == 0, ended.stderr

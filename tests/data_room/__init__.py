@@ -1,0 +1,1 @@
+"""Tests of the data room (src/luthier/data); tests/data holds fixtures."""

@@ -1,0 +1,126 @@
+"""Which rows go into which step, and the tensors of a micro-batch."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from token_rows import write_store
+
+from luthier.data.batches import Plan, collate, in_order
+from luthier.layers.batch import Batch
+
+PAD = 3
+LENGTHS = st.lists(st.integers(2, 30), min_size=1, max_size=20)
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> Plan:
+    rows = draw(st.lists(st.integers(0, 999), min_size=1, max_size=60, unique=True))
+    return Plan(np.array(rows), draw(st.integers(1, 9)), draw(st.integers(1, 4)), draw(st.integers(0, 99)))
+
+
+def epoch_of(plan: Plan, epoch: int) -> list[list[list[int]]]:
+    first = epoch * plan.steps_per_epoch
+    return [plan.micro_batches(first + step) for step in range(plan.steps_per_epoch)]
+
+
+@given(plans(), st.integers(0, 3))
+def test_an_epoch_takes_each_row_once(plan: Plan, epoch: int) -> None:
+    steps = epoch_of(plan, epoch)
+    taken = [row for step in steps for batch in step for row in batch]
+    assert sorted(taken) == sorted(plan.rows.tolist())
+    window = plan.rows_per_batch * plan.accumulation
+    assert [sum(map(len, step)) for step in steps[:-1]] == [window] * (len(steps) - 1)
+    assert 0 < sum(map(len, steps[-1])) <= window
+    for step in steps:
+        assert [len(batch) for batch in step[:-1]] == [plan.rows_per_batch] * (len(step) - 1)
+        assert 0 < len(step[-1]) <= plan.rows_per_batch
+        assert len(step) <= plan.accumulation
+
+
+@given(plans(), st.integers(0, 200))
+def test_a_step_is_a_function_of_seed_and_step(plan: Plan, step: int) -> None:
+    again = Plan(plan.rows.copy(), plan.rows_per_batch, plan.accumulation, plan.seed)
+    again.micro_batches(0)  # what was asked before makes no difference
+    assert plan.micro_batches(step) == again.micro_batches(step)
+
+
+def test_epochs_and_seeds_give_other_orders() -> None:
+    plan = Plan(np.arange(50), 5, 2, 1)
+    assert epoch_of(plan, 0) != epoch_of(plan, 1)
+    assert epoch_of(plan, 0) != epoch_of(Plan(np.arange(50), 5, 2, 2), 0)
+    assert epoch_of(plan, 0) != [[list(range(10 * step, 10 * step + 5)), list(range(10 * step + 5, 10 * step + 10))]
+                                 for step in range(5)]
+
+
+def test_the_last_window_is_partial() -> None:
+    plan = Plan(np.arange(100, 111), rows_per_batch=2, accumulation=3, seed=0)
+    assert plan.steps_per_epoch == 2
+    assert [[len(batch) for batch in step] for step in epoch_of(plan, 0)] == [[2, 2, 2], [2, 2, 1]]
+    assert plan.epoch_of(3) == 1.5
+
+
+def check_labels(batch: Batch, ids: list[np.ndarray], trained: list[np.ndarray]) -> None:
+    """Each label is the token after its position, in its own row, and all trained tokens are labels once."""
+    flat = batch.input_ids_BT.flatten()
+    expected = [(row, int(token)) for row, (one, mask) in enumerate(zip(ids, trained, strict=True)) for token in one[mask]]
+    assert list(zip(batch.row_of_label_N.tolist(), batch.labels_N.tolist(), strict=True)) == expected
+    assert flat[batch.positions_N + 1].tolist() == batch.labels_N.tolist()
+    assert batch.completion_tokens == sum(int(mask.sum()) for mask in trained)
+    assert batch.tokens == sum(map(len, ids))
+
+
+@settings(max_examples=30, deadline=None)
+@given(LENGTHS, st.booleans(), st.integers(0, 9))
+def test_a_micro_batch_holds_its_rows(lengths: list[int], completion_only: bool, seed: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        store = write_store(Path(folder), lengths, seed, completion_only)
+        rows = np.random.default_rng(seed).permutation(len(lengths)).tolist()
+        ids, trained = (list(column) for column in zip(*(store.row(row) for row in rows), strict=True))
+        packed, padded = collate(store, rows, True, PAD), collate(store, rows, False, PAD)
+    own = tuple(map(len, ids))
+    assert packed.rows == padded.rows == tuple(rows)
+    assert packed.row_lengths == padded.row_lengths == own
+    check_labels(packed, ids, trained)
+    check_labels(padded, ids, trained)
+
+    assert packed.attention_mask_BT is None
+    assert packed.input_ids_BT.tolist() == [np.concatenate(ids).tolist()]
+    assert packed.position_ids_BT.tolist() == [[place for length in own for place in range(length)]]
+
+    assert padded.attention_mask_BT is not None
+    assert padded.input_ids_BT.shape == padded.position_ids_BT.shape == (len(rows), max(own))
+    for line, one in enumerate(ids):
+        assert padded.input_ids_BT[line].tolist() == one.tolist() + [PAD] * (max(own) - len(one))
+        assert padded.attention_mask_BT[line].tolist() == [1] * len(one) + [0] * (max(own) - len(one))
+        assert padded.position_ids_BT[line].tolist() == list(range(max(own)))
+
+
+def test_a_first_token_is_never_a_label(tmp_path: Path) -> None:
+    store = write_store(tmp_path, [4, 3], completion_only=False)
+    assert collate(store, [0, 1], True, PAD).positions_N.tolist() == [0, 1, 2, 4, 5]
+    assert collate(store, [0, 1], False, PAD).positions_N.tolist() == [0, 1, 2, 4, 5]
+    assert collate(store, [1, 0], False, PAD).positions_N.tolist() == [0, 1, 4, 5, 6]
+
+
+@settings(max_examples=30, deadline=None)
+@given(LENGTHS, st.integers(1, 7), st.booleans())
+def test_scoring_order_is_longest_first_and_complete(lengths: list[int], rows_per_batch: int, packed: bool) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        store = write_store(Path(folder), lengths)
+        rows = np.arange(len(lengths))[::2]
+        batches = list(in_order(store, rows, rows_per_batch, packed, PAD))
+    assert sorted(row for batch in batches for row in batch.rows) == rows.tolist()
+    seen = [length for batch in batches for length in batch.row_lengths]
+    assert seen == sorted(seen, reverse=True)
+    assert all(len(batch.rows) == rows_per_batch for batch in batches[:-1])
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_no_rows_no_batch(tmp_path: Path, packed: bool) -> None:
+    assert list(in_order(write_store(tmp_path, [3]), np.empty(0, np.int64), 4, packed, PAD)) == []

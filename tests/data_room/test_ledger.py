@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+from luthier.data.ledger import Counts, check_truncated, count, lines, say_losses
+from luthier.data.rows import ROW, Fate, FileName, Reason, RowTable
+from luthier.errors import DataError
+
+
+def table() -> RowTable:
+    entries = np.zeros(4, ROW)
+    entries["line"] = [1, 2, 1, 2]
+    entries["file"] = [0, 0, 1, 1]
+    entries["tokens"] = [10, 20, 30, 40]
+    entries["completion"] = [1, 2, 3, 4]
+    entries["fate"] = [Fate.KEPT, Fate.TRUNCATED, Fate.DROPPED, Fate.DROPPED]
+    entries["reason"] = [Reason.NONE, Reason.NONE, Reason.NO_ROOM, Reason.VALIDATION_SAMPLE]
+    entries["cut"] = [0, 5, 0, 0]
+    return RowTable([FileName("training", "a.jsonl"), FileName("validation", "a.jsonl")], entries)
+
+
+def test_counts() -> None:
+    counts = count(table())
+    training = Counts(2, 1, 1, 0, 30, 3)
+    assert counts == Counts(4, 1, 1, 2, 30, 3, {"training": training, "validation": Counts(2, 0, 0, 2, 0, 0)})
+    assert counts.truncated_share == 0.25
+
+
+def test_lines_name_each_row_and_its_reason() -> None:
+    written = list(lines(table(), np.array([0, 0, -1, -1], np.int8)))
+    assert [line["row"] for line in written] == [
+        "training/a.jsonl:1", "training/a.jsonl:2", "validation/a.jsonl:1", "validation/a.jsonl:2",
+    ]  # fmt: skip
+    assert [line["reason"] for line in written] == [
+        None, None, "the prompt leaves no room for a completion token (the row has 30 tokens)",
+        "not in the sample of max_val_samples",
+    ]  # fmt: skip
+    assert [line["tokens"] for line in written] == [10, 20, 0, 0]
+
+
+def test_losses_are_said_with_the_first_rows() -> None:
+    said = say_losses(table(), 20)
+    assert said[0].startswith("1 of 4 rows is truncated to 20 tokens: 5 tokens cut on the right")
+    assert "1 of 4 rows is dropped, the prompt leaves no room for a completion token: validation/a.jsonl:1" in said
+
+
+@pytest.mark.parametrize(
+    ("kind", "limit", "truncated", "refused"),
+    [
+        ("autopilot", None, 60, False),
+        ("autopilot", None, 61, True),
+        ("autopilot", 0.9, 61, False),
+        ("instruction", None, 100, False),
+        ("instruction", 0.5, 51, True),
+        ("instruction", 0.0, 1, True),
+    ],
+)
+def test_too_many_truncated_rows_are_refused(kind: str, limit: float | None, truncated: int, refused: bool) -> None:
+    counts = Counts(100, 100 - truncated, truncated, 0, 1, 1)
+    if refused:
+        with pytest.raises(DataError, match=re.escape(f"{truncated} of 100 rows are truncated")):
+            check_truncated(counts, kind, limit)
+    else:
+        check_truncated(counts, kind, limit)

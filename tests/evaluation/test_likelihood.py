@@ -1,0 +1,64 @@
+"""Likelihoods are Hugging Face's own, row by row, however the rows are batched and the head is cut."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import ARCHITECTURES, network_of
+from token_rows import VOCAB, loss_alone, write_store
+
+from luthier.evaluation.likelihood import Likelihood, RowLikelihood, score_rows, total
+from luthier.layers import head_loss
+from luthier.weights.model import Model
+
+LENGTHS = [9, 30, 2, 17, 17, 5, 41, 3]
+
+
+@pytest.mark.parametrize(("packed", "rows_per_batch"), [(True, 3), (True, 100), (False, 3), (False, 1), (True, 1)])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_each_row_scores_as_it_does_alone(
+    tmp_path: Path, architecture: str, packed: bool, rows_per_batch: int
+) -> None:
+    network = network_of(architecture)
+    store = write_store(tmp_path, LENGTHS)
+    model = Model(network, torch.float32, torch.device("cpu"))
+    rows = np.array([0, 1, 2, 4, 6, 7])
+    found = {
+        row.row: row for row in score_rows(model, store, rows, rows_per_batch=rows_per_batch, packed=packed, pad_id=3)
+    }
+    assert sorted(found) == rows.tolist()
+    for row in rows.tolist():
+        nats, count, hits = loss_alone(network, store, row)
+        assert found[row].loss_sum == pytest.approx(nats, rel=1e-5)
+        assert (found[row].tokens, found[row].correct) == (count, hits)
+
+
+def test_logits_are_held_for_one_chunk_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = write_store(tmp_path, LENGTHS)
+    model = Model(network_of("llama"), torch.float32, torch.device("cpu"))
+    rows = np.arange(len(LENGTHS))
+    whole = list(score_rows(model, store, rows, rows_per_batch=8, packed=True, pad_id=3))
+    sizes: list[int] = []
+    plain = head_loss._logits
+
+    def measured(hidden: torch.Tensor, *rest: torch.Tensor | None | torch.dtype) -> torch.Tensor:
+        logits: torch.Tensor = plain(hidden, *rest)  # type: ignore[arg-type]
+        sizes.append(logits.numel())
+        return logits
+
+    monkeypatch.setattr(head_loss, "CHUNK_ELEMENTS", 7 * VOCAB)
+    monkeypatch.setattr(head_loss, "_logits", measured)
+    chunked = list(score_rows(model, store, rows, rows_per_batch=8, packed=True, pad_id=3))
+    assert max(sizes) == 7 * VOCAB
+    assert sum(sizes) == int(store.trained_counts.sum()) * VOCAB
+    assert [(row.row, row.tokens, row.correct) for row in chunked] == [(row.row, row.tokens, row.correct) for row in whole]
+    assert [row.loss_sum for row in chunked] == pytest.approx([row.loss_sum for row in whole], rel=1e-6)
+
+
+def test_the_total_weighs_tokens_not_rows() -> None:
+    rows = [RowLikelihood(0, loss_sum=2.0, tokens=1, correct=1), RowLikelihood(1, loss_sum=3.0, tokens=9, correct=2)]
+    assert total(iter(rows)) == Likelihood(loss=0.5, token_accuracy=0.3, tokens=10)
+    assert total(iter([])) == Likelihood(0.0, 0.0, 0)

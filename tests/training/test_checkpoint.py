@@ -1,0 +1,86 @@
+"""Checkpoints are whole or absent, verified when read, and never more than asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from luthier.errors import CheckpointError
+from luthier.training.checkpoint import FILES, Checkpoints, TrainingState
+
+WEIGHTS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4, dtype=torch.bfloat16)}
+MOMENTS = {"a/exp_avg": torch.full((2, 3), 0.5), "a/step": torch.tensor(3.0)}
+
+
+def saved(folder: Path, *steps: int, limit: int = 2, best: int | None = None) -> Checkpoints:
+    checkpoints = Checkpoints(folder, limit, "identity")
+    for step in steps:
+        checkpoints.save(TrainingState(step=step, best_step=best, best_loss=1.5), WEIGHTS, MOMENTS)
+    return checkpoints
+
+
+def quiet(text: str) -> None:
+    """Say nothing."""
+
+
+def test_what_is_read_is_what_was_saved(tmp_path: Path) -> None:
+    found = saved(tmp_path, 3, best=3).latest(quiet)
+    assert found is not None
+    state, weights, moments = found
+    assert state == TrainingState(step=3, best_step=3, best_loss=1.5)
+    for name, value in WEIGHTS.items():
+        assert weights[name].dtype == value.dtype
+        assert torch.equal(weights[name], value)
+    assert all(torch.equal(moments[name], value) for name, value in MOMENTS.items())
+
+
+def test_the_newest_are_kept_and_the_best_besides(tmp_path: Path) -> None:
+    assert saved(tmp_path, 1, 2, 3, 4, 5, best=2).steps() == [5, 4, 2]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000002", "step-000004", "step-000005"]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "missing", "no state"])
+def test_a_torn_checkpoint_is_passed_over_and_said(tmp_path: Path, damage: str) -> None:
+    checkpoints = saved(tmp_path, 1, 2)
+    newest = tmp_path / "step-000002"
+    weights = newest / FILES[0]
+    content = bytearray(weights.read_bytes())
+    if damage == "truncated":
+        weights.write_bytes(content[:-3])
+    elif damage == "flipped":
+        content[-1] ^= 1
+        weights.write_bytes(content)
+    elif damage == "missing":
+        weights.unlink()
+    else:
+        (newest / "state.json").write_text("{")
+    said: list[str] = []
+    found = checkpoints.latest(said.append)
+    assert found is not None
+    assert found[0].step == 1
+    assert len(said) == 1
+    assert "step 2 is damaged" in said[0]
+
+
+def test_nothing_readable_is_none(tmp_path: Path) -> None:
+    assert Checkpoints(tmp_path, 2, "identity").latest(quiet) is None
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
+    saved(tmp_path, 1)
+    with pytest.raises(CheckpointError, match="other data, settings or base weights"):
+        Checkpoints(tmp_path, 2, "another identity").latest(quiet)
+
+
+def test_an_unfinished_write_is_no_checkpoint(tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path, 1)
+    (tmp_path / ".writing-99").mkdir()
+    (tmp_path / ".writing-99" / FILES[0]).write_bytes(b"half")
+    assert checkpoints.steps() == [1]
+
+
+def test_no_pickle_in_a_checkpoint(tmp_path: Path) -> None:
+    saved(tmp_path, 1)
+    assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} == {".safetensors", ".json"}

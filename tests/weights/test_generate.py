@@ -1,0 +1,124 @@
+"""Batched greedy answers are Hugging Face's own, one prompt at a time, token for token.
+
+The networks are random with initializer_range 0.1: the two likeliest tokens differ by far more than float noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import ARCHITECTURES, network_of
+
+from luthier.weights.generate import Generation, generate
+from luthier.weights.lora import attach
+from luthier.weights.model import Model
+
+PAD = 3
+POSITIONS = 48
+
+
+def model_of(architecture: str, adapted: bool = False) -> Model:
+    model = Model(network_of(architecture, seed=1, positions=POSITIONS), torch.float32, torch.device("cpu"))
+    if not adapted:
+        return model
+    targets = {"llama": "q_proj", "gpt_neox": "query_key_value", "gpt2": "c_attn"}
+    model = attach(model, r=4, alpha=32, dropout=0.1, targets=(targets[architecture],), seed=0)
+    torch.manual_seed(2)
+    for name, parameter in model.trainable().items():
+        if "lora_B" in name:  # zero at first: the adapter would change nothing
+            torch.nn.init.normal_(parameter, std=0.2)
+    model.network.eval()
+    return model
+
+
+def prompts_of(lengths: Sequence[int]) -> list[list[int]]:
+    torch.manual_seed(5)
+    return [torch.randint(4, 320, (length,)).tolist() for length in lengths]
+
+
+def alone(model: Model, prompt: list[int], stop_ids: list[int], max_new_tokens: int) -> Generation:
+    """One prompt by Hugging Face's generate, within the context."""
+    network: Any = model.network
+    room = min(max_new_tokens, POSITIONS - len(prompt))
+    ids = torch.tensor([prompt])
+    found = network.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=room, do_sample=False,
+        eos_token_id=stop_ids, pad_token_id=PAD,
+    )[0, len(prompt) :].tolist()  # fmt: skip
+    return Generation(found[:-1], False) if found[-1] in stop_ids else Generation(found, True)
+
+
+def ours(model: Model, prompts: list[list[int]], stop_ids: list[int], most: int, **more: Any) -> list[Generation]:
+    return generate(model, prompts, stop_ids=stop_ids, pad_id=PAD, max_new_tokens=most, **more)
+
+
+def stops_of(model: Model, prompts: list[list[int]]) -> list[int]:
+    """Tokens that some answers reach early and others late or never."""
+    free = [alone(model, prompt, [0], 10).ids for prompt in prompts]
+    return [0, free[1][0], free[2][4], free[3][9]]
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_batch_answers_as_each_prompt_alone(architecture: str, adapted: bool) -> None:
+    model = model_of(architecture, adapted)
+    prompts = prompts_of([9, 1, 23, 4, 17, 4, 30])
+    stop_ids = stops_of(model, prompts)
+    expected = [alone(model, prompt, stop_ids, 12) for prompt in prompts]
+    assert len({len(answer.ids) for answer in expected}) > 1
+    assert {answer.truncated for answer in expected} == {True, False}
+    assert ours(model, prompts, stop_ids, 12, batch_size=4) == expected
+    assert ours(model, prompts, stop_ids, 12) == expected
+
+
+def test_the_adapter_changes_the_answers() -> None:
+    prompts = prompts_of([5, 6])
+    assert ours(model_of("llama"), prompts, [0], 8) != ours(model_of("llama", adapted=True), prompts, [0], 8)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_long_prompt_shortens_no_other_answer(architecture: str) -> None:
+    model = model_of(architecture)
+    lengths = [POSITIONS - 1, 2, POSITIONS - 3, POSITIONS - 12, 20, POSITIONS - 3]
+    prompts = prompts_of(lengths)
+    found = ours(model, prompts, [0], 12)
+    assert [len(answer.ids) for answer in found] == [1, 12, 3, 12, 12, 3]
+    assert found == [alone(model, prompt, [0], 12) for prompt in prompts]
+
+
+def test_no_room_no_token() -> None:
+    found = ours(model_of("gpt2"), [*prompts_of([POSITIONS, POSITIONS + 5, 3]), []], [0], 4)
+    assert [len(answer.ids) for answer in found] == [0, 0, 4, 0]
+    assert all(answer.truncated for answer in found)
+
+
+def test_a_stop_token_first_is_an_empty_answer() -> None:
+    model = model_of("llama")
+    (prompt,) = prompts_of([7])
+    first = alone(model, prompt, [0], 1).ids[0]
+    assert ours(model, [prompt], [first], 5) == [Generation([], False)]
+
+
+def test_the_base_models_own_generation_settings_do_not_apply() -> None:
+    model = model_of("llama")
+    prompts = prompts_of([6, 9])
+    expected = [alone(model, prompt, [0], 10) for prompt in prompts]
+    settings = model.plain.generation_config
+    assert settings is not None
+    settings.update(repetition_penalty=9.0, do_sample=True, temperature=3.0, eos_token_id=expected[0].ids[2])
+    assert [alone(model, prompt, [0], 10) for prompt in prompts] != expected
+    assert ours(model, prompts, [0], 10) == expected
+    assert model.plain.generation_config is settings
+
+
+def test_rows_are_reported_as_they_finish() -> None:
+    seen: list[int] = []
+    ours(model_of("llama"), prompts_of([3, 5, 4, 8, 2]), [0], 2, batch_size=2, on_rows=seen.append)
+    assert seen == [2, 4, 5]
+
+
+def test_nothing_asked_nothing_answered() -> None:
+    assert ours(model_of("llama"), [], [0], 4) == []
