@@ -164,11 +164,12 @@ class JobFolder:
             yield
 
 
-def find_channels(data: Path) -> dict[str, Path]:
+def find_channels(data: Path, scoring: bool = False) -> dict[str, Path]:
     """Find the channels of a DATA argument.
 
     A folder with sub-folders named training|train (and validation|val, test) is a set of channels; any other
-    folder, or a single file, is the training channel itself.
+    folder, or a single file, is the training channel itself. For `scoring` a lone test/ or validation/ is enough: its
+    rows are then the ones to score, and stand where training rows would.
     """
     if not data.exists():
         raise UserError(f"{data}: no such file or folder")
@@ -181,6 +182,8 @@ def find_channels(data: Path) -> dict[str, Path]:
                 found[channel] = data / name
     if "training" in found:
         return found
+    if found and scoring:
+        return {"training": found.get("test") or found["validation"]}
     if found:
         present = ", ".join(f"{path.name}/" for path in found.values())
         raise UserError(f"{data}: has {present} but no training/ folder; put the training rows into {data}/training/")

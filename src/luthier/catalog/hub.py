@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import huggingface_hub
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from luthier.catalog.locate import Location
 from luthier.errors import CapacityError, ModelNotFoundError
@@ -43,7 +43,9 @@ def fetch(location: Location, say: Callable[[str], None], patterns: tuple[str, .
                 location.repository, revision=location.revision, allow_patterns=list(patterns), token=token
             )
         )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError, RuntimeError) as error:
+    except CapacityError:
+        raise
+    except Exception as error:  # the Hub's client lets its transport's own errors through, which change with it
         raise ModelNotFoundError(
             f"model {location.name!r} is not to be had: looked in {tried} ({_reason(error)}); put its Hugging Face "
             f"folder at $LUTHIER_MODELS/{location.repository}"

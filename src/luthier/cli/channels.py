@@ -18,9 +18,14 @@ def refuse_remote(location: str, _side: str) -> Path:
     raise UserError(f"{location}: only `luthier tune` reads s3://; copy the rows to a folder first")
 
 
-def read_channels(data: str, sides: Mapping[str, str | None], fetch: Fetch = refuse_remote) -> dict[str, Path]:
-    """DATA's own channels, with each given side in place of DATA's; UserError for a path that is not there."""
-    channels = find_channels(_local(data, "data", fetch))
+def read_channels(
+    data: str, sides: Mapping[str, str | None], fetch: Fetch = refuse_remote, scoring: bool = False
+) -> dict[str, Path]:
+    """DATA's own channels, with each given side in place of DATA's; UserError for a path that is not there.
+
+    `scoring`: DATA may hold nothing but test/ or validation/.
+    """
+    channels = find_channels(_local(data, "data", fetch), scoring)
     for side, location in sides.items():
         if location is not None:
             channels[side] = _local(location, side, fetch)

@@ -30,7 +30,9 @@ from luthier.errors import UserError
 
 def generate(
     target: Target,
-    text: Annotated[str | None, typer.Argument(metavar="TEXT", help="What to answer.")] = None,
+    text: Annotated[
+        str | None, typer.Argument(metavar="TEXT", help="A field's text, or a JSON object of fields.")
+    ] = None,
     file: Annotated[Path | None, typer.Option("--file", "-f", metavar="ROWS", help="Answer every row.")] = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Most tokens of an answer.")] = 128,
     raw: Annotated[bool, typer.Option("--raw", help="Take TEXT as the whole prompt; apply no template.")] = False,
@@ -79,7 +81,7 @@ def evaluate(
 
     With --shots K each prompt is preceded by K solved training rows: the baseline that fine-tuning has to beat.
     """
-    channels = read_channels(data, {"validation": validation, "test": test})
+    channels = read_channels(data, {"validation": validation, "test": test}, scoring=True)
     return Call(
         "luthier.evaluation",
         ("evaluate",),

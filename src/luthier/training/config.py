@@ -118,11 +118,14 @@ def _strategy(values: Hyperparameters, strategy: str, interval: str) -> str:
 def _idle(values: Hyperparameters, evaluate: str, save: str) -> tuple[str, ...]:
     """Given settings that change nothing beside the others, each with the reason."""
     adapter = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
+    best_at_end, never_early = bool(values["load_best_model_at_end"]), values["early_stopping_patience"] == -1
     rules = [
         (adapter, values["peft_type"] == "none", "peft_type=none"),
         (("eval_steps",), evaluate != "steps", f"evaluation_strategy={evaluate}"),
         (("save_steps",), save != "steps", f"save_strategy={save}"),
         (("early_stopping_patience", "early_stopping_threshold"), evaluate == "no", "evaluation_strategy=no"),
+        (("load_best_model_at_end",), evaluate == "no" and best_at_end, "evaluation_strategy=no"),
+        (("early_stopping_threshold",), evaluate != "no" and never_early, "early_stopping_patience=-1"),
         (("warmup_ratio",), bool(values["warmup_steps"]), f"warmup_steps={values['warmup_steps']}"),
         (("epoch",), values["max_steps"] != -1 and "epoch" in values.given, f"max_steps={values['max_steps']}"),
     ]

@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from luthier.data.batches import Plan
 from luthier.data.ledger import check_truncated
 from luthier.data.prepare import Prepared, prepare
-from luthier.data.tokenize import Tokenizer
+from luthier.data.tokenize import Tokenizer, set_threads
 from luthier.errors import Interrupted
 from luthier.evaluation.held_out import HeldOut, ScoreSettings
 from luthier.evaluation.report import write_report
@@ -88,6 +88,7 @@ def _prepare(folder: JobFolder, console: Console) -> Stage:
 
     order = read_order(folder, say)
     announce_order(console, order)
+    set_threads(order.data.workers)  # loading already starts the threads
     tokenizer = Tokenizer.load(order.base)
     prepared = prepare(order.channels, order.data, tokenizer, cache_root(), say)
     folder.failure.unlink(missing_ok=True)
@@ -119,7 +120,7 @@ def _load(order: Order) -> Model:
             model, r=method.r, alpha=method.alpha, dropout=method.dropout, targets=targets, seed=run.seed
         )
     if run.gradient_checkpointing:
-        model.plain.gradient_checkpointing_enable({"use_reentrant": False})
+        model.recompute_activations()
     return model
 
 

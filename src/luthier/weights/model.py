@@ -62,6 +62,17 @@ class Model:
         """The parameters that training changes, by name."""
         return {name: parameter for name, parameter in self.network.named_parameters() if parameter.requires_grad}
 
+    def recompute_activations(self) -> None:
+        """From now on keep no layer's activations for the backward pass, but run the layer again there."""
+
+        def contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+            # The backward pass comes after `_hidden` has returned: a layer must attend then as it did in the forward.
+            return nullcontext(), self._attention(self.plain.config._attn_implementation)
+
+        # Its newer name; transformers before 5.23 has only the old one, and from then on warns of it.
+        enable = getattr(self.plain, "activation_checkpointing_enable", self.plain.gradient_checkpointing_enable)
+        enable({"use_reentrant": False, "context_fn": contexts})
+
     def loss(self, batch: Batch) -> Tensor:
         """Summed loss in nats over the batch's labels, differentiable in the trainable parameters."""
         with self.computing():

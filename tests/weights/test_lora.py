@@ -1,0 +1,215 @@
+"""Adapters: where they go, what they start from, and that storing and merging them changes nothing."""
+
+from __future__ import annotations
+
+import json
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_models import ARCHITECTURES, network_of, write_model
+from torch import Tensor
+
+from luthier.errors import SettingError
+from luthier.weights import lora
+from luthier.weights.artifact import save_weights
+from luthier.weights.load import load_model
+from luthier.weights.lora import FAMILY_TARGETS, attach, linear_names, load_adapter, merge, resolve_targets
+from luthier.weights.model import Model
+
+CPU = torch.device("cpu")
+LINEAR = {
+    "llama": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+    "gpt_neox": ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"),
+    "gpt2": ("c_attn", "c_proj", "c_fc"),
+}
+PROBE = torch.arange(3, 43).reshape(2, 20)
+
+
+def base(architecture: str, dtype: torch.dtype = torch.float32) -> Model:
+    network = network_of(architecture)
+    network.requires_grad_(False)
+    return Model(network.to(dtype), dtype, CPU)  # type: ignore[arg-type]
+
+
+def trained(model: Model, targets: tuple[str, ...], seed: int = 0) -> Model:
+    """With an adapter whose B matrices are not zero, as after training."""
+    adapted = attach(model, r=3, alpha=12, dropout=0.3, targets=targets, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in adapted.trainable().values():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
+    adapted.network.eval()
+    return adapted
+
+
+@torch.no_grad()
+def logits(network: torch.nn.Module) -> Tensor:
+    found: Tensor = network(input_ids=PROBE, use_cache=False).logits
+    return found
+
+
+# Where it goes
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_all_linear_layers_but_the_output_head(architecture: str) -> None:
+    network = network_of(architecture)
+    assert set(resolve_targets("all-linear", network, ())) == set(LINEAR[architecture])
+    assert linear_names(network) == resolve_targets("all-linear", network, ("q_proj",))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_default_is_the_familys(architecture: str) -> None:
+    network = network_of(architecture)
+    assert resolve_targets("default", network, ()) == FAMILY_TARGETS[architecture]
+    one = LINEAR[architecture][-1:]
+    assert resolve_targets("default", network, one) == one  # the catalogue's word goes first
+    assert resolve_targets("default", network, ("no_such",)) == linear_names(network)
+
+
+def test_the_default_of_an_unknown_family_is_all_linear() -> None:
+    network = network_of("llama")
+    network.config.__class__ = type("UnheardOf", (type(network.config),), {"model_type": "unheard-of"})
+    assert resolve_targets("default", network, ()) == linear_names(network)
+
+
+@pytest.mark.parametrize("asked", ["q_proj,v_proj", " q_proj , v_proj ", "q_proj,,v_proj,"])
+def test_names(asked: str) -> None:
+    assert resolve_targets(asked, network_of("llama"), ("o_proj",)) == ("q_proj", "v_proj")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "asked", "said"),
+    [
+        ("llama", "q_porj", "did you mean 'q_proj'?"),
+        ("llama", "q_proj,w_proj", "lora_target_modules=w_proj: LlamaForCausalLM has no such linear layer"),
+        ("llama", "zzzz", "it has q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, or use all-linear"),
+        ("llama", "input_layernorm", "no such linear layer"),
+        ("llama", "lm_head", "no such linear layer"),
+        ("gpt_neox", "embed_out", "no such linear layer"),
+        ("gpt2", "lm_head", "no such linear layer"),
+        ("gpt2", "q_proj", "it has c_attn, c_proj, c_fc, or use all-linear"),
+        ("llama", ",", "no layer is named"),
+    ],
+)
+def test_what_is_no_linear_layer_is_refused(architecture: str, asked: str, said: str) -> None:
+    with pytest.raises(SettingError) as caught:
+        resolve_targets(asked, network_of(architecture), ())
+    assert said in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+# What it starts from
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_new_adapter_changes_nothing_and_trains_alone(architecture: str) -> None:
+    plain = logits(base(architecture).network)
+    model = attach(base(architecture), r=3, alpha=6, dropout=0.0, targets=LINEAR[architecture], seed=0)
+    assert torch.equal(logits(model.network), plain)
+    assert model.adapted
+    assert all("lora_" in name for name in model.trainable())
+    sites = 2 * len([name for name, _ in model.trainable().items() if "lora_A" in name])
+    assert len(model.trainable()) == sites > 0
+    assert all(3 in parameter.shape for parameter in model.trainable().values())
+
+
+def test_conv1d_matrices_lie_the_other_way_round() -> None:
+    model = attach(base("gpt2"), r=3, alpha=6, dropout=0.0, targets=("c_attn",), seed=0)
+    shapes = {name.split(".")[-3]: tuple(value.shape) for name, value in model.trainable().items()}
+    assert shapes == {"lora_A": (3, 32), "lora_B": (96, 3)}  # 32 in, 96 out
+    assert model.network.peft_config["default"].fan_in_fan_out is True  # type: ignore[union-attr]
+
+
+def test_the_seed_alone_decides() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    attached = []
+    for seed in (1, 1, 2):
+        model = base("llama")
+        torch.manual_seed(5)
+        attached.append(attach(model, r=3, alpha=6, dropout=0.0, targets=("q_proj",), seed=seed).trainable())
+        assert torch.equal(torch.rand(3), expected)
+    name = next(name for name in attached[0] if "lora_A" in name)
+    assert torch.equal(attached[0][name], attached[1][name])
+    assert not torch.equal(attached[0][name], attached[2][name])
+
+
+def test_the_adapter_of_a_bf16_base_is_kept_in_fp32() -> None:
+    model = attach(base("llama", torch.bfloat16), r=3, alpha=6, dropout=0.0, targets=("q_proj",), seed=0)
+    assert {value.dtype for value in model.trainable().values()} == {torch.float32}
+    rest = [value for name, value in model.network.named_parameters() if name not in model.trainable()]
+    assert {value.dtype for value in rest} == {torch.bfloat16}
+
+
+# What it comes to
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_it_is_the_formula(architecture: str) -> None:
+    """W + alpha / r * B A, worked out on a copy of the base."""
+    model = trained(base(architecture), LINEAR[architecture])
+    network = network_of(architecture)
+    pairs = {name.rpartition(".lora_A")[0]: value for name, value in model.trainable().items() if "lora_A" in name}
+    for site, a_matrix in pairs.items():
+        b_matrix = model.trainable()[f"{site}.lora_B.default.weight"]
+        weight = network.get_parameter(site.removeprefix("base_model.model.") + ".weight")
+        change = 12 / 3 * b_matrix @ a_matrix
+        weight.data += change.T if architecture == "gpt2" else change
+    torch.testing.assert_close(logits(model.network), logits(network), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_merged_is_adapted(architecture: str) -> None:
+    model = trained(base(architecture), LINEAR[architecture])
+    expected, plain = logits(model.network), logits(base(architecture).network)
+    assert (expected - plain).abs().max() > 0.1
+    merged = merge(model)
+    assert not any("lora" in name for name, _ in merged.named_modules())
+    assert (logits(merged) - expected).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_stored_adapter_comes_back_exactly(architecture: str, tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "base", architecture)
+    model = trained(load_model(folder, CPU, torch.float32, frozen=True), LINEAR[architecture])
+    save_weights(model, folder, tmp_path / "adapter")
+    stored = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert len(stored) == len(model.trainable())
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["lora_dropout"]) == (3, 12, 0.3)
+    assert config["base_model_name_or_path"] == str(folder)
+    again = load_adapter(load_model(folder, CPU, torch.float32, frozen=True), tmp_path / "adapter")
+    assert torch.equal(logits(again.network), logits(model.network))
+    assert again.trainable() == {}
+    assert not again.network.training
+    on = load_adapter(load_model(folder, CPU, torch.float32, frozen=True), tmp_path / "adapter", trainable=True)
+    assert set(on.trainable()) == set(model.trainable())
+    assert all(torch.equal(value, model.trainable()[name]) for name, value in on.trainable().items())
+
+
+def test_switched_off_it_is_the_base() -> None:
+    plain = logits(base("llama").network)
+    model = trained(base("llama"), ("q_proj", "down_proj"))
+    expected = logits(model.network)
+    with model.as_base():
+        assert torch.equal(logits(model.network), plain)
+    assert torch.equal(logits(model.network), expected)
+
+
+# The workaround
+
+
+def test_peft_still_needs_its_warning_silenced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When this fails, PEFT asks by the new name: remove `_peft_warnings_silenced` from weights/lora.py, and this."""
+    folder = write_model(tmp_path / "base", "llama")
+    model = load_model(folder, CPU, torch.float32, frozen=True)
+    save_weights(trained(model, ("q_proj",)), folder, tmp_path / "adapter")
+    monkeypatch.setattr(lora, "_peft_warnings_silenced", nullcontext)
+    with pytest.warns(FutureWarning, match="is_gradient_checkpointing"):
+        attach(base("llama"), r=2, alpha=4, dropout=0.0, targets=("q_proj",), seed=0)
+    with pytest.warns(FutureWarning, match="is_gradient_checkpointing"):
+        load_adapter(load_model(folder, CPU, torch.float32, frozen=True), tmp_path / "adapter")
