@@ -23,8 +23,10 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.parse
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 OLDEST, NEWEST = (3, 11), (3, 13)
 ROOT = Path(__file__).resolve().parent
@@ -92,7 +94,7 @@ def install(dev: bool) -> None:
         return
     extra = shlex.split(os.environ.get("LUTHIER_PIP_ARGS", ""))
     if not _nvidia() and not stored:
-        _warn_of_cuda(extra)
+        extra = _without_cuda(extra)
     what = f"{ROOT}[dev]" if dev else str(ROOT)
     say("installing Luthier" + (" and what its tests need" if dev else "") + " (once; minutes on a slow line)")
     start = time.monotonic()
@@ -106,26 +108,53 @@ def _nvidia() -> bool:
     return Path("/proc/driver/nvidia").exists() or shutil.which("nvidia-smi") is not None
 
 
-def _warn_of_cuda(extra: list[str]) -> None:
-    """Say so, before the download, when pip would fetch CUDA packages that this machine has no use for."""
+def _without_cuda(extra: list[str]) -> list[str]:
+    """pip's arguments with which no CUDA packages come to a machine that has no use for them, where that can be had.
+
+    PyTorch keeps its CPU builds on the download host of its own home page, which its package names. Where they cannot
+    be reached, the size of what comes instead is said before it comes.
+    """
+    found = _planned(extra)
+    if not _needs_cuda(found):
+        return extra
+    home = next((_home_page(item["metadata"]) for item in found if item["metadata"]["name"] == "torch"), "")
+    cpu = [*extra, "--extra-index-url", f"https://download.{home}/whl/cpu"] if home else extra
+    planned = _planned(cpu) if home else []
+    if planned and not _needs_cuda(planned):
+        say("no NVIDIA device is seen: taking PyTorch's CPU build")
+        return cpu
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        size = sum(pool.map(_size, (item["download_info"]["url"] for item in found)))
+    say(
+        f"no NVIDIA device is seen, and pip finds only a CUDA build of torch ({len(found)} packages, "
+        f"{f'{size / 1e9:.1f} GB' if size else 'some GB'}): it works, only large. If you have an index with a CPU "
+        "build, press Ctrl-C and start again with LUTHIER_PIP_ARGS='--extra-index-url ADDRESS'"
+    )
+    return extra
+
+
+def _planned(extra: list[str]) -> list[dict[str, Any]]:
+    """What pip would install for the pinned torch; nothing when it cannot tell (the install then says why)."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         pins = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
         wanted = [line for line in pins if line.startswith("torch==")]
         plan = ["install", "-qq", "--dry-run", "--report", str(report), *wanted, *extra]
         if subprocess.run([str(PYTHON), "-m", "pip", *plan], check=False, capture_output=True).returncode != 0:
-            return  # the install that follows reports the fault
-        found = {item["metadata"]["name"]: item["download_info"]["url"] for item in
-                 json.loads(report.read_text("utf-8")).get("install", [])}  # fmt: skip
-    if not any(name.startswith(("nvidia-", "cuda-", "triton")) for name in found):
-        return
-    with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        size = sum(pool.map(_size, found.values()))
-    say(
-        f"no NVIDIA device is seen, but pip would fetch a CUDA build of torch ({len(found)} packages, "
-        f"{f'{size / 1e9:.1f} GB' if size else 'some GB'}): it works, only large. To avoid it, press Ctrl-C and start "
-        "again with LUTHIER_PIP_ARGS='--extra-index-url ADDRESS', the CPU address of PyTorch's installation page"
-    )
+            return []
+        planned: list[dict[str, Any]] = json.loads(report.read_text("utf-8")).get("install", [])
+        return planned
+
+
+def _needs_cuda(planned: list[dict[str, Any]]) -> bool:
+    return any(item["metadata"]["name"].startswith(("nvidia-", "cuda-", "triton")) for item in planned)
+
+
+def _home_page(metadata: dict[str, Any]) -> str:
+    """Host of a package's home page, as its metadata names it; empty when it names none."""
+    labelled = (entry.partition(", ") for entry in metadata.get("project_url", []))
+    pages = [url for label, _, url in labelled if label.lower() == "homepage"]
+    return urllib.parse.urlsplit(next(iter([*pages, metadata.get("home_page", "")]), "")).hostname or ""
 
 
 def _size(url: str) -> int:

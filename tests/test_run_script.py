@@ -125,25 +125,50 @@ def test_no_supported_python_is_one_line(run_py: ModuleType, monkeypatch: pytest
         run_py.use_a_supported_python()
 
 
-def test_cuda_packages_without_an_nvidia_device_are_announced(
-    run_py: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    names = ["torch", "nvidia-cublas", "sympy"]
+class Plans:
+    """Stands in for pip's dry run: a CUDA build, and a CPU build when `cpu_index` is asked for and can be reached."""
 
-    def plan(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
-        items = [{"metadata": {"name": name}, "download_info": {"url": f"file:///{name}"}} for name in names]
+    def __init__(self, cpu_index: str = "") -> None:
+        self.cpu_index = cpu_index
+        self.asked: list[list[str]] = []
+
+    def __call__(self, command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        self.asked.append(command)
+        names = ["torch"] if self.cpu_index and self.cpu_index in command else ["torch", "nvidia-cublas", "sympy"]
+        page = {"project_url": ["Documentation, https://docs.example.org", "Homepage, https://torch.example.org"]}
+        items = [{"metadata": {"name": name, **page}, "download_info": {"url": f"file:///{name}"}} for name in names]
         Path(command[command.index("--report") + 1]).write_text(json.dumps({"install": items}))
         return subprocess.CompletedProcess(command, 0)
 
-    monkeypatch.setattr(run_py.subprocess, "run", plan)
+
+def test_without_an_nvidia_device_the_cpu_build_is_taken(
+    run_py: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    index = "https://download.torch.example.org/whl/cpu"
+    monkeypatch.setattr(run_py.subprocess, "run", Plans(index))
+    assert run_py._without_cuda(["--quiet"]) == ["--quiet", "--extra-index-url", index]
+    assert capsys.readouterr().out.count("\n") == 1
+
+
+def test_a_cuda_build_that_cannot_be_avoided_is_announced(
+    run_py: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run_py.subprocess, "run", Plans())
     monkeypatch.setattr(run_py, "_size", lambda url: 500_000_000)
-    run_py._warn_of_cuda([])
+    assert run_py._without_cuda([]) == []
     said = capsys.readouterr().out
     assert "3 packages, 1.5 GB" in said
     assert "LUTHIER_PIP_ARGS" in said
     assert said.count("\n") == 1
-    names.remove("nvidia-cublas")
-    run_py._warn_of_cuda([])
+
+
+def test_a_cpu_build_that_pip_finds_by_itself_needs_nothing(
+    run_py: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plans = Plans("--quiet")
+    monkeypatch.setattr(run_py.subprocess, "run", plans)
+    assert run_py._without_cuda(["--quiet"]) == ["--quiet"]
+    assert len(plans.asked) == 1
     assert capsys.readouterr().out == ""
 
 

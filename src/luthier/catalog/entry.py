@@ -13,6 +13,14 @@ import yaml
 from luthier.errors import LuthierError
 
 KINDS = ("instruction", "autopilot", "chat", "domain")
+# What YAML must hold in a field; text in those that are not here.
+_TYPES: dict[str, type] = {
+    **dict.fromkeys(("parameters", "context_length"), int),
+    **dict.fromkeys(("eula_required", "clean_packing"), bool),
+    **dict.fromkeys(("kinds", "aliases", "lora_targets", "verified"), list),
+    **dict.fromkeys(("default_template", "default_hyperparameters"), dict),
+}
+_WORDS = {int: "a whole number", bool: "true or false", list: "a list", dict: "a mapping", str: "text"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +94,11 @@ def read_entry(file: str, text: str) -> Entry:
     required = ("id", "name", "source", "architecture", "parameters", "context_length", "licence", "kinds")
     problems = [f"unknown field {name!r}" for name in stored.keys() - known]
     problems += [f"missing field {name!r}" for name in required if name not in stored]
-    problems += [f"unknown kind {kind!r}" for kind in stored.get("kinds", []) if kind not in KINDS]
+    wanted = {name: _TYPES.get(name, str) for name in stored if name in known}
+    wrong = [name for name, kind in wanted.items() if type(stored[name]) is not kind]
+    problems += [f"{name}: expected {_WORDS[wanted[name]]}" for name in wrong]
+    if "kinds" not in wrong:
+        problems += [f"unknown kind {kind!r}" for kind in stored.get("kinds", []) if kind not in KINDS]
     if problems:
         raise LuthierError(f"{file}: " + "; ".join(problems))
     lists = {name: tuple(value) for name, value in stored.items() if isinstance(value, list)}

@@ -59,7 +59,8 @@ class Hyperparameter:
         text = _unquoted(raw)
         value: Value | object = _PARSERS[self.type](self, text)
         if value is _BAD or not self._in_range(value):
-            raise SettingError(f"{self.name}={text}: expected {self.expected}")
+            shown = text if text.isprintable() else repr(text)
+            raise SettingError(f"{self.name}={shown}: expected {self.expected}")
         return cast(Value, value)
 
     def _in_range(self, value: Any) -> bool:

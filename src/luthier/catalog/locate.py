@@ -15,7 +15,7 @@ from luthier.catalog.entry import Entry, entries, find
 from luthier.errors import ModelNotFoundError, did_you_mean
 
 EMBEDDED = Path(__file__).parent / "tiny"
-_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +39,13 @@ def locate(model: str, environment: Mapping[str, str] = os.environ) -> Location:
     Order: an existing folder, the embedded model, $LUTHIER_MODELS/<org>/<name>, the Hub's local cache.
     Raises ModelNotFoundError for a name that is none of these and cannot be a repository.
     """
-    path = Path(model).expanduser()
-    if (path / "config.json").is_file():
-        return Location(model, None, path.resolve())
+    folder = _existing_folder(model)
+    if folder is not None and (folder / "config.json").is_file():
+        return Location(model, None, folder)
     entry = find(model)
     if entry is not None and entry.source == "embedded":
         return Location(entry.id, entry, EMBEDDED)
-    if entry is None and path.is_dir():
+    if entry is None and folder is not None:
         raise ModelNotFoundError(f"{model}: the folder has no config.json; expected a model in Hugging Face layout")
     repository = entry.source if entry else model
     if not _REPOSITORY.fullmatch(repository):
@@ -57,11 +57,20 @@ def locate(model: str, environment: Mapping[str, str] = os.environ) -> Location:
     revision = entry.revision if entry else None
     name = entry.id if entry else model
     looked = []
-    for place, folder in _local_places(repository, revision, environment):
-        if folder is not None and (folder / "config.json").is_file():
-            return Location(name, entry, folder.resolve(), repository, revision)
+    for place, stored in _local_places(repository, revision, environment):
+        if stored is not None and (stored / "config.json").is_file():
+            return Location(name, entry, stored.resolve(), repository, revision)
         looked.append(place)
     return Location(name, entry, None, repository, revision, tuple(looked))
+
+
+def _existing_folder(model: str) -> Path | None:
+    """The folder that `model` is a path of; None for text that cannot be one (empty, too long, an unknown ~user)."""
+    try:
+        path = Path(model).expanduser()
+        return path.resolve() if model and path.is_dir() else None
+    except (OSError, RuntimeError, ValueError):
+        return None
 
 
 def _local_places(

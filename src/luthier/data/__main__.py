@@ -24,7 +24,7 @@ from luthier.data.kind import resolve_kind
 from luthier.data.ledger import check_truncated
 from luthier.data.prepare import Prepared, prepare
 from luthier.data.settings import DataSettings
-from luthier.data.tokenize import Tokenizer
+from luthier.data.tokenize import Tokenizer, set_threads
 from luthier.errors import UserError
 from luthier.home import cache_root
 
@@ -70,6 +70,7 @@ def _prepared(request: dict[str, Any], notes: Console) -> tuple[Prepared, Tokeni
 
     folder = fetch(location, say, TOKENIZER_ONLY)
     settings = DataSettings.from_hyperparameters(kind, values, values.given, entry, context_length(folder))
+    set_threads(settings.workers)  # loading already starts the threads
     tokenizer = Tokenizer.load(folder)
     prepared = prepare(channels, settings, tokenizer, cache_root(), say)
     check_truncated(prepared.counts, kind, request.get("max_truncated"))

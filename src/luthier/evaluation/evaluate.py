@@ -6,7 +6,7 @@ import json
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from rich.console import Console
@@ -19,7 +19,7 @@ from luthier.data.kind import resolve_kind
 from luthier.data.prepare import Prepared, prepare
 from luthier.data.settings import DataSettings
 from luthier.data.template import Template
-from luthier.data.tokenize import Tokenizer
+from luthier.data.tokenize import Tokenizer, set_threads
 from luthier.errors import SettingError, UserError
 from luthier.evaluation.compare import summarise
 from luthier.evaluation.held_out import HeldOut, Rows, ScoreSettings
@@ -40,6 +40,7 @@ def evaluate(request: dict[str, Any], console: Console) -> None:
     notes = Console(stderr=True) if request.get("json") else console
     target = find_target(request["target"], lambda text: notes.print(text, highlight=False))
     values = _settings(target, request.get("hyperparameters") or {})
+    set_threads(cast("int | None", values["preprocessing_num_workers"]))
     tokenizer = Tokenizer.load(target.base)
     prepared = _prepare(target, request, values, tokenizer)
     rows, pool, side = _sides(prepared)

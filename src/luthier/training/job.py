@@ -167,6 +167,8 @@ def _train(
         model, stage.prepared.tokens, _plan(stage), stage.prepared.split.validation, stage.order.settings,
         stage.tokenizer.pad_id, checkpoints, stage.say,
     )  # fmt: skip
+    if run.settings.run.packing and not model.packs:
+        stage.say(f"rows are padded, not packed: {type(model.plain).__name__} was not proved to keep packed rows apart")
     state = _starting_state(stage, checkpoints, resume)
     log = MetricsLog(stage.folder.metrics_lines, stage.folder.events, state.step)
     try:
