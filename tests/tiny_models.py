@@ -22,7 +22,8 @@ WORDS = "the a cat dog sat on mat red blue green one two three question answer r
 
 def config_of(architecture: str, vocab_size: int = 320, positions: int = 256, dropout: float = 0.0) -> Any:
     """A small config of one of ARCHITECTURES; initial weights are large enough for losses to differ visibly."""
-    common = {"vocab_size": vocab_size, "initializer_range": 0.1, "eos_token_id": 0, "bos_token_id": None}
+    common: dict[str, Any] = {"vocab_size": vocab_size, "initializer_range": 0.1, "eos_token_id": 0}
+    common["bos_token_id"] = None
     if architecture == "llama":
         return LlamaConfig(
             hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
@@ -44,7 +45,8 @@ def network_of(architecture: str, seed: int = 0, **shape: Any) -> PreTrainedMode
     torch.manual_seed(seed)
     network: PreTrainedModel = AutoModelForCausalLM.from_config(config_of(architecture, **shape))
     network.config.architectures = [type(network).__name__]
-    return network.eval()
+    network.eval()
+    return network
 
 
 def write_tokenizer(folder: Path, vocab_size: int = 320) -> None:

@@ -44,7 +44,7 @@ def test_logits_are_held_for_one_chunk_at_most(tmp_path: Path, monkeypatch: pyte
     sizes: list[int] = []
     plain = head_loss._logits
 
-    def measured(hidden: torch.Tensor, *rest: torch.Tensor | None | torch.dtype) -> torch.Tensor:
+    def measured(hidden: torch.Tensor, *rest: torch.Tensor | torch.dtype | None) -> torch.Tensor:
         logits: torch.Tensor = plain(hidden, *rest)  # type: ignore[arg-type]
         sizes.append(logits.numel())
         return logits

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import math
 import tarfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from jobs import lay_out, lines, run, start
 from tiny_models import write_model, write_rows
+from training.jobs import lay_out, lines, run, start
 
-from luthier.errors import CapacityError, DataError, EulaError, RunFolderError, SettingError
+from luthier.errors import CapacityError, DataError, EulaError, Interrupted, RunFolderError, SettingError
 from luthier.jobfolder import JobFolder
 from luthier.training import job as room
 
@@ -133,7 +135,7 @@ def test_too_many_truncated_rows_are_refused(tmp_path: Path, model: Path) -> Non
     row = {"instruction": "a", "context": "b", "response": "long " * 60}
     path.write_text((json.dumps(row) + "\n") * 5)
     folder = lay_out(tmp_path / "run", model, path.parent, max_truncated=0.5)
-    with pytest.raises(DataError, match="5 of 5 rows are truncated, more than the share of 0.5 allowed"):
+    with pytest.raises(DataError, match=r"5 of 5 rows are truncated, more than the share of 0\.5 allowed"):
         run(folder)
     assert folder.ledger.read_text().count('"truncated"') == 5
 
@@ -185,4 +187,22 @@ def test_an_unforeseen_failure_keeps_the_run(
             run(folder)
     assert folder.metrics_lines.exists()
     assert "resuming after step 3" in run(folder, resume=True)
+    assert folder.report.exists()
+
+
+def test_a_stop_while_scoring_loses_nothing(
+    tmp_path: Path, model: Path, rows: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = lay_out(tmp_path / "run", model, rows, max_steps=2, score_rows=-1)
+
+    @contextmanager
+    def asked_at_once(console: object) -> Iterator[Callable[[], bool]]:
+        yield lambda: True
+
+    with monkeypatch.context() as patch:
+        patch.setattr(room, "stop_requests", asked_at_once)
+        with pytest.raises(Interrupted, match=f"go on with: luthier tune --resume --out .*{folder.root.name}"):
+            run(folder)
+    assert list(folder.scores.glob("*")) == []
+    run(folder, resume=True)
     assert folder.report.exists()

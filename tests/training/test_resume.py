@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
-from jobs import lay_out, lines, start
 from safetensors.torch import load_file
 from tiny_models import ARCHITECTURES, write_model, write_rows
+from training.jobs import lay_out, lines, start
 
 from luthier.jobfolder import JobFolder
 

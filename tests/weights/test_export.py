@@ -11,12 +11,12 @@ import pytest
 import torch
 from finished_runs import EVERY_RUN, FinishedRuns
 from torch import Tensor
+from weights.test_artifact import load_plainly
 
 from luthier.errors import RunFolderError, UserError
 from luthier.weights.artifact import PROVENANCE
 from luthier.weights.export import export_adapter, export_merged
 from luthier.weights.target import Target, find_target
-from weights.test_artifact import load_plainly
 
 CPU = torch.device("cpu")
 

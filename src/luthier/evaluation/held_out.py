@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -50,6 +51,15 @@ class ScoreSettings:
     packing: bool
 
 
+@contextmanager
+def _removed_on_failure(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
 class HeldOut:
     """One held-out side of a prepared dataset. `rows` are indices into `prepared.tokens`."""
 
@@ -74,7 +84,7 @@ class HeldOut:
             advance(1)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "w", encoding="utf-8") as handle:
+        with _removed_on_failure(temporary), open(temporary, "w", encoding="utf-8") as handle:
             for index, example, answer in self._answered(model, advance):
                 loss_sum, count, correct = columns[index]
                 line = self._line(example, answer) | {

@@ -53,6 +53,12 @@ class Stage:
     record: dict[str, Any]
     console: Console
     score_seconds: float = 0.0
+    earlier_seconds: float = 0.0  # training time of the processes that this one goes on from
+
+    @property
+    def resume_line(self) -> str:
+        """The command that goes on with this run."""
+        return f"luthier tune --resume --out {shlex.quote(shown(self.folder.root))}"
 
     def say(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False)
@@ -61,7 +67,7 @@ class Stage:
 def run_job(folder: JobFolder, resume: bool, console: Console) -> None:
     """Run the job in `folder` to its end. Raises a LuthierError when it cannot; Interrupted when it was stopped."""
     started = time.monotonic()
-    with folder.locked(), stop_requests(console) as stop_asked:
+    with folder.locked():
         stage = _prepare(folder, console)
         model = _load(stage.order)
         checkpoints = Checkpoints(
@@ -71,14 +77,15 @@ def run_job(folder: JobFolder, resume: bool, console: Console) -> None:
         )
         check_room(forecast(model, checkpoints.limit), folder.root, stage.order.device)
         sides = _held_out(stage)
-        for side, held_out in sides.items():
-            _score(stage, held_out, model, "base", side, stop_asked)
-        state = _train(stage, model, checkpoints, resume, stop_asked)
-        _take_best(stage, model, checkpoints, state)
-        round_weights(model)
-        for side, held_out in sides.items():
-            (folder.scores / f"tuned.{side}.jsonl").unlink(missing_ok=True)
-            _score(stage, held_out, model, "tuned", side, stop_asked)
+        with stop_requests(console) as stop_asked:
+            for side, held_out in sides.items():
+                _score(stage, held_out, model, "base", side, stop_asked)
+            state = _train(stage, model, checkpoints, resume, stop_asked)
+            _take_best(stage, model, checkpoints, state)
+            round_weights(model)
+            for side, held_out in sides.items():
+                (folder.scores / f"tuned.{side}.jsonl").unlink(missing_ok=True)
+                _score(stage, held_out, model, "tuned", side, stop_asked)
         _finish(stage, model, state, list(sides), time.monotonic() - started)
 
 
@@ -156,7 +163,13 @@ def _score(
     started = time.monotonic()
     with bar:
         task = bar.add_task("", total=held_out.work)
-        held_out.score(model, path, lambda rows: bar.advance(task, rows))
+
+        def advance(rows: int) -> None:
+            bar.advance(task, rows)
+            if stop_asked():
+                raise Interrupted(f"stopped while scoring, nothing is lost; go on with: {stage.resume_line}")
+
+        held_out.score(model, path, advance)
     stage.score_seconds += time.monotonic() - started
 
 
@@ -170,13 +183,13 @@ def _train(
     if run.settings.run.packing and not model.packs:
         stage.say(f"rows are padded, not packed: {type(model.plain).__name__} was not proved to keep packed rows apart")
     state = _starting_state(stage, checkpoints, resume)
+    stage.earlier_seconds = state.seconds
     log = MetricsLog(stage.folder.metrics_lines, stage.folder.events, state.step)
     try:
         with TrainingBar(stage.console, run.total_steps, state.step) as bar:
             train(run, state, log, bar, stop_asked)
     except Interrupted as stop:
-        here = shlex.quote(shown(stage.folder.root))
-        raise Interrupted(f"{stop}; go on with: luthier tune --resume --out {here}") from None
+        raise Interrupted(f"{stop}; go on with: {stage.resume_line}") from None
     finally:
         log.close()
     return state
@@ -212,7 +225,10 @@ def _finish(stage: Stage, model: Model, state: TrainingState, sides: list[str], 
     save_artifact(model, stage.order.base, folder.model, as_file, provenance)
     pack(folder.model, folder.artifact)
     plan = _plan(stage)
-    spent = {"score_seconds": round(stage.score_seconds, 2), "total_seconds": round(seconds, 2)}
+    spent = {
+        "score_seconds": round(stage.score_seconds, 2),
+        "total_seconds": round(seconds + stage.earlier_seconds, 2),
+    }
     metrics = write_metrics(folder, stage.order, state, model, sides, plan.epoch_of(state.step), spent)
     write_report(folder)
     announce_result(stage.console, folder, metrics)
@@ -228,7 +244,7 @@ def stop_requests(console: Console) -> Iterator[Callable[[], bool]]:
         if asked:
             raise KeyboardInterrupt
         asked = True
-        console.print("\nstopping after this step and writing a checkpoint (once more: stop at once)", markup=False)
+        console.print("\nstopping; the run can be resumed (once more: stop at once)", markup=False)
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

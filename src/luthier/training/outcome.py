@@ -24,7 +24,7 @@ def write_metrics(
     """Write and return metrics.json.
 
     `sides` are the scored ones, the deciding one first; `epochs` the passes over the training rows; `seconds` the
-    time of this process by what it was spent on ("score_seconds", "total_seconds").
+    time by what it was spent on ("score_seconds", "total_seconds").
     """
     seed = int(order.hyperparameters["train_data_split_seed"] or 0)
     scores = folder.scores
