@@ -25,7 +25,8 @@ TEXT = (
 def test_it_comes_with_luthier_and_is_small() -> None:
     assert locate("luthier/tiny").folder == EMBEDDED
     assert sum(file.stat().st_size for file in EMBEDDED.iterdir()) <= 12_000_000
-    assert {file.name for file in EMBEDDED.iterdir()} >= {"model.safetensors", "config.json", "tokenizer.json", "README.md"}
+    names = {file.name for file in EMBEDDED.iterdir()}
+    assert names >= {"model.safetensors", "config.json", "tokenizer.json", "README.md"}
 
 
 def test_plain_transformers_loads_it_as_the_catalogue_says() -> None:
@@ -61,8 +62,9 @@ def test_it_has_learned_english() -> None:
 def test_it_answers_and_stops(tmp_path: Path) -> None:
     tokenizer, model = Tokenizer.load(EMBEDDED), load_model(EMBEDDED, CPU, torch.float32, frozen=True)
     assert tokenizer.chat is not None
+    task = Piece("Repeat the word three times.\n\n### Input:\nriver\n\n### Response:\n", trained=False)
     asked = [
-        tokenizer.prompt_ids(Example("", (Piece("Repeat the word three times.\n\n### Input:\nriver\n\n### Response:\n", False),))),
+        tokenizer.prompt_ids(Example("", (task,))),
         tokenizer.prompt_ids(tokenizer.chat.render_prompt([{"role": "user", "content": "Hello! How are you?"}])),
     ]
     found = generate(model, asked, stop_ids=tokenizer.stop_ids, pad_id=tokenizer.pad_id, max_new_tokens=96)
