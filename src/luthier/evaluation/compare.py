@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from luthier.evaluation.bootstrap import RESAMPLES, interval, resampled_counts, resampled_sums
-from luthier.evaluation.generation import label_confusion, macro_f1
+from luthier.evaluation.generation import MOST_LABELS, label_confusion, macro_f1
 from luthier.evaluation.metric import METRICS, TEXT_METRICS
 from luthier.evaluation.rouge import LONGEST_TEXT
 from luthier.evaluation.scores import TEXT_COLUMNS, Scores, paired, read_scores
@@ -72,7 +72,7 @@ def _metrics(scores: Scores, generated: Array) -> Metrics:
     if not rows:
         return found | dict.fromkeys(TEXT_METRICS)
     found |= dict(zip(TEXT_COLUMNS, (float(mean) for mean in scores.texts[generated].mean(axis=0)), strict=True))
-    confusion = label_confusion(scores.reference[generated], scores.prediction[generated])
+    confusion = _confusion(scores, generated)
     return found | {"f1": None if confusion is None else float(_f1(*_f1_cells(confusion))[0])}
 
 
@@ -103,14 +103,20 @@ def _text_intervals(
     change = tuned.texts[generated] - base.texts[generated]
     means = resampled_sums(change, np.random.default_rng(seed + 1)) / rows
     found = {name: interval(means[:, index]) for index, name in enumerate(TEXT_COLUMNS)}
-    before = label_confusion(base.reference[generated], base.prediction[generated])
-    after = label_confusion(tuned.reference[generated], tuned.prediction[generated])
+    before, after = _confusion(base, generated), _confusion(tuned, generated)
     if before is None or after is None:
         return found
     # Kinds of rows: (reference class, class that base predicted, class that tuned predicted); at most 20 x 21 x 21.
     kinds, cells = np.unique(np.column_stack([before, after[:, 1]]), axis=0, return_counts=True)
     counts = resampled_counts(cells, np.random.default_rng(seed + 2), RESAMPLES)
     return found | {"f1": interval(_f1(kinds[:, [0, 2]], counts) - _f1(kinds[:, [0, 1]], counts))}
+
+
+def _confusion(scores: Scores, generated: Array) -> Array | None:
+    """Classes of the generated rows; None where the references of all rows, generated or not, are free text."""
+    if len(np.unique(scores.reference)) > MOST_LABELS:
+        return None
+    return label_confusion(scores.reference[generated], scores.prediction[generated])
 
 
 def _f1_cells(confusion: Array) -> tuple[Array, Array]:
