@@ -68,7 +68,8 @@ def test_the_last_window_is_partial() -> None:
 def check_labels(batch: Batch, ids: list[np.ndarray], trained: list[np.ndarray]) -> None:
     """Each label is the token after its position, in its own row, and all trained tokens are labels once."""
     flat = batch.input_ids_BT.flatten()
-    expected = [(row, int(token)) for row, (one, mask) in enumerate(zip(ids, trained, strict=True)) for token in one[mask]]
+    rows = enumerate(zip(ids, trained, strict=True))
+    expected = [(row, int(token)) for row, (one, mask) in rows for token in one[mask]]
     assert list(zip(batch.row_of_label_N.tolist(), batch.labels_N.tolist(), strict=True)) == expected
     assert flat[batch.positions_N + 1].tolist() == batch.labels_N.tolist()
     assert batch.completion_tokens == sum(int(mask.sum()) for mask in trained)

@@ -42,7 +42,8 @@ for name, folder in folders.items():
     kind = AutoPeftModelForCausalLM if adapter else AutoModelForCausalLM
     model = kind.from_pretrained(folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    chat = tokenizer.apply_chat_template([{"role": "user", "content": "cat"}], add_generation_prompt=True, tokenize=False)
+    turn = [{"role": "user", "content": "cat"}]
+    chat = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
     assert chat == "<|im_start|>user\\ncat<|im_end|>\\n<|im_start|>assistant\\n", chat
     assert tokenizer.eos_token == "<|endoftext|>"
     with torch.no_grad():

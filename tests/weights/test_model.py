@@ -66,7 +66,7 @@ def test_an_adapter_can_be_switched_off(tmp_path: Path, architecture: str) -> No
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_only_the_adapter_trains(tmp_path: Path, architecture: str) -> None:
     model = adapted(architecture)
-    model.loss(collate(write_store(tmp_path, [9]), [0], True, pad_id=3)).backward()  # type: ignore[no-untyped-call]
+    model.loss(collate(write_store(tmp_path, [9]), [0], True, pad_id=3)).backward()
     assert all("lora_" in name and parameter.grad is not None for name, parameter in model.trainable().items())
     assert model.adapted
     assert type(model.plain) is type(network_of(architecture))

@@ -68,7 +68,8 @@ def test_an_artifact_folder_is_a_target(finished: FinishedRuns, tmp_path: Path) 
 def test_a_base_model_is_a_target(finished: FinishedRuns) -> None:
     base = finished.base("gpt2")
     target = find(base)
-    assert (target.base, target.adapter, target.artifact, target.provenance, target.dtype) == (base, None, None, {}, None)
+    assert target.base == base
+    assert (target.adapter, target.artifact, target.provenance, target.dtype) == (None, None, {}, None)
     with torch.no_grad():
         torch.testing.assert_close(logits_of(target), network_of("gpt2")(input_ids=PROBE).logits)
     assert find("luthier/tiny").entry is not None

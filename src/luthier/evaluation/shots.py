@@ -8,12 +8,14 @@ The examples are drawn once, with a seed, from rows that are not scored; they ca
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from luthier.data.build import spans_of
 from luthier.data.example import Example, Piece
 from luthier.data.prepare import Prepared
 from luthier.data.tokenize import Tokenizer
@@ -37,16 +39,15 @@ class ShotRows:
         self._before = tuple(
             replace(piece, trained=False) for shot in shots for piece in (*shot.pieces, SEPARATOR)
         )
-        writer = TokenWriter(folder, tokenizer.vocab_size)
-        for example in self.examples(self.rows):
-            ids, trained = tokenizer.encode_examples([example])[0]
-            if len(ids) > context:
-                raise SettingError(
-                    f"--shots {len(shots)}: {example.source} has {len(ids):,} tokens with its examples, the model's "
-                    f"context holds {context:,}; ask for fewer"
-                )
-            writer.append(ids, _spans(trained))
-        writer.close()
+        with closing(TokenWriter(folder, tokenizer.vocab_size)) as writer:
+            for example in self.examples(self.rows):
+                ids, trained = tokenizer.encode_examples([example])[0]
+                if len(ids) > context:
+                    raise SettingError(
+                        f"--shots {len(shots)}: {example.source} has {len(ids):,} tokens with its examples, "
+                        f"the model's context holds {context:,}; ask for fewer"
+                    )
+                writer.append(ids, spans_of(trained))
         self.tokens = TokenStore(folder, tokenizer.vocab_size)
 
     def examples(self, indices: np.ndarray[Any, Any]) -> Iterator[Example]:
@@ -63,8 +64,3 @@ def draw_shots(prepared: Prepared, pool: np.ndarray[Any, Any], count: int, seed:
         raise SettingError(f"--shots {count}: only {len(pool)} rows are left to take examples from")
     drawn = np.sort(np.random.default_rng(seed).choice(pool, count, replace=False))
     return list(prepared.examples(drawn))
-
-
-def _spans(trained: np.ndarray[Any, Any]) -> list[tuple[int, int]]:
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], trained.astype(np.int8), [0]])))
-    return [(int(start), int(end)) for start, end in edges.reshape(-1, 2)]
