@@ -70,7 +70,7 @@ def test_the_demo_becomes_clearly_better(tmp_path: Path) -> None:
     channels = find_channels(EXAMPLES / "reviews")
     folder = lay_out(
         tmp_path / "run", "luthier/tiny", EXAMPLES / "reviews", channels=channels, score_rows=-1, epoch=3,
-        learning_rate=0.002, per_device_train_batch_size=8, lora_r=16, lora_dropout=0,
+        learning_rate=0.001, per_device_train_batch_size=8, lora_r=16, lora_dropout=0,
     )  # fmt: skip
     run(folder)
     metrics: dict[str, Any] = json.loads(folder.metrics.read_text("utf-8"))
