@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import tarfile
@@ -14,9 +15,11 @@ import pytest
 from tiny_models import write_model, write_rows
 from training.jobs import lay_out, lines, run, start
 
+from luthier.catalog.hyperparameters import TABLE
 from luthier.errors import CapacityError, DataError, EulaError, Interrupted, RunFolderError, SettingError
 from luthier.jobfolder import JobFolder
 from luthier.training import job as room
+from luthier.training.order import read_order
 
 METRICS = ("loss", "perplexity", "token_accuracy", "rouge1", "rouge2", "rougeL", "rougeLsum", "exact_match")
 
@@ -206,3 +209,17 @@ def test_a_stop_while_scoring_loses_nothing(
     assert list(folder.scores.glob("*")) == []
     run(folder, resume=True)
     assert folder.report.exists()
+
+
+def test_a_checkpoint_outlives_a_new_setting_but_not_a_changed_one(
+    tmp_path: Path, model: Path, rows: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def identity(**settings: Any) -> str:
+        folder = lay_out(tmp_path / f"run-{len(list(tmp_path.iterdir()))}", model, rows, **settings)
+        return read_order(folder, lambda text: None).fingerprint("data", "weights")
+
+    before = identity()
+    assert identity(weight_decay=0.5) != before
+    later = dataclasses.replace(TABLE["seed"], name="a_later_setting", aliases=())
+    monkeypatch.setitem(TABLE, "a_later_setting", later)
+    assert identity() == before

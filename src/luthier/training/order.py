@@ -12,7 +12,7 @@ import torch
 
 from luthier.catalog.entry import Entry
 from luthier.catalog.hub import fetch
-from luthier.catalog.hyperparameters import Hyperparameters, parse
+from luthier.catalog.hyperparameters import TABLE, Hyperparameters, parse
 from luthier.catalog.locate import Location, locate
 from luthier.catalog.shape import context_length
 from luthier.data.kind import resolve_kind
@@ -42,8 +42,12 @@ class Order:
         return self.location.entry
 
     def fingerprint(self, data_fingerprint: str, weights_sha256: str) -> str:
-        """Identity of the run's mathematics: a checkpoint is only read back under the same one."""
-        identity = [data_fingerprint, weights_sha256, self.data.kind, dict(sorted(self.hyperparameters.items()))]
+        """Identity of the run's mathematics: a checkpoint is only read back under the same one.
+
+        Settings at their defaults are left out, so that a later version with more settings still reads it.
+        """
+        chosen = {name: value for name, value in self.hyperparameters.items() if value != TABLE[name].default}
+        identity = [data_fingerprint, weights_sha256, self.data.kind, chosen]
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
