@@ -7,6 +7,6 @@ from pathlib import Path
 
 
 def cache_root() -> Path:
-    """Tokenized data by content: $LUTHIER_CACHE, else ~/.cache/luthier."""
+    """Tokenized data and converted weights, by content: $LUTHIER_CACHE, else ~/.cache/luthier."""
     chosen = os.environ.get("LUTHIER_CACHE")
     return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "luthier"

@@ -37,7 +37,8 @@ class Job:
     """What was ordered, beside the hyperparameters (input/config/job.json).
 
     `kind` is auto, instruction, autopilot, chat or domain; `device` is auto, cpu, cuda, cuda:N or mps;
-    `score_rows` bounds the held-out rows that are scored by generation (0 scores none, -1 scores all).
+    `score_rows` bounds the held-out rows that are scored by generation (0 scores none, -1 scores all); `ranks` are the
+    processes that train together (0: one for each GPU that may be used, one without).
     """
 
     model: str
@@ -46,6 +47,7 @@ class Job:
     command: list[str] = field(default_factory=list)
     max_truncated: float | None = None
     score_rows: int = 200
+    ranks: int = 0
     eula: dict[str, str] | None = None
     format_version: int = FORMAT_VERSION
 

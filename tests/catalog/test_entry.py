@@ -1,133 +1,67 @@
-"""The catalogue's entries: their files, their names, and what they say of architectures whose shape is known."""
+"""A catalogue entry: what its YAML may hold, its names, and entries of the user's own."""
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
-from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig, PreTrainedModel
 
 from luthier.catalog import entries, find
-from luthier.catalog.entry import KINDS, Entry, read_entry
-from luthier.catalog.hyperparameters import parse
-from luthier.errors import LuthierError
-from luthier.layers.attention import PACKS_CLEANLY
-from luthier.weights.lora import linear_names
+from luthier.catalog.entry import Entry, check_kind, check_tunable, parse_for, read_entry, suggest
+from luthier.catalog.locate import locate
+from luthier.errors import SettingError, UserError
 
-# The publishers' config.json files, and for luthier/tiny pretraining/recipe.yaml.
-SHAPES: dict[str, Any] = {
-    "luthier/tiny": LlamaConfig(
-        vocab_size=4096, hidden_size=256, intermediate_size=640, num_hidden_layers=6, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=2048, tie_word_embeddings=True,
-    ),
-    "gpt2-xl": GPT2Config(n_embd=1600, n_layer=48, n_head=25, n_positions=1024),
-    "llama-2-7b": LlamaConfig(
-        vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32,
-        max_position_embeddings=4096, tie_word_embeddings=False,
-    ),
-    "redpajama-incite-base-3b": GPTNeoXConfig(
-        vocab_size=50432, hidden_size=2560, intermediate_size=10240, num_hidden_layers=32, num_attention_heads=32,
-        max_position_embeddings=2048, tie_word_embeddings=False,
-    ),
-    "smollm2-135m": LlamaConfig(
-        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
-        num_key_value_heads=3, max_position_embeddings=8192, tie_word_embeddings=True,
-    ),
-}  # fmt: skip
 SOUND = {
-    "id": "m", "name": "M", "source": "org/m", "architecture": "LlamaForCausalLM", "parameters": 1,
-    "context_length": 8, "licence": "MIT", "kinds": ["domain"],
+    "id": "m", "name": "Mine", "source": "org/m", "architecture": "LlamaForCausalLM", "parameters": 1,
+    "context_length": 8, "licence": {"name": "MIT"}, "kinds": ["domain"],
 }  # fmt: skip
 
 
-def every_entry() -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("entry", entries(), ids=lambda entry: entry.id)
+def text_of(**changes: Any) -> str:
+    return yaml.safe_dump({name: value for name, value in (SOUND | changes).items() if value is not None})
 
 
 def read(**changes: Any) -> Entry:
-    stored = {name: value for name, value in (SOUND | changes).items() if value is not None}
-    return read_entry("m.yaml", yaml.safe_dump(stored))
+    return read_entry("m.yaml", text_of(**changes))
 
 
-def test_every_file_is_an_entry() -> None:
-    files = [file for file in (resources.files("luthier.catalog") / "entries").iterdir() if file.name[0] != "."]
-    assert len(entries()) == len(files)
-    assert all(file.name.endswith(".yaml") for file in files)
-    assert find("luthier/tiny") in entries()
+def refusal(**changes: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        read(**changes)
+    message = str(caught.value)
+    assert message.startswith("m.yaml: ")
+    assert len(message.splitlines()) == 1
+    return message.removeprefix("m.yaml: ")
 
 
-@every_entry()
-def test_an_entry_holds_together(entry: Entry) -> None:
-    assert entry.kinds
-    assert set(entry.kinds) <= set(KINDS)
-    assert entry.parameters > 0
-    assert entry.context_length >= 512
-    assert set(entry.verified) <= {"architecture", "parameters", "context_length", "licence", "lora_targets"}
-    assert entry.source == "embedded" or len(entry.source.split("/")) == 2
-    assert not entry.eula_required or entry.licence_url
-    assert entry.default_template is None or set(entry.default_template) == {"prompt", "completion"}
-    assert entry.clean_packing == (entry.architecture in PACKS_CLEANLY)
-    parse({}, entry.default_hyperparameters)
-
-
-@every_entry()
-def test_an_entry_is_found_by_each_of_its_names_in_any_case(entry: Entry) -> None:
-    assert entry.id in entry.names
-    for name in entry.names:
-        for written in (name, name.upper(), name.lower(), name.title()):
-            assert find(written) is entry
-
-
-def test_names_are_unique() -> None:
-    names = [name.lower() for entry in entries() for name in set(entry.names)]
-    assert len(names) == len(set(names))
-
-
-def test_embedded_is_not_a_name() -> None:
-    assert find("embedded") is None
-    assert find("no/such-model") is None
-    assert find("") is None
-
-
-@pytest.fixture(scope="module", params=entries(), ids=lambda entry: entry.id)
-def shaped(request: pytest.FixtureRequest) -> tuple[Entry, PreTrainedModel]:
-    """An entry with its model on the meta device: every parameter's shape, no memory."""
-    entry: Entry = request.param
-    assert entry.id in SHAPES, f"{entry.id}: give its published shape in SHAPES, so that its numbers are checked"
-    with torch.device("meta"):
-        return entry, AutoModelForCausalLM.from_config(SHAPES[entry.id])
-
-
-def test_the_parameters_are_those_of_the_published_shape(shaped: tuple[Entry, PreTrainedModel]) -> None:
-    entry, network = shaped
-    assert sum(parameter.numel() for parameter in network.parameters()) == entry.parameters
-    assert type(network).__name__ == entry.architecture
-    assert network.config.max_position_embeddings == entry.context_length
-
-
-def test_the_lora_targets_are_linear_layers_of_it(shaped: tuple[Entry, PreTrainedModel]) -> None:
-    entry, network = shaped
-    assert entry.lora_targets
-    assert set(entry.lora_targets) <= set(linear_names(network))
-
-
-def test_the_embedded_recipe_is_the_shape_counted_here() -> None:
-    stored = yaml.safe_load((Path(__file__).parents[2] / "pretraining" / "recipe.yaml").read_text("utf-8"))
-    shape = SHAPES["luthier/tiny"]
-    assert stored["vocab_size"] == shape.vocab_size
-    assert {name: getattr(shape, name) for name in stored["model"]} == stored["model"]
+# The file
 
 
 def test_a_minimal_entry() -> None:
     entry = read(aliases=["Mini"])
     assert entry.kinds == ("domain",)
-    assert entry.names == ("m", "org/m", "Mini")
-    assert entry.revision is None
-    assert not entry.eula_required
+    assert entry.names == ("m", "org/m", "Mini", "Mine")
+    assert (entry.revision, entry.autopilot, entry.licence.eula, entry.clean_packing) == (None, None, False, False)
+    assert entry.tunable
+
+
+def test_a_full_entry() -> None:
+    entry = read(
+        licence={"name": "L", "url": "https://x.org/l", "eula": True},
+        autopilot={"name": "M1", "rows": 10, "tokens": 20},
+        attention={"kernels": ["eager", "sdpa"], "packing": True},
+        hyperparameter_ranges={"epoch": {"minimum": 2, "maximum": 4}, "learning_rate": {"maximum": 0.5}},
+        shape={"model_type": "llama", "attention_types": [["a"], 2]},
+    )
+    assert (entry.licence.name, entry.licence.url, entry.licence.eula) == ("L", "https://x.org/l", True)
+    assert entry.autopilot is not None
+    assert (entry.autopilot.rows, entry.autopilot.tokens) == (10, 20)
+    assert (entry.attention.kernels, entry.clean_packing) == (("eager", "sdpa"), True)
+    assert entry.hyperparameter_ranges["epoch"] == {"minimum": 2, "maximum": 4}
+    assert entry.shape["attention_types"] == [["a"], 2]
+    assert "M1" in entry.names
 
 
 @pytest.mark.parametrize(
@@ -135,26 +69,138 @@ def test_a_minimal_entry() -> None:
     [
         ({"colour": "red"}, "unknown field 'colour'"),
         ({"licence": None}, "missing field 'licence'"),
-        ({"kinds": ["domain", "poetry"]}, "unknown kind 'poetry'"),
-        ({"revision": 3}, "revision: expected text"),
         ({"name": None, "colour": 1}, "unknown field 'colour'; missing field 'name'"),
+        ({"revision": 3}, "revision: expected text"),
+        ({"parameters": "7B"}, "parameters: expected a whole number"),
+        ({"kinds": "domain"}, "kinds: expected a list of words"),
+        ({"aliases": [1]}, "aliases: expected a list of words"),
+        ({"licence": "MIT"}, "licence: expected a mapping"),
+        ({"licence": {"name": "MIT", "adress": "x"}}, "unknown field 'licence.adress'"),
+        ({"licence": {"url": "x"}}, "missing field 'licence.name'"),
+        ({"licence": {"name": "L", "eula": "yes"}}, "licence.eula: expected true or false"),
+        ({"licence": {"name": "L", "eula": True}},
+         "licence.url: expected the address of the text that must be accepted"),
+        ({"autopilot": {"name": "M", "rows": 1}}, "missing field 'autopilot.tokens'"),
+        ({"default_template": {"prompt": "p"}}, "missing field 'default_template.completion'"),
+        ({"kinds": ["domain", "poetry"]}, "kinds: expected some of instruction, autopilot, chat, domain"),
+        ({"kinds": []}, "description: expected what is needed to tune it, as kinds is empty"),
+        ({"attention": {"kernels": ["flesh"], "packing": True}},
+         "attention.kernels: expected some of eager, sdpa, flash"),
+        ({"verified": ["colour"]}, "verified: expected some of architecture, parameters, context_length, licence, "
+                                   "lora_targets, autopilot, default_hyperparameters"),
+        ({"source": "a/b/c"}, "source: expected ORG/NAME of the Hub"),
+        ({"hyperparameter_ranges": {"epoch": 3}},
+         "hyperparameter_ranges: expected {NAME: {minimum: NUMBER, maximum: NUMBER}}"),
+        ({"hyperparameter_ranges": {"epoch": {"most": 3}}},
+         "hyperparameter_ranges: expected {NAME: {minimum: NUMBER, maximum: NUMBER}}"),
+        ({"hyperparameter_ranges": {"epoch": {"minimum": "3"}}},
+         "hyperparameter_ranges: expected {NAME: {minimum: NUMBER, maximum: NUMBER}}"),
+        ({"default_hyperparameters": {"epcoh": 3}}, "unknown hyperparameter 'epcoh'; did you mean 'epoch'?"),
     ],
-)
+)  # fmt: skip
 def test_a_faulty_entry_is_refused_by_file_and_field(changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(LuthierError) as caught:
-        read(**changes)
-    assert str(caught.value) == f"m.yaml: {said}"
+    assert refusal(**changes) == said
+
+
+def test_a_default_outside_of_the_entry_s_own_range_is_refused() -> None:
+    said = refusal(default_hyperparameters={"epoch": 9}, hyperparameter_ranges={"epoch": {"maximum": 4}})
+    assert said.startswith("epoch=9: expected ")
 
 
 @pytest.mark.parametrize("text", ["", "- a\n- b\n", "word"])
 def test_a_file_that_is_no_mapping_is_refused(text: str) -> None:
-    with pytest.raises(LuthierError, match=r"m\.yaml: expected a mapping of fields"):
+    with pytest.raises(UserError, match=r"^m\.yaml: expected a mapping of fields$"):
         read_entry("m.yaml", text)
 
 
+def test_a_file_that_is_no_yaml_is_refused_by_its_line() -> None:
+    with pytest.raises(UserError, match=r"^m\.yaml:3: not YAML: "):
+        read_entry("m.yaml", "id: a\nname: [b\n: c")
+
+
+# Names
+
+
+def test_each_name_counts_once_whatever_its_case() -> None:
+    assert read(name="M", aliases=["ORG/M", "mm"]).names == ("m", "org/m", "mm")
+
+
+def test_borrowed_weights_lend_no_name() -> None:
+    assert read(source="gpt2-xl").names == ("m", "Mine")
+    assert read(source="embedded").names == ("m", "Mine")
+
+
 @pytest.mark.parametrize(
-    "changes", [{"parameters": "7B"}, {"kinds": "domain"}, {"eula_required": "yes please"}, {"aliases": "one"}]
+    ("name", "said"),
+    [
+        ("gpt2-xxl", "; did you mean 'gpt2-xl'?"),
+        ("FALCON7BINSTRUKT", "; did you mean 'Falcon7BInstruct'?"),
+        ("zzzz", ""),
+    ],
 )
-def test_a_field_of_a_wrong_type_is_refused(changes: dict[str, Any]) -> None:
-    with pytest.raises(LuthierError, match=rf"^m\.yaml: {next(iter(changes))}: expected "):
-        read(**changes)
+def test_the_closest_name_in_whatever_case(name: str, said: str) -> None:
+    assert suggest(name) == said
+
+
+# What may be done with it
+
+
+def test_a_model_without_kinds_is_refused_with_what_it_needs() -> None:
+    check_tunable(None)
+    check_tunable(read())
+    with pytest.raises(UserError, match=r"^m cannot be used here\. It needs wings\.$"):
+        check_tunable(read(kinds=[], description="It needs wings."))
+
+
+def test_kinds() -> None:
+    check_kind(None, "chat")
+    check_kind(read(), "domain")
+    with pytest.raises(UserError, match=r"^m cannot be tuned on chat data; it takes domain$"):
+        check_kind(read(), "chat")
+
+
+def test_defaults_and_ranges_reach_the_hyperparameters() -> None:
+    entry = read(default_hyperparameters={"epoch": 3}, hyperparameter_ranges={"epoch": {"minimum": 2, "maximum": 4}})
+    assert parse_for(entry, {})["epoch"] == 3
+    assert parse_for(entry, {"epochs": "4"})["epoch"] == 4
+    for outside in ("1", "5"):
+        with pytest.raises(SettingError, match=f"epochs?={outside}: expected "):
+            parse_for(entry, {"epoch": outside})
+        assert parse_for(None, {"epoch": outside})["epoch"] == int(outside)
+
+
+# The user's own entries
+
+
+def test_adding_a_model_is_adding_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = len(entries())
+    (tmp_path / "mine.yaml").write_text(text_of(aliases=["my model"]))
+    (tmp_path / "notes.txt").write_text("no entry")
+    monkeypatch.setenv("LUTHIER_ENTRIES", str(tmp_path))
+    assert len(entries()) == before + 1
+    for name in ("m", "ORG/M", "My Model", "mine"):
+        assert find(name) == read(aliases=["my model"])
+    found = locate("my model")
+    assert (found.name, found.repository, found.entry) == ("m", "org/m", find("m"))
+    monkeypatch.delenv("LUTHIER_ENTRIES")
+    assert find("org/m") is None
+
+
+def test_a_name_that_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.yaml").write_text(text_of(aliases=["Falcon 7B"]))
+    monkeypatch.setenv("LUTHIER_ENTRIES", str(tmp_path))
+    with pytest.raises(UserError, match=r"^catalogue: 'Falcon 7B' names both falcon-7b and m; change one$"):
+        find("m")
+
+
+def test_a_faulty_file_of_the_user_s_is_named_with_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.yaml").write_text(text_of(colour="red"))
+    monkeypatch.setenv("LUTHIER_ENTRIES", str(tmp_path))
+    with pytest.raises(UserError, match=rf"^{tmp_path}/mine\.yaml: unknown field 'colour'$"):
+        entries()
+
+
+def test_a_folder_of_entries_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LUTHIER_ENTRIES", "/nowhere/at/all")
+    with pytest.raises(UserError, match=r"^LUTHIER_ENTRIES=/nowhere/at/all: no such folder"):
+        entries()

@@ -16,11 +16,14 @@ import pytest
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from luthier.catalog import hub
-from luthier.catalog.locate import Location
-from luthier.errors import CapacityError, ModelNotFoundError
+from luthier.catalog.locate import Location, locate
+from luthier.errors import CapacityError, ModelNotFoundError, UserError
 
 WHERE = Location("m", None, None, "org/m", "rev1", ("LUTHIER_MODELS (not set)", "/cache/models--org--m"))
-FILES = {"model.safetensors": 3_000_000_000, "config.json": 500, "pytorch_model.bin": 9_000_000_000, "notes.md": 77}
+FILES = {
+    "model.safetensors": 3_000_000_000, "consolidated.safetensors": 3_000_000_000, "config.json": 500,
+    "pytorch_model.bin": 9_000_000_000, "notes.md": 77,
+}  # fmt: skip
 CHILD = """
 from luthier.catalog.hub import fetch
 from luthier.catalog.locate import locate
@@ -37,6 +40,7 @@ class Hub:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.files = FILES
         self.tokens: list[Any] = []
         self.asked: dict[str, Any] = {}
         self.fault: Exception | None = None
@@ -49,7 +53,8 @@ class Hub:
         if self.fault:
             raise self.fault
         self.asked["info"] = (repository, asked["revision"])
-        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=name, size=size) for name, size in FILES.items()])
+        files = [SimpleNamespace(rfilename=name, size=size) for name, size in self.files.items()]
+        return SimpleNamespace(siblings=files)
 
     def snapshot_download(self, repository: str, *, revision: str, allow_patterns: list[str], token: Any) -> str:
         self.tokens.append(token)
@@ -86,6 +91,12 @@ def test_what_is_at_hand_is_not_asked_for(tmp_path: Path, online: Hub) -> None:
     assert hub.fetch(Location("m", None, tmp_path), print) == tmp_path
 
 
+def test_a_model_that_luthier_cannot_use_is_not_asked_for(online: Hub) -> None:
+    online.fault = AssertionError("asked the Hub")
+    with pytest.raises(UserError, match=r"stable-diffusion-2-1 cannot be used here\. It is an image model"):
+        hub.fetch(locate("stable-diffusion-2-1", {}), print)
+
+
 def test_the_size_is_said_first_and_only_what_is_needed_is_fetched(
     online: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -95,6 +106,17 @@ def test_the_size_is_said_first_and_only_what_is_needed_is_fetched(
     assert said == ["fetching org/m from the Hub: 3.00 GB (interrupted downloads resume) False"]
     assert online.asked == {"info": ("org/m", "rev1"), "download": ("org/m", "rev1", hub.WANTED)}
     assert not any("bin" in pattern or "py" in pattern for pattern in hub.WANTED)
+
+
+def test_pickled_weights_are_fetched_where_there_are_no_others(online: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    free_disk(monkeypatch, 10_000_000_000)
+    online.files = {name: size for name, size in FILES.items() if not name.endswith(".safetensors")} | {"x.bin": 10**9}
+    said: list[str] = []
+    hub.fetch(WHERE, said.append)
+    assert said == ["fetching org/m from the Hub: 9.00 GB (interrupted downloads resume)"]
+    assert online.asked["download"] == ("org/m", "rev1", ("pytorch_model*.bin", *hub.TOKENIZER_ONLY))
+    hub.fetch(WHERE, said.append, hub.TOKENIZER_ONLY)
+    assert online.asked["download"] == ("org/m", "rev1", hub.TOKENIZER_ONLY)
 
 
 def test_a_model_that_the_disk_cannot_hold(online: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,3 +181,18 @@ def test_without_a_network(surroundings: dict[str, str], reason: str, tmp_path: 
         f"gpt2-xl; the Hugging Face Hub ({reason}); put its Hugging Face folder at "
         "$LUTHIER_MODELS/openai-community/gpt2-xl\n"
     )
+
+
+def test_a_snapshot_of_the_tokenizer_alone_is_completed(online: Hub, tmp_path: Path) -> None:
+    folder = tmp_path / "snapshot"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    found = Location("m", None, folder, "org/m", "rev1")
+    assert hub.fetch(found, lambda _: None, hub.TOKENIZER_ONLY) == folder
+    assert "download" not in online.asked
+    assert hub.fetch(found, lambda _: None) == online.folder
+    assert online.asked["download"][0] == "org/m"
+    (folder / "model-00001-of-00002.safetensors").touch()
+    assert hub.fetch(found, lambda _: None) == folder
+    own = Location("own", None, tmp_path / "own")  # a folder of the user's: loading says what it lacks
+    assert hub.fetch(own, lambda _: None) == tmp_path / "own"

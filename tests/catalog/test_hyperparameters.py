@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from luthier.catalog.hyperparameters import TABLE, Hyperparameter, parse
+from luthier.catalog.entry import find
+from luthier.catalog.hyperparameters import AUTOPILOT, TABLE, Hyperparameter, parse, precision
 from luthier.errors import SettingError
 
-NUMBERS = [row for row in TABLE.values() if row.type in ("int", "optional_int", "float")]
-NOT_YET = ("int8_quantization", "enable_fsdp")
-ALL_NAMES = [alias for row in TABLE.values() for alias in (row.name, *row.aliases)]
+DATA = Path(__file__).resolve().parent.parent / "data"
+NUMBERS = [row for row in TABLE.values() if row.type in ("int", "optional_int", "float") and not row.choices]
+SPECS: dict[str, dict[str, Any]] = json.loads((DATA / "jumpstart" / "defaults.json").read_text("utf-8"))
+ALL_NAMES = [*AUTOPILOT, *(alias for row in TABLE.values() for alias in (row.name, *row.aliases))]
 
 
 def by_name(rows: list[Hyperparameter]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("row", rows, ids=lambda row: row.name)
 
 
-def refusal(raw: dict[str, Any]) -> str:
+def refusal(raw: dict[str, Any], defaults: dict[str, Any] | None = None, **ranges: Any) -> str:
     with pytest.raises(SettingError) as caught:
-        parse(raw)
+        parse(raw, defaults, **ranges)
     return str(caught.value)
 
 
@@ -41,31 +44,54 @@ def test_the_default_parses_to_itself(row: Hyperparameter) -> None:
 @by_name(list(TABLE.values()))
 def test_what_cannot_be_a_value_is_refused_with_what_was_expected(row: Hyperparameter) -> None:
     bad = "" if row.type == "text" else "moon"
-    assert refusal({row.name: bad}) == f"{row.name}={bad}: expected {row.expected}"
+    expected = f"{row.help}; leave it {row.default}" if row.type == "fixed" else f"expected {row.expected}"
+    assert refusal({row.name: bad}) == f"{row.name}={bad}: {expected}"
+
+
+def beside(row: Hyperparameter, bound: float, direction: int) -> str:
+    """The bound itself when it is excluded, else the closest value beyond it."""
+    if row.above if direction < 0 else row.below:
+        return repr(bound)
+    return str(int(bound) + direction) if row.type != "float" else repr(bound + direction * 1e-6)
 
 
 @by_name([row for row in NUMBERS if row.minimum is not None])
 def test_below_the_minimum_is_refused(row: Hyperparameter) -> None:
     assert row.minimum is not None
-    step = 1 if row.type != "float" else 1e-6
-    outside = row.minimum - step if row.sentinel is None else row.sentinel - 1
-    assert "expected" in refusal({row.name: f"{outside:g}"})
-    row.parse(f"{row.minimum:g}")
+    outside = beside(row, row.minimum, -1) if row.sentinel is None else str(row.sentinel - 1)
+    assert "expected" in refusal({row.name: outside})
+    inside = row.minimum + (1e-6 if row.above else 0)
+    assert row.parse(f"{inside:g}") == inside
 
 
 @by_name([row for row in NUMBERS if row.maximum is not None])
 def test_above_the_maximum_is_refused(row: Hyperparameter) -> None:
     assert row.maximum is not None
-    most = str(int(row.maximum)) if row.type != "float" else repr(row.maximum)
-    above = str(int(row.maximum) + 1) if row.type != "float" else repr(row.maximum + 1e-6)
-    assert row.parse(most) == row.maximum
-    assert "expected" in refusal({row.name: above})
+    assert "expected" in refusal({row.name: beside(row, row.maximum, 1)})
+    most = row.maximum - (1e-6 if row.below else 0)
+    assert row.parse(repr(most) if row.type == "float" else str(int(most))) == most
+
+
+@by_name([row for row in TABLE.values() if row.type == "int" and row.choices])
+def test_numbers_of_a_list(row: Hyperparameter) -> None:
+    for choice in row.choices:
+        assert row.parse(choice) == row.parse(f'"{choice}"') == int(choice)
+    assert refusal({row.name: "5"}) == f"{row.name}=5: expected one of {', '.join(row.choices)}"
+
+
+@by_name([row for row in TABLE.values() if row.type == "fixed"])
+def test_what_means_nothing_here_is_refused_at_other_values_with_the_reason(row: Hyperparameter) -> None:
+    for choice in row.choices:
+        for name in (row.name, *row.aliases):
+            assert parse({name: choice})[row.name] == row.default
+    assert refusal({row.name: "17"}) == f"{row.name}=17: {row.help}; leave it {row.default}"
 
 
 @by_name([row for row in NUMBERS if row.sentinel is not None])
 def test_the_sentinel_is_allowed_and_its_neighbours_are_not(row: Hyperparameter) -> None:
     assert row.sentinel is not None
-    assert row.parse(str(row.sentinel)) == row.sentinel
+    for written in (row.sentinel, str(row.sentinel), "None", "null", None):
+        assert row.parse(written) == row.sentinel
     assert f"or {row.sentinel}" in row.expected
     assert "expected" in refusal({row.name: str(row.sentinel + 1)})  # 0, where 1 is the least
 
@@ -80,7 +106,7 @@ def test_each_choice_in_any_case(row: Hyperparameter) -> None:
 
 @by_name([row for row in TABLE.values() if row.aliases])
 def test_aliases_set_the_same_hyperparameter(row: Hyperparameter) -> None:
-    value = row.choices[-1] if row.choices else 7
+    value = row.default if row.type == "fixed" else row.choices[-1] if row.choices else 7
     for alias in row.aliases:
         values = parse({alias: str(value)})
         assert values[row.name] == value
@@ -119,7 +145,7 @@ def test_values_of_other_types_keep_their_meaning() -> None:
     assert parse({"lora_target_modules": ["q_proj", "v_proj"]})["lora_target_modules"] == "q_proj,v_proj"
 
 
-@pytest.mark.parametrize("text", ["nan", "inf", "-inf", "1e400", "0,1", "one"])
+@pytest.mark.parametrize("text", ["nan", "inf", "-inf", "1e400", "0,1", "one", "1_0", "٥", "0x1", "."])
 def test_numbers_are_finite(text: str) -> None:
     assert "expected a number" in refusal({"max_grad_norm": text})
 
@@ -139,7 +165,8 @@ def test_other_words_are_not_flags(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["None", "none", "null"])
 def test_an_optional_number_may_be_none(text: str) -> None:
-    assert parse({"preprocessing_num_workers": text})["preprocessing_num_workers"] is None
+    for name in ("preprocessing_num_workers", "global_train_batch_size"):
+        assert parse({name: text})[name] is None
     assert "expected a whole number" in refusal({"epoch": text})
 
 
@@ -149,13 +176,33 @@ def test_values_as_the_sdk_sends_them() -> None:
     assert dict(parse({name: json.dumps(value) for name, value in asked.items()})) == dict(parse(asked))
 
 
-def test_exclusive_bounds() -> None:
-    row = Hyperparameter("x", "float", 0.5, "g", "h", minimum=0, maximum=1, exclusive=True)
+def test_excluded_bounds() -> None:
+    row = Hyperparameter("x", "float", 0.5, "g", "h", minimum=0, maximum=1, above=True, below=True)
     assert row.expected == "a number above 0 and below 1"
     assert row.parse("0.5") == 0.5
-    for text in ("0", "1"):
+    for text in ("0", "1", "-0.0"):
         with pytest.raises(SettingError):
             row.parse(text)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [["q_proj", "v_proj"], ("q_proj", "v_proj"), '["q_proj", "v_proj"]', "['q_proj', 'v_proj']",
+     '"[\\"q_proj\\", \\"v_proj\\"]"', "q_proj,v_proj"],
+)  # fmt: skip
+def test_lists_of_names(raw: Any) -> None:
+    assert parse({"lora_target_modules": raw})["lora_target_modules"] == "q_proj,v_proj"
+
+
+@pytest.mark.parametrize("raw", [[5], "[5]", ["True"], "[]", "{}", '{"a": 1}'])
+def test_no_lists_elsewhere(raw: Any) -> None:
+    assert "expected" in refusal({"epoch": raw})
+    assert "expected" in refusal({"packing": raw})
+
+
+def test_an_empty_list_of_names_is_refused() -> None:
+    assert "lora_target_modules=: expected text" in refusal({"lora_target_modules": []})
+    assert parse({"lora_target_modules": "null"})["lora_target_modules"] == "default"  # None: as PEFT reads it
 
 
 # Names
@@ -176,8 +223,106 @@ def test_a_name_like_no_other_gets_no_suggestion() -> None:
 
 
 def test_twice_through_an_alias() -> None:
-    assert refusal({"epoch": "3", "num_train_epochs": "4"}).startswith("epoch is given twice")
-    assert parse({"epoch": "3", "num_train_epochs": '"3"'})["epoch"] == 3
+    message = refusal({"num_train_epochs": "3", "epochCount": "4"})
+    assert message == "epoch is given twice with different values (as num_train_epochs and as epochCount)"
+    for other in ("num_train_epochs", "epochCount"):
+        assert refusal({"epoch": "3", other: "4"}).startswith("epoch is given twice")
+        assert parse({"epoch": "3", other: '"3"'})["epoch"] == 3
+
+
+# Autopilot's names
+
+OVER = {"epochCount": "11", "batchSize": "65", "learningRate": "1.1", "learningRateWarmupSteps": "251"}
+
+
+@pytest.mark.parametrize("name", AUTOPILOT)
+def test_autopilots_names_mean_ours_within_its_ranges(name: str) -> None:
+    meant, low, high = AUTOPILOT[name]
+    least = 1e-6 if name == "learningRate" else low
+    for value in (least, high):
+        values = parse({name: f"{value:g}"})
+        assert values[meant] == value
+        assert values.given == {meant}
+    assert "Autopilot's range" in refusal({name: OVER[name]}) or name == "learningRate"
+    assert refusal({name: OVER[name]}).startswith(f"{name}={OVER[name]}: expected a ")
+    assert "expected" in refusal({name: "-1"})
+    assert parse({meant: OVER[name] if name != "learningRate" else "1"})  # by our own name our own range holds
+
+
+def test_an_autopilot_job_as_aws_writes_one() -> None:
+    asked = {"epochCount": "5", "learningRate": "0.000001", "batchSize": "32", "learningRateWarmupSteps": "10"}
+    values = parse(asked)
+    names = ("epoch", "learning_rate", "per_device_train_batch_size", "warmup_steps")
+    assert [values[name] for name in names] == [5, 1e-6, 32, 10]
+    assert refusal({"learningRate": "0"}) == "learningRate=0: expected a number above 0 and at most 1"
+    assert "did you mean 'epochCount'" in refusal({"epochsCount": "3"})
+
+
+# SageMaker's own keys and limits
+
+
+def test_sagemakers_keys_are_set_aside() -> None:
+    own = {"sagemaker_program": '"train.py"', "sagemaker_region": "eu-west-1", "sagemaker_typo_typo": "1"}
+    values = parse(own | {"epoch": "2"})
+    assert values.reserved == own
+    assert values.given == {"epoch"}
+    assert set(values) == set(TABLE)
+    assert parse({}).reserved == {}
+    assert "unknown hyperparameter 'sagemakerprogram'" in refusal({"sagemakerprogram": "1"})
+
+
+def test_sagemakers_limits() -> None:
+    parse({f"sagemaker_{number}": "" for number in range(100)})
+    assert "101 hyperparameters" in refusal({f"sagemaker_{number}": "" for number in range(101)})
+    parse({"sagemaker_" + "x" * 246: "y" * 2500})
+    long_name = refusal({"sagemaker_" + "x" * 247: "y"})
+    assert "its name has 257 characters, more than the 256" in long_name
+    assert len(long_name) < 200
+    assert "'sagemaker_x': its value has 2,501 characters" in refusal({"sagemaker_x": "y" * 2501})
+    assert "its value has" in refusal({"lora_target_modules": ["q_proj"] * 500})
+
+
+# As the SageMaker SDK sends them
+
+
+@pytest.mark.parametrize("model", SPECS)
+def test_a_jumpstart_models_own_defaults_are_accepted(model: str) -> None:
+    """The SDK sends every default of the model's JumpStart spec: as text, JSON-encoded once more, or typed."""
+    spec = SPECS[model]
+    written = {name: str(value) for name, value in spec.items()}
+    values = parse(written)
+    assert dict(parse({name: json.dumps(value) for name, value in written.items()})) == dict(values)
+    assert dict(parse({name: json.dumps(value) for name, value in spec.items()})) == dict(values)
+    assert dict(parse(spec)) == dict(values)
+    assert len(values.given) == len(spec)
+    for name, value in spec.items():
+        if name in TABLE and TABLE[name].type in ("int", "float"):
+            assert values[name] == (TABLE[name].sentinel if value == "None" else float(value)), name
+
+
+@pytest.mark.parametrize("model", [name for name in SPECS if find(name)])
+def test_a_jumpstart_models_own_defaults_are_in_our_entrys_range(model: str) -> None:
+    entry = find(model)
+    assert entry
+    values = parse(SPECS[model], entry.default_hyperparameters, entry.hyperparameter_ranges)
+    alone = parse({}, entry.default_hyperparameters, entry.hyperparameter_ranges)
+    for name in ("learning_rate", "lora_r", "epoch", "weight_decay", "per_device_train_batch_size", "peft_type"):
+        if entry.kinds and name in values.given:
+            assert alone[name] == values[name], f"{model}: {name}"
+
+
+def test_the_specs_bring_what_is_odd_about_them() -> None:
+    values = {model: parse(spec) for model, spec in SPECS.items()}
+    assert values["mistral-7b"]["peft_type"] == values["flan-t5-base"]["peft_type"] == "none"
+    assert values["flan-t5-xxl-fp16"]["evaluation_strategy"] == "epoch"  # sent as evalaution_strategy
+    assert values["flan-t5-base"]["per_device_train_batch_size"] == 64
+    neuron = values["llama-2-7b-neuron"]
+    assert (neuron["lr_scheduler_type"], neuron["min_learning_rate"]) == ("CosineAnnealing", 1e-6)
+    assert (neuron["global_train_batch_size"], neuron["append_eod"]) == (256, False)
+    assert values["gemma-2b-it"]["bits"] == 4
+    assert [precision(values[model]) for model in ("gemma-2b-it", "mistral-7b", "flan-t5-base")] == [
+        "fp16", "bf16", "auto"
+    ]  # fmt: skip
 
 
 # Layers of defaults
@@ -212,11 +357,27 @@ def test_the_kinds_exclude_and_imply_each_other() -> None:
     assert (both_off["instruction_tuned"], both_off["chat_dataset"]) == (False, False)
 
 
-@pytest.mark.parametrize("name", NOT_YET)
-def test_what_is_not_there_yet_is_refused_with_the_reason(name: str) -> None:
-    assert refusal({name: "True"}).startswith(f"{name}=True: ")
-    assert "not available in this version" in refusal({name: "True"})
-    assert parse({name: "False"})[name] is False
+def test_the_precisions_exclude_each_other() -> None:
+    assert refusal({"bf16": "True", "fp16": "True"}).startswith("bf16=True and fp16=True exclude each other")
+    assert precision(parse({"fp16": "True", "bf16": "auto"})) == "fp16"
+    assert precision(parse({"fp16": "True"}, {"bf16": "True"})) == "fp16"  # over the family's
+    assert precision(parse({"bf16": "True"}, {"fp16": "True"})) == "bf16"
+    assert precision(parse({"bf16": "True", "mixed_precision": "False"})) == "fp32"
+    assert precision(parse({"bf16": "False"})) == "fp32"
+    assert precision(parse({})) == "auto"
+    assert "exclude each other" in refusal({}, {"bf16": "True", "fp16": "True"})
+
+
+def test_eight_bits_have_two_names() -> None:
+    assert parse({"int8_quantization": "True"})["bits"] == 8
+    assert parse({"int8_quantization": "True", "bits": "16"})["bits"] == 8  # the SDK sends 16 as a default
+    assert parse({"bits": "8"})["int8_quantization"] is True
+    assert "int8_quantization=True and bits=4 exclude" in refusal({"int8_quantization": "True", "bits": "4"})
+    for asked, bits in (({"bits": "4"}, 4), ({"bits": "16"}, 16), ({}, 8)):
+        values = parse(asked, {"int8_quantization": "True"})  # over the family's
+        assert (values["bits"], values["int8_quantization"]) == (bits, bits == 8)
+    assert parse({"int8_quantization": "True"}, {"bits": 4})["bits"] == 8
+    assert parse({}, {"bits": 4})["int8_quantization"] is False
 
 
 def test_shares_that_exceed_the_whole() -> None:
@@ -226,7 +387,33 @@ def test_shares_that_exceed_the_whole() -> None:
 
 
 def test_a_learning_rate_of_zero() -> None:
-    assert "nothing would be learned" in refusal({"learning_rate": "0"})
+    assert refusal({"learning_rate": "0"}) == "learning_rate=0: expected a number above 0 and at most 1"
+
+
+# A model's own ranges
+
+
+def test_a_models_range_narrows_the_tables() -> None:
+    ranges = {"epoch": {"maximum": 9}, "lora_r": {"minimum": 4, "maximum": 5000}, "max_input_length": {"minimum": 128}}
+    assert parse({"epoch": "9"}, ranges=ranges)["epoch"] == 9
+    assert refusal({"epochs": "10"}, ranges=ranges) == (
+        "epoch=10: expected a whole number of at least 1 and at most 9 (the model's range)"
+    )
+    assert "of at least 4 and at most 1000" in refusal({"lora_r": "3"}, ranges=ranges)  # the table's maximum stays
+    assert parse({}, ranges=ranges)["max_input_length"] == -1  # what stands for "as the model has it" stays
+    assert "of at least 128 (the model's range), or -1" in refusal({"max_input_length": "64"}, ranges=ranges)
+    rate = {"learning_rate": {"minimum": 1e-8}}
+    assert parse({"learning_rate": "1e-8"}, ranges=rate)["learning_rate"] == 1e-8
+    assert "of at least 1e-08 and at most 1 (the model's range)" in refusal({"learning_rate": "0"}, ranges=rate)
+
+
+def test_autopilots_names_keep_to_the_models_range_too() -> None:
+    assert "at most 3" in refusal({"epochCount": "4"}, ranges={"epoch": {"maximum": 3}})
+    assert "at most 10 (Autopilot's range)" in refusal({"epochCount": "11"}, ranges={"epoch": {"maximum": 50}})
+
+
+def test_a_range_of_nothing_is_refused() -> None:
+    assert "a range of 'epok', which is no hyperparameter; did you mean 'epoch'" in refusal({}, ranges={"epok": {}})
 
 
 # Whatever is typed

@@ -62,8 +62,8 @@ def test_generate(run: Path, rows: Path) -> None:
     call = invoke("generate", run, "hello", "--max-new-tokens", "5")
     assert (call.module, call.arguments) == ("luthier.evaluation", ("generate",))
     assert call.request == {
-        "target": str(run), "text": "hello", "file": None, "max_new_tokens": 5, "raw": False, "device": "auto",
-        "json": False,
+        "target": str(run), "text": "hello", "file": None, "max_new_tokens": 5, "beams": 1, "raw": False,
+        "device": "auto", "json": False,
     }  # fmt: skip
     assert invoke("generate", "luthier/tiny", "--file", rows).request["file"] == str(rows)
 
@@ -95,7 +95,7 @@ def test_compare_and_doctor(run: Path) -> None:
 
 def test_export(run: Path, tmp_path: Path) -> None:
     call = invoke("export", run, "--merged")
-    assert (call.module, call.arguments) == ("luthier.weights", ("export",))
+    assert (call.module, call.arguments) == ("luthier.evaluation", ("export",))
     assert call.request == {"run": str(run), "form": "merged", "out": str(run / "export" / "merged")}
     with pytest.raises(UserError, match="choose the form"):
         invoke("export", run)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner, Result
 
 from luthier.catalog.locate import locate
@@ -45,6 +46,13 @@ def test_a_run_folder_is_laid_out_and_handed_over(rows: Path, tmp_path: Path) ->
     assert (job.model, job.kind, job.device, job.score_rows, job.eula) == ("luthier/tiny", "auto", "auto", -1, None)
     assert folder.read_hyperparameters() == {"epoch": "2", "lora_r": "16"}
     assert folder.channels() == {name: rows / name for name in ("training", "validation")}
+
+
+def test_the_ranks_are_kept_with_the_job(rows: Path, tmp_path: Path) -> None:
+    assert invoke("rows", "--out", "run", "--ranks", "2").arguments == (str(tmp_path / "run"),)
+    assert JobFolder(tmp_path / "run").read_job().ranks == 2
+    with pytest.raises(typer.TyperException, match="greater than or equal to 0"):
+        invoke("rows", "--out", "other", "--ranks", "-1")
 
 
 def test_the_default_folder_is_named_by_time_and_model(rows: Path, tmp_path: Path) -> None:
@@ -138,6 +146,11 @@ class TestResume:
     def test_the_same_settings_given_again_are_accepted(self) -> None:
         again = ["rows", "--resume", "--out", "run", "--set", "epochs=2", "--set", "learning_rate=0.001"]
         assert invoke(*again, "--kind", "instruction", "--model", "luthier/tiny").arguments[1:] == ("--resume",)
+
+    def test_it_may_go_on_with_other_ranks(self, tmp_path: Path) -> None:
+        call = invoke("--resume", "--out", "run", "--ranks", "3")
+        assert call.arguments == (str(tmp_path / "run"), "--resume", "--ranks", "3")
+        assert JobFolder(tmp_path / "run").read_job().ranks == 0
 
     def test_every_difference_is_a_line(self, rows: Path, tmp_path: Path) -> None:
         (tmp_path / "others").mkdir()

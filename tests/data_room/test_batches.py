@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from token_rows import write_store
 
-from luthier.data.batches import Plan, collate, in_order
+from luthier.data.batches import Layout, Plan, collate, in_order
 from luthier.layers.batch import Batch
 
 PAD = 3
@@ -65,6 +65,21 @@ def test_the_last_window_is_partial() -> None:
     assert plan.epoch_of(3) == 1.5
 
 
+@pytest.mark.parametrize("lengths", [None, np.arange(11)])
+def test_what_does_not_fill_a_micro_batch_is_left_out(lengths: np.ndarray | None) -> None:
+    plan = Plan(np.arange(100, 111), 2, 3, seed=0, lengths=lengths, drop_last=True)
+    assert plan.steps_per_epoch == 2
+    assert [[len(batch) for batch in step] for step in epoch_of(plan, 0)] == [[2, 2, 2], [2, 2]]
+    left_out = set()
+    for epoch in range(12):
+        seen = {row for step in epoch_of(plan, epoch) for batch in step for row in batch}
+        assert len(seen) == 10
+        left_out |= set(range(100, 111)) - seen
+    assert len(left_out) > 4  # another one each time, whatever its length
+    whole = Plan(np.arange(10), 2, 3, seed=0, lengths=None, drop_last=True)
+    assert epoch_of(whole, 1) == epoch_of(Plan(np.arange(10), 2, 3, seed=0), 1)
+
+
 def check_labels(batch: Batch, ids: list[np.ndarray], trained: list[np.ndarray]) -> None:
     """Each label is the token after its position, in its own row, and all trained tokens are labels once."""
     flat = batch.input_ids_BT.flatten()
@@ -83,7 +98,7 @@ def test_a_micro_batch_holds_its_rows(lengths: list[int], completion_only: bool,
         store = write_store(Path(folder), lengths, seed, completion_only)
         rows = np.random.default_rng(seed).permutation(len(lengths)).tolist()
         ids, trained = (list(column) for column in zip(*(store.row(row) for row in rows), strict=True))
-        packed, padded = collate(store, rows, True, PAD), collate(store, rows, False, PAD)
+        packed, padded = collate(store, rows, Layout(True, PAD)), collate(store, rows, Layout(False, PAD))
     own = tuple(map(len, ids))
     assert packed.rows == padded.rows == tuple(rows)
     assert packed.row_lengths == padded.row_lengths == own
@@ -104,9 +119,9 @@ def test_a_micro_batch_holds_its_rows(lengths: list[int], completion_only: bool,
 
 def test_a_first_token_is_never_a_label(tmp_path: Path) -> None:
     store = write_store(tmp_path, [4, 3], completion_only=False)
-    assert collate(store, [0, 1], True, PAD).positions_N.tolist() == [0, 1, 2, 4, 5]
-    assert collate(store, [0, 1], False, PAD).positions_N.tolist() == [0, 1, 2, 4, 5]
-    assert collate(store, [1, 0], False, PAD).positions_N.tolist() == [0, 1, 4, 5, 6]
+    assert collate(store, [0, 1], Layout(True, PAD)).positions_N.tolist() == [0, 1, 2, 4, 5]
+    assert collate(store, [0, 1], Layout(False, PAD)).positions_N.tolist() == [0, 1, 2, 4, 5]
+    assert collate(store, [1, 0], Layout(False, PAD)).positions_N.tolist() == [0, 1, 4, 5, 6]
 
 
 @settings(max_examples=30, deadline=None)
@@ -115,7 +130,7 @@ def test_scoring_order_is_longest_first_and_complete(lengths: list[int], rows_pe
     with tempfile.TemporaryDirectory() as folder:
         store = write_store(Path(folder), lengths)
         rows = np.arange(len(lengths))[::2]
-        batches = list(in_order(store, rows, rows_per_batch, packed, PAD))
+        batches = list(in_order(store, rows, rows_per_batch, Layout(packed, PAD)))
     assert sorted(row for batch in batches for row in batch.rows) == rows.tolist()
     seen = [length for batch in batches for length in batch.row_lengths]
     assert seen == sorted(seen, reverse=True)
@@ -124,4 +139,40 @@ def test_scoring_order_is_longest_first_and_complete(lengths: list[int], rows_pe
 
 @pytest.mark.parametrize("packed", [True, False])
 def test_no_rows_no_batch(tmp_path: Path, packed: bool) -> None:
-    assert list(in_order(write_store(tmp_path, [3]), np.empty(0, np.int64), 4, packed, PAD)) == []
+    assert list(in_order(write_store(tmp_path, [3]), np.empty(0, np.int64), 4, Layout(packed, PAD))) == []
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(2, 60), min_size=1, max_size=200), st.integers(1, 7), st.integers(1, 3))
+def test_grouping_by_length_loses_no_row_and_keeps_every_size(
+    lengths: list[int], size: int, accumulation: int
+) -> None:
+    rows = np.arange(1000, 1000 + len(lengths))
+    plan = Plan(rows, size, accumulation, seed=3, lengths=np.array(lengths))
+    usual = Plan(rows, size, accumulation, seed=3)
+    for epoch in (0, 1):
+        steps = range(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch)
+        batches = [batch for step in steps for batch in plan.micro_batches(step)]
+        assert sorted(row for batch in batches for row in batch) == rows.tolist()
+        assert [len(batch) for batch in batches] == [
+            len(batch) for step in steps for batch in usual.micro_batches(step)
+        ]
+
+
+def padding(batches: list[list[int]], lengths: dict[int, int]) -> int:
+    """Padded tokens of the batches."""
+    sizes = [[lengths[row] for row in batch] for batch in batches]
+    return sum(max(batch) * len(batch) - sum(batch) for batch in sizes)
+
+
+def test_epochs_of_grouped_rows_differ_and_repeat() -> None:
+    lengths = np.random.default_rng(0).integers(2, 90, 200)
+    plans = [Plan(np.arange(200), 4, 2, 1, lengths) for _ in range(2)]
+    epochs = [[plans[0].micro_batches(step) for step in range(25 * epoch, 25 * epoch + 25)] for epoch in (0, 1)]
+    usual = [batch for step in range(25) for batch in Plan(np.arange(200), 4, 2, 1).micro_batches(step)]
+    grouped = [batch for step in epochs[0] for batch in step]
+    sizes = dict(enumerate(lengths.tolist()))
+    assert padding(grouped, sizes) < 0.15 * padding(usual, sizes)
+    assert epochs[0] != epochs[1]
+    assert plans[1].micro_batches(30) == plans[0].micro_batches(30)
+    assert plans[0].micro_batches(3) == epochs[0][3]

@@ -108,6 +108,29 @@ def test_the_first_column_with_a_warning(preparing: Preparing, tokenizer: Tokeni
     assert "a.csv: no column 'Text' or 'text': the first one, 'body', is used" in prepared.warnings
 
 
+def test_documents_without_an_end(preparing: Preparing, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    texts = ["the cat", "the dog", "a fox"]
+    write_jsonl(tmp_path / "data" / "a.jsonl", [{"text": text} for text in texts])
+    data = tmp_path / "data"
+    closed, running = (preparing(data, validation_split_ratio=0.0, append_eod=eod) for eod in (True, False))
+    with_ends = joined(closed, closed.split.train)
+    assert with_ends.count(tokenizer.eos_id) == 3
+    assert with_ends[-1] == tokenizer.eos_id
+    assert joined(running, running.split.train) == [number for number in with_ends if number != tokenizer.eos_id]
+    stream = preparing(file(tmp_path / "stream", "a.txt", TEXT), validation_split_ratio=0.0, append_eod=False)
+    assert tokenizer.eos_id not in joined(stream, stream.split.train)
+
+
+def test_one_single_token_is_nothing_to_learn_from(
+    preparing: Preparing, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    write_jsonl(tmp_path / "data" / "a.jsonl", [{"text": "a"}])
+    assert not tokenizer.bos
+    assert len(preparing(tmp_path / "data", validation_split_ratio=0.0).split.train) == 1
+    with pytest.raises(DataError, match=r"the train text is one single token.*leave append_eod True"):
+        preparing(tmp_path / "data", validation_split_ratio=0.0, append_eod=False)
+
+
 def test_exactly_one_file_a_channel(preparing: Preparing, tmp_path: Path) -> None:
     data = file(tmp_path / "data", "a.txt", TEXT)
     file(data, "b.txt", TEXT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -11,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from data_room.layout import Preparing, write_jsonl, write_template
-from luthier.data.preview import coloured, histogram
+from luthier.data.preview import as_json, coloured, histogram, show
 from luthier.data.tokenize import Tokenizer
 
 CONFIG = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "max_position_embeddings": 64}
@@ -39,6 +41,21 @@ def inspect(data: Path, model: Path, as_json: bool) -> subprocess.CompletedProce
         [sys.executable, "-m", "luthier.data", "inspect", "--request", "-"],
         input=json.dumps(request), capture_output=True, text=True, env=environment, check=False,
     )  # fmt: skip
+
+
+def test_it_says_which_turns_are_trained(preparing: Preparing, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": "how many?"}, {"role": "assistant", "content": "12"}]
+    write_jsonl(tmp_path / "chat" / "a.jsonl", [{"messages": messages}] * 3)
+    for turns, words in (("assistant", "the assistant's are"), ("last", "the last one is"), ("all", "all are")):
+        prepared = preparing(tmp_path / "chat", train_on_turns=turns)
+        screen = io.StringIO()
+        show(prepared, tokenizer, Console(file=screen, width=100))
+        assert f"turns      {words} trained" in screen.getvalue()
+        assert as_json(prepared)["train_on_turns"] == turns
+        green = [text for text, style in coloured(prepared, tokenizer, 0) if "green" in style]
+        assert green == (["how many?<|im_end|>"] if turns == "all" else []) + ["12<|im_end|>"]
+    write_jsonl(tmp_path / "text" / "a.jsonl", [{"text": "how many?"}] * 3)
+    assert as_json(preparing(tmp_path / "text"))["train_on_turns"] is None
 
 
 def test_json_has_the_promised_keys(model: Path, tmp_path: Path) -> None:

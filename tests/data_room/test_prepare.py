@@ -226,7 +226,7 @@ def test_truncated_and_dropped_rows_are_in_the_ledger(
     assert ledger[1] == {
         "row": "training/a.jsonl:2", "file": "a.jsonl", "line": 2, "side": "train", "fate": "truncated", "tokens": 40,
         "completion_tokens": 40 - len(tokenizer.prompt_ids(next(prepared.examples(np.array([1]))))),
-        "cut": whole_lengths[1] - 40, "cut_side": "right", "reason": None,
+        "cut": whole_lengths[1] - 40, "cut_prompt": 0, "cut_side": "right", "reason": None,
     }  # fmt: skip
     assert ledger[2]["reason"].startswith("the prompt leaves no room for a completion token (the row has ")
     assert ledger[3]["reason"] == "the completion is empty"

@@ -18,14 +18,16 @@ def settings(**raw: Any) -> DataSettings:
 def test_every_data_hyperparameter_arrives() -> None:
     assert settings() == DataSettings(kind="instruction", context_length=2048)
     found = settings(
-        max_input_length="77", validation_split_ratio="0.1", test_split_ratio="0.05", train_data_split_seed="3",
-        max_train_samples="5", max_eval_samples="6", add_input_output_demarcation_key="False",
-        completion_only_loss="False", group_near_duplicates="True", parse_special_tokens="True",
-        preprocessing_num_workers="2",
+        max_input_length="77", max_output_length="9", validation_split_ratio="0.1", test_split_ratio="0.05",
+        train_data_split_seed="3", max_train_samples="5", max_eval_samples="6",
+        add_input_output_demarcation_key="False", completion_only_loss="False", group_near_duplicates="True",
+        parse_special_tokens="True", preprocessing_num_workers="2",
     )  # fmt: skip
     assert found == DataSettings(
-        "instruction", 77, 0.1, 0.05, 3, 5, 6, False, False, True, True, 2, None, 2048, found.given
-    )
+        kind="instruction", max_input_length=77, max_output_length=9, validation_split_ratio=0.1, test_split_ratio=0.05,
+        split_seed=3, max_train_samples=5, max_val_samples=6, demarcation=False, completion_only=False,
+        group_near_duplicates=True, control_tokens=True, workers=2, context_length=2048, given=found.given,
+    )  # fmt: skip
     assert "max_val_samples" in found.given
 
 

@@ -33,6 +33,19 @@ def test_rows_come_back(tmp_path: Path, rows: list[list[tuple[int, bool]]], comp
         assert store.trained_counts[place] == sum(expected)
 
 
+def test_all_turns_lie_beside_the_completions(tmp_path: Path) -> None:
+    writer = TokenWriter(tmp_path, 100, turns=True)
+    writer.append(np.arange(8), [(5, 8)], [(0, 3), (5, 8)])
+    writer.append(np.arange(4), [(2, 4)], [(2, 4)])
+    writer.close()
+    completions, turns = TokenStore(tmp_path, 100), TokenStore(tmp_path, 100, completion_only=False, turns=True)
+    everything = TokenStore(tmp_path, 100, completion_only=False)
+    assert np.flatnonzero(completions.row(0)[1]).tolist() == [5, 6, 7]
+    assert np.flatnonzero(turns.row(0)[1]).tolist() == [1, 2, 5, 6, 7]
+    assert [store.trained_counts.tolist() for store in (completions, turns, everything)] == [[3, 2], [5, 2], [7, 3]]
+    assert [store.completion_only for store in (completions, turns, everything)] == [True, False, False]
+
+
 @pytest.mark.parametrize(("vocabulary", "size"), [(50_257, 2), (65_536, 2), (65_537, 4)])
 def test_ids_take_the_smallest_type(tmp_path: Path, vocabulary: int, size: int) -> None:
     writer = TokenWriter(tmp_path, vocabulary)

@@ -10,6 +10,7 @@ import torch
 from tiny_models import ARCHITECTURES, network_of
 from token_rows import VOCAB, loss_alone, write_store
 
+from luthier.data.batches import Layout
 from luthier.evaluation.likelihood import Likelihood, RowLikelihood, score_rows, total
 from luthier.layers import head_loss
 from luthier.weights.model import Model
@@ -27,7 +28,7 @@ def test_each_row_scores_as_it_does_alone(
     model = Model(network, torch.float32, torch.device("cpu"))
     rows = np.array([0, 1, 2, 4, 6, 7])
     found = {
-        row.row: row for row in score_rows(model, store, rows, rows_per_batch=rows_per_batch, packed=packed, pad_id=3)
+        row.row: row for row in score_rows(model, store, rows, rows_per_batch=rows_per_batch, layout=Layout(packed, 3))
     }
     assert sorted(found) == rows.tolist()
     for row in rows.tolist():
@@ -40,9 +41,9 @@ def test_logits_are_held_for_one_chunk_at_most(tmp_path: Path, monkeypatch: pyte
     store = write_store(tmp_path, LENGTHS)
     model = Model(network_of("llama"), torch.float32, torch.device("cpu"))
     rows = np.arange(len(LENGTHS))
-    whole = list(score_rows(model, store, rows, rows_per_batch=8, packed=True, pad_id=3))
+    whole = list(score_rows(model, store, rows, rows_per_batch=8, layout=Layout(True, 3)))
     sizes: list[int] = []
-    plain = head_loss._logits
+    plain = head_loss.Head.logits
 
     def measured(hidden: torch.Tensor, *rest: torch.Tensor | torch.dtype | None) -> torch.Tensor:
         logits: torch.Tensor = plain(hidden, *rest)  # type: ignore[arg-type]
@@ -50,8 +51,8 @@ def test_logits_are_held_for_one_chunk_at_most(tmp_path: Path, monkeypatch: pyte
         return logits
 
     monkeypatch.setattr(head_loss, "CHUNK_ELEMENTS", 7 * VOCAB)
-    monkeypatch.setattr(head_loss, "_logits", measured)
-    chunked = list(score_rows(model, store, rows, rows_per_batch=8, packed=True, pad_id=3))
+    monkeypatch.setattr(head_loss.Head, "logits", measured)
+    chunked = list(score_rows(model, store, rows, rows_per_batch=8, layout=Layout(True, 3)))
     assert max(sizes) == 7 * VOCAB
     assert sum(sizes) == int(store.trained_counts.sum()) * VOCAB
     counts = [[(row.row, row.tokens, row.correct) for row in rows] for rows in (chunked, whole)]

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from finished_runs import FinishedRuns
-from tiny_models import ARCHITECTURES
+from tiny_models import ARCHITECTURES, write_model
+from training.jobs import lay_out, run
 
 from luthier.data.cache import key_of
 from luthier.data.prepare import prepare
@@ -98,3 +99,35 @@ def test_a_row_without_a_field_is_refused_by_name(finished: FinishedRuns) -> Non
     render = renderer(target, Tokenizer.load(target.base), raw=False)
     with pytest.raises(UserError, match="needs the text fields 'context'"):
         render({"instruction": "a"})
+
+
+LENT = "{% for m in messages %}{{ m.role + ': ' + m.content + eos_token + '\\n' }}{% endfor %}" + (
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+@pytest.mark.parametrize("method", ["lora", "none"])
+def test_a_template_that_the_catalogue_lends_is_served_too(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A chat model whose repository has no template: the run's artifact has it, wherever the catalogue is."""
+    base = write_model(tmp_path / "models" / "org" / "talks", "llama")
+    (base / "chat_template.jinja").unlink()
+    entry = {
+        "id": "talks", "name": "Talks", "source": "org/talks", "architecture": "LlamaForCausalLM", "parameters": 0,
+        "context_length": 256, "licence": {"name": "MIT"}, "kinds": ["chat"], "chat_template": LENT,
+    }  # fmt: skip
+    (tmp_path / "entries").mkdir()
+    (tmp_path / "entries" / "talks.yaml").write_text(json.dumps(entry))
+    monkeypatch.setenv("LUTHIER_ENTRIES", str(tmp_path / "entries"))
+    monkeypatch.setenv("LUTHIER_MODELS", str(tmp_path / "models"))
+    job = lay_out(tmp_path / "run", "talks", write_channel(tmp_path / "rows", "chat"), max_steps=1, peft_type=method,
+                  score_rows=0)  # fmt: skip
+    run(job)
+    assert (job.model / "chat_template.jinja").read_text("utf-8") == LENT
+    monkeypatch.delenv("LUTHIER_ENTRIES")
+    target = find_target(str(job.root), lambda text: None)
+    assert target.chat_template == LENT
+    tokenizer = Tokenizer.load(target.base, target.chat_template)
+    prompt = renderer(target, tokenizer, raw=False)({"messages": [{"role": "user", "content": "a cat"}]})
+    assert prompt.prompt == "user: a cat<|endoftext|>\nassistant: "

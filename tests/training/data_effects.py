@@ -46,6 +46,18 @@ def _(lab: Lab) -> None:
     assert cut.counts["truncated"] > lab.run().counts["truncated"] == 0
 
 
+@DATA_EFFECTS.of("append_eod")
+def _(lab: Lab) -> None:
+    name = lab.write("documents", [{"text": f"the cat sat on mat {number}"} for number in range(25)])
+    closed, running = lab.run(name), lab.run(name, append_eod=False)
+    assert closed.record["kind"] == "domain"
+    assert closed.counts["tokens"] - running.counts["tokens"] == 25  # one end-of-text token a document
+    ends = [sum(int((batch.input_ids_BT == 0).sum()) for batch in done.trained) for done in (closed, running)]
+    assert ends == [2 * len(closed.split["train"]), 0]  # two epochs
+    elsewhere = lab.run(append_eod=False)
+    assert any("append_eod has no effect with instruction data" in said for said in elsewhere.record["warnings"])
+
+
 @DATA_EFFECTS.of("validation_split_ratio", "test_split_ratio")
 def _(lab: Lab) -> None:
     assert {side: len(rows) for side, rows in lab.run().split.items()} == {"train": 20, "validation": 5, "test": 0}

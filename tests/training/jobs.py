@@ -23,7 +23,7 @@ QUICK = {
 
 def lay_out(root: Path, model: Path | str, rows: Path, **settings: Any) -> JobFolder:
     """A job folder over `rows`; `settings` are hyperparameters on top of QUICK, or fields of Job."""
-    own = ("kind", "device", "max_truncated", "score_rows")
+    own = ("kind", "device", "max_truncated", "score_rows", "ranks")
     fields = {name: settings.pop(name) for name in own if name in settings}
     channels = settings.pop("channels", None) or {"training": rows}
     folder = JobFolder(root)

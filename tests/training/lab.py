@@ -22,6 +22,7 @@ from luthier.layers.batch import Batch
 from luthier.weights.model import Model
 
 PLAIN = {"lora_dropout": 0.0, "score_rows": 0, "per_device_train_batch_size": 4, "lr_scheduler_type": "constant"}
+TOLERANCE = 2e-5  # between losses of the same rows, otherwise laid out
 SIDES = ("train", "validation", "test")
 TEMPLATE = {"prompt": "{instruction} {context}", "completion": " {response}"}
 
@@ -130,6 +131,11 @@ class Lab:
         return lay_out(place, self.model, self.rows_folder(rows), **PLAIN | settings)
 
 
+def differ(one: Done, other: Done) -> bool:
+    """Whether two runs ended with other weights."""
+    return any(not torch.equal(value, other.weights[name]) for name, value in one.weights.items())
+
+
 Effect = Callable[[Lab], None]
 
 
@@ -153,9 +159,9 @@ def _listen(patch: pytest.MonkeyPatch, done: Done) -> None:
     loss, scores = Model.loss, Model.scores
     plain = torch.nn.functional.scaled_dot_product_attention
 
-    def heard_loss(model: Model, batch: Batch) -> Tensor:
+    def heard_loss(model: Model, batch: Batch, smoothing: float = 0.0) -> Tensor:
         done.trained.append(batch)
-        return loss(model, batch)
+        return loss(model, batch, smoothing)
 
     def heard_scores(model: Model, batch: Batch) -> Any:
         done.scored.append(batch)

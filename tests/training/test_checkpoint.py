@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from luthier.errors import CheckpointError
 from luthier.training.checkpoint import FILES, Checkpoints, TrainingState
+from luthier.training.ranks import Ranks
 
 WEIGHTS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4, dtype=torch.bfloat16)}
 MOMENTS = {"a/exp_avg": torch.full((2, 3), 0.5), "a/step": torch.tensor(3.0)}
@@ -84,3 +87,42 @@ def test_an_unfinished_write_is_no_checkpoint(tmp_path: Path) -> None:
 def test_no_pickle_in_a_checkpoint(tmp_path: Path) -> None:
     saved(tmp_path, 1)
     assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} == {".safetensors", ".json"}
+
+
+def test_what_a_killed_run_was_writing_is_cleared_away(tmp_path: Path) -> None:
+    (tmp_path / ".writing-99").mkdir()
+    (tmp_path / ".writing-99" / FILES[0]).write_bytes(b"half")
+    saved(tmp_path, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
+
+
+class Follower(Ranks):
+    """A rank that does not lead; what rank 0 found is the newest step."""
+
+    rank, size = 1, 2
+
+    def first(self, value: Any) -> Any:
+        assert value is None
+        return 1
+
+
+def test_a_rank_that_does_not_lead_writes_nothing_and_opens_what_rank_0_found(tmp_path: Path) -> None:
+    saved(tmp_path, 1, 2)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    follower = Checkpoints(tmp_path, 2, "identity", Follower())
+    follower.save(TrainingState(step=3), WEIGHTS, MOMENTS)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    found = follower.latest(quiet)
+    assert found is not None
+    assert found[0].step == 1
+
+
+def test_a_state_of_a_version_without_ranks_is_read(tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path, 1)
+    path = tmp_path / "step-000001" / "state.json"
+    stored = json.loads(path.read_text())
+    del stored["state"]["window"]
+    path.write_text(json.dumps(stored))
+    found = checkpoints.latest(quiet)
+    assert found is not None
+    assert found[0].window == 0

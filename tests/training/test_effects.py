@@ -1,24 +1,40 @@
 """Every hyperparameter does what it says: each is shown at work in whole jobs on a tiny random model.
 
-A row of the table without an effect here fails the suite: an option that nothing reads must not exist.
+A row of the table without an effect here fails the suite: an option that nothing reads must not exist. The effects lie
+in files by what they are of; this one runs them all.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_models import write_model
 from training.data_effects import DATA_EFFECTS
-from training.lab import Done, Effects, Lab
+from training.jobs import lines, run
+from training.lab import Effects, Lab, differ
+from training.method_effects import METHOD_EFFECTS
+from training.optimizer_effects import OPTIMIZER_EFFECTS
+from training.rank_effects import RANK_EFFECTS
+from training.run_effects import RUN_EFFECTS
+from training.safety_effects import SAFETY_EFFECTS
+from training.seq2seq_effects import SEQ2SEQ_EFFECTS
+from training.validation_effects import VALIDATION_EFFECTS
 
 from luthier.catalog.hyperparameters import TABLE
 from luthier.errors import SettingError
+from luthier.jobfolder import Job, JobFolder
 
-TOLERANCE = 2e-5
 EFFECTS = Effects()
+REGISTRIES = (
+    EFFECTS, DATA_EFFECTS, RUN_EFFECTS, OPTIMIZER_EFFECTS, VALIDATION_EFFECTS, METHOD_EFFECTS, RANK_EFFECTS,
+    SAFETY_EFFECTS, SEQ2SEQ_EFFECTS,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -28,14 +44,15 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
 
 @pytest.mark.parametrize("name", TABLE)
 def test_it_does_what_it_says(name: str, lab: Lab) -> None:
-    effects = EFFECTS | DATA_EFFECTS
-    assert name in effects, f"{name}: show its effect in a run (decorate a function with @EFFECTS.of({name!r}))"
-    effects[name](lab)
+    found = [registry[name] for registry in REGISTRIES if name in registry]
+    assert found, f"{name}: show its effect in a run (decorate a function with @EFFECTS.of({name!r}))"
+    found[0](lab)
 
 
 def test_every_effect_is_of_a_hyperparameter() -> None:
-    assert set(EFFECTS | DATA_EFFECTS) == set(TABLE)
-    assert not set(EFFECTS) & set(DATA_EFFECTS)
+    shown = Counter(name for registry in REGISTRIES for name in registry)
+    assert set(shown) == set(TABLE)
+    assert set(shown.values()) == {1}
 
 
 def test_two_runs_differ_only_by_their_settings(lab: Lab) -> None:
@@ -45,107 +62,6 @@ def test_two_runs_differ_only_by_their_settings(lab: Lab) -> None:
     assert one.losses == other.losses
     assert all(torch.equal(value, other.weights[name]) for name, value in one.weights.items())
     assert len(one.losses) == 10
-
-
-def differ(one: Done, other: Done) -> bool:
-    """Whether two runs ended with other weights."""
-    return any(not torch.equal(value, other.weights[name]) for name, value in one.weights.items())
-
-
-# The run
-
-
-@EFFECTS.of("epoch")
-def _(lab: Lab) -> None:
-    assert lab.run().metrics["epochs"] == 2
-    done = lab.run(epoch=3)
-    assert (done.metrics["epochs"], done.metrics["steps"]) == (3, 15)
-    assert done.losses[:10] == lab.run().losses
-
-
-@EFFECTS.of("max_steps")
-def _(lab: Lab) -> None:
-    done = lab.run(max_steps=3)
-    assert (done.metrics["steps"], done.metrics["stopped"]) == (3, "max_steps")
-    assert done.losses == lab.run().losses[:3]
-    assert lab.run(max_steps=12).metrics["steps"] == 12  # it goes beyond the epochs, too
-    assert lab.run().metrics["stopped"] == "completed"
-
-
-@EFFECTS.of("per_device_train_batch_size")
-def _(lab: Lab) -> None:
-    assert [len(batch.rows) for batch in lab.run().trained] == [4] * 10
-    done = lab.run(per_device_train_batch_size=8)
-    assert [len(batch.rows) for batch in done.trained] == [8, 8, 4] * 2
-
-
-@EFFECTS.of("per_device_eval_batch_size")
-def _(lab: Lab) -> None:
-    one = lab.run(per_device_eval_batch_size=1)
-    assert {len(batch.rows) for batch in one.scored} == {1}
-    assert {len(batch.rows) for batch in lab.run().scored} == {5}
-    for line, other in zip(one.validations, lab.run().validations, strict=True):
-        assert line["eval_loss"] == pytest.approx(other["eval_loss"], abs=TOLERANCE)
-
-
-@EFFECTS.of("gradient_accumulation_steps")
-def _(lab: Lab) -> None:
-    done, at_once = lab.run(gradient_accumulation_steps=2), lab.run(per_device_train_batch_size=8)
-    assert [len(batch.rows) for batch in done.trained] == [4] * 10
-    assert done.metrics["steps"] == at_once.metrics["steps"] == 6
-    assert done.losses == pytest.approx(at_once.losses, abs=TOLERANCE)
-
-
-@EFFECTS.of("packing")
-def _(lab: Lab) -> None:
-    apart = lab.run(packing=False)
-    assert all(batch.attention_mask_BT is None for batch in (*lab.run().trained, *lab.run().scored))
-    assert all(batch.attention_mask_BT is not None for batch in (*apart.trained, *apart.scored))
-    assert apart.losses == pytest.approx(lab.run().losses, abs=TOLERANCE)
-    assert [batch.rows for batch in apart.trained] == [batch.rows for batch in lab.run().trained]
-
-
-@EFFECTS.of("bf16")
-def _(lab: Lab) -> None:
-    assert lab.run().record["dtype"] == lab.run(bf16=False).record["dtype"] == "float32"  # auto, on a CPU
-    done = lab.run(bf16=True)
-    assert done.record["dtype"] == "bfloat16"
-    assert done.losses != lab.run().losses
-    assert done.losses == pytest.approx(lab.run().losses, abs=0.1)
-    whole = lab.run(bf16=True, peft_type="none")
-    assert {value.dtype for value in whole.weights.values()} == {torch.bfloat16}
-
-
-@EFFECTS.of("gradient_checkpointing")
-def _(lab: Lab) -> None:
-    for settings in ({}, {"peft_type": "none"}):
-        usual = lab.run(evaluation_strategy="no", **settings)
-        done = lab.run(evaluation_strategy="no", gradient_checkpointing=True, **settings)
-        assert done.losses == usual.losses
-        assert not differ(done, usual)
-        layers, rows = 2, sum(len(batch.rows) for batch in usual.trained)
-        assert done.attention_calls - usual.attention_calls == layers * rows  # once more in the backward pass
-
-
-@EFFECTS.of("seed")
-def _(lab: Lab) -> None:
-    other = lab.run(seed=11)
-    assert [batch.rows for batch in other.trained] != [batch.rows for batch in lab.run().trained]
-    assert other.split == lab.run().split
-    start = [lab.run(seed=seed, max_steps=1, learning_rate=1e-9).weights for seed in (10, 11)]
-    assert all(not torch.equal(value, start[1][name]) for name, value in start[0].items() if "lora_A" in name)
-    dropped = [lab.run(seed=10, lora_dropout=0.5, max_train_samples=4, max_steps=2).losses for _ in range(2)]
-    assert dropped[0] == dropped[1]
-
-
-@EFFECTS.of("train_from_scratch")
-def _(lab: Lab) -> None:
-    tuned, fresh = lab.run(peft_type="none"), lab.run(peft_type="none", train_from_scratch=True)
-    assert fresh.metrics["base"]["loss"] != pytest.approx(tuned.metrics["base"]["loss"], abs=1e-3)
-    again = lab.run(peft_type="none", train_from_scratch=True, seed=11)
-    assert again.metrics["base"]["loss"] != pytest.approx(fresh.metrics["base"]["loss"], abs=1e-3)
-    with pytest.raises(SettingError, match="train_from_scratch=True with peft_type=lora"):
-        lab.run(train_from_scratch=True)
 
 
 # The method
@@ -201,168 +117,44 @@ def _(lab: Lab) -> None:
         lab.run(lora_target_modules="q_porj")
 
 
-@EFFECTS.of("int8_quantization", "enable_fsdp")
+# What means nothing here
+
+
+@EFFECTS.of(
+    "logging_nan_inf_filter", "dataloader_num_workers", "eval_accumulation_steps", "deepspeed", "layer_norm_epilson",
+    "tensor_parallel_degree", "pipeline_parallel_degree",
+)
 def _(lab: Lab) -> None:
-    for name in ("int8_quantization", "enable_fsdp"):
-        with pytest.raises(SettingError, match=f"{name}=True: .* not available in this version"):
-            lab.run(**{name: True})
-        assert not differ(lab.run(**{name: False}), lab.run())
+    """The values that SageMaker's clients send are taken and change nothing; others are refused with the reason."""
+    fixed = {name: row for name, row in TABLE.items() if row.type == "fixed"}
+    sent = lab.run(**{name: row.choices[-1] for name, row in fixed.items()})
+    assert sent.losses == lab.run().losses
+    assert not differ(sent, lab.run())
+    assert sent.record["settings"] == lab.run().record["settings"]
+    for name, row in fixed.items():
+        with pytest.raises(SettingError) as caught:
+            lab.run(**{name: "2"})
+        assert str(caught.value) == f"{name}=2: {row.help}; leave it {row.default}"
 
 
-# The optimizer
+SPECS = json.loads((Path(__file__).resolve().parent.parent / "data" / "jumpstart" / "defaults.json").read_text("utf-8"))
+ANY = {"prompt": "{text}", "completion": " {context}"}
 
 
-@EFFECTS.of("learning_rate")
-def _(lab: Lab) -> None:
-    slow = lab.run(learning_rate=0.001)
-    assert slow.rates == [0.001] * 10
-    assert lab.run().rates == [0.01] * 10
-    assert slow.losses[0] == lab.run().losses[0]
-    assert slow.size < lab.run().size / 4
-
-
-@EFFECTS.of("lr_scheduler_type")
-def _(lab: Lab) -> None:
-    assert lab.run(lr_scheduler_type="linear").rates == [round(0.01 - 0.001 * step, 9) for step in range(10)]
-    cosine = lab.run(lr_scheduler_type="cosine")
-    assert cosine.rates[5] == pytest.approx(0.005)
-    assert cosine.rates[9] == pytest.approx(0.000244717, abs=1e-8)
-    assert differ(cosine, lab.run())
-
-
-@EFFECTS.of("warmup_ratio")
-def _(lab: Lab) -> None:
-    done = lab.run(lr_scheduler_type="constant_with_warmup", warmup_ratio=0.4)
-    assert done.rates == [0.0025, 0.005, 0.0075] + [0.01] * 7
-    assert differ(done, lab.run())
-
-
-@EFFECTS.of("warmup_steps")
-def _(lab: Lab) -> None:
-    done = lab.run(lr_scheduler_type="constant_with_warmup", warmup_steps=5, warmup_ratio=0.2)
-    assert done.rates == [0.002, 0.004, 0.006, 0.008] + [0.01] * 6
-    assert any("warmup_ratio has no effect with warmup_steps=5" in warning for warning in done.record["warnings"])
-
-
-@EFFECTS.of("weight_decay")
-def _(lab: Lab) -> None:
-    usual, decayed = lab.run(peft_type="none", max_steps=4), lab.run(peft_type="none", max_steps=4, weight_decay=1.0)
-    norms = {name for name, value in usual.weights.items() if value.ndim == 1}
-    assert norms
-    for name, value in usual.weights.items():
-        if name not in norms:
-            assert decayed.weights[name].norm() < value.norm()
-    assert decayed.losses[0] == usual.losses[0]
-
-
-@EFFECTS.of("adam_beta1", "adam_beta2")
-def _(lab: Lab) -> None:
-    """Of a first update nothing depends on the betas (bias correction); from the second on all does."""
-    for name, value in (("adam_beta1", 0.5), ("adam_beta2", 0.9)):
-        other = lab.run(**{name: value})
-        assert other.losses[1] == pytest.approx(lab.run().losses[1], abs=TOLERANCE)
-        assert other.losses[-1] != pytest.approx(lab.run().losses[-1], abs=TOLERANCE)
-
-
-@EFFECTS.of("adam_epsilon")
-def _(lab: Lab) -> None:
-    assert lab.run(adam_epsilon=1.0).size < lab.run().size / 10
-
-
-@EFFECTS.of("max_grad_norm")
-def _(lab: Lab) -> None:
-    """With an epsilon that outweighs the gradient, an update is as long as the clipped gradient."""
-    runs = [lab.run(adam_epsilon=1.0, max_steps=1, max_grad_norm=norm) for norm in (0, 0.01, 0.001)]
-    free, clipped, more = (done.size for done in runs)
-    norms = [done.steps[0]["gradient_norm"] for done in runs]
-    assert norms[0] == norms[1] == norms[2] > 0.1  # said before clipping
-    assert clipped / more == pytest.approx(10, rel=0.02)
-    assert clipped < free / 50
-    assert lab.run(adam_epsilon=1.0, max_steps=1, max_grad_norm=100).size == free
-
-
-# Validation and checkpoints
-
-
-@EFFECTS.of("evaluation_strategy")
-def _(lab: Lab) -> None:
-    assert [line["step"] for line in lab.run().validations] == [5, 10]
-    assert lab.run(evaluation_strategy="no").validations == []
-    assert [line["step"] for line in lab.run(evaluation_strategy="steps", eval_steps=7).validations] == [7, 10]
-
-
-@EFFECTS.of("eval_steps")
-def _(lab: Lab) -> None:
-    done = lab.run(eval_steps=3, early_stopping_patience=-1)  # alone, it asks for steps
-    assert [line["step"] for line in done.validations] == [3, 6, 9, 10]
-
-
-@EFFECTS.of("save_strategy")
-def _(lab: Lab) -> None:
-    many = {"evaluation_strategy": "no", "save_total_limit": 99}
-    assert lab.run(**many).checkpoints == [5, 10]
-    assert lab.run(**many, save_strategy="no").checkpoints == [10]
-    assert lab.run(**many, save_strategy="steps", save_steps=4).checkpoints == [4, 8, 10]
-
-
-@EFFECTS.of("save_steps")
-def _(lab: Lab) -> None:
-    done = lab.run(evaluation_strategy="no", save_total_limit=99, save_steps=3)  # alone, it asks for steps
-    assert done.checkpoints == [3, 6, 9, 10]
-
-
-@EFFECTS.of("save_total_limit")
-def _(lab: Lab) -> None:
-    for limit, kept in ((1, [10]), (3, [8, 9, 10])):
-        done = lab.run(evaluation_strategy="no", save_steps=1, save_total_limit=limit)
-        assert done.checkpoints == kept
-    best = lab.run(save_steps=1, save_total_limit=1, **DIVERGING)
-    assert best.checkpoints == [best.metrics["best"]["step"], best.metrics["steps"]]
-
-
-DIVERGING = {"learning_rate": 0.05, "epoch": 8, "early_stopping_patience": -1}  # learns the rows, not the task
-
-
-@EFFECTS.of("load_best_model_at_end")
-def _(lab: Lab) -> None:
-    best, last = lab.run(**DIVERGING), lab.run(**DIVERGING, load_best_model_at_end=False)
-    seen = [line["eval_loss"] for line in best.validations]
-    assert min(seen) < seen[-1]
-    assert best.metrics["tuned"]["loss"] == pytest.approx(min(seen), abs=TOLERANCE)
-    assert last.metrics["tuned"]["loss"] == pytest.approx(seen[-1], abs=TOLERANCE)
-
-
-@EFFECTS.of("early_stopping_patience")
-def _(lab: Lab) -> None:
-    seen = [line["eval_loss"] for line in lab.run(**DIVERGING).validations]
-    for patience in (1, 2):
-        done = lab.run(**DIVERGING | {"early_stopping_patience": patience})
-        assert done.metrics["stopped"] == "early_stopping"
-        assert [line["eval_loss"] for line in done.validations] == seen[: _stop(seen, patience)]
-    assert lab.run(**DIVERGING).metrics["stopped"] == "completed"
-
-
-def _stop(losses: list[float], patience: int) -> int:
-    """Validations until `patience` of them in a row were no better than the best before them."""
-    stale = 0
-    for place, loss in enumerate(losses):
-        stale = 0 if loss < min(losses[:place], default=float("inf")) else stale + 1
-        if stale == patience:
-            return place + 1
-    raise AssertionError(f"no {patience} validations in a row without improvement: {losses}")
-
-
-@EFFECTS.of("early_stopping_threshold")
-def _(lab: Lab) -> None:
-    done = lab.run(epoch=8, early_stopping_patience=2, early_stopping_threshold=100)
-    assert len(done.validations) == 3  # the first one counts, the next two are no improvement worth the name
-    assert done.metrics["stopped"] == "early_stopping"
-    losses = [line["eval_loss"] for line in done.validations]
-    assert done.metrics["best"]["eval_loss"] == min(losses)  # the best is the best all the same
-
-
-@EFFECTS.of("logging_steps")
-def _(lab: Lab) -> None:
-    done = lab.run(logging_steps=4)
-    assert [line["step"] for line in done.steps] == [1, 4, 8, 10]
-    assert [line["step"] for line in lab.run().steps] == list(range(1, 11))
+@pytest.mark.parametrize("model", SPECS)
+def test_a_job_runs_with_what_the_sdk_sends_for_a_model(model: str, lab: Lab, tmp_path: Path) -> None:
+    """Every default of the model's JumpStart spec, JSON-encoded, and SageMaker's own keys besides."""
+    turns = [{"role": "user", "content": "cat"}, {"role": "assistant", "content": "dog"}]
+    lab.write("any kind", [{"text": f"the cat {row}", "context": "b", "messages": turns} for row in range(8)], ANY)
+    sent = {name: json.dumps(str(value)) for name, value in SPECS[model].items()}
+    short = {"max_steps": '"2"'} if "neuron" in model else {}
+    own = {"sagemaker_region": '"here"', "sagemaker_job_name": '"name"'}
+    base = write_model(tmp_path / "t5", "t5") if "t5" in model else lab.model
+    folder = JobFolder(tmp_path / "run")
+    folder.create(Job(str(base), score_rows=0), sent | short | own, {"training": lab.rows_folder("any kind")})
+    run(folder)
+    assert folder.artifact.exists()
+    assert any("loss" in line for line in lines(folder))
+    record = json.loads((folder.root / "run.json").read_text("utf-8"))
+    assert record["reserved"] == own
+    assert len(record["given"]) == len(sent)

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 from tiny_models import network_of
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
+from training.crew import together
 
 from luthier.errors import CheckpointError
 from luthier.training.config import OptimizerSettings
-from luthier.training.optimizer import build_optimizer, learning_rate, optimizer_tensors, restore_optimizer
+from luthier.training.optimizer import (
+    build_optimizer,
+    clip_gradient,
+    learning_rate,
+    optimizer_tensors,
+    restore_optimizer,
+)
+from luthier.training.ranks import Ranks
+from luthier.training.tensor_file import whole
 
-PLAIN = OptimizerSettings(0.8, "linear", 0.0, 0, 0.0, (0.9, 0.999), 1e-8, 0.0)
+PLAIN = OptimizerSettings(0.8, "linear", 0.0, 0, 0.0, (0.9, 0.999), 1e-8, 0.0, 0.0, 0, 0.0)
 
 
 def course(steps: int, scheduler: str, ratio: float = 0.0, warmup: int = 0) -> list[float]:
@@ -41,8 +53,28 @@ def test_the_course(scheduler: str, ratio: float, warmup: int, expected: list[fl
     assert course(8, scheduler, ratio, warmup) == expected
 
 
+@pytest.mark.parametrize(
+    ("scheduler", "warmup", "constant", "expected"),
+    [
+        ("linear", 0, 0, [0.8, 0.725, 0.65, 0.575, 0.5, 0.425, 0.35, 0.275]),
+        ("linear", 0, 4, [0.8, 0.65, 0.5, 0.35] + [0.2] * 4),
+        ("linear", 2, 2, [0.4, 0.8, 0.8, 0.65, 0.5, 0.35, 0.2, 0.2]),
+        ("cosine", 4, 0, [0.2, 0.4, 0.6, 0.8, 0.8, 0.712132, 0.5, 0.287868]),
+        ("CosineAnnealing", 4, 0, [0.2, 0.4, 0.6, 0.8, 0.8, 0.712132, 0.5, 0.287868]),
+        ("CosineAnnealing", 2, 4, [0.4, 0.8, 0.8, 0.5] + [0.2] * 4),
+        ("CosineAnnealing", 0, 8, [0.2] * 8),  # all of them
+        ("CosineAnnealing", 2, 8, [0.4, 0.8] + [0.2] * 6),  # warm-up goes first
+        ("constant", 0, 4, [0.8] * 8),
+        ("constant_with_warmup", 2, 4, [0.4] + [0.8] * 7),
+    ],
+)
+def test_the_course_to_a_floor(scheduler: str, warmup: int, constant: int, expected: list[float]) -> None:
+    settings = replace(PLAIN, scheduler=scheduler, warmup_steps=warmup, constant_steps=constant, min_rate=0.2)
+    assert [round(learning_rate(step, 8, settings), 6) for step in range(8)] == expected
+
+
 def test_a_course_never_leaves_its_bounds() -> None:
-    for scheduler in ("linear", "cosine", "constant", "constant_with_warmup"):
+    for scheduler in ("linear", "cosine", "CosineAnnealing", "constant", "constant_with_warmup"):
         for steps in (1, 2, 9):
             for warmup in (0, 1, steps):
                 rates = course(steps, scheduler, warmup=warmup)
@@ -128,3 +160,60 @@ def test_the_state_of_other_parameters_is_refused() -> None:
     strange: dict[str, Tensor] = {"c.weight/exp_avg": torch.zeros(1)}
     with pytest.raises(CheckpointError, match=r"'c\.weight', which this run does not train"):
         restore_optimizer(optimizer, parameters, strange)
+
+
+# Clipping
+
+
+def with_gradients(scale: float = 1.0) -> list[nn.Parameter]:
+    parameters = list(fresh()[0].values())
+    generator = torch.Generator().manual_seed(7)
+    for parameter in parameters:
+        parameter.grad = torch.randn(parameter.shape, generator=generator) * scale
+    return [*parameters, nn.Parameter(torch.ones(2))]  # the last one has none
+
+
+@pytest.mark.parametrize("max_norm", [0.5, 1e3])
+def test_clipping_is_torchs(max_norm: float) -> None:
+    expected, found = with_gradients(), with_gradients()
+    norm = nn.utils.clip_grad_norm_(expected, max_norm).item()
+    assert clip_gradient(found, max_norm, Ranks()) == norm
+    for parameter, other in zip(found, expected, strict=True):
+        assert (parameter.grad is None) == (other.grad is None)
+        if parameter.grad is not None and other.grad is not None:
+            assert torch.equal(parameter.grad, other.grad)
+
+
+def test_without_a_limit_and_without_an_end_nothing_is_scaled() -> None:
+    parameters = with_gradients()
+    before = [None if each.grad is None else each.grad.clone() for each in parameters]
+    norm = clip_gradient(parameters, 0.0, Ranks())
+    assert norm == pytest.approx(sum(float(grad.square().sum()) for grad in before if grad is not None) ** 0.5)
+    endless = with_gradients(float("inf"))
+    assert not math.isfinite(clip_gradient(endless, 1.0, Ranks()))
+    for parameter, gradient in zip(parameters, before, strict=True):
+        assert gradient is None or (parameter.grad is not None and torch.equal(parameter.grad, gradient))
+
+
+def clip_shards(ranks: Ranks, max_norm: float) -> tuple[float, list[Tensor]]:
+    mesh = init_device_mesh("cpu", (ranks.size,))
+    parameters = []
+    for parameter in with_gradients()[:-1]:
+        assert parameter.grad is not None
+        sharded = nn.Parameter(distribute_tensor(parameter.detach(), mesh, [Shard(0)]))
+        sharded.grad = distribute_tensor(parameter.grad, mesh, [Shard(0)])
+        parameters.append(sharded)
+    norm = clip_gradient(parameters, max_norm, ranks)
+    return norm, [whole(each.grad) for each in parameters if each.grad is not None]
+
+
+@pytest.mark.parametrize("max_norm", [0.0, 0.5])
+def test_shards_are_clipped_by_the_norm_of_the_whole(max_norm: float) -> None:
+    """Of three ranks the last holds none of a tensor of two rows."""
+    parameters = with_gradients()
+    norm = clip_gradient(parameters, max_norm, Ranks())
+    for found, gradients in together(3, clip_shards, max_norm):
+        assert found == pytest.approx(norm, rel=1e-6)
+        for gradient, parameter in zip(gradients, parameters, strict=False):
+            assert parameter.grad is not None
+            torch.testing.assert_close(gradient, parameter.grad)

@@ -8,10 +8,11 @@ import torch
 from tiny_models import ARCHITECTURES, network_of
 from torch import Tensor
 
-from luthier.data.batches import Plan, collate
+from luthier.data.batches import Layout, Plan, collate
 from luthier.errors import LuthierError
 from luthier.layers.batch import Batch
-from luthier.training.step import StepResult, take_step
+from luthier.training.ranks import Ranks
+from luthier.training.step import StepResult, Window, draw_from, take_step
 from luthier.weights.model import Model
 
 
@@ -37,8 +38,8 @@ def step_on(architecture: str, windows: list[list[int]], max_norm: float = 0.0) 
     optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
     rows = Rows(11)
     before = {name: value.detach().clone() for name, value in network.named_parameters()}
-    batches: list[Batch] = [collate(rows, window, True, 3) for window in windows]  # type: ignore[arg-type]
-    result = take_step(model, optimizer, batches, 1.0, max_norm)
+    batches: list[Batch] = [collate(rows, window, Layout(True, 3)) for window in windows]  # type: ignore[arg-type]
+    result = take_step(model, optimizer, Window(batches, "seed", Ranks()), 1.0, max_norm)
     return result, {name: before[name] - value.detach() for name, value in network.named_parameters()}
 
 
@@ -95,8 +96,39 @@ def test_a_loss_that_is_not_finite_leaves_the_weights() -> None:
         next(network.parameters()).fill_(float("nan"))
     kept = [value.detach().clone() for value in network.parameters()]
     model = Model(network, torch.float32, torch.device("cpu"))
-    batch: Batch = collate(Rows(3), [0, 1], True, 3)  # type: ignore[arg-type]
+    batch: Batch = collate(Rows(3), [0, 1], Layout(True, 3))  # type: ignore[arg-type]
     with pytest.raises(LuthierError, match=r"no longer finite .*learning_rate"):
-        take_step(model, torch.optim.SGD(network.parameters(), lr=1.0), [batch], 1.0, 1.0)
+        take_step(model, torch.optim.SGD(network.parameters(), lr=1.0), Window([batch], "", Ranks()), 1.0, 1.0)
     for before, after in zip(kept, network.parameters(), strict=True):
         assert torch.equal(before.nan_to_num(), after.detach().nan_to_num())
+
+
+def gradient_under_dropout(windows: list[list[int]], seed: str) -> dict[str, Tensor]:
+    network = network_of("llama", dropout=0.3)
+    model = Model(network.train(), torch.float32, torch.device("cpu"))
+    before = {name: value.detach().clone() for name, value in network.named_parameters()}
+    rows = Rows(11)
+    batches = [collate(rows, window, Layout(True, 3)) for window in windows]  # type: ignore[arg-type]
+    take_step(model, torch.optim.SGD(network.parameters(), lr=1.0), Window(batches, seed, Ranks()), 1.0, 0.0)
+    return {name: before[name] - value.detach() for name, value in network.named_parameters()}
+
+
+def test_dropout_is_drawn_from_the_seed_and_the_rows() -> None:
+    """So the order of the micro-batches, and what else was drawn before, do not matter."""
+    found = gradient_under_dropout([[0, 1], [2, 3]], "1:0")
+    torch.rand(5)
+    turned = gradient_under_dropout([[2, 3], [0, 1]], "1:0")
+    for name, gradient in found.items():
+        torch.testing.assert_close(turned[name], gradient, rtol=1e-4, atol=1e-6)
+    other = gradient_under_dropout([[0, 1], [2, 3]], "1:1")
+    assert any(not gradient.allclose(found[name]) for name, gradient in other.items())
+
+
+@pytest.mark.parametrize("other", [("1:1", (0, 1)), ("1:0", (0, 2)), ("1:0", (1, 0)), ("1:0", (0,))])
+def test_random_numbers_depend_on_seed_and_rows(other: tuple[str, tuple[int, ...]]) -> None:
+    draw_from("1:0", (0, 1))
+    first = torch.rand(4)
+    draw_from(*other)
+    assert not torch.equal(torch.rand(4), first)
+    draw_from("1:0", (0, 1))
+    assert torch.equal(torch.rand(4), first)

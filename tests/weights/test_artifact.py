@@ -17,13 +17,14 @@ import pytest
 import torch
 from finished_runs import EVERY_RUN, PROBE, FinishedRuns
 from safetensors.torch import load_file
-from tiny_models import CONTROLS
-from torch import Tensor
+from tiny_models import CONTROLS, network_of
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
 from luthier.data.template import Template
 from luthier.errors import UserError
 from luthier.jobfolder import FORMAT_VERSION
-from luthier.weights.artifact import PROVENANCE, pack, read_provenance, unpack
+from luthier.weights.artifact import PROVENANCE, pack, read_provenance, save_network, unpack
 from luthier.weights.fingerprint import weights_hash
 
 # What any user of transformers or peft would write; argv: a JSON object of name -> folder, and the file for logits.
@@ -235,3 +236,58 @@ def test_a_broken_archive_is_one_line(tmp_path: Path, how: str) -> None:
 def test_controls_survive_in_the_stored_tokenizer(finished: FinishedRuns) -> None:
     stored = json.loads((finished.get().folder.model / "tokenizer.json").read_text("utf-8"))
     assert [token["content"] for token in stored["added_tokens"]] == CONTROLS
+
+
+# Encoder-decoders: what older versions of transformers read in config.json
+
+
+def t5(own_head: bool, **facts: Any) -> Any:
+    """A small T5; transformers 5 begins every one with its embedding for a head."""
+    shape: dict[str, Any] = {"d_model": 16, "d_kv": 4, "d_ff": 24, "num_layers": 1, "num_heads": 2, "vocab_size": 64}
+    torch.manual_seed(0)
+    config: Any = AutoConfig.for_model(facts.pop("model_type", "t5"), decoder_start_token_id=0, **shape, **facts)
+    network = AutoModelForSeq2SeqLM.from_config(config)
+    if own_head:
+        network.lm_head.weight = nn.Parameter(torch.randn_like(network.lm_head.weight) * 0.1)
+    return network.eval()
+
+
+@torch.no_grad()
+def t5_logits(network: Any) -> Tensor:
+    found: Tensor = network(input_ids=PROBE, decoder_input_ids=PROBE[:, :5]).logits
+    return found
+
+
+@pytest.mark.parametrize(
+    ("facts", "own_head", "ties", "scales"),
+    [
+        ({"tie_word_embeddings": False, "feed_forward_proj": "gated-gelu"}, True, False, False),  # FLAN-T5, T5 1.1
+        ({"tie_word_embeddings": False, "feed_forward_proj": "gated-gelu"}, False, False, False),  # one begun anew
+        ({}, False, True, True),  # the first T5
+        ({"model_type": "mt5"}, True, False, None),
+    ],
+)
+def test_older_transformers_read_the_head_right(
+    facts: dict[str, Any], own_head: bool, ties: bool, scales: bool | None, tmp_path: Path
+) -> None:
+    """They tie the head to the embedding, and scale what goes into it, exactly when config.json says tied."""
+    network = t5(own_head, **facts)
+    before = t5_logits(network)
+    save_network(network, tmp_path, tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text("utf-8"))
+    assert (config["tie_word_embeddings"], config.get("scale_decoder_outputs"), config["use_cache"]) == (
+        ties, scales, True
+    )  # fmt: skip
+    assert ("lm_head.weight" in load_file(tmp_path / "out" / "model.safetensors")) is not ties
+    again = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "out")
+    assert torch.equal(t5_logits(again), before)
+    assert again.config.use_cache is True
+    assert network.config.use_cache is False
+
+
+def test_a_causal_models_config_is_not_touched(tmp_path: Path) -> None:
+    for architecture in ("llama", "gpt2"):  # untied, tied
+        network = network_of(architecture)
+        save_network(network, tmp_path, tmp_path / architecture)
+        config = json.loads((tmp_path / architecture / "config.json").read_text("utf-8"))
+        assert config.get("tie_word_embeddings", False) is network.config.tie_word_embeddings

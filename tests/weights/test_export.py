@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +13,7 @@ from weights.test_artifact import load_plainly
 
 from luthier.errors import RunFolderError, UserError
 from luthier.weights.artifact import PROVENANCE
-from luthier.weights.export import export_adapter, export_merged
+from luthier.weights.export import export_adapter, export_merged, merged
 from luthier.weights.target import Target, find_target
 
 CPU = torch.device("cpu")
@@ -27,7 +25,7 @@ def target_of(finished: FinishedRuns, architecture: str = "llama", method: str =
 
 def merge_to(target: Target, out: Path) -> Path:
     assert target.artifact is not None
-    export_merged(target.load(CPU, torch.float32), target.artifact, target.base, out, dict(target.provenance))
+    export_merged(merged(target.load(CPU, torch.float32)), target.artifact, target.base, out, target.provenance)
     return out
 
 
@@ -96,25 +94,3 @@ def test_a_folder_with_files_is_refused(finished: FinishedRuns, tmp_path: Path) 
         with pytest.raises(RunFolderError, match="not empty; choose another --out"):
             merge_to(target, out)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
-
-
-def export_child(request: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "luthier.weights", "export"],
-        input=json.dumps(request), capture_output=True, text=True, check=False,
-    )  # fmt: skip
-
-
-def test_the_door_takes_a_request(finished: FinishedRuns, tmp_path: Path) -> None:
-    run = finished.get().folder.root
-    done = export_child({"run": str(run), "form": "merged", "out": str(tmp_path / "out")})
-    assert (done.returncode, done.stderr) == (0, "")
-    assert f"exported  {tmp_path / 'out'}" in done.stdout
-    assert (tmp_path / "out" / "model.safetensors").is_file()
-
-
-def test_the_door_refuses_a_base_model(finished: FinishedRuns, tmp_path: Path) -> None:
-    done = export_child({"run": str(finished.get().base), "form": "merged", "out": str(tmp_path / "out")})
-    assert done.returncode == 2
-    assert "a base model, not a run; there is nothing to export" in done.stderr
-    assert done.stderr.count("\n") == 1

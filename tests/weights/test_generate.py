@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import ARCHITECTURES, network_of
+from tiny_models import ALL, ARCHITECTURES, network_of
 
 from luthier.weights.generate import Generation, generate
-from luthier.weights.lora import attach
+from luthier.weights.lora import FAMILY_TARGETS, Adapter, attach
 from luthier.weights.model import Model
 
 PAD = 3
@@ -24,8 +24,8 @@ def model_of(architecture: str, adapted: bool = False) -> Model:
     model = Model(network_of(architecture, seed=1, positions=POSITIONS), torch.float32, torch.device("cpu"))
     if not adapted:
         return model
-    targets = {"llama": "q_proj", "gpt_neox": "query_key_value", "gpt2": "c_attn"}
-    model = attach(model, r=4, alpha=32, dropout=0.1, targets=(targets[architecture],), seed=0)
+    targets = FAMILY_TARGETS[model.plain.config.model_type]
+    model = attach(model, Adapter(r=4, alpha=32, dropout=0.1, targets=targets), seed=0)
     torch.manual_seed(2)
     for name, parameter in model.trainable().items():
         if "lora_B" in name:  # zero at first: the adapter would change nothing
@@ -39,15 +39,17 @@ def prompts_of(lengths: Sequence[int]) -> list[list[int]]:
     return [torch.randint(4, 320, (length,)).tolist() for length in lengths]
 
 
-def alone(model: Model, prompt: list[int], stop_ids: list[int], max_new_tokens: int) -> Generation:
+def alone(model: Model, prompt: list[int], stop_ids: list[int], max_new_tokens: int, beams: int = 1) -> Generation:
     """One prompt by Hugging Face's generate, within the context."""
     network: Any = model.network
-    room = min(max_new_tokens, POSITIONS - len(prompt))
+    room = max_new_tokens if model.encoder_decoder else min(max_new_tokens, model.context_length - len(prompt))
     ids = torch.tensor([prompt])
     found = network.generate(
-        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=room, do_sample=False,
+        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=room, do_sample=False, num_beams=beams,
         eos_token_id=stop_ids, pad_token_id=PAD,
-    )[0, len(prompt) :].tolist()  # fmt: skip
+    )[0, 1 if model.encoder_decoder else len(prompt) :].tolist()  # fmt: skip
+    if beams > 1:  # a beam search fills up what ended early
+        found = found[: next((place + 1 for place, token in enumerate(found) if token in stop_ids), len(found))]
     return Generation(found[:-1], False) if found[-1] in stop_ids else Generation(found, True)
 
 
@@ -57,12 +59,17 @@ def ours(model: Model, prompts: list[list[int]], stop_ids: list[int], most: int,
 
 def stops_of(model: Model, prompts: list[list[int]]) -> list[int]:
     """Tokens that some answers reach early and others late or never."""
-    free = [alone(model, prompt, [0], 10).ids for prompt in prompts]
-    return [0, free[1][0], free[2][4], free[3][9]]
+    free = [alone(model, prompt, [0], 12).ids for prompt in prompts]
+    seen = [{token: ids.index(token) for token in reversed(ids)} for ids in free]
+    spread = {
+        token: len({first.get(token, 12) for first in seen}) for ids in free for token in ids
+        if any(token not in first for first in seen)
+    }  # fmt: skip
+    return [0, max(spread, key=lambda token: spread[token])]
 
 
 @pytest.mark.parametrize("adapted", [False, True])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ALL)
 def test_a_batch_answers_as_each_prompt_alone(architecture: str, adapted: bool) -> None:
     model = model_of(architecture, adapted)
     prompts = prompts_of([9, 1, 23, 4, 17, 4, 30])
@@ -72,6 +79,15 @@ def test_a_batch_answers_as_each_prompt_alone(architecture: str, adapted: bool) 
     assert {answer.truncated for answer in expected} == {True, False}
     assert ours(model, prompts, stop_ids, 12, batch_size=4) == expected
     assert ours(model, prompts, stop_ids, 12) == expected
+
+
+@pytest.mark.parametrize("architecture", ["t5", "llama", "gpt_neox"])
+def test_beams_are_hugging_faces_own_and_find_other_answers(architecture: str) -> None:
+    model = model_of(architecture)
+    prompts = prompts_of([9, 3, 14, 6, 20, 8])
+    expected = [alone(model, prompt, [0], 8, beams=4) for prompt in prompts]
+    assert ours(model, prompts, [0], 8, beams=4) == expected
+    assert ours(model, prompts, [0], 8) != expected
 
 
 def test_the_adapter_changes_the_answers() -> None:
@@ -112,12 +128,6 @@ def test_the_base_models_own_generation_settings_do_not_apply() -> None:
     assert [alone(model, prompt, [0], 10) for prompt in prompts] != expected
     assert ours(model, prompts, [0], 10) == expected
     assert model.plain.generation_config is settings
-
-
-def test_rows_are_reported_as_they_finish() -> None:
-    seen: list[int] = []
-    ours(model_of("llama"), prompts_of([3, 5, 4, 8, 2]), [0], 2, batch_size=2, on_rows=seen.append)
-    assert seen == [2, 4, 5]
 
 
 def test_nothing_asked_nothing_answered() -> None:

@@ -16,6 +16,7 @@ from tiny_models import ARCHITECTURES, network_of, write_model
 from luthier.errors import ModelNotFoundError, SettingError, UserError
 from luthier.weights.load import compute_dtype, find_device, load_model, weights_bytes
 from luthier.weights.model import Model
+from luthier.weights.quantize import Quantization
 
 CPU = torch.device("cpu")
 WEIGHTS = "model.safetensors"
@@ -118,7 +119,7 @@ def test_only_safetensors_are_read(other: str | None, folder: Path) -> None:
     (folder / WEIGHTS).unlink()
     if other:
         (folder / other).write_bytes(b"never opened")
-    with pytest.raises(ModelNotFoundError, match="only safetensors weights are read"):
+    with pytest.raises(ModelNotFoundError, match=r"no weights: expected model\.safetensors, or pytorch_model\.bin"):
         load_model(folder, CPU, torch.float32)
 
 
@@ -138,7 +139,7 @@ def test_a_weight_of_another_shape(folder: Path) -> None:
 def test_a_torn_file(share: float, folder: Path) -> None:
     whole = (folder / WEIGHTS).read_bytes()
     (folder / WEIGHTS).write_bytes(whole[: int(len(whole) * share)])
-    assert "not a causal language model that transformers can load" in refusal(folder)
+    assert "not a language model that transformers can load" in refusal(folder)
 
 
 def test_a_file_that_is_something_else(folder: Path) -> None:
@@ -154,13 +155,23 @@ def test_a_shard_that_is_not_there(sound: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("from_scratch", [False, True])
 @pytest.mark.parametrize(
-    "config", ["{nope", "{}", json.dumps({"model_type": "nonesuch"}), json.dumps({"model_type": "t5"}), None]
+    "config", ["{nope", "{}", json.dumps({"model_type": "nonesuch"}), json.dumps({"model_type": "vit"}), None]
 )
-def test_a_config_that_names_no_causal_model(config: str | None, from_scratch: bool, folder: Path) -> None:
+def test_a_config_that_names_no_language_model(config: str | None, from_scratch: bool, folder: Path) -> None:
     (folder / "config.json").unlink()
     if config is not None:
         (folder / "config.json").write_text(config)
-    assert "not a causal language model that transformers can load" in refusal(folder, from_scratch=from_scratch)
+    assert "not a language model that transformers can load" in refusal(folder, from_scratch=from_scratch)
+
+
+@pytest.mark.parametrize("quantization", [None, Quantization(4)])
+def test_weights_that_are_stored_quantized_are_refused(quantization: Quantization | None, folder: Path) -> None:
+    stored = json.loads((folder / "config.json").read_text())
+    stored["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (folder / "config.json").write_text(json.dumps(stored))
+    said = refusal(folder, frozen=True, quantization=quantization)
+    assert "its weights are stored quantized (gptq)" in said
+    assert "bits=4 or bits=8" in said
 
 
 def test_code_that_comes_with_a_model_is_never_run(folder: Path) -> None:
@@ -214,8 +225,9 @@ def test_what_is_no_device_is_refused(name: str) -> None:
 @pytest.mark.parametrize(
     ("asked", "device", "able", "expected"),
     [("auto", "cpu", True, torch.float32), ("auto", "mps", True, torch.float32), ("auto", "cuda", True, torch.bfloat16),
-     ("auto", "cuda", False, torch.float32), ("True", "cpu", False, torch.bfloat16),
-     ("True", "cuda", True, torch.bfloat16), ("False", "cuda", True, torch.float32)],
+     ("auto", "cuda", False, torch.float32), ("bf16", "cpu", False, torch.bfloat16),
+     ("bf16", "cuda", True, torch.bfloat16), ("fp16", "cuda", True, torch.float16),
+     ("fp32", "cuda", True, torch.float32)],
 )  # fmt: skip
 def test_the_compute_type(
     asked: str, device: str, able: bool, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch

@@ -12,8 +12,8 @@ from tiny_models import ARCHITECTURES, network_of
 from token_rows import loss_alone, write_store
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from luthier.data.batches import collate
-from luthier.weights.lora import attach, linear_names
+from luthier.data.batches import Layout, collate
+from luthier.weights.lora import Adapter, attach, linear_names
 from luthier.weights.model import Model
 
 CPU = torch.device("cpu")
@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 def adapted(architecture: str) -> Model:
     model = Model(network_of(architecture), torch.float32, CPU)
-    model = attach(model, r=2, alpha=16, dropout=0.0, targets=linear_names(model.plain)[:1], seed=0)
+    model = attach(model, Adapter(2, 16, 0.0, linear_names(model.plain)[:1]), seed=0)
     torch.manual_seed(1)
     for parameter in model.trainable().values():
         torch.nn.init.normal_(parameter, std=0.2)
@@ -34,7 +34,7 @@ def test_loss_is_hugging_faces_own(tmp_path: Path, architecture: str, packed: bo
     network = network_of(architecture)
     store = write_store(tmp_path, [12, 5, 20])
     expected = sum(loss_alone(network, store, row)[0] for row in range(3))
-    found = Model(network, torch.float32, CPU).loss(collate(store, [2, 0, 1], packed, pad_id=3))
+    found = Model(network, torch.float32, CPU).loss(collate(store, [2, 0, 1], Layout(packed, 3)))
     assert found.item() == pytest.approx(expected, rel=1e-5)
     assert found.requires_grad
 
@@ -43,7 +43,7 @@ def test_loss_is_hugging_faces_own(tmp_path: Path, architecture: str, packed: bo
 def test_scores_are_position_by_position(tmp_path: Path, architecture: str) -> None:
     network = network_of(architecture)
     store = write_store(tmp_path, [20])
-    batch = collate(store, [0], True, pad_id=3)
+    batch = collate(store, [0], Layout(True, 3))
     with torch.no_grad():
         logits = network(input_ids=batch.input_ids_BT, use_cache=False).logits[0, batch.positions_N]
     found = Model(network, torch.float32, CPU).scores(batch)
@@ -54,7 +54,7 @@ def test_scores_are_position_by_position(tmp_path: Path, architecture: str) -> N
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_an_adapter_can_be_switched_off(tmp_path: Path, architecture: str) -> None:
     store = write_store(tmp_path, [20, 7])
-    batch = collate(store, [0, 1], True, pad_id=3)
+    batch = collate(store, [0, 1], Layout(True, 3))
     base = Model(network_of(architecture), torch.float32, CPU).scores(batch).loss_N
     model = adapted(architecture)
     assert not torch.allclose(model.scores(batch).loss_N, base)
@@ -66,7 +66,7 @@ def test_an_adapter_can_be_switched_off(tmp_path: Path, architecture: str) -> No
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_only_the_adapter_trains(tmp_path: Path, architecture: str) -> None:
     model = adapted(architecture)
-    model.loss(collate(write_store(tmp_path, [9]), [0], True, pad_id=3)).backward()
+    model.loss(collate(write_store(tmp_path, [9]), [0], Layout(True, 3))).backward()
     assert all("lora_" in name and parameter.grad is not None for name, parameter in model.trainable().items())
     assert model.adapted
     assert type(model.plain) is type(network_of(architecture))
@@ -92,13 +92,13 @@ def test_an_architecture_that_was_not_proved_does_not_pack() -> None:
 def test_the_attention_asked_for_is_put_back(tmp_path: Path) -> None:
     model = Model(network_of("llama"), torch.float32, CPU)
     before = model.plain.config._attn_implementation
-    model.scores(collate(write_store(tmp_path, [5, 4]), [0, 1], True, pad_id=3))
+    model.scores(collate(write_store(tmp_path, [5, 4]), [0, 1], Layout(True, 3)))
     assert model.plain.config._attn_implementation == before
 
 
 def test_bf16_computes_low_and_keeps_fp32_weights(tmp_path: Path) -> None:
     network = network_of("llama")
-    batch = collate(write_store(tmp_path, [20, 9]), [0, 1], True, pad_id=3)
+    batch = collate(write_store(tmp_path, [20, 9]), [0, 1], Layout(True, 3))
     exact = Model(network, torch.float32, CPU).loss(batch).item()
     low = Model(network, torch.bfloat16, CPU).loss(batch)
     assert low.dtype is torch.float32

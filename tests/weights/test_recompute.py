@@ -10,16 +10,16 @@ from tiny_models import ARCHITECTURES, network_of
 from token_rows import write_store
 from torch import Tensor
 
-from luthier.data.batches import collate
+from luthier.data.batches import Layout, collate
 from luthier.layers.batch import Batch
-from luthier.weights.lora import attach, linear_names
+from luthier.weights.lora import Adapter, attach, linear_names
 from luthier.weights.model import Model
 
 
 def build(architecture: str, lora: bool) -> Model:
     model = Model(network_of(architecture), torch.float32, torch.device("cpu"))
     if lora:
-        model = attach(model, r=2, alpha=4, dropout=0.0, targets=linear_names(model.plain), seed=0)
+        model = attach(model, Adapter(2, 4, 0.0, linear_names(model.plain)), seed=0)
     model.network.train()
     return model
 
@@ -33,7 +33,7 @@ def gradients(model: Model, batch: Batch) -> dict[str, Tensor]:
 @pytest.mark.parametrize("lora", [True, False])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_gradients_are_the_same(architecture: str, lora: bool, packed: bool, tmp_path: Path) -> None:
-    batch = collate(write_store(tmp_path, [12, 5, 20]), [2, 0, 1], packed, pad_id=3)
+    batch = collate(write_store(tmp_path, [12, 5, 20]), [2, 0, 1], Layout(packed, 3))
     expected = gradients(build(architecture, lora), batch)
     model = build(architecture, lora)
     model.recompute_activations()

@@ -1,36 +1,70 @@
-"""A catalogue entry: one base model, read from one YAML file of `entries/`."""
+"""A catalogue entry: one base model, read from one YAML file.
+
+The files are those of `entries/`, and of the folder that LUTHIER_ENTRIES names.
+"""
 
 from __future__ import annotations
 
+import difflib
 import functools
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from luthier.errors import LuthierError
+from luthier.catalog.hyperparameters import Hyperparameters, parse
+from luthier.errors import SettingError, UserError
 
 KINDS = ("instruction", "autopilot", "chat", "domain")
-# What YAML must hold in a field; text in those that are not here.
-_TYPES: dict[str, type] = {
-    **dict.fromkeys(("parameters", "context_length"), int),
-    **dict.fromkeys(("eula_required", "clean_packing"), bool),
-    **dict.fromkeys(("kinds", "aliases", "lora_targets", "verified"), list),
-    **dict.fromkeys(("default_template", "default_hyperparameters"), dict),
-}
-_WORDS = {int: "a whole number", bool: "true or false", list: "a list", dict: "a mapping", str: "text"}
+KERNELS = ("eager", "sdpa", "flash")
+FACTS = ("architecture", "parameters", "context_length", "licence", "lora_targets", "autopilot",
+         "default_hyperparameters")  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Licence:
+    """A licence's name, the address of its text, and whether it must be accepted before the weights are used."""
+
+    name: str
+    url: str = ""
+    eula: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Autopilot:
+    """The BaseModelName of CreateAutoMLJobV2, with the rows and the tokens of a row that Autopilot takes at most."""
+
+    name: str
+    rows: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """What the architecture's attention can do in transformers.
+
+    `kernels` that it declares; `packing`: rows laid side by side never see each other.
+    """
+
+    kernels: tuple[str, ...] = ()
+    packing: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
     """What Luthier knows of a base model before it sees its weights.
 
-    `id` is the plain name users type; `source` the Hugging Face repository, or ``embedded`` for weights that come
-    with Luthier. `clean_packing` says that rows laid side by side never see each other in this architecture.
-    `verified` lists the facts that were checked against the weights or the publisher's own files; others are as
-    published.
+    `id` is the plain name users type. `source` is the Hugging Face repository, ``embedded`` for weights that come with
+    Luthier, or the id of the entry whose weights these are. `parameters` counts tied weights once; 0 when not known.
+    `shape` is the model's config, enough to build it. `kinds` it may be tuned for; none: `description` says what is
+    needed. `default_template` and `chat_template` stand in where the rows and the repository bring none.
+    `hyperparameter_ranges` maps a name to minimum and maximum, within those of the table. `verified` lists the facts
+    that were checked against the publisher's own files or AWS's; the others are as published, from memory.
     """
 
     id: str
@@ -39,67 +73,190 @@ class Entry:
     architecture: str
     parameters: int
     context_length: int
-    licence: str
+    licence: Licence
     kinds: tuple[str, ...]
+    shape: Mapping[str, Any] = field(default_factory=dict)
     aliases: tuple[str, ...] = ()
     revision: str | None = None
-    licence_url: str | None = None
-    eula_required: bool = False
-    default_template: Mapping[str, str] | None = None
-    lora_targets: tuple[str, ...] = ()
-    clean_packing: bool = False
-    default_hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     description: str = ""
+    default_template: Mapping[str, str] | None = None
+    chat_template: str | None = None
+    lora_targets: tuple[str, ...] = ()
+    attention: Attention = Attention()
+    default_hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+    hyperparameter_ranges: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    autopilot: Autopilot | None = None
     verified: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Every name that finds this entry."""
-        return (self.id, self.source, *self.aliases) if self.source != "embedded" else (self.id, *self.aliases)
+        """Every name that finds this entry, each once whatever its case. Borrowed weights lend no name."""
+        repository = (self.source,) if "/" in self.source else ()
+        autopilot = (self.autopilot.name,) if self.autopilot else ()
+        unique: dict[str, str] = {}
+        for name in (self.id, *repository, *self.aliases, *autopilot, self.name):
+            unique.setdefault(name.lower(), name)
+        return tuple(unique.values())
+
+    @property
+    def clean_packing(self) -> bool:
+        """Whether rows laid side by side never see each other."""
+        return self.attention.packing
+
+    @property
+    def tunable(self) -> bool:
+        """Whether it may be tuned for anything."""
+        return bool(self.kinds)
 
 
-def entries() -> list[Entry]:
-    """All entries, by id."""
-    return list(_all_entries())
+def entries(environment: Mapping[str, str] = os.environ) -> list[Entry]:
+    """All entries, by id. UserError when LUTHIER_ENTRIES holds a faulty one, or one with a name that is taken."""
+    return list(_library(environment.get("LUTHIER_ENTRIES", "")).all)
 
 
-def find(name: str) -> Entry | None:
+def find(name: str, environment: Mapping[str, str] = os.environ) -> Entry | None:
     """The entry of any of its names (JumpStart id, Autopilot name, Hub repository, plain name), in any case."""
-    return _by_name().get(name.lower())
+    return _library(environment.get("LUTHIER_ENTRIES", "")).by_name.get(name.lower())
+
+
+def suggest(name: str, environment: Mapping[str, str] = os.environ) -> str:
+    """Return ``; did you mean 'x'?`` for the closest name of any entry, or an empty string."""
+    return meant(name, (known for entry in entries(environment) for known in entry.names))
+
+
+def meant(word: str, known: Iterable[str]) -> str:
+    """Return ``; did you mean 'x'?`` for the closest of `known` in whatever case, or an empty string."""
+    names = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(word.lower(), names, n=1, cutoff=0.6)
+    return f"; did you mean {names[close[0]]!r}?" if close else ""
+
+
+def check_tunable(entry: Entry | None) -> None:
+    """UserError, saying what is needed, for a model that is known and cannot be tuned."""
+    if entry and not entry.tunable:
+        raise UserError(f"{entry.id} cannot be used here. {entry.description}")
+
+
+def check_kind(entry: Entry | None, kind: str) -> None:
+    """UserError for data of a kind that the model cannot be tuned on."""
+    if entry and kind not in entry.kinds:
+        raise UserError(f"{entry.id} cannot be tuned on {kind} data; it takes {', '.join(entry.kinds)}")
+
+
+def parse_for(entry: Entry | None, raw: Mapping[str, Any]) -> Hyperparameters:
+    """Type and check `raw` hyperparameters: the entry's defaults under them, within its ranges. Raises SettingError."""
+    return parse(raw, entry.default_hyperparameters, entry.hyperparameter_ranges) if entry else parse(raw)
+
+
+@dataclass(frozen=True, slots=True)
+class _Library:
+    all: tuple[Entry, ...]
+    by_name: Mapping[str, Entry]
 
 
 @functools.cache
-def _all_entries() -> tuple[Entry, ...]:
-    folder = resources.files("luthier.catalog") / "entries"
-    files = sorted((file for file in folder.iterdir() if file.name.endswith(".yaml")), key=lambda file: file.name)
-    return tuple(read_entry(file.name, file.read_text("utf-8")) for file in files)
-
-
-@functools.cache
-def _by_name() -> dict[str, Entry]:
-    found: dict[str, Entry] = {}
-    for entry in _all_entries():
+def _library(folder: str) -> _Library:
+    found = [read_entry(*file) for file in (*_packaged(), *_own(folder))]
+    by_name: dict[str, Entry] = {}
+    for entry in found:
         for name in entry.names:
-            if found.setdefault(name.lower(), entry) is not entry:
-                raise LuthierError(f"catalogue: {name!r} names both {found[name.lower()].id} and {entry.id}")
-    return found
+            if by_name.setdefault(name.lower(), entry) is not entry:
+                raise UserError(f"catalogue: {name!r} names both {by_name[name.lower()].id} and {entry.id}; change one")
+    return _Library(tuple(sorted(found, key=lambda entry: entry.id)), by_name)
+
+
+def _packaged() -> list[tuple[str, str]]:
+    folder = resources.files("luthier.catalog") / "entries"
+    return [(file.name, file.read_text("utf-8")) for file in folder.iterdir() if file.name.endswith(".yaml")]
+
+
+def _own(folder: str) -> list[tuple[str, str]]:
+    if not folder:
+        return []
+    path = Path(folder).expanduser()
+    if not path.is_dir():
+        raise UserError(f"LUTHIER_ENTRIES={folder}: no such folder; expected one that holds *.yaml entries")
+    return [(str(file), file.read_text("utf-8")) for file in sorted(path.glob("*.yaml"))]
 
 
 def read_entry(file: str, text: str) -> Entry:
-    """Read one YAML entry; LuthierError names the file and the field that is unknown, missing or of a wrong type."""
-    stored = yaml.safe_load(text)
+    """Read one YAML entry; UserError names the file and the field that is unknown, missing or of a wrong type."""
+    try:
+        stored = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - a safe one, in C or not
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{file}:{mark.line + 1}" if mark else file
+        raise UserError(f"{where}: not YAML: {getattr(error, 'problem', None) or 'unreadable'}") from None
     if not isinstance(stored, dict):
-        raise LuthierError(f"{file}: expected a mapping of fields")
-    known = {item.name for item in fields(Entry)}
-    required = ("id", "name", "source", "architecture", "parameters", "context_length", "licence", "kinds")
-    problems = [f"unknown field {name!r}" for name in stored.keys() - known]
-    problems += [f"missing field {name!r}" for name in required if name not in stored]
-    wanted = {name: _TYPES.get(name, str) for name in stored if name in known}
-    wrong = [name for name, kind in wanted.items() if type(stored[name]) is not kind]
-    problems += [f"{name}: expected {_WORDS[wanted[name]]}" for name in wrong]
-    if "kinds" not in wrong:
-        problems += [f"unknown kind {kind!r}" for kind in stored.get("kinds", []) if kind not in KINDS]
+        raise UserError(f"{file}: expected a mapping of fields")
+    problems = _faults("", stored, _FIELDS, _REQUIRED)
+    if not problems:
+        problems = [f"{name}: {fault}" for name, wrong, fault in _RULES if wrong(stored)]
     if problems:
-        raise LuthierError(f"{file}: " + "; ".join(problems))
-    lists = {name: tuple(value) for name, value in stored.items() if isinstance(value, list)}
-    return Entry(**(stored | lists))
+        raise UserError(f"{file}: " + "; ".join(problems))
+    groups = {name: build(**_tuples(stored[name])) for name, build in _GROUPS.items() if name in stored}
+    entry = Entry(**(_tuples(stored) | groups))
+    try:
+        parse_for(entry, {})
+    except SettingError as error:
+        raise UserError(f"{file}: {error}") from None
+    return entry
+
+
+def _tuples(stored: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
+
+
+def _faults(
+    place: str, stored: Mapping[Any, Any], known: Mapping[str, Any], required: tuple[str, ...]
+) -> list[str]:
+    """Unknown, missing and wrongly typed fields of a mapping, and of the mappings inside it."""
+    problems = [f"unknown field {f'{place}{name}'!r}" for name in stored if name not in known]
+    problems += [f"missing field {f'{place}{name}'!r}" for name in required if name not in stored]
+    for name, value in stored.items():
+        wanted = known.get(name)
+        if isinstance(wanted, tuple) and isinstance(value, dict):
+            problems += _faults(f"{place}{name}.", value, *wanted)
+        elif wanted is not None:
+            kind = dict if isinstance(wanted, tuple) else wanted
+            listed = kind is not list or (type(value) is list and all(type(item) is str for item in value))
+            if type(value) is not kind or not listed:
+                problems.append(f"{place}{name}: expected {_WORDS[kind]}")
+    return problems
+
+
+_WORDS = {int: "a whole number", bool: "true or false", list: "a list of words", dict: "a mapping", str: "text"}
+_GROUPS: dict[str, Any] = {"licence": Licence, "autopilot": Autopilot, "attention": Attention}
+# What YAML must hold in a field: a type, or the fields and the required fields of a mapping.
+_FIELDS: dict[str, Any] = {
+    **dict.fromkeys(("id", "name", "source", "architecture", "revision", "description", "chat_template"), str),
+    **dict.fromkeys(("parameters", "context_length"), int),
+    **dict.fromkeys(("kinds", "aliases", "lora_targets", "verified"), list),
+    **dict.fromkeys(("shape", "default_hyperparameters", "hyperparameter_ranges"), dict),
+    "default_template": ({"prompt": str, "completion": str}, ("prompt", "completion")),
+    "licence": ({"name": str, "url": str, "eula": bool}, ("name",)),
+    "autopilot": ({"name": str, "rows": int, "tokens": int}, ("name", "rows", "tokens")),
+    "attention": ({"kernels": list, "packing": bool}, ("kernels", "packing")),
+}
+_REQUIRED = ("id", "name", "source", "architecture", "parameters", "context_length", "licence", "kinds")
+_SOURCE = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+# What must hold beside the types: the field at fault, what is wrong with the stored entry, and what was expected.
+_RULES: tuple[tuple[str, Any, str], ...] = (
+    ("kinds", lambda stored: set(stored["kinds"]) - set(KINDS), f"expected some of {', '.join(KINDS)}"),
+    ("description", lambda stored: not stored["kinds"] and not stored.get("description"),
+     "expected what is needed to tune it, as kinds is empty"),
+    ("attention.kernels", lambda stored: set(stored.get("attention", {}).get("kernels", ())) - set(KERNELS),
+     f"expected some of {', '.join(KERNELS)}"),
+    ("verified", lambda stored: set(stored.get("verified", ())) - set(FACTS), f"expected some of {', '.join(FACTS)}"),
+    ("source", lambda stored: not _SOURCE.fullmatch(stored["source"]), "expected ORG/NAME of the Hub"),
+    ("licence.url", lambda stored: stored["licence"].get("eula") and not stored["licence"].get("url"),
+     "expected the address of the text that must be accepted"),
+    ("hyperparameter_ranges", lambda stored: not all(map(_is_range, stored.get("hyperparameter_ranges", {}).values())),
+     "expected {NAME: {minimum: NUMBER, maximum: NUMBER}}"),
+)  # fmt: skip
+
+
+def _is_range(stored: Any) -> bool:
+    if not isinstance(stored, dict) or not stored or stored.keys() - {"minimum", "maximum"}:
+        return False
+    return all(type(value) in (int, float) for value in stored.values())

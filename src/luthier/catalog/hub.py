@@ -1,4 +1,4 @@
-"""Fetching a base model from the Hugging Face Hub: size said first, resumable, safetensors only.
+"""Fetching a base model from the Hugging Face Hub: size said first, resumable, pickles only where nothing else is.
 
 The token is read from HF_TOKEN in the environment and nowhere else.
 """
@@ -13,10 +13,12 @@ from pathlib import Path
 import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
+from luthier.catalog.entry import check_tunable
 from luthier.catalog.locate import Location
 from luthier.errors import CapacityError, ModelNotFoundError
 
-WANTED = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
+WANTED = ("model*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
+PICKLED = "pytorch_model*.bin"  # fetched in place of safetensors where a repository has none of them
 TOKENIZER_ONLY = ("*.json", "*.model", "*.txt", "*.jinja")
 
 
@@ -24,17 +26,22 @@ def fetch(location: Location, say: Callable[[str], None], patterns: tuple[str, .
     """Return the model's folder, downloading it when it is not at hand.
 
     Raises ModelNotFoundError, in one line naming every place that was tried, when the Hub cannot be reached or has
-    no such repository; CapacityError when the disk has no room for it.
+    no such repository; CapacityError when the disk has no room for it; UserError for a model that the catalogue knows
+    and Luthier cannot use.
     """
-    if location.folder is not None:
+    check_tunable(location.entry)
+    if location.folder is not None and (location.repository is None or _whole(location.folder, patterns)):
         return location.folder
     assert location.repository is not None
-    tried = "; ".join((*location.looked, "the Hugging Face Hub"))
+    here = () if location.folder is None else (f"{location.folder} (no weights in it)",)
+    tried = "; ".join((*location.looked, *here, "the Hugging Face Hub"))
     token = os.environ.get("HF_TOKEN") or False
     try:
         files = huggingface_hub.HfApi(token=token).model_info(
             location.repository, revision=location.revision, files_metadata=True, timeout=10
         ).siblings
+        if WANTED[0] in patterns and not any(Path(file.rfilename).match(WANTED[0]) for file in files or []):
+            patterns = (PICKLED, *patterns[1:])
         size = sum(file.size or 0 for file in files or [] if any(Path(file.rfilename).match(p) for p in patterns))
         _check_room(size, location.repository)
         say(f"fetching {location.repository} from the Hub: {size / 1e9:.2f} GB (interrupted downloads resume)")
@@ -50,6 +57,13 @@ def fetch(location: Location, say: Callable[[str], None], patterns: tuple[str, .
             f"model {location.name!r} is not to be had: looked in {tried} ({_reason(error)}); put its Hugging Face "
             f"folder at $LUTHIER_MODELS/{location.repository}"
         ) from error
+
+
+def _whole(folder: Path, patterns: tuple[str, ...]) -> bool:
+    """Whether a snapshot holds what is wanted: an earlier look at its rows may have fetched the tokenizer alone."""
+    if WANTED[0] not in patterns:
+        return True
+    return any(next(folder.glob(pattern), None) is not None for pattern in ("*.safetensors", PICKLED))
 
 
 def _reason(error: Exception) -> str:

@@ -8,11 +8,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from luthier.catalog.entry import Entry, entries, find
-from luthier.errors import ModelNotFoundError, did_you_mean
+from luthier.catalog.entry import Entry, find, suggest
+from luthier.catalog.shape import derived
+from luthier.errors import ModelNotFoundError
 
 EMBEDDED = Path(__file__).parent / "tiny"
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
@@ -22,7 +23,8 @@ _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.
 class Location:
     """A named base model: `folder` when its files are at hand, else the `repository` to fetch them from.
 
-    `looked` lists the places that were tried, for the message when nothing is found.
+    `entry` is the catalogue's; for a model that the catalogue does not know, one made of its config.json, and None
+    until that is at hand. `looked` lists the places that were tried, for the message when nothing is found.
     """
 
     name: str
@@ -31,6 +33,10 @@ class Location:
     repository: str | None = None
     revision: str | None = None
     looked: tuple[str, ...] = ()
+
+    def at(self, folder: Path) -> Location:
+        """The same model, its files being at hand in `folder`."""
+        return replace(self, entry=self.entry or derived(self.name, folder), folder=folder)
 
 
 def locate(model: str, environment: Mapping[str, str] = os.environ) -> Location:
@@ -41,25 +47,25 @@ def locate(model: str, environment: Mapping[str, str] = os.environ) -> Location:
     """
     folder = _existing_folder(model)
     if folder is not None and (folder / "config.json").is_file():
-        return Location(model, None, folder)
-    entry = find(model)
+        return Location(model, derived(model, folder), folder)
+    entry = find(model, environment)
     if entry is not None and entry.source == "embedded":
         return Location(entry.id, entry, EMBEDDED)
     if entry is None and folder is not None:
         raise ModelNotFoundError(f"{model}: the folder has no config.json; expected a model in Hugging Face layout")
-    repository = entry.source if entry else model
+    owner = (find(entry.source, environment) or entry) if entry else None
+    repository = owner.source if owner else model
     if not _REPOSITORY.fullmatch(repository):
-        known = [name for item in entries() for name in item.names]
         raise ModelNotFoundError(
-            f"unknown model {model!r}{did_you_mean(model, known)}; `luthier models` lists the names, and a folder or "
+            f"unknown model {model!r}{suggest(model, environment)}; `luthier models` lists the names, and a folder or "
             "ORG/NAME of the Hub works too"
         )
-    revision = entry.revision if entry else None
+    revision = owner.revision if owner else None
     name = entry.id if entry else model
     looked = []
     for place, stored in _local_places(repository, revision, environment):
         if stored is not None and (stored / "config.json").is_file():
-            return Location(name, entry, stored.resolve(), repository, revision)
+            return Location(name, entry, None, repository, revision).at(stored.resolve())
         looked.append(place)
     return Location(name, entry, None, repository, revision, tuple(looked))
 

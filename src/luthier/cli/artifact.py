@@ -30,4 +30,4 @@ def export(
     target = (out or folder.root / "export" / form).absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise RunFolderError(f"{target}: exists and is not an empty folder; choose another --out")
-    return Call("luthier.weights", ("export",), {"run": str(folder.root), "form": form, "out": str(target)})
+    return Call("luthier.evaluation", ("export",), {"run": str(folder.root), "form": form, "out": str(target)})

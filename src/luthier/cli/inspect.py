@@ -37,8 +37,7 @@ def inspect(
     Exit 0 when a job would accept the rows, 2 with one line per problem when not.
     """
     channels = read_channels(data, {"validation": validation, "test": test})
-    entry = locate(model).entry
-    hyperparameters = as_strings(read_settings(config, settings or [], entry.default_hyperparameters if entry else {}))
+    hyperparameters = as_strings(read_settings(config, settings or [], locate(model).entry))
     return Call(
         "luthier.data",
         ("inspect", "--request", "-"),

@@ -61,6 +61,15 @@ ScoreRows = Annotated[
 ]
 
 
+Ranks = Annotated[
+    int,
+    typer.Option(
+        "--ranks", metavar="N", min=0,
+        help="Processes that train together on this machine; default one for each GPU, one without.",
+    ),
+]
+
+
 def score_rows(value: str) -> int:
     """Rows to score by generation: a number of at least 0, or -1 for `all`."""
     if value == "all":

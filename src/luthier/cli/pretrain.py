@@ -35,6 +35,6 @@ def pretrain(
             "corpus": str(corpus.absolute()),
             "out": str(out.absolute()),
             "config": str(config.absolute()),
-            "hyperparameters": as_strings(read_settings(None, settings or [], {})),
+            "hyperparameters": as_strings(read_settings(None, settings or [], None)),
         },
     )

@@ -35,11 +35,14 @@ def generate(
     ] = None,
     file: Annotated[Path | None, typer.Option("--file", "-f", metavar="ROWS", help="Answer every row.")] = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Most tokens of an answer.")] = 128,
+    beams: Annotated[
+        int, typer.Option("--beams", min=1, max=64, help="Answers kept side by side; 1: the likeliest token each time.")
+    ] = 1,
     raw: Annotated[bool, typer.Option("--raw", help="Take TEXT as the whole prompt; apply no template.")] = False,
     device: Device = "auto",
     as_json: Json = False,
 ) -> Call:
-    """Answer a prompt, or every row of a file, greedily, through the template the run was trained with."""
+    """Answer a prompt, or every row of a file, through the template the run was trained with."""
     if (text is None) == (file is None):
         raise UserError('give either a text or --file ROWS, such as: luthier generate RUN "text"')
     if file is not None and not file.is_file():
@@ -52,6 +55,7 @@ def generate(
             "text": text,
             "file": str(file.absolute()) if file else None,
             "max_new_tokens": max_new_tokens,
+            "beams": beams,
             "raw": raw,
             "device": device,
             "json": as_json,
@@ -91,7 +95,7 @@ def evaluate(
             "kind": kind,
             "shots": shots,
             "device": device,
-            "hyperparameters": as_strings(read_settings(config, settings or [], {})),
+            "hyperparameters": as_strings(read_settings(config, settings or [], None)),
             "score_rows": score_rows(scored),
             "json": as_json,
             "out": str(out.absolute()) if out else None,

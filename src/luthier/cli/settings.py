@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,22 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
+from luthier.catalog.entry import Entry, parse_for
 from luthier.catalog.hyperparameters import TABLE, Hyperparameter, Hyperparameters, parse
 from luthier.cli.options import Json
 from luthier.errors import SettingError, did_you_mean
+
+TYPES = {
+    "int": "int", "optional_int": "int or None", "float": "float", "bool": "bool", "choice": "text", "text": "text",
+    "fixed": "fixed",
+}  # fmt: skip
+"""What a row's type is called for people. A fixed one is taken at its default only."""
+
+
+TITLES = {
+    "data": "The data", "run": "The run", "method": "The method", "optimizer": "The optimizer",
+    "validation": "Validation, checkpoints and the log", "fixed": "Without a meaning here: taken at the default only",
+}  # fmt: skip
 
 
 class _NoDuplicates(yaml.SafeLoader):
@@ -67,8 +80,11 @@ def split_pairs(pairs: Iterable[str]) -> list[tuple[str, str]]:
     return split
 
 
-def read_settings(config: Path | None, pairs: Iterable[str], defaults: Mapping[str, Any]) -> Hyperparameters:
-    """Type and check everything that the user set; the later of two values wins, `--set` over the file."""
+def read_settings(config: Path | None, pairs: Iterable[str], entry: Entry | None) -> Hyperparameters:
+    """Type and check everything that the user set; the later of two values wins, `--set` over the file.
+
+    `entry` is the base model's: its defaults stand under what was set, its ranges bound it.
+    """
     given: dict[str, Any] = {}
     if config is not None:
         in_file = read_config(config)
@@ -78,16 +94,19 @@ def read_settings(config: Path | None, pairs: Iterable[str], defaults: Mapping[s
             raise SettingError(f"{config}: {error}") from None
     for name, value in split_pairs(pairs):
         given |= _given(parse({name: value}))
-    return parse(given, defaults)
+    return parse_for(entry, given)
 
 
 def _given(settings: Hyperparameters) -> dict[str, Any]:
-    return {name: settings[name] for name in settings.given}
+    return {name: settings[name] for name in settings.given} | settings.reserved
 
 
 def as_strings(settings: Hyperparameters) -> dict[str, str]:
-    """What the user set, by canonical name, as the job folder stores it: every value a string."""
-    return {name: str(settings[name]) for name in TABLE if name in settings.given}
+    """What the user set, by canonical name, as the job folder stores it: every value a string.
+
+    SageMaker's own keys stay as they came.
+    """
+    return {name: str(settings[name]) for name in TABLE if name in settings.given} | settings.reserved
 
 
 def hyperparameters(as_json: Json = False) -> None:
@@ -97,7 +116,7 @@ def hyperparameters(as_json: Json = False) -> None:
         return
     console = Console(highlight=False)
     for group, rows in itertools.groupby(TABLE.values(), lambda row: row.group):
-        console.print(f"\n[bold]{group}[/]")
+        console.print(f"\n[bold]{TITLES[group]}[/]")
         for row in rows:
             other = f" (also {', '.join(row.aliases)})" if row.aliases else ""
             console.print(f"  [cyan]{row.name}[/] = {row.default}{other}")
@@ -109,8 +128,12 @@ def describe(row: Hyperparameter) -> dict[str, Any]:
     return {
         "name": row.name,
         "group": row.group,
+        "type": TYPES[row.type],
         "default": row.default,
         "expected": row.expected,
+        "minimum": row.minimum,
+        "maximum": row.maximum,
+        "choices": list(row.choices),
         "aliases": list(row.aliases),
         "help": row.help,
     }

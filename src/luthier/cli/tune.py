@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from luthier import storage
-from luthier.catalog.entry import Entry
+from luthier.catalog.entry import Entry, check_tunable
 from luthier.catalog.hyperparameters import parse
 from luthier.catalog.locate import Location, locate
 from luthier.cli.channels import read_channels
@@ -31,6 +31,7 @@ from luthier.cli.options import (
     KindOption,
     MaxTruncated,
     Model,
+    Ranks,
     ScoreRows,
     Set,
     Test,
@@ -64,28 +65,30 @@ def tune(
     ] = False,
     truncated: MaxTruncated = None,
     scored: ScoreRows = "200",
+    ranks: Ranks = 0,
 ) -> Call:
     """Tune a base model on a folder of rows and show, on held-out rows, what it gained.
 
     DATA holds training/ and, if you have them, validation/ and test/; or only the training rows themselves.
     `luthier hyperparameters` lists what --set takes. To go on after an interruption: luthier tune --resume --out RUN
     """
-    job = Job(model, kind, device, ["luthier", *sys.argv[1:]], max_truncated(truncated), score_rows(scored))
+    job = Job(model, kind, device, ["luthier", *sys.argv[1:]], max_truncated(truncated), score_rows(scored), ranks)
     sides = {"validation": validation, "test": test}
     if resume:
         if out is None:
             raise UserError("--resume needs the run to go on with: --out RUN")
         given = [name for name in _JOB_OPTIONS if _is_given(context, name)]
         asked = {_JOB_OPTIONS[name]: getattr(job, _JOB_OPTIONS[name]) for name in given}
-        again = as_strings(read_settings(config, settings or [], {}))
+        again = as_strings(read_settings(config, settings or [], None))
         _check_resume(JobFolder(out), data, sides, asked, again)
-        return Call("luthier.training", (str(out.absolute()), "--resume"))
+        own = ("--ranks", str(ranks)) if _is_given(context, "ranks") else ()  # may differ: the rows of a step stay
+        return Call("luthier.training", (str(out.absolute()), "--resume", *own))
     if data is None:
         raise UserError("no DATA is given; expected: luthier tune DATA (a folder of rows, a file, or s3://bucket/prefix)")
     location = locate(model)
+    check_tunable(location.entry)
     job = replace(job, eula=_accepted(location.entry, accept_eula))
-    defaults = location.entry.default_hyperparameters if location.entry else {}
-    strings = as_strings(read_settings(config, settings or [], defaults))
+    strings = as_strings(read_settings(config, settings or [], location.entry))
     folder = JobFolder(out or default_out(location))
     _create(folder, data, sides, job, strings)
     return Call("luthier.training", (str(folder.root),))
@@ -104,16 +107,16 @@ def _is_given(context: typer.Context, name: str) -> bool:
 
 def _accepted(entry: Entry | None, accept: bool) -> dict[str, str] | None:
     """The record of an accepted licence, None where none is asked for; EulaError when it must be accepted first."""
-    if entry is None or not entry.eula_required:
+    if entry is None or not entry.licence.eula:
         return None
     if not accept:
         raise EulaError(
-            f"{entry.id} is licensed under {entry.licence}, which must be accepted first: read "
-            f"{entry.licence_url or entry.source}, then add --accept-eula"
+            f"{entry.id} is licensed under {entry.licence.name}, which must be accepted first: read "
+            f"{entry.licence.url}, then add --accept-eula"
         )
     when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     who = os.environ.get("USER", "")
-    return {"accepted": when, "licence": entry.licence, "url": entry.licence_url or "", "by": who}
+    return {"accepted": when, "licence": entry.licence.name, "url": entry.licence.url, "by": who}
 
 
 def default_out(location: Location, now: time.struct_time | None = None) -> Path:
@@ -161,7 +164,7 @@ def _check_resume(
     stored = parse(folder.read_hyperparameters())
     again = parse(hyperparameters)
     differing = [(f"--{name.replace('_', '-')}", value, getattr(job, name)) for name, value in asked.items()]
-    differing += [(f"--set {name}", again[name], stored[name]) for name in hyperparameters]
+    differing += [(f"--set {name}", again[name], stored[name]) for name in hyperparameters if name in again]
     if data is not None:
         channels = read_channels(data, sides, lambda _, side: folder.root / "input" / "s3" / side)
         differing += [(name, path.resolve(), folder.channel(name).resolve()) for name, path in channels.items()]

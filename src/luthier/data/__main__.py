@@ -15,8 +15,8 @@ from typing import Any
 from rich.console import Console
 
 from luthier import door
+from luthier.catalog.entry import check_kind, parse_for
 from luthier.catalog.hub import TOKENIZER_ONLY, fetch
-from luthier.catalog.hyperparameters import parse
 from luthier.catalog.locate import locate
 from luthier.catalog.shape import context_length
 from luthier.data import preview
@@ -59,19 +59,19 @@ def inspect(request: dict[str, Any]) -> None:
 def _prepared(request: dict[str, Any], notes: Console) -> tuple[Prepared, Tokenizer]:
     channels = {name: Path(path) for name, path in request["channels"].items()}
     location = locate(request.get("model") or "luthier/tiny")
-    entry = location.entry
-    values = parse(request.get("hyperparameters") or {}, entry.default_hyperparameters if entry else {})
-    kind = resolve_kind(request.get("kind") or "auto", values, values.given, channels["training"])
-    if entry and kind not in entry.kinds:
-        raise UserError(f"{location.name} cannot be tuned on {kind} data; it takes {', '.join(entry.kinds)}")
 
     def say(text: str) -> None:
         notes.print(text, highlight=False, markup=False)
 
     folder = fetch(location, say, TOKENIZER_ONLY)
-    settings = DataSettings.from_hyperparameters(kind, values, values.given, entry, context_length(folder))
+    entry = location.at(folder).entry
+    values = parse_for(entry, request.get("hyperparameters") or {})
+    kind = resolve_kind(request.get("kind") or "auto", values, values.given, channels["training"])
+    check_kind(entry, kind)
+    positions = context_length(folder, entry)
+    settings = DataSettings.from_hyperparameters(kind, values, values.given, entry, positions)
     set_threads(settings.workers)  # loading already starts the threads
-    tokenizer = Tokenizer.load(folder)
+    tokenizer = Tokenizer.load(folder, entry.chat_template if entry else None)
     prepared = prepare(channels, settings, tokenizer, cache_root(), say)
     check_truncated(prepared.counts, kind, request.get("max_truncated"))
     return prepared, tokenizer

@@ -136,18 +136,22 @@ def batches(file: RowFile) -> Iterator[list[Record]]:
 
 @dataclass
 class RowBuilder:
-    """The second pass. `window`: tokens kept of a row."""
+    """The second pass. `window`: tokens kept of a row, or of an encoder-decoder's prompt; `output_window`: of its
+    completion.
+    """
 
     form: Form
     tokenizer: Tokenizer
     window: int
+    output_window: int
     control_tokens: bool
     say: Say
+    turns: bool = False
     problems: Problems = field(default_factory=Problems)
 
     def build(self, channels: Sequence[Channel], folder: Path) -> None:
         """Write the token store, entries.npy and owner.npy into `folder`."""
-        writer = TokenWriter(folder, self.tokenizer.vocab_size)
+        writer = TokenWriter(folder, self.tokenizer.vocab_size, self.turns)
         book, sketches = RowBook(), Sketches()
         owner: list[Array] = []
         said = 0
@@ -176,20 +180,35 @@ class RowBuilder:
         for place, (record, example, (ids, trained)) in enumerate(zip(batch, examples, encoded, strict=True)):
             entry = entries[place]
             entry["same"] = digest(self.form.values(record))
-            kept = trained[: self.window]
-            labels = int(kept[1:].sum())
+            kept, kept_trained, cut_prompt = self._cut(ids, trained)
+            labels = int(kept_trained[1:].sum())
             entry["tokens"], entry["completion"] = len(kept), labels
             if self.form.is_empty(record, example):
                 entry["fate"], entry["reason"] = Fate.DROPPED, Reason.EMPTY
             elif not labels:
                 entry["fate"], entry["reason"] = Fate.DROPPED, Reason.NO_ROOM
             else:
-                entry["cut"] = len(ids) - len(kept)
+                entry["cut"], entry["cut_prompt"] = len(ids) - len(kept), cut_prompt
                 entry["fate"] = Fate.TRUNCATED if len(ids) > len(kept) else Fate.KEPT
-                entry["stored"] = writer.append(ids[: self.window], spans_of(kept))
+                entry["stored"] = writer.append(kept, spans_of(kept_trained), self._turns(example, kept_trained))
             if entry["fate"] == Fate.DROPPED:
                 entry["tokens"], entry["completion"] = len(ids), 0
 
+    def _cut(self, ids: Array, trained: Array) -> tuple[Array, Array, int]:
+        """What is kept of a row, which of it carries loss, and how many tokens the prompt lost."""
+        if not self.tokenizer.encoder_decoder:
+            return ids[: self.window], trained[: self.window], 0
+        start = int(np.argmax(trained))
+        source, target = ids[:start], ids[start : start + self.output_window]
+        closing = self.tokenizer.closing
+        if start > self.window:  # the encoder's text still ends as the tokenizer ends it
+            source = np.concatenate([source[: self.window - len(closing)], np.array(closing, dtype=np.int64)])
+        kept = np.concatenate([source, target])
+        return kept, np.repeat([False, True], [len(source), len(target)]), start - len(source)
+
+    def _turns(self, example: Example, trained: Array) -> list[tuple[int, int]]:
+        """Spans of all turns, the user's too; none where they are not asked for."""
+        return spans_of(trained | self.tokenizer.spoken(example.pieces)[: len(trained)]) if self.turns else []
 
     def _examples(self, batch: Sequence[Record]) -> Iterator[Example]:
         """The batch rendered. A chat template may refuse a conversation that the survey let pass: a problem, then."""

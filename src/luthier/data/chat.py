@@ -3,8 +3,9 @@
     <|im_start|>user\n2 + 2?<|im_end|>\n<|im_start|>assistant\n4<|im_end|>\n
     --------------------- prompt ---------------------------|-- trained --|
 
-Every assistant turn is trained, up to and including its end-of-turn marker. Rendering is as transformers does it
-(sandboxed Jinja, same options and globals). It knows text and marker strings, nothing of ids.
+A trained turn carries loss up to and including its end-of-turn marker; which turns are trained is one of TURNS.
+Rendering is as transformers does it (sandboxed Jinja, same options and globals). It knows text and marker strings,
+nothing of ids.
 """
 
 from __future__ import annotations
@@ -24,8 +25,10 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from luthier.data.example import Example, Piece, Span
 
 KEYS = ("dialog", "messages", "conversations")
+ASSISTANT, LAST, ALL = TURNS = ("assistant", "last", "all")  # every assistant turn, the last of them, the user's too
 ROLES = ("system", "user", "assistant")
 _SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+_VISIBLE = re.compile(r"\S")
 Message = dict[str, str]
 
 
@@ -102,26 +105,59 @@ class ChatTemplate:
         except (TypeError, ValueError, KeyError, AttributeError, IndexError, ZeroDivisionError) as error:
             raise ChatError(f"the model's chat template fails on this conversation: {error}") from None
 
-    def example(self, messages: Sequence[Message], source: str = "") -> Example:
-        """Render a whole conversation; its assistant turns carry loss."""
+    def example(self, messages: Sequence[Message], source: str = "", turns: str = ASSISTANT) -> Example:
+        """Render a whole conversation. Of its assistant turns those in `turns` carry loss; under ALL, what the user
+        says is marked in the other pieces (`Piece.spoken`).
+        """
         text = self.render(messages)
         markers = self._markers(messages, text, generation=False)
+        spoken = self._spoken(messages, text, markers) if turns == ALL else []
+        answers = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
         pieces: list[Piece] = []
         done = 0
-        for place, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
-            opened = self.render(messages[:place], generation=True)
-            closed = self.render(messages[: place + 1])
-            if not text.startswith(opened) or not (text.startswith(closed) or place + 1 == len(messages)):
-                raise ChatError("the model's chat template rewrites earlier turns when later ones follow, so its "
-                                "training and serving prompts differ; this template cannot be trained on")
-            start, limit = len(opened), len(closed)
-            end = next((end for begin, end in markers if begin >= start and end <= limit), limit)
-            pieces += [_piece(text, done, start, False, markers), _piece(text, start, end, True, markers)]
+        for place in answers[-1:] if turns == LAST else answers:
+            start, end = self._answer(messages, place, text, markers)
+            pieces += [_piece(text, done, start, False, markers, spoken), _piece(text, start, end, True, markers)]
             done = end
         pieces += self._ending(text, done, markers)
         return Example(source, tuple(piece for piece in pieces if piece.text), framed=False)
+
+    def _answer(self, messages: Sequence[Message], place: int, text: str, markers: Sequence[Span]) -> Span:
+        """Where an assistant turn stands in the rendering, its end-of-turn marker with it."""
+        opened = self.render(messages[:place], generation=True)
+        closed = self.render(messages[: place + 1])
+        if not text.startswith(opened) or not (text.startswith(closed) or place + 1 == len(messages)):
+            advice = "this template cannot be trained on"
+            if place + 1 < len(messages) and text.startswith(self.render(messages[:-1], generation=True)):
+                advice = "train_on_turns=last trains the last turn alone, whose prompts are the same"
+            raise ChatError("the model's chat template rewrites earlier turns when later ones follow, so its training "
+                            f"and serving prompts differ; {advice}")
+        start, limit = len(opened), len(closed)
+        return start, next((end for begin, end in markers if begin >= start and end <= limit), limit)
+
+    def _spoken(self, messages: Sequence[Message], text: str, markers: Sequence[Span]) -> list[Span]:
+        """Where the user's words stand in the rendering, from the first visible character of a message to the last,
+        and on to the end of the marker behind it where that is the one that closes an assistant turn.
+
+        They are found by rendering the message with its visible characters masked.
+        """
+        closing = self.end_of_turn()
+        mask = next(character for character in map(chr, range(0xE001, 0xF900)) if character not in text)
+        found = []
+        for place, message in enumerate(messages):
+            words = message["content"].strip()
+            if message["role"] != "user" or not words:
+                continue
+            masked = [*messages[:place], message | {"content": _VISIBLE.sub(mask, message["content"])}]
+            hidden = self.render([*masked, *messages[place + 1 :]])
+            start, end = hidden.find(mask), hidden.rfind(mask) + 1
+            if len(hidden) != len(text) or end - start != len(words):
+                raise ChatError("the model's chat template changes what the user says, so it cannot be told from the "
+                                "template's own text; train_on_turns=assistant needs not tell it")
+            begin, limit = next((marker for marker in markers if marker[0] >= end), (end, end))
+            closed = text[begin:limit] == closing and not text[end:begin].strip()
+            found.append((start, limit if closed else end))
+        return found
 
     def _ending(self, text: str, done: int, markers: list[Span]) -> list[Piece]:
         """What follows the last assistant turn: nothing that is trained, but EOS where the template closes no turn."""
@@ -169,9 +205,14 @@ def _masked(match: re.Match[str]) -> str:
     return "\ue000" * len(match.group())
 
 
-def _piece(text: str, start: int, end: int, trained: bool, markers: Sequence[Span]) -> Piece:
-    inside = tuple((first - start, last - start) for first, last in markers if start <= first and last <= end)
-    return Piece(text[start:end], trained, inside)
+def _piece(
+    text: str, start: int, end: int, trained: bool, markers: Sequence[Span], spoken: Sequence[Span] = ()
+) -> Piece:
+    controls, said = (
+        tuple((first - start, last - start) for first, last in spans if start <= first and last <= end)
+        for spans in (markers, spoken)
+    )
+    return Piece(text[start:end], trained, controls, said)
 
 
 class _Generation(jinja2.ext.Extension):

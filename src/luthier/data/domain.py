@@ -1,6 +1,7 @@
 """Domain adaptation: plain text to blocks of tokens.
 
     records   csv / json: BOS text EOS each      txt: pieces of one stream, BOS at its start, EOS at its end
+              (append_eod=False: no EOS)
     sides     are drawn before anything is cut, so no block holds text of two sides
     blocks    each side's tokens end to end, cut every `window` tokens; the last, shorter block is kept
 
@@ -26,6 +27,7 @@ from luthier.data.settings import DataSettings
 from luthier.data.split import assign
 from luthier.data.tokenize import Place, Tokenizer
 from luthier.data.tokens import TokenWriter
+from luthier.errors import DataError, Problem
 
 STRETCH = 100_000  # characters tokenized at once; a longer record is cut at a space
 
@@ -64,6 +66,11 @@ class _Blocks:
             for start in range(0, len(pending), self._window):
                 self._store(side, pending[start : start + self._window], start)
 
+    @property
+    def unpredictable(self) -> list[str]:
+        """Sides whose whole text is one token: nothing comes before it."""
+        return [side for side, pending in zip(SIDES, self._pending, strict=True) if len(pending) == 1]
+
     def _store(self, side: int, ids: Sequence[int], offset: int) -> None:
         owner = max((begun for begun in self._begun[side] if begun[0] <= offset), default=(0, 0))[1]
         self._writer.append(np.array(ids), [(0, len(ids))])
@@ -98,6 +105,9 @@ class BlockBuilder:
             self._file(file, rows, table.entries, sides, blocks)
         blocks.finish()
         writer.close()
+        if blocks.unpredictable:
+            raise DataError(Problem("", 0, f"the {blocks.unpredictable[0]} text is one single token, so there is "
+                                    "nothing to predict; give more text, or leave append_eod True"))
         np.save(folder / "entries.npy", table.entries)
         np.save(folder / "owner.npy", np.array(blocks.owners, np.int64))
         np.save(folder / "sides.npy", sides)
@@ -111,7 +121,8 @@ class BlockBuilder:
             for ids in self._encode(batch, stream, done == 0):
                 row = int(rows[done])
                 opens, closes = not stream or done == 0, not stream or done == len(rows) - 1
-                framed = [*(self.tokenizer.bos if opens else ()), *ids, *((self.tokenizer.eos_id,) if closes else ())]
+                ends = (self.tokenizer.eos_id,) if closes and self.settings.append_eod else ()
+                framed = [*(self.tokenizer.bos if opens else ()), *ids, *ends]
                 done += 1
                 entries["tokens"][row] = len(framed)
                 if sides[row] >= 0:

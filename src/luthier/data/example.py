@@ -18,12 +18,14 @@ class Piece:
     """A stretch of text; `trained`: its tokens carry loss.
 
     `controls` are the spans written by the template, not by the row: special-token strings that lie wholly inside one
-    of them become control tokens. Everywhere else such a string is plain text.
+    of them become control tokens. Everywhere else such a string is plain text. `spoken` are what the user said in an
+    untrained piece: its tokens carry loss where all turns of a conversation are trained.
     """
 
     text: str
     trained: bool
     controls: tuple[Span, ...] = ()
+    spoken: tuple[Span, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

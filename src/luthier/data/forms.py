@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from luthier.data.chat import ChatError, ChatTemplate, messages_of
+from luthier.data.chat import ASSISTANT, LAST, ChatError, ChatTemplate, messages_of
 from luthier.data.example import Example, Piece
 from luthier.data.records import Record, describe
 from luthier.data.tables import Typed
@@ -103,10 +103,11 @@ class TemplateForm:
 
 
 class ChatForm:
-    """Conversations, by the tokenizer's chat template."""
+    """Conversations, by the tokenizer's chat template; `turns` (chat.TURNS) of them are trained."""
 
-    def __init__(self, chat: ChatTemplate) -> None:
+    def __init__(self, chat: ChatTemplate, turns: str = ASSISTANT) -> None:
         self.chat = chat
+        self.turns = turns
 
     def faults(self, record: Record) -> Iterator[Fault]:
         try:
@@ -115,14 +116,14 @@ class ChatForm:
             yield Fault(_NUMBER.sub("", str(error))[:24], str(error))
 
     def example(self, record: Record) -> Example:
-        return self.chat.example(messages_of(record.fields), record.source)
+        return self.chat.example(messages_of(record.fields), record.source, self.turns)
 
     def values(self, record: Record) -> list[str]:
         return [text for message in messages_of(record.fields) for text in (message["role"], message["content"])]
 
     def is_empty(self, record: Record, example: Example) -> bool:
-        spoken = [message["content"] for message in messages_of(record.fields) if message["role"] == "assistant"]
-        return not any(text.strip() for text in spoken)
+        answers = [message["content"] for message in messages_of(record.fields) if message["role"] == "assistant"]
+        return not any(text.strip() for text in (answers[-1:] if self.turns == LAST else answers))
 
 
 class TextForm:

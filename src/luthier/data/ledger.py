@@ -64,7 +64,7 @@ def lines(table: RowTable, sides: Array) -> Iterator[dict[str, Any]]:
         rows = np.arange(start, min(start + _OFTEN, len(table)))
         named = zip(table.entries[rows].tolist(), sides[rows].tolist(), table.names(rows), strict=True)
         for entry, side, name in named:
-            file, line, fate, reason, tokens, completion, cut, *_ = entry
+            file, line, fate, reason, tokens, completion, cut, cut_prompt, *_ = entry
             dropped = fate == Fate.DROPPED
             yield {
                 "row": name,
@@ -75,6 +75,7 @@ def lines(table: RowTable, sides: Array) -> Iterator[dict[str, Any]]:
                 "tokens": 0 if dropped else tokens,
                 "completion_tokens": 0 if dropped else completion,
                 "cut": cut,
+                "cut_prompt": cut_prompt,
                 "cut_side": "right" if cut else None,
                 "reason": _reason(reason, tokens) if dropped else None,
             }

@@ -18,6 +18,7 @@ from luthier.data import cache as store_cache
 from luthier.data import ledger, records
 from luthier.data.build import RowBuilder, files_of, survey, trusting
 from luthier.data.channel import Channel, find_template, open_channels
+from luthier.data.chat import ALL, ASSISTANT
 from luthier.data.domain import BlockBuilder
 from luthier.data.example import Example, Piece
 from luthier.data.forms import ChatForm, Form, TemplateForm, TextForm, text_column
@@ -30,9 +31,9 @@ from luthier.data.split import Split, assign, duplicates_across
 from luthier.data.template import AUTOPILOT, DEFAULT, DEMARCATION, Template
 from luthier.data.tokenize import Tokenizer, set_threads
 from luthier.data.tokens import TokenStore
-from luthier.errors import DataError, Problem
+from luthier.errors import DataError, Problem, SettingError
 
-FORMAT_VERSION = 1  # of the cache; raise it whenever the same input would give other tokens
+FORMAT_VERSION = 2  # of the cache; raise it whenever the same input would give other tokens
 DOCUMENTED = "the documented default template"
 _WINDOW_OF_EXAMPLES = 4_096  # rows held when examples are asked for out of order
 
@@ -62,6 +63,11 @@ class Prepared:
     _tokenizer: Tokenizer = field(repr=False)
     _owner: Array = field(repr=False)  # (stored rows,) the input row of each
     _trusting: bool = field(repr=False, default=False)
+
+    @property
+    def turns(self) -> str | None:
+        """The turns of a conversation that are trained; None for rows without turns."""
+        return self._form.turns if isinstance(self._form, ChatForm) else None
 
     def write_ledger(self, path: Path) -> None:
         """Write ledger.jsonl: one line for each input row."""
@@ -117,6 +123,8 @@ def prepare(
     opened = open_channels(channels)
     kind = detect(opened[0]) if settings.kind == "auto" else settings.kind
     check_files(kind, opened)
+    if tokenizer.encoder_decoder:
+        _check_pairs(kind, settings)
     window, warning = settings.window(tokenizer.model_max_length)
     warnings = [said for channel in opened for said in channel.warnings] + ([warning] if warning else [])
     hashes = {f"{file.channel}/{file.name}": file.sha256() for file in files_of(opened)}
@@ -129,6 +137,16 @@ def prepare(
     else:
         order.say("using the tokenized data of an earlier run")
     return order.load(folder, candidates, warnings)
+
+
+def _check_pairs(kind: str, settings: DataSettings) -> None:
+    """An encoder-decoder learns a completion from a prompt, and nothing else."""
+    if kind not in ("instruction", "autopilot"):
+        raise DataError(Problem("", 0, f"the model is an encoder-decoder (T5), and the rows are {kind} data; it learns "
+                                "prompt/completion rows only: write those, or choose a causal model"))
+    if not settings.completion_only:
+        raise SettingError("completion_only_loss=False: an encoder-decoder only reads the prompt and has no loss on "
+                           "it; leave it True, or choose a causal model")
 
 
 Candidates = list[tuple[str, Form]]
@@ -161,8 +179,12 @@ class _Order:
             if self.tokenizer.chat is None:
                 raise DataError(Problem("", 0, "the rows are conversations, and the model's tokenizer has no chat "
                                         "template; choose a model that has one, or write prompt/completion rows"))
-            return [("the model's chat template", ChatForm(self.tokenizer.chat))]
+            return [("the model's chat template", ChatForm(self.tokenizer.chat, self.settings.train_on_turns))]
         return [("plain text", self._text_form(warnings))]
+
+    @property
+    def _all_turns(self) -> bool:
+        return self.kind == "chat" and self.settings.train_on_turns == ALL
 
     @property
     def _demarcation(self) -> str:
@@ -208,7 +230,12 @@ class _Order:
             "tokenizer": self.tokenizer.fingerprint, "control_tokens": settings.control_tokens,
             "candidates": [(origin, _stored(form)) for origin, form in candidates],
         }
+        if self.kind == "chat" and settings.train_on_turns != ASSISTANT:
+            facts["turns"] = settings.train_on_turns
+        if self.tokenizer.encoder_decoder:
+            facts["output_window"] = settings.max_output_length
         if self.kind == "domain":
+            facts["append_eod"] = settings.append_eod
             facts["split"] = [settings.validation_split_ratio, settings.test_split_ratio, settings.split_seed,
                               settings.max_train_samples, settings.max_val_samples, settings.group_near_duplicates,
                               settings.scoring, sorted(settings.given & {"validation_split_ratio", "test_split_ratio"})]
@@ -223,16 +250,20 @@ class _Order:
             builder = BlockBuilder(found.form, self.tokenizer, self.window, self.settings, self.say)
             warnings += builder.build(self.channels, folder)
         else:
-            RowBuilder(found.form, self.tokenizer, self.window, self.settings.control_tokens, self.say).build(
-                self.channels, folder
-            )
+            RowBuilder(
+                found.form, self.tokenizer, self.window, self.settings.max_output_length,
+                self.settings.control_tokens, self.say, self._all_turns,
+            ).build(self.channels, folder)  # fmt: skip
         return {"origin": found.origin, "warnings": warnings}
 
     def load(self, folder: Path, candidates: Candidates, warnings: list[str]) -> Prepared:
         """Open a built folder and split its rows."""
         meta = store_cache.read_meta(folder) or {}
         form = dict(candidates)[meta["origin"]]
-        tokens = TokenStore(folder, self.tokenizer.vocab_size, self.settings.completion_only)
+        every = not self.settings.completion_only
+        tokens = TokenStore(
+            folder, self.tokenizer.vocab_size, not (every or self._all_turns), self._all_turns and not every
+        )
         files = [FileName(file.channel, file.name) for file in files_of(self.channels)]
         table = RowTable(files, np.load(folder / "entries.npy"))
         losses = ledger.say_losses(table, self.window)
@@ -274,8 +305,12 @@ class _Order:
 
 
 def _plain(settings: DataSettings) -> dict[str, Any]:
-    """The settings as JSON, without those that change no token and no side."""
-    return asdict(settings) | {"given": None, "workers": None}
+    """The settings as JSON, without those at their defaults and those that change no token and no side."""
+    usual = asdict(DataSettings())
+    silent = ("given", "workers")
+    return {
+        name: value for name, value in asdict(settings).items() if value != usual[name] and name not in silent
+    }
 
 
 def _stored(form: Form) -> Any:

@@ -12,11 +12,13 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from luthier.data.chat import ALL, ASSISTANT, LAST
 from luthier.data.ledger import Counts
 from luthier.data.prepare import Prepared
 from luthier.data.rows import SIDES, Array
 from luthier.data.tokenize import Tokenizer
 
+TRAINED = {ASSISTANT: "the assistant's are trained", LAST: "the last one is trained", ALL: "all are trained"}
 _BINS = 10
 _BAR = 40  # characters
 _BLOCKS = " ▏▎▍▌▋▊▉"
@@ -54,6 +56,7 @@ def as_json(prepared: Prepared) -> dict[str, Any]:
         ],
         "template": prepared.template.to_json() if prepared.template else None,
         "template_origin": prepared.template_origin,
+        "train_on_turns": prepared.turns,
         "max_input_length": prepared.window,
         "split": {"train": len(split.train), "validation": len(split.validation), "test": len(split.test)},
         "supplied": sorted(split.supplied),
@@ -92,7 +95,8 @@ def _settled(prepared: Prepared) -> Text:
         f"{name} {len(rows):,}" + (" (supplied)" if name in split.supplied else "")
         for name, rows in zip(SIDES, (split.train, split.validation, split.test), strict=True)
     )
-    return Text(f"template   {prepared.template_origin}\nwindow     {prepared.window:,} tokens\n"
+    turns = f"\nturns      {TRAINED[prepared.turns]}" if prepared.turns else ""
+    return Text(f"template   {prepared.template_origin}{turns}\nwindow     {prepared.window:,} tokens\n"
                 f"split      {sides} {unit}, seed {split.seed}")
 
 

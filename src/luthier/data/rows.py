@@ -54,7 +54,8 @@ ROW = np.dtype(
         ("reason", "i1"),
         ("tokens", "<i4"),  # kept tokens
         ("completion", "<i4"),  # kept tokens that carry loss when only completions do
-        ("cut", "<i4"),  # tokens cut off on the right
+        ("cut", "<i4"),  # tokens cut off, on the right of the row or (encoder-decoder) of prompt and completion
+        ("cut_prompt", "<i4"),  # those of them that were the prompt's
         ("stored", "<i8"),  # index into the token store, -1 when dropped
         ("same", "<u8"),  # hash of the field values
         ("near", "<i8"),  # group of near-duplicates

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from luthier.catalog.entry import Entry
+from luthier.data.chat import ASSISTANT
 from luthier.data.template import Template
 from luthier.errors import SettingError
 
@@ -23,13 +24,16 @@ class DataSettings:
 
     kind: str = "auto"
     max_input_length: int = -1
+    max_output_length: int = 128
     validation_split_ratio: float = 0.2
     test_split_ratio: float = 0.0
     split_seed: int = 0
     max_train_samples: int = -1
     max_val_samples: int = -1
+    append_eod: bool = True
     demarcation: bool = True
     completion_only: bool = True
+    train_on_turns: str = ASSISTANT
     group_near_duplicates: bool = False
     control_tokens: bool = False
     workers: int | None = None
@@ -60,13 +64,16 @@ class DataSettings:
         return cls(
             kind=kind,
             max_input_length=values["max_input_length"],
+            max_output_length=values["max_output_length"],
             validation_split_ratio=values["validation_split_ratio"],
             test_split_ratio=values["test_split_ratio"],
             split_seed=values["train_data_split_seed"],
             max_train_samples=values["max_train_samples"],
             max_val_samples=values["max_val_samples"],
+            append_eod=values["append_eod"],
             demarcation=values["add_input_output_demarcation_key"],
             completion_only=values["completion_only_loss"],
+            train_on_turns=values["train_on_turns"],
             group_near_duplicates=values["group_near_duplicates"],
             control_tokens=values["parse_special_tokens"],
             workers=values["preprocessing_num_workers"],

@@ -4,7 +4,8 @@ A special-token string becomes a control token only inside a span that the templ
 tokenized as the characters it is. Prompt and completion are tokenized apart, so that the prompt of a request is token
 for token the prompt of training:
 
-    ids = BOS + encode(prompt) + encode(completion) + EOS
+    causal            BOS + encode(prompt) + encode(completion) + EOS
+    encoder-decoder   what the encoder reads, as the tokenizer itself frames a text, then encode(completion) + EOS
 
 Shapes: T tokens of a row.
 """
@@ -15,7 +16,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -47,6 +48,7 @@ class _Text:
 
     text: str
     place: Place
+    start: int = 0  # in the text of its piece
 
 
 _Part = _Text | int  # plain text, or a control token's id
@@ -55,7 +57,7 @@ _Part = _Text | int  # plain text, or a control token's id
 class Tokenizer:
     """A base model's tokenizer. Build it with `load`."""
 
-    def __init__(self, source: Any, stops: Iterable[int] = ()) -> None:
+    def __init__(self, source: Any, stops: Iterable[int] = (), encoder_decoder: bool = False) -> None:
         """`source`: a transformers tokenizer with a `tokenizers` backend. `stops`: more ids that end a text."""
         added = source.added_tokens_decoder
         self._control_ids = {token.content: number for number, token in added.items() if token.special}
@@ -68,17 +70,22 @@ class Tokenizer:
         self.pad_id: int = self.eos_id if source.pad_token_id is None else source.pad_token_id
         self._backends = _backends(source.backend_tokenizer)
         self._plain_ids = _forbidden(self._control_ids, source.unk_token_id, self.vocab_size)
-        self.bos: list[int] = self._opening(source)
+        self.encoder_decoder = encoder_decoder
+        self.bos, self.closing = self._frame(source)
         self.chat_template: str | None = _default_template(source.chat_template)
         self.chat = self._chat(source)
         turn = self.chat.end_of_turn() if self.chat else ""
         ends = [self.eos_id, *([self._control_ids[turn]] if turn else []), *stops]
         self.stop_ids: list[int] = list(dict.fromkeys(ends))
         self.fingerprint = self._fingerprint()
+        self.lent_template: str | None = None  # of conversations, where the tokenizer brings none of its own
 
     @classmethod
-    def load(cls, folder: Path) -> Tokenizer:
-        """Load from a folder in Hugging Face layout. ModelNotFoundError when it holds no usable tokenizer."""
+    def load(cls, folder: Path, chat_template: str | None = None) -> Tokenizer:
+        """Load from a folder in Hugging Face layout; `chat_template` stands in where the folder brings none.
+
+        ModelNotFoundError when it holds no usable tokenizer.
+        """
         folder = Path(folder)
         whole = (folder / "tokenizer.json").exists()
         if not whole and not (folder / "merges.txt").exists():
@@ -99,10 +106,14 @@ class Tokenizer:
             if not known:
                 raise ModelNotFoundError(f"{folder}: the tokenizer names no end-of-text token (eos_token)")
             source.eos_token = source.convert_ids_to_tokens(known[0])
+        lent = None if source.chat_template else chat_template
+        source.chat_template = source.chat_template or lent
         try:
-            return cls(source, stops)
+            loaded = cls(source, stops, _is_encoder_decoder(folder / "config.json"))
         except ChatError as error:
             raise ModelNotFoundError(f"{folder}: {error}") from None
+        loaded.lent_template = lent
+        return loaded
 
     def encode(self, pieces: Sequence[Piece]) -> list[int]:
         """Ids of the pieces, each tokenized apart; no BOS, no EOS."""
@@ -130,14 +141,22 @@ class Tokenizer:
         return result
 
     def encode_examples(self, examples: Sequence[Example]) -> list[tuple[Array, Array]]:
-        """As `encode_batch`, with BOS before and EOS (trained) after each framed example."""
+        """As `encode_batch`, with BOS before and EOS (trained) after each framed example.
+
+        For an encoder-decoder the completion is a text of its own: it begins where the trained tokens begin.
+        """
+        if self.encoder_decoder:
+            return self._encode_pairs(examples)
         encoded = self.encode_batch([example.pieces for example in examples])
         return [self._framed(*pair) if example.framed else pair
                 for example, pair in zip(examples, encoded, strict=True)]
 
     def prompt_ids(self, example: Example) -> list[int]:
         """The prompt's ids exactly as trained: what generation starts from."""
-        return [*(self.bos if example.framed else []), *self.encode(example.prompt_pieces)]
+        ids = self.encode(example.prompt_pieces)
+        if not example.framed:
+            return ids
+        return [*self.bos, *ids, *(self.closing if self.encoder_decoder else [])]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of the ids, control tokens left out."""
@@ -146,6 +165,18 @@ class Tokenizer:
     def show(self, ids: Iterable[int]) -> str:
         """Text of the ids with control tokens written out, for people."""
         return str(self._backends[Place.START].decode([int(number) for number in ids], skip_special_tokens=False))
+
+    def _encode_pairs(self, examples: Sequence[Example]) -> list[tuple[Array, Array]]:
+        prompts = self.encode_batch([example.prompt_pieces for example in examples])
+        completions = self.encode_batch(
+            [tuple(piece for piece in example.pieces if piece.trained) for example in examples]
+        )
+        pairs = []
+        for (prompt, _), (completion, _) in zip(prompts, completions, strict=True):
+            ids = np.array([*self.bos, *prompt, *self.closing, *completion, self.eos_id], dtype=np.int64)
+            trained = np.arange(len(ids)) >= len(ids) - len(completion) - 1
+            pairs.append((ids, trained))
+        return pairs
 
     def _framed(self, ids: Array, trained: Array) -> tuple[Array, Array]:
         around = [np.array(self.bos, dtype=np.int64), ids, np.array([self.eos_id], dtype=np.int64)]
@@ -168,12 +199,12 @@ class Tokenizer:
             name = piece.text[start:end]
             strips_left, strips_right = self._flags[name]
             before = piece.text[done:start]
-            parts.append(_Text(before.rstrip() if strips_left else before, place))
+            parts.append(_Text(before.rstrip() if strips_left else before, place, done))
             parts.append(self._control_ids[name])
             place, done = Place.AFTER_CONTROL, end
             while strips_right and done < len(piece.text) and piece.text[done].isspace():
                 done += 1
-        parts.append(_Text(piece.text[done:], place))
+        parts.append(_Text(piece.text[done:], place, done))
         return [part for part in parts if not isinstance(part, _Text) or part.text]
 
     def _control_spans(self, piece: Piece) -> list[Span]:
@@ -197,23 +228,44 @@ class Tokenizer:
         return result
 
     def _encode_guarded(self, text: _Text) -> list[int]:
-        """A vocabulary that spells a control token as one plain piece (Unigram): cut such strings after a character."""
-        cuts = [0, *(match.start() + 1 for match in self._markers.finditer(text.text)), len(text.text)]
-        stretches = [text.text[start:end] for start, end in itertools.pairwise(cuts) if start < end]
-        ids: list[int] = []
-        for place, stretch in enumerate(stretches):
-            backend = self._backends[text.place if place == 0 else Place.CONTINUING]
-            ids += backend.encode(stretch, add_special_tokens=False).ids
-        return ids
+        return [number for _, encoding in self._stretches(text) for number in encoding.ids]
 
-    def _opening(self, source: Any) -> list[int]:
-        """Ids that the tokenizer itself puts before a text."""
+    def _stretches(self, text: _Text) -> Iterator[tuple[int, tokenizers.Encoding]]:
+        """A vocabulary that spells a control token as one plain piece (Unigram): cut such strings after a character.
+
+        Each stretch with where it begins.
+        """
+        cuts = [0, *(match.start() + 1 for match in self._markers.finditer(text.text)), len(text.text)]
+        places = [(start, end) for start, end in itertools.pairwise(cuts) if start < end]
+        for number, (start, end) in enumerate(places):
+            backend = self._backends[text.place if number == 0 else Place.CONTINUING]
+            yield start, backend.encode(text.text[start:end], add_special_tokens=False)
+
+    def spoken(self, pieces: Sequence[Piece]) -> Array:
+        """bool (T,) for the ids of `encode`: the tokens that hold a character of their piece's `spoken` spans."""
+        mask: list[bool] = []
+        for piece, parts in zip(pieces, self._parts_of_row(pieces, Place.START), strict=True):
+            controls = iter(self._control_spans(piece))
+            for part in parts:
+                spans = self._token_spans(part) if isinstance(part, _Text) else [next(controls)]
+                mask += [any(_within(span, said) for said in piece.spoken) for span in spans]
+        return np.array(mask, dtype=np.bool_)
+
+    def _token_spans(self, text: _Text) -> list[Span]:
+        """Where each token of a plain stretch stands in its piece, in characters."""
+        whole = self._backends[text.place].encode(text.text, add_special_tokens=False)
+        stretches = [(0, whole)] if self._plain_ids.isdisjoint(whole.ids) else self._stretches(text)
+        return [(text.start + start + first, text.start + start + last)
+                for start, encoding in stretches for first, last in encoding.offsets]
+
+    def _frame(self, source: Any) -> tuple[list[int], list[int]]:
+        """Ids that the tokenizer itself puts before and after a text."""
         bare = source("a", add_special_tokens=False)["input_ids"]
-        whole = source("a", add_special_tokens=True)["input_ids"]
+        whole = [int(number) for number in source("a", add_special_tokens=True)["input_ids"]]
         for start in range(len(whole) - len(bare) + 1):
             if whole[start : start + len(bare)] == bare:
-                return [int(number) for number in whole[:start]]
-        return []
+                return whole[:start], whole[start + len(bare) :]
+        return [], []
 
     def _chat(self, source: Any) -> ChatTemplate | None:
         if self.chat_template is None:
@@ -223,7 +275,17 @@ class Tokenizer:
 
     def _fingerprint(self) -> str:
         facts = [self.bos, self.eos_id, self.stop_ids, self.chat_template, self.control_tokens]
+        facts += [self.closing] if self.encoder_decoder else []
         return hashlib.sha256((self._backends[Place.START].to_str() + json.dumps(facts)).encode()).hexdigest()
+
+
+def _within(token: Span, said: Span) -> bool:
+    """Whether a token holds a character of what was said. White space may be left out of a token's span: of one that
+    is nothing else, the end remains.
+    """
+    first, last = token
+    start, end = said
+    return first < end and last > start if first < last else start < last <= end
 
 
 def set_threads(workers: int | None) -> None:
@@ -274,6 +336,10 @@ def _default_template(stored: Any) -> str | None:
     if isinstance(stored, dict):
         stored = stored.get("default")
     return str(stored) if stored else None
+
+
+def _is_encoder_decoder(path: Path) -> bool:
+    return path.is_file() and bool(json.loads(path.read_text("utf-8")).get("is_encoder_decoder"))
 
 
 def _stored_eos(path: Path) -> list[int]:

@@ -4,6 +4,7 @@
     offsets.npy   int64 (R+1,)  row i is ids[offsets[i]:offsets[i+1]]
     spans.npy     int32 (S, 2)  trained stretches [start, end), in tokens from the row's start
     spanned.npy   int64 (R+1,)  row i has spans[spanned[i]:spanned[i+1]]
+    turns.npy, turned.npy       the same for all turns of a conversation, where all are trained
 
 It knows numbers, nothing of text. Shapes: R rows, T tokens of a row, S spans.
 """
@@ -25,46 +26,67 @@ def id_type(vocab_size: int) -> str:
     return "uint16" if vocab_size <= 1 << 16 else "uint32"
 
 
-class TokenWriter:
-    """Appends rows to a store; memory grows by a few bytes a row."""
+class SpanWriter:
+    """Stretches of rows, to be written as two arrays."""
 
-    def __init__(self, folder: Path, vocab_size: int) -> None:
+    def __init__(self) -> None:
+        self._ends = array("q", [0])
+        self._spans = array("i")
+
+    def append(self, spans: Sequence[tuple[int, int]]) -> None:
+        for start, end in spans:
+            self._spans.extend((start, end))
+        self._ends.append(len(self._spans) // 2)
+
+    def save(self, spans: Path, ends: Path) -> None:
+        np.save(ends, np.array(self._ends, dtype=np.int64))
+        np.save(spans, np.array(self._spans, dtype=np.int32).reshape(-1, 2))
+
+
+class TokenWriter:
+    """Appends rows to a store; memory grows by a few bytes a row. `turns`: rows come with the spans of all turns."""
+
+    def __init__(self, folder: Path, vocab_size: int, turns: bool = False) -> None:
         self.folder = folder
         self._type = np.dtype(id_type(vocab_size))
         self._ids = open(folder / "ids.bin", "wb")  # noqa: SIM115 (closed by `close`)
         self._offsets = array("q", [0])
-        self._spanned = array("q", [0])
-        self._spans = array("i")
+        self._spans = SpanWriter()
+        self._turns = SpanWriter() if turns else None
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
 
-    def append(self, ids: Array, spans: Sequence[tuple[int, int]]) -> int:
+    def append(self, ids: Array, spans: Sequence[tuple[int, int]], turns: Sequence[tuple[int, int]] = ()) -> int:
         """Store one row; return its index."""
         self._ids.write(np.ascontiguousarray(ids, dtype=self._type).data)
         self._offsets.append(self._offsets[-1] + len(ids))
-        for start, end in spans:
-            self._spans.extend((start, end))
-        self._spanned.append(len(self._spans) // 2)
+        self._spans.append(spans)
+        if self._turns:
+            self._turns.append(turns)
         return len(self) - 1
 
     def close(self) -> None:
         """Write the index files; the folder is a complete store afterwards."""
         self._ids.close()
         np.save(self.folder / "offsets.npy", np.array(self._offsets, dtype=np.int64))
-        np.save(self.folder / "spanned.npy", np.array(self._spanned, dtype=np.int64))
-        np.save(self.folder / "spans.npy", np.array(self._spans, dtype=np.int32).reshape(-1, 2))
+        self._spans.save(self.folder / "spans.npy", self.folder / "spanned.npy")
+        if self._turns:
+            self._turns.save(self.folder / "turns.npy", self.folder / "turned.npy")
 
 
 class TokenStore:
-    """Rows of a written store. `completion_only` False: every token but a row's first carries loss."""
+    """Rows of a written store. `completion_only` False: every token but a row's first carries loss, or, with `turns`,
+    all turns of a conversation.
+    """
 
-    def __init__(self, folder: Path, vocab_size: int, completion_only: bool = True) -> None:
+    def __init__(self, folder: Path, vocab_size: int, completion_only: bool = True, turns: bool = False) -> None:
         self.folder = folder
         self.completion_only = completion_only
+        self._everything = not (completion_only or turns)
         self.offsets: Array = np.load(folder / "offsets.npy")
-        self._spanned: Array = np.load(folder / "spanned.npy")
-        self._spans: Array = np.load(folder / "spans.npy")
+        self._spanned: Array = np.load(folder / ("turned.npy" if turns else "spanned.npy"))
+        self._spans: Array = np.load(folder / ("turns.npy" if turns else "spans.npy"))
         self._type = np.dtype(id_type(vocab_size))
         empty = int(self.offsets[-1]) == 0  # an empty file cannot be mapped
         self._ids: Array = np.empty(0, self._type) if empty else np.memmap(folder / "ids.bin", self._type, "r")
@@ -77,14 +99,14 @@ class TokenStore:
     def row(self, index: int) -> tuple[Array, Array]:
         """ids int64 (T,) and trained bool (T,): token t carries loss as a label. The first token never does."""
         ids = self._ids[self.offsets[index] : self.offsets[index + 1]].astype(np.int64)
-        trained = np.full(len(ids), not self.completion_only)
+        trained = np.full(len(ids), self._everything)
         for start, end in self._spans[self._spanned[index] : self._spanned[index + 1]]:
             trained[start:end] = True
         trained[:1] = False
         return ids, trained
 
     def _count_trained(self) -> Array:
-        if not self.completion_only:
+        if self._everything:
             every: Array = np.maximum(self.lengths - 1, 0)
             return every
         # A span that starts at 0 trains one token less: nothing predicts a row's first token.

@@ -1,4 +1,4 @@
-"""``python -m luthier.evaluation generate|evaluate|compare``: the doors of those commands, a JSON request each."""
+"""``python -m luthier.evaluation generate|evaluate|compare|export``: their doors, a JSON request each."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from luthier import door
 from luthier.errors import UserError
 from luthier.evaluation.answer import answer
 from luthier.evaluation.evaluate import evaluate
+from luthier.evaluation.export import export
 from luthier.evaluation.table import before_after_table
 from luthier.jobfolder import JobFolder
 
@@ -40,6 +41,7 @@ VERBS: dict[str, Callable[[dict[str, Any], Console], None]] = {
     "generate": answer,
     "evaluate": evaluate,
     "compare": show_comparison,
+    "export": export,
 }
 
 

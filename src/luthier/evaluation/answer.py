@@ -31,17 +31,17 @@ ROWS_AT_ONCE = 64
 
 
 def answer(request: dict[str, Any], console: Console) -> None:
-    """Print the answers; the request is {"target", "text" or "file", "max_new_tokens", "raw", "device", "json"}."""
+    """Print the answers; request: {"target", "text" or "file", "max_new_tokens", "beams", "raw", "device", "json"}."""
     target = find_target(request["target"], lambda text: print(text, file=sys.stderr))  # noqa: T201
     device = find_device(request.get("device", "auto"))
-    tokenizer = Tokenizer.load(target.base)
+    tokenizer = Tokenizer.load(target.base, target.chat_template)
     render = renderer(target, tokenizer, raw=bool(request.get("raw")))
     prompts = _prompts_of_file(Path(request["file"]), render) if request.get("file") else iter(
         [render(_fields_of_text(request["text"], target, raw=bool(request.get("raw"))))]
     )
     model = target.load(device, target.dtype or compute_dtype("auto", device))
     as_lines = bool(request.get("json")) or bool(request.get("file"))
-    for prompt, text, truncated in _answers(model, tokenizer, prompts, int(request["max_new_tokens"])):
+    for prompt, text, truncated in _answers(model, tokenizer, prompts, request):
         if as_lines:
             line = {"row": prompt.source, "prompt": prompt.prompt, "generated_text": text, "truncated": truncated}
             sys.stdout.write(json.dumps(line, ensure_ascii=False) + "\n")
@@ -137,7 +137,7 @@ def _prompts_of_file(path: Path, render: Callable[[Mapping[str, Any]], Example])
 
 
 def _answers(
-    model: Model, tokenizer: Tokenizer, prompts: Iterator[Example], max_new_tokens: int
+    model: Model, tokenizer: Tokenizer, prompts: Iterator[Example], request: Mapping[str, Any]
 ) -> Iterator[tuple[Example, str, bool]]:
     while chunk := list(islice(prompts, ROWS_AT_ONCE)):
         asked = [tokenizer.prompt_ids(example) for example in chunk]
@@ -147,7 +147,8 @@ def _answers(
                 room = model.context_length - 1
                 raise UserError(f"{where}the prompt has {len(ids):,} tokens; the model takes 1 to {room:,}")
         found = generate(
-            model, asked, stop_ids=tokenizer.stop_ids, pad_id=tokenizer.pad_id, max_new_tokens=max_new_tokens
-        )
+            model, asked, stop_ids=tokenizer.stop_ids, pad_id=tokenizer.pad_id,
+            max_new_tokens=int(request["max_new_tokens"]), beams=int(request.get("beams", 1)),
+        )  # fmt: skip
         for example, generation in zip(chunk, found, strict=True):
             yield example, tokenizer.decode(generation.ids), generation.truncated

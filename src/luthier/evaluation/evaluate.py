@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from luthier.catalog.hyperparameters import Hyperparameters, parse
+from luthier.catalog.entry import parse_for
+from luthier.catalog.hyperparameters import Hyperparameters, parse, precision
 from luthier.catalog.shape import context_length
 from luthier.data.kind import resolve_kind
 from luthier.data.prepare import Prepared, prepare
@@ -41,11 +42,11 @@ def evaluate(request: dict[str, Any], console: Console) -> None:
     target = find_target(request["target"], lambda text: notes.print(text, highlight=False))
     values = _settings(target, request.get("hyperparameters") or {})
     set_threads(cast("int | None", values["preprocessing_num_workers"]))
-    tokenizer = Tokenizer.load(target.base)
+    tokenizer = Tokenizer.load(target.base, target.chat_template)
     prepared = _prepare(target, request, values, tokenizer)
     rows, pool, side = _sides(prepared)
     device = find_device(request.get("device", "auto"))
-    model = target.load(device, target.dtype or compute_dtype(str(values["bf16"]), device))
+    model = target.load(device, target.dtype or compute_dtype(precision(values), device))
     settings = ScoreSettings(
         int(request.get("score_rows", -1)), int(values["train_data_split_seed"] or 0),
         int(values["per_device_eval_batch_size"] or 1), bool(values["packing"]),
@@ -72,7 +73,7 @@ def _settings(target: Target, given: dict[str, Any]) -> Hyperparameters:
     """The run's own settings, or the model family's defaults, with what was given on top."""
     if target.provenance:
         return parse(given, target.provenance["settings"])
-    return parse(given, target.entry.default_hyperparameters if target.entry else {})
+    return parse_for(target.entry, given)
 
 
 def _prepare(target: Target, request: dict[str, Any], values: Hyperparameters, tokenizer: Tokenizer) -> Prepared:
@@ -84,7 +85,8 @@ def _prepare(target: Target, request: dict[str, Any], values: Hyperparameters, t
         kind = str(trained_kind)
     else:
         kind = resolve_kind(asked, values, values.given, channels["training"])
-    settings = DataSettings.from_hyperparameters(kind, values, frozenset(), target.entry, context_length(target.base))
+    positions = context_length(target.base, target.entry)
+    settings = DataSettings.from_hyperparameters(kind, values, frozenset(), target.entry, positions)
     settings = settings.scoring_only(Template.from_json(stored) if stored else None)
     return prepare(channels, settings, tokenizer, cache_root())
 

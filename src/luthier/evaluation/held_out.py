@@ -10,21 +10,24 @@ from __future__ import annotations
 
 import json
 import os
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from luthier.data.batches import Layout
 from luthier.data.example import Example
 from luthier.data.tokenize import Tokenizer
 from luthier.data.tokens import TokenStore
 from luthier.evaluation.likelihood import score_rows
 from luthier.weights.generate import Generation, generate
 from luthier.weights.model import Model
+from luthier.weights.row_limit import RowLimit
 
 Array = np.ndarray[Any, Any]
 GENERATION_CEILING = 512  # new tokens; longer references are compared with what fits
@@ -43,12 +46,17 @@ class Rows(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ScoreSettings:
-    """`sample`: rows answered by generation, -1 for all, 0 for none; drawn with `seed`."""
+    """`sample`: rows answered by generation, -1 for all, 0 for none; drawn with `seed`.
+
+    `scoring` and `answering` learn how many rows fit in memory at once.
+    """
 
     sample: int
     seed: int
     rows_per_batch: int
     packing: bool
+    scoring: RowLimit = field(default_factory=lambda: RowLimit("scoring"))
+    answering: RowLimit = field(default_factory=lambda: RowLimit("answering"))
 
 
 @contextmanager
@@ -72,28 +80,39 @@ class HeldOut:
         self.sample = self._draw()
         self.max_new_tokens = self._room()
 
-    def score(self, model: Model, path: Path, advance: Callable[[int], None]) -> None:
-        """Write the scores file of `model`; `advance` is told of rows done (likelihood and generation count alike)."""
-        tokens = self.tokens
-        packed = self.settings.packing and model.packs
-        columns = np.zeros((len(tokens), 3)) if len(self.rows) else np.zeros((0, 3))
-        pad = self.tokenizer.pad_id
-        per_batch = self.settings.rows_per_batch
-        for row in score_rows(model, tokens, self.rows, rows_per_batch=per_batch, packed=packed, pad_id=pad):
-            columns[row.row] = row.loss_sum, row.tokens, row.correct
-            advance(1)
+    def score(self, model: Model, path: Path | None, advance: Callable[[int], None]) -> None:
+        """Write the scores file of `model`; `advance` is told of rows done (likelihood and generation count alike).
+
+        Where several ranks run the model, each calls this; all but one give no path.
+        """
+        lines = self._scored(model, advance)
+        if path is None:
+            deque(lines, maxlen=0)
+            return
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         path.parent.mkdir(parents=True, exist_ok=True)
         with _removed_on_failure(temporary), open(temporary, "w", encoding="utf-8") as handle:
-            for index, example, answer in self._answered(model, advance):
-                loss_sum, count, correct = columns[index]
-                line = self._line(example, answer) | {
-                    "loss_sum": float(loss_sum), "tokens": int(count), "correct": int(correct)
-                }  # fmt: skip
-                handle.write(json.dumps(line) + "\n")
+            handle.writelines(json.dumps(line) + "\n" for line in lines)
             handle.flush()
             os.fsync(handle.fileno())
         os.replace(temporary, path)
+
+    def _scored(self, model: Model, advance: Callable[[int], None]) -> Iterator[dict[str, object]]:
+        """The lines of the scores file."""
+        tokens = self.tokens
+        layout = Layout(self.settings.packing and model.packs, self.tokenizer.pad_id, model.start_id)
+        columns = np.zeros((len(tokens), 3)) if len(self.rows) else np.zeros((0, 3))
+        how = self.settings
+        for row in score_rows(
+            model, tokens, self.rows, rows_per_batch=how.rows_per_batch, layout=layout, limit=how.scoring
+        ):
+            columns[row.row] = row.loss_sum, row.tokens, row.correct
+            advance(1)
+        for index, example, answer in self._answered(model, advance):
+            loss_sum, count, correct = columns[index]
+            yield self._line(example, answer) | {
+                "loss_sum": float(loss_sum), "tokens": int(count), "correct": int(correct)
+            }  # fmt: skip
 
     @property
     def work(self) -> int:
@@ -132,6 +151,7 @@ class HeldOut:
         return generate(
             model, prompts, stop_ids=self.tokenizer.stop_ids, pad_id=self.tokenizer.pad_id,
             max_new_tokens=self.max_new_tokens, batch_size=max(1, min(64, TOKENS_AT_ONCE // longest)),
+            limit=self.settings.answering,
         )  # fmt: skip
 
     def _line(self, example: Example, answer: Generation | None) -> dict[str, object]:

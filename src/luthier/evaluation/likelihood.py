@@ -5,15 +5,17 @@ Logits are never kept: each batch is reduced to three numbers a row at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from luthier.data.batches import in_order
+from luthier.data.batches import Layout, collate, in_order
 from luthier.data.tokens import TokenStore
+from luthier.layers.batch import Batch
 from luthier.weights.model import Model
+from luthier.weights.row_limit import RowLimit, in_portions
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,18 +29,34 @@ class RowLikelihood:
 
 
 def score_rows(
-    model: Model, tokens: TokenStore, rows: np.ndarray, *, rows_per_batch: int, packed: bool, pad_id: int
+    model: Model, tokens: TokenStore, rows: np.ndarray, *, rows_per_batch: int, layout: Layout,
+    limit: RowLimit | None = None,
 ) -> Iterator[RowLikelihood]:
-    """Score each of `rows` (indices into `tokens`) once, longest first."""
-    for batch in in_order(tokens, rows, rows_per_batch, packed, pad_id):
-        on_device = batch.to(model.device)
-        scores = model.scores(on_device)
-        count = len(batch.rows)
-        loss = torch.zeros(count, dtype=torch.float64).index_add_(0, batch.row_of_label_N, scores.loss_N.cpu().double())
-        hits = torch.zeros(count, dtype=torch.long).index_add_(0, batch.row_of_label_N, scores.hit_N.cpu().long())
-        labels = torch.bincount(batch.row_of_label_N, minlength=count)
-        for place, row in enumerate(batch.rows):
-            yield RowLikelihood(row, float(loss[place]), int(labels[place]), int(hits[place]))
+    """Score each of `rows` (indices into `tokens`) once, longest first. `limit` learns how many fit in memory."""
+    fits = limit or RowLimit("scoring")
+    batches = in_order(tokens, rows, rows_per_batch, layout)
+
+    def score(batch: Batch) -> list[RowLikelihood]:
+        def part(rows: Sequence[int]) -> list[RowLikelihood]:
+            whole = len(rows) == len(batch.rows)
+            return _score_batch(model, batch if whole else collate(tokens, list(rows), layout))
+
+        return [row for scored in in_portions(batch.rows, fits, part) for row in scored]
+
+    for scored in model.each(score, batches):
+        yield from scored
+
+
+def _score_batch(model: Model, batch: Batch) -> list[RowLikelihood]:
+    scores = model.scores(batch.to(model.device))
+    count = len(batch.rows)
+    loss = torch.zeros(count, dtype=torch.float64).index_add_(0, batch.row_of_label_N, scores.loss_N.cpu().double())
+    hits = torch.zeros(count, dtype=torch.long).index_add_(0, batch.row_of_label_N, scores.hit_N.cpu().long())
+    labels = torch.bincount(batch.row_of_label_N, minlength=count)
+    return [
+        RowLikelihood(row, float(loss[place]), int(labels[place]), int(hits[place]))
+        for place, row in enumerate(batch.rows)
+    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,13 @@
 """Attention over rows laid side by side, none of which sees another.
 
     rows      | a a a a | b b | c c c |        one sequence of T tokens, no padding
-    attention each row causal over itself alone
+    attention each row over itself alone; in cross-attention, over its own source alone
 
 It is registered with transformers under `PACKED` and receives the row lengths as a keyword of the model's forward,
 so no mask of T x T is ever built and no position trick has to be trusted. Its plain twin is the same model called
-once per row (tests/layers/test_attention.py).
+once per row (tests/layers/test_attention.py, tests/architectures/).
 
-Shapes: B batch (1 when packed), H heads, K key/value heads, T tokens, D head size.
+Shapes: B batch (1 when packed), H heads, K key/value heads, T tokens, L longest row, D head size.
 """
 
 from __future__ import annotations
@@ -21,8 +21,14 @@ from transformers import AttentionInterface
 
 PACKED = "luthier_packed"
 
-# Architectures whose packed rows were proved equal to the rows alone (tests/layers/test_attention.py).
-PACKS_CLEANLY = frozenset({"LlamaForCausalLM", "GPTNeoXForCausalLM", "GPT2LMHeadModel"})
+# Architectures whose packed rows were proved equal to the rows alone (tests/architectures/test_forward.py).
+PACKS_CLEANLY = frozenset(
+    {
+        "GPT2LMHeadModel", "GPTNeoXForCausalLM", "Gemma2ForCausalLM", "Gemma3ForCausalLM", "GemmaForCausalLM",
+        "LlamaForCausalLM", "MistralForCausalLM", "MixtralForCausalLM", "Phi3ForCausalLM", "PhiForCausalLM",
+        "Qwen2ForCausalLM", "Qwen3ForCausalLM", "T5ForConditionalGeneration",
+    }
+)  # fmt: skip
 
 
 def packed_attention(
@@ -37,28 +43,61 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """Attend within each row of `context["row_lengths"]`; returns (B, T, H, D).
 
-    A sliding window (`context["sliding_window"]`) is honoured in rows longer than it.
+    Of the other keywords that transformers passes, these count: `sliding_window` in rows longer than it, `softcap` on
+    the scores (Gemma 2), `position_bias` (1, H, L, L) added to them (T5), and `source_lengths`, the rows of the keys
+    in cross-attention.
     """
     lengths: tuple[int, ...] = context["row_lengths"]
-    window: int | None = context.get("sliding_window")
+    causal: bool = getattr(module, "is_causal", True)
+    crossing = context.get("source_lengths") if not causal else None
     groups = query_BHTD.shape[1] // key_BKTD.shape[1]
     if groups > 1:
         key_BKTD = key_BKTD.repeat_interleave(groups, dim=1)
         value_BKTD = value_BKTD.repeat_interleave(groups, dim=1)
-    rows = zip(*(states.split(lengths, dim=2) for states in (query_BHTD, key_BKTD, value_BKTD)), strict=True)
-    attended = [_attend_row(query, key, value, dropout, scaling, window) for query, key, value in rows]
+    key_lengths = crossing or lengths
+    rows = zip(
+        query_BHTD.split(lengths, dim=2), key_BKTD.split(key_lengths, dim=2), value_BKTD.split(key_lengths, dim=2),
+        strict=True,
+    )  # fmt: skip
+    bias = None if crossing else context.get("position_bias")
+    window: int | None = context.get("sliding_window")
+    softcap: float | None = context.get("softcap")
+    attended = []
+    for query, key, value in rows:
+        mask = _mask(query.shape[2], causal, window, bias, query)
+        if softcap is None:
+            whole = causal and mask is None
+            attended.append(
+                F.scaled_dot_product_attention(query, key, value, mask, dropout, is_causal=whole, scale=scaling)
+            )
+        else:
+            attended.append(_capped(query, key, value, mask, dropout, scaling, softcap))
     return torch.cat(attended, dim=2).transpose(1, 2).contiguous(), None
 
 
-def _attend_row(
-    query: Tensor, key: Tensor, value: Tensor, dropout: float, scaling: float | None, window: int | None
+def _mask(length: int, causal: bool, window: int | None, bias: Tensor | None, like: Tensor) -> Tensor | None:
+    """What is added to a row's scores; None when plain (causal) attention says it all."""
+    reach = length if window is None else min(window, length)
+    if bias is None and reach == length:
+        return None
+    mask = like.new_zeros(()) if bias is None else bias[:, :, :length, :length].to(like.dtype)
+    if not causal:
+        return mask
+    places = torch.arange(length, device=like.device)
+    distance = places[:, None] - places[None, :]
+    return mask.masked_fill((distance < 0) | (distance >= reach), float("-inf"))
+
+
+def _capped(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, scaling: float | None, cap: float
 ) -> Tensor:
-    length = query.shape[2]
-    if window is None or length <= window:
-        return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True, scale=scaling)
-    distance = torch.arange(length, device=query.device)[:, None] - torch.arange(length, device=query.device)[None, :]
-    visible = (distance >= 0) & (distance < window)
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=visible, dropout_p=dropout, scale=scaling)
+    """Attention with scores cap * tanh(score / cap), causal when `mask` is None."""
+    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    scores = cap * torch.tanh(scores / cap)
+    if mask is None:
+        mask = torch.full(scores.shape[-2:], float("-inf"), dtype=scores.dtype, device=scores.device).triu(1)
+    weights = F.softmax(scores + mask, dim=-1, dtype=torch.float32).to(query.dtype)
+    return F.dropout(weights, dropout) @ value
 
 
 AttentionInterface.register(PACKED, packed_attention)

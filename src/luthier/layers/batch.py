@@ -1,6 +1,6 @@
 """A micro-batch as the model sees it: tokens, who belongs together, and where a label is.
 
-Shapes: B lines (1 when packed), R rows, T tokens of a line, N positions that carry loss.
+Shapes: B lines (1 when packed), R rows, T tokens of a line, S tokens of a source line, N positions that carry loss.
 """
 
 from __future__ import annotations
@@ -12,8 +12,26 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
+class Source:
+    """What an encoder reads: one source for each row of the batch."""
+
+    input_ids_BS: Tensor
+    attention_mask_BS: Tensor | None  # None when packed
+    row_lengths: tuple[int, ...]
+
+    def to(self, device: torch.device) -> Source:
+        """The same source on another device."""
+        mask = self.attention_mask_BS
+        mask = None if mask is None else mask.to(device)
+        return replace(self, input_ids_BS=self.input_ids_BS.to(device), attention_mask_BS=mask)
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
-    """`positions_N` index the flattened (B*T) tokens whose next token is `labels_N`."""
+    """`positions_N` index the flattened (B*T) tokens whose next token is `labels_N`.
+
+    Of an encoder-decoder, `source` is what the encoder reads and the other fields are the decoder's.
+    """
 
     input_ids_BT: Tensor
     position_ids_BT: Tensor
@@ -23,10 +41,12 @@ class Batch:
     labels_N: Tensor
     row_of_label_N: Tensor  # 0..R-1
     rows: tuple[int, ...]
+    source: Source | None = None
 
     @property
     def tokens(self) -> int:
-        return sum(self.row_lengths)
+        """Tokens that the model reads, padding left out."""
+        return sum(self.row_lengths) + (sum(self.source.row_lengths) if self.source else 0)
 
     @property
     def completion_tokens(self) -> int:
@@ -43,4 +63,5 @@ class Batch:
             positions_N=self.positions_N.to(device),
             labels_N=self.labels_N.to(device),
             row_of_label_N=self.row_of_label_N.to(device),
+            source=None if self.source is None else self.source.to(device),
         )

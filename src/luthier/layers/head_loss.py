@@ -11,6 +11,7 @@ Shapes: N loss positions of a micro-batch, D hidden size, V vocabulary, C positi
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,23 +21,45 @@ from torch import Tensor
 CHUNK_ELEMENTS = 8 * 1024 * 1024  # logits of one chunk: 32 MB in fp32
 
 
-def head_loss(
-    hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, labels_N: Tensor, dtype: torch.dtype
-) -> Tensor:
-    """Summed cross-entropy in nats, differentiable in hidden, weight and bias; matrix products run in `dtype`."""
+@dataclass(frozen=True, slots=True)
+class Head:
+    """An output head: logits = cap(weight @ (scale * hidden) + bias), where cap(z) = softcap * tanh(z / softcap).
+
+    Matrix products run in `dtype`. Most architectures have neither a scale nor a cap.
+    """
+
+    weight_VD: Tensor
+    bias_V: Tensor | None
+    dtype: torch.dtype
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def logits(self, hidden_CD: Tensor) -> Tensor:
+        """Logits (C, V) in fp32."""
+        bias = None if self.bias_V is None else self.bias_V.to(self.dtype)
+        logits = F.linear(self._scaled(hidden_CD), self.weight_VD.to(self.dtype), bias).float()
+        return logits if self.softcap is None else logits.div_(self.softcap).tanh_().mul_(self.softcap)
+
+    def _scaled(self, hidden: Tensor) -> Tensor:
+        return hidden.to(self.dtype) if self.scale == 1.0 else (hidden * self.scale).to(self.dtype)
+
+
+def head_loss(hidden_ND: Tensor, head: Head, labels_N: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Summed cross-entropy in nats, differentiable in hidden, weight and bias.
+
+    `smoothing` spreads that share of each target evenly over the vocabulary (Szegedy et al. 2016, arXiv:1512.00567).
+    """
     apply: Any = _HeadLoss.apply
-    loss: Tensor = apply(hidden_ND, weight_VD, bias_V, labels_N, dtype)
+    loss: Tensor = apply(hidden_ND, head.weight_VD, head.bias_V, labels_N, head, smoothing)
     return loss
 
 
 @torch.no_grad()
-def head_scores(
-    hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, labels_N: Tensor, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
+def head_scores(hidden_ND: Tensor, head: Head, labels_N: Tensor) -> tuple[Tensor, Tensor]:
     """Per-position loss in nats (N,) fp32 and whether the most likely token is the label (N,) bool."""
     losses, hits = [], []
-    for rows in _chunks(len(labels_N), weight_VD.shape[0]):
-        logits = _logits(hidden_ND[rows], weight_VD, bias_V, dtype)
+    for rows in _chunks(len(labels_N), head.weight_VD.shape[0]):
+        logits = head.logits(hidden_ND[rows])
         losses.append(F.cross_entropy(logits, labels_N[rows], reduction="none"))
         hits.append(logits.argmax(-1) == labels_N[rows])
     if not losses:
@@ -49,34 +72,45 @@ def _chunks(positions: int, vocabulary: int) -> list[slice]:
     return [slice(start, min(start + size, positions)) for start in range(0, positions, size)]
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-    return F.linear(hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)).float()
+def _gradient(logits: Tensor, labels: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+    """Summed loss, and its gradient in the logits, written over them: softmax - target."""
+    log_sum = torch.logsumexp(logits, dim=-1)
+    picked = logits.gather(1, labels[:, None])[:, 0]
+    loss = (log_sum - (1.0 - smoothing) * picked).sum()
+    if smoothing:
+        loss = loss - smoothing * logits.mean(-1).sum()
+    gradient = logits.sub_(log_sum[:, None]).exp_()
+    if smoothing:
+        gradient.sub_(smoothing / logits.shape[1])
+    gradient.scatter_add_(1, labels[:, None], torch.full_like(picked[:, None], smoothing - 1.0))
+    return loss, gradient
 
 
 class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, dtype: torch.dtype
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, head: Head, smoothing: float
     ) -> Tensor:
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.zeros_like(hidden) if wants_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if wants_bias and bias is not None else None
-        matrix = weight.to(dtype)
+        matrix = weight.to(head.dtype)
+        chunked = Head(matrix, bias, head.dtype, head.scale, head.softcap)
         total = hidden.new_zeros((), dtype=torch.float32)
         for rows in _chunks(len(labels), weight.shape[0]):
-            logits = _logits(hidden[rows], matrix, bias, dtype)
-            log_sum = torch.logsumexp(logits, dim=-1)
-            picked = logits.gather(1, labels[rows, None])[:, 0]
-            total += (log_sum - picked).sum()
-            # d loss / d logits = softmax - one_hot(label)
-            gradient = logits.sub_(log_sum[:, None]).exp_()
-            gradient.scatter_add_(1, labels[rows, None], torch.full_like(picked[:, None], -1.0))
-            low = gradient.to(dtype)
+            logits = chunked.logits(hidden[rows])
+            # The derivative of the cap needs the capped logits, which the gradient is written over.
+            slope = None if head.softcap is None else 1.0 - (logits / head.softcap).square()
+            loss, gradient = _gradient(logits, labels[rows], smoothing)
+            total += loss
+            if slope is not None:
+                gradient.mul_(slope)
+            low = gradient.to(head.dtype)
             if grad_hidden is not None:
-                grad_hidden[rows] = (low @ matrix).to(hidden.dtype)
+                grad_hidden[rows] = (low @ matrix).mul_(head.scale).to(hidden.dtype)
             if grad_weight is not None:
-                grad_weight += (low.t() @ hidden[rows].to(dtype)).float()
+                grad_weight += (low.t() @ chunked._scaled(hidden[rows])).float()
             if grad_bias is not None:
                 grad_bias += gradient.sum(0)
         ctx.save_for_backward(
@@ -89,4 +123,4 @@ class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
         scale = outputs[0]
-        return (*(None if saved is None else saved * scale for saved in ctx.saved_tensors), None, None)
+        return (*(None if saved is None else saved * scale for saved in ctx.saved_tensors), None, None, None)

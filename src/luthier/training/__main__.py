@@ -1,4 +1,8 @@
-"""The engine's door: ``python -m luthier.training FOLDER [--resume]``, a job folder in, an exit code out.
+"""The engine's door: ``python -m luthier.training FOLDER [--resume] [--ranks N]``, a job folder in, an exit code out.
+
+    one rank     the job runs in this process
+    more         this process runs itself under torchrun, once for each rank, and speaks for them (launch.py)
+    torchrun     started by somebody else's torchrun, this process is one of the ranks
 
 A failure leaves its reason in output/failure, as SageMaker's containers do, and prints it in one line.
 """
@@ -6,14 +10,20 @@ A failure leaves its reason in output/failure, as SageMaker's containers do, and
 from __future__ import annotations
 
 import argparse
+import importlib
+import os
 import sys
+import traceback
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from luthier import door
 from luthier.errors import LuthierError
 from luthier.jobfolder import JobFolder
-from luthier.training.job import run_job
+from luthier.training import launch
+from luthier.training.ranks import Ranks, joined, under_torchrun
 
 
 def main(arguments: list[str]) -> None:
@@ -21,16 +31,63 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m luthier.training")
     parser.add_argument("folder", help="the job folder")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
+    parser.add_argument("--ranks", type=int, default=0, help="processes that train together; 0: as the job says")
     asked = parser.parse_args(arguments)
     folder = JobFolder(asked.folder)
+    place = launch.beside()
+    if place:
+        _as_rank(folder, asked.resume, place)
+        return
     try:
-        run_job(folder, asked.resume, Console(soft_wrap=False))
+        _run(folder, asked.resume, asked.ranks)
     except LuthierError as error:
         write_failure(folder, str(error))
         raise
     except Exception as error:
         write_failure(folder, f"AlgorithmError: {type(error).__name__}: {error}")
         raise
+
+
+def _run(folder: JobFolder, resume: bool, asked: int) -> None:
+    console = Console(soft_wrap=False)
+    if under_torchrun():
+        with joined() as ranks:
+            run_job(folder, resume, _voice(ranks), ranks)
+        return
+    size = launch.wanted(folder.read_job(), asked)
+    if size == 1:
+        run_job(folder, resume, console)
+        return
+    with folder.locked():
+        again = ["--resume"] if resume else []
+        launch.launch([str(folder.root), *again], size, lambda text: console.print(text, markup=False))
+
+
+def _as_rank(folder: JobFolder, resume: bool, place: Path) -> None:
+    """Be one of the ranks that our own launcher started."""
+    rank = int(os.environ["RANK"])
+    launch.end_with_launcher(place)
+    try:
+        with joined() as ranks:
+            ranks.ask = lambda: launch.stop_asked(place)
+            run_job(folder, resume, _voice(ranks), ranks, locked=True)
+    except Exception as error:
+        if os.environ.get("LUTHIER_DEBUG"):
+            traceback.print_exception(error)
+        # Not sys.exit: other ranks may wait for this one in an exchange, and tidying up would wait for them.
+        code = launch.report_ending(place, rank, error)
+        sys.stdout.flush()
+        os._exit(code)
+
+
+def run_job(*arguments: Any, **options: Any) -> None:
+    """`job.run_job`; what it needs is loaded where a job runs, not where ranks are only watched."""
+    importlib.import_module("luthier.training.job").run_job(*arguments, **options)
+
+
+def _voice(ranks: Ranks) -> Console:
+    """Rank 0 speaks."""
+    return Console(soft_wrap=False, quiet=not ranks.leads)
 
 
 def write_failure(folder: JobFolder, reason: str) -> None:

@@ -15,12 +15,17 @@ from luthier.jobfolder import JobFolder
 from luthier.training.order import Order
 
 
-def announce_order(console: Console, order: Order) -> None:
-    """Model, method and device."""
+def announce_order(console: Console, order: Order, ranks: int) -> None:
+    """Model, method and device, and how several ranks share them."""
     method = order.settings.method
-    how = f"LoRA r={method.r} alpha={method.alpha}" if method.lora else "all weights"
+    name = ("rs" if method.rslora else "") + ("DoRA" if method.dora else "LoRA")
+    how = f"{name} r={method.r} alpha={method.alpha}" if method.lora else "all weights"
     dtype = str(order.dtype).removeprefix("torch.")
-    console.print(f"[bold]{order.location.name}[/]  {how}  {dtype} on {order.device}", highlight=False)
+    device = order.device.type if ranks > 1 else order.device
+    console.print(f"[bold]{order.location.name}[/]  {how}  {dtype} on {device}", highlight=False)
+    if ranks > 1:
+        shared = "each tensor sharded over them" if order.settings.run.fsdp else "each with a copy of the model"
+        console.print(f"{ranks} ranks, {shared}", highlight=False)
 
 
 def announce_data(console: Console, prepared: Prepared, warnings: Sequence[str]) -> None:
@@ -52,7 +57,7 @@ def announce_result(console: Console, folder: JobFolder, metrics: Mapping[str, A
     console.print(
         f"trained {metrics['steps']:,} steps in {cost['train_seconds']:.0f} s "
         f"({cost['tokens_per_second'] or 0:,.0f} tokens/s), {cost['total_seconds']:.0f} s in all, peak memory "
-        f"{cost['peak_memory_bytes'] / 1e9:.1f} GB",
+        f"{cost['peak_memory_bytes'] / 1e9:.1f} GB" + (" a rank" if cost["ranks"] > 1 else ""),
         highlight=False,
     )
     for label, path in (("report", folder.report), ("artifact", folder.artifact), ("ledger", folder.ledger)):

@@ -28,7 +28,7 @@ from luthier import __version__, door
 from luthier.home import cache_root
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "peft", "safetensors", "numpy", "pyarrow", "huggingface_hub")
-EXTRAS = {"s3": ("boto3",), "dev": ("pytest", "mypy", "ruff")}
+EXTRAS = {"s3": ("boto3",), "quant": ("bitsandbytes",), "dev": ("pytest", "mypy", "ruff")}
 CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile", "asimd", "bf16")
 
 

@@ -10,14 +10,16 @@ import psutil
 import torch
 
 from luthier.errors import CapacityError
+from luthier.training.tensor_file import local
 from luthier.weights.model import Model
+from luthier.weights.quantize import statistics_bytes
 
 ROOM_FOR_LOGS = 64 * 1024**2  # metrics, ledger, scores and report
 
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """Bytes. `memory` is weights, gradients and AdamW's moments; activations come on top and depend on the rows."""
+    """Bytes. `memory` is a rank's weights, gradients and AdamW's moments; activations come on top."""
 
     checkpoints: int
     artifact: int
@@ -34,16 +36,21 @@ def forecast(model: Model, checkpoints_kept: int) -> Forecast:
     One more checkpoint than is kept lies on disk while it is written, and the best one is kept besides.
     """
     trainable = sum(parameter.numel() for parameter in model.trainable().values())
-    everything = sum(parameter.numel() * parameter.element_size() for parameter in model.network.parameters())
+    everything = sum(_bytes(local(parameter)) for parameter in model.network.parameters())
+    held = sum(local(parameter).numel() for parameter in model.trainable().values())
+    everything += statistics_bytes(model.network)
     one_checkpoint = trainable * 4 * 3
     weights = trainable * (4 if model.dtype is torch.float32 else 2)
     artifact = 2 * max(weights, 1)  # the folder and its archive
-    memory = everything + trainable * 4 * 3
+    memory = everything + held * 4 * 3
     return Forecast(one_checkpoint * (checkpoints_kept + 2), artifact, memory)
 
 
-def check_room(need: Forecast, folder: Path, device: torch.device) -> None:
-    """CapacityError when the disk of `folder` or the memory of `device` cannot hold the run."""
+def check_room(need: Forecast, folder: Path, device: torch.device, ranks: int = 1) -> None:
+    """CapacityError when the disk of `folder` or the memory of `device` cannot hold the run.
+
+    Ranks on the CPU share its memory; those on GPUs have one each.
+    """
     free_disk = shutil.disk_usage(folder).free
     if need.disk > free_disk:
         raise CapacityError(
@@ -52,12 +59,17 @@ def check_room(need: Forecast, folder: Path, device: torch.device) -> None:
             "another --out"
         )
     free_memory = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-    held = 0 if device.type == "cuda" else psutil.Process().memory_info().rss
-    if need.memory > free_memory + held:
+    held = 0 if device.type == "cuda" else psutil.Process().memory_info().rss * ranks
+    needed = need.memory * (1 if device.type == "cuda" else ranks)
+    if needed > free_memory + held:
         raise CapacityError(
-            f"the run needs {_size(need.memory)} of memory on {device} before activations, "
+            f"the run needs {_size(needed)} of memory on {device} before activations, "
             f"{_size(free_memory + held)} are free; use peft_type=lora, bf16=True, a smaller model or another device"
         )
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
 
 
 def _size(count: int) -> str:

@@ -2,24 +2,28 @@
 
     read the order -> prepare the data -> load the model -> score it -> train -> score again -> artifact -> report
 
-Each stage leaves its result in the job folder before the next one starts, so a resumed job skips what is done.
+Each stage leaves its result in the job folder before the next one starts, so a resumed job skips what is done. Where
+several ranks run the job, each goes through it; rank 0 prepares the data, which the others then open, and writes.
 """
 
 from __future__ import annotations
 
+import json
 import shlex
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any
 
+import psutil
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from luthier.data.batches import Plan
+from luthier.data.batches import Layout, Plan
 from luthier.data.ledger import check_truncated
 from luthier.data.prepare import Prepared, prepare
 from luthier.data.tokenize import Tokenizer, set_threads
@@ -31,15 +35,22 @@ from luthier.jobfolder import JobFolder, write_json
 from luthier.training.announce import announce_data, announce_order, announce_result, shown
 from luthier.training.checkpoint import Checkpoints, TrainingState
 from luthier.training.forecast import check_room, forecast
-from luthier.training.metrics import MetricsLog, TrainingBar
+from luthier.training.memory import RowLimits, row_limits, unfound
+from luthier.training.metrics import MetricsLog, NoLog, TrainingBar
 from luthier.training.order import Order, read_order
-from luthier.training.outcome import write_metrics
+from luthier.training.outcome import peak_memory, write_metrics
+from luthier.training.parallelize import ShardedModel, parallelize, remarks
+from luthier.training.ranks import Ranks
 from luthier.training.record import model_record, run_record
 from luthier.training.train import Run, load_weights, train
 from luthier.weights.artifact import pack, round_weights, save_artifact
-from luthier.weights.load import load_model
-from luthier.weights.lora import attach, resolve_targets
+from luthier.weights.load import load_model, weights_bytes
+from luthier.weights.lora import Adapter, attach, resolve_targets
 from luthier.weights.model import Model
+from luthier.weights.quantize import describe
+from luthier.weights.row_limit import needed_for, to_stderr
+
+LOADING_FACTOR = 2  # memory for loading a model beside the bytes of its files: they may be widened to float32
 
 
 @dataclass(slots=True)
@@ -52,8 +63,14 @@ class Stage:
     prepared: Prepared
     record: dict[str, Any]
     console: Console
+    ranks: Ranks = field(default_factory=Ranks)
+    limits: RowLimits = field(init=False)
     score_seconds: float = 0.0
     earlier_seconds: float = 0.0  # training time of the processes that this one goes on from
+
+    def __post_init__(self) -> None:
+        run = self.order.settings.run
+        self.limits = row_limits(self.order.settings, run.fsdp and self.ranks.size > 1, self.heed)
 
     @property
     def resume_line(self) -> str:
@@ -64,39 +81,85 @@ class Stage:
         self.console.print(text, highlight=False, markup=False)
 
 
-def run_job(folder: JobFolder, resume: bool, console: Console) -> None:
-    """Run the job in `folder` to its end. Raises a LuthierError when it cannot; Interrupted when it was stopped."""
+    def heed(self, text: str) -> None:
+        """Say what changed while the run went on, and keep it with what deserves a second look. Any rank may."""
+        if self.ranks.leads:
+            self.say(text)
+            self.record["warnings"].append(text)
+            write_json(self.folder.root / "run.json", self.record)
+        else:
+            to_stderr(f"rank {self.ranks.rank}: {text}")
+
+
+def run_job(
+    folder: JobFolder, resume: bool, console: Console, ranks: Ranks | None = None, locked: bool = False
+) -> None:
+    """Run the job in `folder` to its end. Raises a LuthierError when it cannot; Interrupted when it was stopped.
+
+    Each of several ranks calls this. `locked`: whoever started them holds the folder, and hears the user.
+    """
     started = time.monotonic()
-    with folder.locked():
-        stage = _prepare(folder, console)
-        model = _load(stage.order)
+    ranks = ranks or Ranks()
+    with nullcontext() if locked or not ranks.leads else folder.locked():
+        stage = _prepare_first(folder, resume, console, ranks)
+        with needed_for("loading the model", "set peft_type=lora and bits=4, or take a smaller model"):
+            model = _load(stage)
         checkpoints = Checkpoints(
             folder.checkpoints,
             stage.order.settings.validation.save_total_limit,
             stage.order.fingerprint(stage.prepared.fingerprint, stage.record["model"]["weights_sha256"]),
+            ranks,
         )
-        check_room(forecast(model, checkpoints.limit), folder.root, stage.order.device)
+        check_room(forecast(model, checkpoints.limit), folder.root, stage.order.device, ranks.size)
         sides = _held_out(stage)
-        with stop_requests(console) as stop_asked:
+        with nullcontext(ranks.ask) if locked else stop_requests(console) as ranks.ask:
             for side, held_out in sides.items():
-                _score(stage, held_out, model, "base", side, stop_asked)
-            state = _train(stage, model, checkpoints, resume, stop_asked)
+                _score(stage, held_out, model, "base", side)
+            state = _train(stage, model, checkpoints, resume)
             _take_best(stage, model, checkpoints, state)
-            round_weights(model)
+            model.round_shards() if isinstance(model, ShardedModel) else round_weights(model)
             for side, held_out in sides.items():
-                (folder.scores / f"tuned.{side}.jsonl").unlink(missing_ok=True)
-                _score(stage, held_out, model, "tuned", side, stop_asked)
+                if ranks.leads:
+                    (folder.scores / f"tuned.{side}.jsonl").unlink(missing_ok=True)
+                _score(stage, held_out, model, "tuned", side)
         _finish(stage, model, state, list(sides), time.monotonic() - started)
 
 
-def _prepare(folder: JobFolder, console: Console) -> Stage:
+def _prepare_first(folder: JobFolder, resume: bool, console: Console, ranks: Ranks) -> Stage:
+    """Let rank 0 prepare, for as long as it takes; the other ranks then open what it left."""
+    if ranks.leads:
+        stage = _prepare(folder, resume, console, ranks)
+        ranks.reached("prepared")
+        return stage
+    ranks.until("prepared")
+    order = _own(read_order(folder, _say_nothing), ranks)
+    tokenizer = Tokenizer.load(order.base, order.chat_template)
+    prepared = prepare(order.channels, order.data, tokenizer, cache_root(), _say_nothing)
+    record = json.loads((folder.root / "run.json").read_text("utf-8"))
+    return Stage(folder, order, tokenizer, prepared, record, console, ranks)
+
+
+def _say_nothing(text: str) -> None:
+    """What the other ranks say of what rank 0 has said."""
+
+
+def _own(order: Order, ranks: Ranks) -> Order:
+    return replace(order, device=ranks.device(order.device))
+
+
+def _prepare(folder: JobFolder, resume: bool, console: Console, ranks: Ranks) -> Stage:
     def say(text: str) -> None:
         console.print(text, highlight=False, markup=False)
 
-    order = read_order(folder, say)
-    announce_order(console, order)
+    order = _own(read_order(folder, say), ranks)
+    run = order.settings.run
+    if not resume:  # a resumed run keeps its steps' rows, whatever its ranks
+        run.accumulation_of(ranks.size)
+    quantization = order.settings.method.quantization
+    quantized = quantization.to_record() if quantization else None  # refused here, before any work, if it cannot be
+    announce_order(console, order, ranks.size)
     set_threads(order.data.workers)  # loading already starts the threads
-    tokenizer = Tokenizer.load(order.base)
+    tokenizer = Tokenizer.load(order.base, order.chat_template)
     prepared = prepare(order.channels, order.data, tokenizer, cache_root(), say)
     folder.failure.unlink(missing_ok=True)
     prepared.write_ledger(folder.ledger)
@@ -105,27 +168,46 @@ def _prepare(folder: JobFolder, console: Console) -> Stage:
         prepared.split.verify(folder.split)
     else:
         prepared.split.save(folder.split)
+    run.check_rows(len(prepared.split.train))
     record = run_record(
         order.job, order.hyperparameters, model_record(order.location, order.base), prepared, str(order.device),
         str(order.dtype).removeprefix("torch."),
     )  # fmt: skip
-    record["warnings"] += list(order.settings.idle)
+    record["quantization"] = quantized
+    record["ranks"] = ranks.size
+    record["warnings"] += [*order.warnings, *remarks(run.fsdp, order.settings.method.bits, ranks.size)]
+    record["warnings"] += unfound(order.settings, run.fsdp and ranks.size > 1)
     write_json(folder.root / "run.json", record)
     announce_data(console, prepared, record["warnings"])
-    return Stage(folder, order, tokenizer, prepared, record, console)
+    return Stage(folder, order, tokenizer, prepared, record, console, ranks)
 
 
-def _load(order: Order) -> Model:
+def _load(stage: Stage) -> Model:
+    """The model as it will train; rank after rank where the machine's memory could not hold it once for each."""
+    order, ranks = stage.order, stage.ranks
+    needed = LOADING_FACTOR * weights_bytes(order.base) * ranks.size
+    if ranks.size > 1 and ranks.first(needed > psutil.virtual_memory().available):
+        return ranks.in_turn("loaded", lambda: parallelize(_load_one(stage), ranks, order.device, order.settings))
+    return parallelize(_load_one(stage), ranks, order.device, order.settings)
+
+
+def _load_one(stage: Stage) -> Model:
+    order = stage.order
     method, run = order.settings.method, order.settings.run
+    # One GPU need not have room for a model that is sharded: it is dealt out from the CPU's memory, layer by layer.
+    on_cpu = run.fsdp and stage.ranks.size > 1 and not method.quantization
     model = load_model(
-        order.base, order.device, order.dtype, frozen=method.lora, from_scratch=run.from_scratch, seed=run.seed
-    )
+        order.base, torch.device("cpu") if on_cpu else order.device, order.dtype,
+        frozen=method.lora, from_scratch=run.from_scratch, seed=run.seed,
+        quantization=method.quantization,
+    )  # fmt: skip
+    if method.quantization:
+        stage.say(f"base model in {method.quantization}: {describe(model.plain)}")
     if method.lora:
         family = order.entry.lora_targets if order.entry else ()
         targets = resolve_targets(method.targets, model.plain, family)
-        model = attach(
-            model, r=method.r, alpha=method.alpha, dropout=method.dropout, targets=targets, seed=run.seed
-        )
+        adapter = Adapter(method.r, method.alpha, method.dropout, targets, method.rslora, method.dora)
+        model = attach(model, adapter, run.seed)
     if run.gradient_checkpointing:
         model.recompute_activations()
     return model
@@ -136,7 +218,8 @@ def _held_out(stage: Stage) -> dict[str, HeldOut]:
     values, job = stage.order.hyperparameters, stage.order.job
     settings = ScoreSettings(
         job.score_rows, int(values["train_data_split_seed"] or 0),
-        stage.order.settings.run.eval_rows_per_batch, stage.order.settings.run.packing,
+        stage.order.settings.run.eval_rows_per_batch, stage.order.settings.run.packing, stage.limits.scoring,
+        stage.limits.answering,
     )  # fmt: skip
     split = stage.prepared.split
     rows = {"test": split.test, "validation": split.validation}
@@ -147,11 +230,9 @@ def _held_out(stage: Stage) -> dict[str, HeldOut]:
     }
 
 
-def _score(
-    stage: Stage, held_out: HeldOut, model: Model, name: str, side: str, stop_asked: Callable[[], bool]
-) -> None:
+def _score(stage: Stage, held_out: HeldOut, model: Model, name: str, side: str) -> None:
     path = stage.folder.scores / f"{name}.{side}.jsonl"
-    if path.exists():
+    if stage.ranks.first(path.exists()):
         stage.say(f"{name} model on the {side} rows: scored before, kept")
         return
     bar = Progress(
@@ -166,28 +247,31 @@ def _score(
 
         def advance(rows: int) -> None:
             bar.advance(task, rows)
-            if stop_asked():
+            if stage.ranks.stopping:
                 raise Interrupted(f"stopped while scoring, nothing is lost; go on with: {stage.resume_line}")
 
-        held_out.score(model, path, advance)
+        held_out.score(model, path if stage.ranks.leads else None, advance)
     stage.score_seconds += time.monotonic() - started
 
 
-def _train(
-    stage: Stage, model: Model, checkpoints: Checkpoints, resume: bool, stop_asked: Callable[[], bool]
-) -> TrainingState:
+def _train(stage: Stage, model: Model, checkpoints: Checkpoints, resume: bool) -> TrainingState:
+    state = _starting_state(stage, checkpoints, resume)
     run = Run(
-        model, stage.prepared.tokens, _plan(stage), stage.prepared.split.validation, stage.order.settings,
-        stage.tokenizer.pad_id, checkpoints, stage.say,
+        model, stage.prepared.tokens, _plan(stage, model, state), stage.prepared.split.validation,
+        stage.order.settings, _layout(stage, model), checkpoints, stage.ranks, stage.limits,
     )  # fmt: skip
     if run.settings.run.packing and not model.packs:
-        stage.say(f"rows are padded, not packed: {type(model.plain).__name__} was not proved to keep packed rows apart")
-    state = _starting_state(stage, checkpoints, resume)
+        stage.say(
+            f"rows are padded beside rows of like length, not packed: {type(model.plain).__name__} does not keep "
+            "packed rows apart"
+        )
+    if run.layout.packed and run.settings.run.pad_to_max:
+        stage.say("pad_to_max_length=True has no effect: rows are packed, none is padded (packing=False pads them)")
     stage.earlier_seconds = state.seconds
-    log = MetricsLog(stage.folder.metrics_lines, stage.folder.events, state.step)
+    log = MetricsLog(stage.folder.metrics_lines, stage.folder.events, state.step) if stage.ranks.leads else NoLog()
     try:
         with TrainingBar(stage.console, run.total_steps, state.step) as bar:
-            train(run, state, log, bar, stop_asked)
+            train(run, state, log, bar)
     except Interrupted as stop:
         raise Interrupted(f"{stop}; go on with: {stage.resume_line}") from None
     finally:
@@ -195,19 +279,33 @@ def _train(
     return state
 
 
-def _plan(stage: Stage) -> Plan:
+def _layout(stage: Stage, model: Model) -> Layout:
     run = stage.order.settings.run
-    return Plan(stage.prepared.split.train, run.rows_per_batch, run.accumulation, run.seed)
+    widths = (stage.prepared.window, stage.order.data.max_output_length if model.encoder_decoder else 0)
+    return Layout(
+        run.packing and model.packs, stage.tokenizer.pad_id, model.start_id, widths if run.pad_to_max else (0, 0)
+    )
+
+
+def _plan(stage: Stage, model: Model, state: TrainingState) -> Plan:
+    run, rows = stage.order.settings.run, stage.prepared.split.train
+    lengths = None if model.packs else stage.prepared.tokens.lengths[rows]
+    return Plan(rows, run.rows_per_batch, state.window, run.seed, lengths, run.drop_last)
 
 
 def _starting_state(stage: Stage, checkpoints: Checkpoints, resume: bool) -> TrainingState:
     found = checkpoints.latest(stage.say) if resume else None
+    run, size = stage.order.settings.run, stage.ranks.size
     if found:
-        stage.say(f"resuming after step {found[0].step}")
-        return found[0]
+        state = found[0]
+        stage.say(f"resuming after step {state.step}")
+        state.window = state.window or run.accumulation_of()
+        if state.rows_at_once and not stage.limits.training.whole:
+            stage.heed(f"training on at most {state.rows_at_once} rows at once: more did not fit in memory before")
+        return state
     if resume:
         stage.say("no checkpoint yet: starting from the first step")
-    return TrainingState()
+    return TrainingState(window=run.accumulation_of(size) * size)
 
 
 def _take_best(stage: Stage, model: Model, checkpoints: Checkpoints, state: TrainingState) -> None:
@@ -219,17 +317,22 @@ def _take_best(stage: Stage, model: Model, checkpoints: Checkpoints, state: Trai
 
 
 def _finish(stage: Stage, model: Model, state: TrainingState, sides: list[str], seconds: float) -> None:
+    if isinstance(model, ShardedModel):
+        model.put_together()
+    peaks = stage.ranks.gather(peak_memory(stage.order.device))
+    if not stage.ranks.leads:
+        return
     folder, template = stage.folder, stage.prepared.template
     as_file = {"prompt": template.prompt, "completion": template.completion} if template else None
     provenance = stage.record | {"steps": state.step, "best_step": state.best_step, "best_loss": state.best_loss}
-    save_artifact(model, stage.order.base, folder.model, as_file, provenance)
+    save_artifact(model, stage.order.base, folder.model, as_file, provenance, stage.tokenizer.lent_template)
     pack(folder.model, folder.artifact)
-    plan = _plan(stage)
+    plan = _plan(stage, model, state)
     spent = {
         "score_seconds": round(stage.score_seconds, 2),
         "total_seconds": round(seconds + stage.earlier_seconds, 2),
     }
-    metrics = write_metrics(folder, stage.order, state, model, sides, plan.epoch_of(state.step), spent)
+    metrics = write_metrics(folder, stage.order, state, model, sides, plan.epoch_of(state.step), spent, peaks)
     write_report(folder)
     announce_result(stage.console, folder, metrics)
 

@@ -41,6 +41,16 @@ class MetricsLog:
         self._events.close()
 
 
+class NoLog:
+    """The log of a rank that does not lead: what it would write, rank 0 writes."""
+
+    def write(self, **line: Any) -> None:
+        """Write nothing."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
 def _lines(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a metrics file; a kill may have cut the last one."""
     if not path.exists():

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from luthier.errors import CheckpointError
 from luthier.training.config import OptimizerSettings
+from luthier.training.ranks import Ranks
+from luthier.training.tensor_file import laid_like, local
 
 
 def build_optimizer(parameters: Mapping[str, nn.Parameter], settings: OptimizerSettings) -> torch.optim.AdamW:
@@ -30,18 +33,22 @@ def build_optimizer(parameters: Mapping[str, nn.Parameter], settings: OptimizerS
 
 
 def learning_rate(step: int, total_steps: int, settings: OptimizerSettings) -> float:
-    """Learning rate of `step` (counted from 0) in a run of `total_steps`."""
+    """Learning rate of `step` (counted from 0) in a run of `total_steps`.
+
+        warm-up            decay                                    constant_steps
+        0 ... peak    peak ... min_rate (cosine, or a line)    min_rate ... min_rate
+
+    CosineAnnealing is NeMo's name of the cosine. The constant schedulers stay at the peak to the end.
+    """
     warmup = settings.warmup_steps or math.ceil(settings.warmup_ratio * total_steps)
     if settings.scheduler != "constant" and step < warmup:
         return settings.learning_rate * (step + 1) / warmup
-    progress = (step - warmup) / max(1, total_steps - warmup)
-    shape = {
-        "constant": 1.0,
-        "constant_with_warmup": 1.0,
-        "linear": max(0.0, 1.0 - progress),
-        "cosine": 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress))),
-    }
-    return settings.learning_rate * shape[settings.scheduler]
+    if settings.scheduler in ("constant", "constant_with_warmup"):
+        return settings.learning_rate
+    decay = total_steps - settings.constant_steps - warmup
+    progress = min(1.0, (step - warmup) / decay) if decay > 0 else 1.0
+    share = 1.0 - progress if settings.scheduler == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+    return settings.min_rate + (settings.learning_rate - settings.min_rate) * share
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
@@ -63,4 +70,20 @@ def restore_optimizer(
             raise CheckpointError(f"the checkpoint has optimizer state for {name!r}, which this run does not train")
         parameter = parameters[name]
         # The fused kernels want their step counter beside the parameter.
-        optimizer.state[parameter][moment] = value.to(parameter.device)
+        optimizer.state[parameter][moment] = laid_like(value, parameter)
+
+
+def clip_gradient(parameters: Sequence[nn.Parameter], max_norm: float, ranks: Ranks) -> float:
+    """Return the norm of the whole gradient, of which each rank may hold a share, after scaling it to `max_norm`.
+
+    0 as `max_norm` scales nothing; neither does a norm that is not finite.
+    """
+    gradients = [local(parameter.grad) for parameter in parameters if parameter.grad is not None]
+    norm = nn.utils.get_total_norm(gradients)
+    if any(isinstance(parameter, DTensor) for parameter in parameters):
+        (squares,) = ranks.total(norm.item() ** 2)
+        norm = torch.tensor(math.sqrt(squares) if squares >= 0 else squares, device=norm.device)
+    found = norm.item()
+    if max_norm > 0 and math.isfinite(found) and gradients:
+        torch._foreach_mul_(gradients, torch.clamp(max_norm / (norm + 1e-6), max=1.0))
+    return found

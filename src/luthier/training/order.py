@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from luthier.catalog.entry import Entry
+from luthier.catalog.entry import Entry, check_kind, check_tunable, parse_for
 from luthier.catalog.hub import fetch
-from luthier.catalog.hyperparameters import TABLE, Hyperparameters, parse
+from luthier.catalog.hyperparameters import TABLE, Hyperparameters
 from luthier.catalog.locate import Location, locate
-from luthier.catalog.shape import context_length
+from luthier.catalog.shape import context_length, read_config
 from luthier.data.kind import resolve_kind
 from luthier.data.settings import DataSettings
-from luthier.errors import EulaError, RunFolderError, UserError
+from luthier.errors import EulaError, RunFolderError
 from luthier.jobfolder import Job, JobFolder
-from luthier.training.config import Settings, read_settings
+from luthier.training.config import Settings, idle_on, read_settings
+from luthier.weights.convert import as_safetensors
 from luthier.weights.load import compute_dtype, find_device
 
 
@@ -41,6 +43,20 @@ class Order:
     def entry(self) -> Entry | None:
         return self.location.entry
 
+    @property
+    def chat_template(self) -> str | None:
+        """The catalogue's template of conversations, for a model whose files bring none."""
+        return self.entry.chat_template if self.entry else None
+
+    @property
+    def warnings(self) -> list[str]:
+        """What of the order changes nothing, and what will be slow."""
+        pairs = bool(read_config(self.base).get("is_encoder_decoder"))
+        said = [*self.settings.idle, *idle_on(self.hyperparameters, self.data.kind, pairs)]
+        if self.dtype is torch.float16 and self.device.type == "cpu":
+            said.append("float16 is slow on a CPU: bf16=True or mixed_precision=False is faster there")
+        return said
+
     def fingerprint(self, data_fingerprint: str, weights_sha256: str) -> str:
         """Identity of the run's mathematics: a checkpoint is only read back under the same one.
 
@@ -58,31 +74,39 @@ def read_order(folder: JobFolder, say: Callable[[str], None]) -> Order:
     """
     job = folder.read_job()
     location = locate(job.model)
+    check_tunable(location.entry)
     check_eula(location, job)
     channels = folder.channels()
     if "training" not in channels:
         raise RunFolderError(f"{folder.root}: no training channel at {folder.channel('training')}")
-    defaults = location.entry.default_hyperparameters if location.entry else {}
-    hyperparameters = parse(folder.read_hyperparameters(), defaults)
-    settings = read_settings(hyperparameters)
+    asked = folder.read_hyperparameters()
+    hyperparameters, kind = _read(asked, location.entry, job.kind, channels["training"])
+    read_settings(hyperparameters)  # what can be refused is refused before anything is fetched
     device = find_device(job.device)
-    kind = resolve_kind(job.kind, hyperparameters, hyperparameters.given, channels["training"])
-    if location.entry and kind not in location.entry.kinds:
-        raise UserError(
-            f"{location.name} cannot be tuned on {kind} data; it takes {', '.join(location.entry.kinds)}"
-        )
-    base = fetch(location, say)
-    data = DataSettings.from_hyperparameters(
-        kind, hyperparameters, hyperparameters.given, location.entry, context_length(base)
-    )
-    dtype = compute_dtype(settings.run.bf16, device)
+    base = as_safetensors(fetch(location, say), say)
+    location = location.at(base)  # the entry of a model outside the catalogue is made of its files
+    hyperparameters, kind = _read(asked, location.entry, job.kind, channels["training"])
+    settings = read_settings(hyperparameters)
+    positions = context_length(base, location.entry)
+    data = DataSettings.from_hyperparameters(kind, hyperparameters, hyperparameters.given, location.entry, positions)
+    dtype = compute_dtype(settings.run.precision, device)
     return Order(job, hyperparameters, settings, location, base, channels, data, device, dtype)
+
+
+def _read(
+    asked: Mapping[str, Any], entry: Entry | None, kind: str, training: Path
+) -> tuple[Hyperparameters, str]:
+    """The hyperparameters over the entry's, and the kind of the rows, which must be one that the entry takes."""
+    hyperparameters = parse_for(entry, asked)
+    found = resolve_kind(kind, hyperparameters, hyperparameters.given, training)
+    check_kind(entry, found)
+    return hyperparameters, found
 
 
 def check_eula(location: Location, job: Job) -> None:
     """EulaError unless a gated model's licence was accepted in this order."""
     entry = location.entry
-    if entry and entry.eula_required and not job.eula:
+    if entry and entry.licence.eula and not job.eula:
         raise EulaError(
-            f"{entry.name} is under the {entry.licence} ({entry.licence_url}); read it, then add --accept-eula"
+            f"{entry.name} is under the {entry.licence.name} ({entry.licence.url}); read it, then add --accept-eula"
         )

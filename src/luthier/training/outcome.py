@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import resource
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,16 +16,17 @@ from luthier.jobfolder import FORMAT_VERSION, JobFolder, write_json
 from luthier.training.checkpoint import TrainingState
 from luthier.training.order import Order
 from luthier.weights.model import Model
+from luthier.weights.quantize import count_weights
 
 
 def write_metrics(
     folder: JobFolder, order: Order, state: TrainingState, model: Model, sides: list[str], epochs: float,
-    seconds: Mapping[str, float],
+    seconds: Mapping[str, float], peaks: Sequence[Peak],
 ) -> dict[str, Any]:
     """Write and return metrics.json.
 
     `sides` are the scored ones, the deciding one first; `epochs` the passes over the training rows; `seconds` the
-    time by what it was spent on ("score_seconds", "total_seconds").
+    time by what it was spent on ("score_seconds", "total_seconds"); `peaks` each rank's memory.
     """
     seed = int(order.hyperparameters["train_data_split_seed"] or 0)
     scores = folder.scores
@@ -39,7 +41,7 @@ def write_metrics(
         "steps": state.step,
         "epochs": round(epochs, 4),
         "stopped": _why_stopped(order, state),
-        "cost": _cost(folder, state, model) | dict(seconds),
+        "cost": _cost(folder, state, model, peaks) | dict(seconds),
         "notes": (compared[deciding]["notes"] if deciding else []) + _notes(deciding),
     }
     write_json(folder.metrics, metrics)
@@ -52,19 +54,34 @@ def _why_stopped(order: Order, state: TrainingState) -> str:
     return "max_steps" if order.settings.run.max_steps > 0 else "completed"
 
 
-def _cost(folder: JobFolder, state: TrainingState, model: Model) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Peak:
+    """The most memory that a process has held, in bytes; on a GPU, what torch has held there."""
+
+    memory: int
+    gpu: int | None
+
+
+def peak_memory(device: torch.device) -> Peak:
+    """This process's so far."""
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return Peak(memory, torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None)
+
+
+def _cost(folder: JobFolder, state: TrainingState, model: Model, peaks: Sequence[Peak]) -> dict[str, Any]:
     earlier = json.loads(folder.metrics.read_text("utf-8")).get("cost", {}) if folder.metrics.exists() else {}
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    on_gpu = model.device.type == "cuda"
+    on_gpu = [peak.gpu for peak in peaks if peak.gpu is not None]
     return {
         "train_seconds": round(state.seconds, 2),
         "train_tokens": state.tokens,
         "completion_tokens": state.completion_tokens,
         "tokens_per_second": round(state.tokens / state.seconds, 1) if state.seconds else None,
-        "peak_memory_bytes": max(peak, earlier.get("peak_memory_bytes") or 0),
-        "peak_gpu_memory_bytes": torch.cuda.max_memory_allocated(model.device) if on_gpu else None,
+        "ranks": len(peaks),
+        "rows_at_once": state.rows_at_once,
+        "peak_memory_bytes": max(*(peak.memory for peak in peaks), earlier.get("peak_memory_bytes") or 0),
+        "peak_gpu_memory_bytes": max(on_gpu, default=None),
         "trainable_parameters": sum(parameter.numel() for parameter in model.trainable().values()),
-        "parameters": sum(parameter.numel() for parameter in model.network.parameters()),
+        "parameters": count_weights(model.network),
     }
 
 

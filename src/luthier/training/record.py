@@ -18,6 +18,7 @@ from luthier.catalog.locate import Location
 from luthier.catalog.shape import read_config
 from luthier.data.prepare import Prepared
 from luthier.jobfolder import FORMAT_VERSION, Job
+from luthier.weights.convert import origin
 from luthier.weights.fingerprint import weights_hash
 
 PACKAGES = ("luthier", "torch", "transformers", "peft", "tokenizers", "safetensors", "numpy")
@@ -32,6 +33,7 @@ def model_record(location: Location, folder: Path) -> dict[str, Any]:
         "repository": location.repository,
         "revision": location.revision,
         "weights_sha256": weights_hash(folder),
+        "converted_from": origin(folder),
         "architecture": (config.get("architectures") or ["?"])[0],
     }
 
@@ -51,6 +53,7 @@ def run_record(
         "template_origin": prepared.template_origin,
         "settings": dict(hyperparameters),
         "given": sorted(hyperparameters.given),
+        "reserved": hyperparameters.reserved,
         "device": device,
         "dtype": dtype,
         "versions": {name: metadata.version(name) for name in PACKAGES},

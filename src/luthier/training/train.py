@@ -7,25 +7,30 @@ Everything it needs is in a `Run`; everything it changes is in the model, the op
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from luthier.data.batches import Plan, collate
+from luthier.data.batches import Layout, Plan, collate
 from luthier.data.tokens import TokenStore
 from luthier.errors import Interrupted
 from luthier.evaluation.likelihood import Likelihood, score_rows, total
 from luthier.layers.batch import Batch
 from luthier.training.checkpoint import Checkpoints, TrainingState
 from luthier.training.config import Settings
-from luthier.training.metrics import MetricsLog, TrainingBar
+from luthier.training.loss_scale import LossScale
+from luthier.training.memory import Cutter, RowLimits
+from luthier.training.metrics import MetricsLog, NoLog, TrainingBar
 from luthier.training.optimizer import build_optimizer, learning_rate, optimizer_tensors, restore_optimizer
-from luthier.training.step import StepResult, take_step
+from luthier.training.parallelize import ShardedModel, idle
+from luthier.training.ranks import Ranks
+from luthier.training.step import StepResult, Window, take_step
+from luthier.training.tensor_file import laid_like, local
 from luthier.weights.model import Model
+from luthier.weights.row_limit import RowLimit
 
 
 @dataclass(slots=True)
@@ -37,9 +42,10 @@ class Run:
     plan: Plan
     validation_rows: np.ndarray
     settings: Settings
-    pad_id: int
+    layout: Layout
     checkpoints: Checkpoints
-    say: Callable[[str], None]
+    ranks: Ranks
+    limits: RowLimits
 
     @property
     def total_steps(self) -> int:
@@ -47,14 +53,22 @@ class Run:
         limit = self.settings.run.max_steps
         return limit if limit > 0 else self.settings.run.epochs * self.plan.steps_per_epoch
 
-    @property
-    def packed(self) -> bool:
-        return self.settings.run.packing and self.model.packs
+    def window(self, step: int) -> Window:
+        """This rank's micro-batches of a step, counted from 0."""
+        every = self.plan.micro_batches(step)
+        own = self.ranks.deal(every)
+        if self.settings.run.find_batch and not self.limits.training.whole:
+            own = [[row for rows in own for row in rows]][: len(own)]  # all in one, and what does not fit is cut
+        batches = [self.collate(rows) for rows in own]
+        if isinstance(self.model, ShardedModel) and len(batches) < self.ranks.rounds(len(every)):
+            batches.append(idle(self.collate(every[-1][:1])))
+        return Window(
+            batches, f"{self.settings.run.seed}:{step}", self.ranks, Cutter(self.limits.training, self.collate)
+        )
 
-    def window(self, step: int) -> list[Batch]:
-        """The micro-batches of a step, counted from 0."""
-        rows = self.plan.micro_batches(step)
-        return [collate(self.tokens, batch, self.packed, self.pad_id) for batch in rows]
+    def collate(self, rows: list[int]) -> Batch:
+        """The micro-batch of `rows`."""
+        return collate(self.tokens, rows, self.layout)
 
     def validate(self) -> Likelihood:
         """Loss and token accuracy on the validation rows."""
@@ -62,36 +76,53 @@ class Run:
         per_batch = self.settings.run.eval_rows_per_batch
         rows = score_rows(
             self.model, self.tokens, self.validation_rows,
-            rows_per_batch=per_batch, packed=self.packed, pad_id=self.pad_id,
+            rows_per_batch=per_batch, layout=self.layout, limit=self.limits.scoring,
         )  # fmt: skip
         result = total(rows)
         self.model.network.train()
         return result
 
 
-def train(run: Run, state: TrainingState, log: MetricsLog, bar: TrainingBar, stop_asked: Callable[[], bool]) -> None:
+def train(run: Run, state: TrainingState, log: MetricsLog | NoLog, bar: TrainingBar) -> None:
     """Train from `state` to the end; `state` is kept current. Raises Interrupted after saving when a stop was asked."""
     parameters = run.model.trainable()
     optimizer = build_optimizer(parameters, run.settings.optimizer)
     if state.step:
         _restore(run, state, optimizer)
+    limit = run.limits.training
+    limit.rows = None if limit.whole else state.rows_at_once or None
     run.model.network.train()
     while state.step < run.total_steps and not state.stopped_early:
         started = time.monotonic()
-        _seed(run.settings.run.seed, state.step)
         rate = learning_rate(state.step, run.total_steps, run.settings.optimizer)
-        result = take_step(run.model, optimizer, run.window(state.step), rate, run.settings.optimizer.max_grad_norm)
+        scale = LossScale(state.loss_scale, state.steady_steps) if run.model.dtype is torch.float16 else None
+        rule = run.settings.optimizer
+        result = take_step(
+            run.model, optimizer, run.window(state.step), rate, rule.max_grad_norm, rule.smoothing, scale
+        )
+        if scale:
+            state.loss_scale, state.steady_steps = scale.value, scale.steady
         _count(state, result, time.monotonic() - started)
         _log(run, state, result, rate, log)
         bar.step(state.step, result.loss, result.tokens)
 
         improved = _validation_due(run, state.step) and _validate(run, state, log, bar)
-        stopping = stop_asked()
+        stopping = run.ranks.stopping
         if improved or stopping or state.stopped_early or _save_due(run, state.step):
+            state.rows_at_once = _agree(limit, run.ranks)
             run.checkpoints.save(state, parameters, optimizer_tensors(optimizer, parameters))
         if stopping and state.step < run.total_steps:
             raise Interrupted(f"stopped after step {state.step} of {run.total_steps}; the checkpoint is written")
     run.model.network.eval()
+
+
+def _agree(limit: RowLimit, ranks: Ranks) -> int | None:
+    """Let every rank go on with what fits on each; return it."""
+    least = min((rows for rows in ranks.gather(limit.rows) if rows), default=None)
+    if ranks.leads and least != limit.rows:
+        limit.say(f"another rank ran out of memory: {least} rows at once on every rank from now on")
+    limit.rows = least
+    return least
 
 
 def _restore(run: Run, state: TrainingState, optimizer: torch.optim.Optimizer) -> None:
@@ -100,18 +131,12 @@ def _restore(run: Run, state: TrainingState, optimizer: torch.optim.Optimizer) -
     restore_optimizer(optimizer, run.model.trainable(), moments)
 
 
-def load_weights(model: Model, weights: dict[str, torch.Tensor]) -> None:
-    """Copy stored trainable weights into the model."""
+def load_weights(model: Model, weights: Mapping[str, torch.Tensor]) -> None:
+    """Copy stored trainable weights into the model; of a sharded one, into this rank's share."""
     parameters = model.trainable()
     with torch.no_grad():
         for name, value in weights.items():
-            parameters[name].copy_(value)
-
-
-def _seed(seed: int, step: int) -> None:
-    """Randomness of a step is drawn from (seed, step) alone, so resuming needs no stored generator."""
-    digest = hashlib.sha256(f"{seed}:{step}".encode()).digest()
-    torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+            local(parameters[name]).copy_(local(laid_like(value, parameters[name])))
 
 
 def _count(state: TrainingState, result: StepResult, seconds: float) -> None:
@@ -121,12 +146,24 @@ def _count(state: TrainingState, result: StepResult, seconds: float) -> None:
     state.seconds += seconds
 
 
-def _log(run: Run, state: TrainingState, result: StepResult, rate: float, log: MetricsLog) -> None:
-    if state.step % run.settings.validation.logging_steps == 0 or state.step in (1, run.total_steps):
+def _log(run: Run, state: TrainingState, result: StepResult, rate: float, log: MetricsLog | NoLog) -> None:
+    if _logging_due(run, state.step):
+        scale = {"loss_scale": state.loss_scale} if run.model.dtype is torch.float16 else {}
+        limit = run.limits.training.rows
         log.write(
             step=state.step, epoch=round(run.plan.epoch_of(state.step), 4), loss=result.loss, learning_rate=rate,
             tokens=state.tokens, completion_tokens=state.completion_tokens, gradient_norm=result.gradient_norm,
+            **scale, **({"rows_at_once": limit} if limit else {}),
         )  # fmt: skip
+
+
+def _logging_due(run: Run, step: int) -> bool:
+    rule = run.settings.validation
+    if step == run.total_steps or (step == 1 and rule.log_first):
+        return True
+    if rule.logging == "no":
+        return False
+    return step % (rule.logging_steps if rule.logging == "steps" else run.plan.steps_per_epoch) == 0
 
 
 def _validation_due(run: Run, step: int) -> bool:
@@ -146,7 +183,7 @@ def _save_due(run: Run, step: int) -> bool:
     return step % (rule.save_steps if rule.save == "steps" else run.plan.steps_per_epoch) == 0
 
 
-def _validate(run: Run, state: TrainingState, log: MetricsLog, bar: TrainingBar) -> bool:
+def _validate(run: Run, state: TrainingState, log: MetricsLog | NoLog, bar: TrainingBar) -> bool:
     """Score the validation rows; return whether this is the best step so far."""
     rule = run.settings.validation
     found = run.validate()

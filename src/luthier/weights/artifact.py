@@ -2,7 +2,8 @@
 
     adapter_model.safetensors, adapter_config.json       LoRA: loads in plain peft on the base model it names
     model.safetensors, config.json, generation_config    full or merged: loads in plain transformers
-    tokenizer.json, tokenizer_config.json, ...           the base model's tokenizer, unchanged
+    tokenizer.json, tokenizer_config.json, ...           the base model's tokenizer, unchanged; if it has no template
+                                                         of conversations, the catalogue's in chat_template.jinja
     template.json                                        the template that rendered the rows, if there was one
     luthier.json                                         provenance: base model, data hashes, settings, versions
 """
@@ -16,33 +17,41 @@ import tarfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
 from torch import nn
+from transformers import PreTrainedModel
 
 from luthier.errors import UserError
 from luthier.jobfolder import FORMAT_VERSION, write_json
 from luthier.weights.model import Model
 
 PROVENANCE = "luthier.json"
+CHAT_TEMPLATE = "chat_template.jinja"
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "merges.txt", "tokenizer.model", "spiece.model", "chat_template.jinja",
+    "merges.txt", "tokenizer.model", "spiece.model", CHAT_TEMPLATE,
 )  # fmt: skip
 
 
 def save_artifact(
-    model: Model, base: Path, folder: Path, template: Mapping[str, str] | None, provenance: Mapping[str, Any]
+    model: Model, base: Path, folder: Path, template: Mapping[str, str] | None, provenance: Mapping[str, Any],
+    chat_template: str | None = None,
 ) -> None:
-    """Write the artifact folder anew: adapter or full weights, the tokenizer of `base`, template and provenance."""
+    """Write the artifact folder anew: adapter or full weights, the tokenizer of `base`, template and provenance.
+
+    `chat_template` joins the tokenizer's files, for a base that has none.
+    """
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
     save_weights(model, base, folder)
     if template is not None:
         write_json(folder / "template.json", template)
+    if chat_template is not None:
+        (folder / CHAT_TEMPLATE).write_text(chat_template, "utf-8")
     write_json(folder / PROVENANCE, provenance)
 
 
@@ -53,14 +62,38 @@ def save_weights(model: Model, base: Path, folder: Path) -> None:
         model.network.save_pretrained(str(folder), safe_serialization=True)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
     else:
-        model.network.config.use_cache = True
-        model.network.save_pretrained(str(folder))
-        model.network.config.use_cache = False
-        if (base / "generation_config.json").is_file():
-            shutil.copyfile(base / "generation_config.json", folder / "generation_config.json")
+        save_network(model.network, base, folder)
     for name in TOKENIZER_FILES:
         if (base / name).is_file():
             shutil.copyfile(base / name, folder / name)
+
+
+def save_network(network: PreTrainedModel, base: Path, folder: Path) -> None:
+    """Write a whole model so that plain transformers loads it, with the generation settings of `base`."""
+    own_head = _own_head(network)
+    network.config.use_cache = True
+    network.save_pretrained(str(folder))
+    network.config.use_cache = False
+    if own_head:
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+        write_json(folder / "config.json", config | {"tie_word_embeddings": False})
+    if (base / "generation_config.json").is_file():
+        shutil.copyfile(base / "generation_config.json", folder / "generation_config.json")
+
+
+def _own_head(network: PreTrainedModel) -> bool:
+    """Whether an encoder-decoder's output head is a matrix of its own (T5 1.1, FLAN-T5, mT5).
+
+    transformers 5 calls every model of the T5 family tied and goes by the weights it finds. Earlier versions go by the
+    config: of one that says tied they would take the embedding for the head, and scale what goes into it. So a head
+    that is not scaled into is given a matrix of its own where it had none, as in a model begun by transformers 5.
+    """
+    if not network.config.is_encoder_decoder:
+        return False
+    head, embedding = cast(Any, network.get_output_embeddings()), cast(Any, network.get_input_embeddings())
+    if head.weight is embedding.weight and getattr(network.config, "scale_decoder_outputs", True) is False:
+        head.weight = nn.Parameter(head.weight.detach().clone())
+    return head.weight is not embedding.weight
 
 
 def round_weights(model: Model) -> None:

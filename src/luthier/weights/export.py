@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from luthier.errors import RunFolderError, UserError
 from luthier.jobfolder import write_json
-from luthier.weights.artifact import PROVENANCE, TOKENIZER_FILES
+from luthier.weights.artifact import PROVENANCE, TOKENIZER_FILES, save_network
 from luthier.weights.lora import merge
 from luthier.weights.model import Model
 
@@ -16,24 +18,26 @@ def export_adapter(artifact: Path, out: Path) -> None:
     """Copy an adapter artifact to `out`. UserError when the run trained all weights."""
     if not (artifact / "adapter_config.json").is_file():
         raise UserError(f"{artifact}: the run trained all weights, it has no adapter; use --merged")
-    _check_empty(out)
+    check_empty(out)
     shutil.copytree(artifact, out, dirs_exist_ok=True)
 
 
-def export_merged(model: Model, artifact: Path, base: Path, out: Path, provenance: dict[str, object]) -> None:
-    """Write a whole model in transformers' layout that needs neither peft nor Luthier."""
-    _check_empty(out)
-    network = merge(model) if (artifact / "adapter_config.json").is_file() else model.plain
-    network.config.use_cache = True
-    network.save_pretrained(str(out))
-    if (base / "generation_config.json").is_file():
-        shutil.copyfile(base / "generation_config.json", out / "generation_config.json")
+def merged(model: Model) -> Model:
+    """The model with its adapter, if it has one, added into the base weights; `model` is used up."""
+    return Model(merge(model) if model.adapted else model.plain, model.dtype, model.device)
+
+
+def export_merged(model: Model, artifact: Path, base: Path, out: Path, provenance: Mapping[str, Any]) -> None:
+    """Write a `merged` model in transformers' layout, which needs neither peft nor Luthier."""
+    check_empty(out)
+    save_network(model.plain, base, out)
     for name in (*TOKENIZER_FILES, "template.json"):
         if (artifact / name).is_file():
             shutil.copyfile(artifact / name, out / name)
     write_json(out / PROVENANCE, {**provenance, "merged": True})
 
 
-def _check_empty(out: Path) -> None:
+def check_empty(out: Path) -> None:
+    """RunFolderError unless `out` is an empty folder or does not exist."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunFolderError(f"{out}: not empty; choose another --out")

@@ -1,4 +1,4 @@
-"""Greedy generation in batches, for scoring and for `luthier generate`.
+"""Greedy (or beam) generation in batches, for scoring and for `luthier generate`.
 
 Rows are sorted by prompt length so that batches carry little padding; answers come back in the order asked. Greedy
 means the most likely token each time: penalties and sampling that a base model's generation_config.json brings do not
@@ -7,7 +7,7 @@ apply, for they would score the setting, not the weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
@@ -17,6 +17,7 @@ import torch
 from transformers import GenerationConfig
 
 from luthier.weights.model import Model
+from luthier.weights.row_limit import RowLimit, in_portions
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,29 +37,41 @@ def generate(
     pad_id: int,
     max_new_tokens: int,
     batch_size: int = 16,
-    on_rows: Callable[[int], None] | None = None,
+    beams: int = 1,
+    limit: RowLimit | None = None,
 ) -> list[Generation]:
     """Continue each prompt greedily until a stop token; equal, token for token, to each prompt run alone.
 
-    `on_rows` is told the number of rows finished so far. A prompt that is empty or fills the context gets no token.
+    An encoder-decoder reads the prompt and writes from its start token on. `beams` above 1 keeps that many candidates
+    and takes the likeliest whole answer. A prompt that is empty or fills the context gets no token. `limit` learns how
+    many prompts fit in memory at once, where `batch_size` do not.
     """
     rooms = [_room(model, len(prompt), max_new_tokens) for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
-    answers: dict[int, Generation] = {}
-    for room, rows in _batches(order, rooms, batch_size):
-        if room > 0:
-            found = _generate_batch(model, [list(prompts[row]) for row in rows], stop_ids, pad_id, room)
-        else:
-            found = [Generation([], truncated=True)] * len(rows)
-        answers |= dict(zip(rows, found, strict=True))
-        if on_rows:
-            on_rows(len(answers))
+    answers = {row: Generation([], truncated=True) for row in order if rooms[row] <= 0}
+    batches = list(_batches([row for row in order if rooms[row] > 0], rooms, batch_size))
+
+    fits = limit or RowLimit("answering")
+
+    def answer(batch: tuple[int, list[int]]) -> list[Generation]:
+        room, rows = batch
+
+        def part(some: Sequence[int]) -> list[Generation]:
+            return _generate_batch(model, [list(prompts[row]) for row in some], stop_ids, pad_id, room, beams)
+
+        return [found for answers in in_portions(rows, fits, part) for found in answers]
+
+    for _, same in groupby(batches, key=lambda batch: batch[0]):
+        alike = list(same)  # ranks that share a model all go on until the longest answer ends: each needs the room
+        for (_, rows), found in zip(alike, model.each(answer, alike), strict=True):
+            answers |= dict(zip(rows, found, strict=True))
     return [answers[row] for row in range(len(prompts))]
 
 
 def _room(model: Model, length: int, max_new_tokens: int) -> int:
     """New tokens that a prompt of `length` may get."""
-    return min(max_new_tokens, model.context_length - length) if length else 0
+    taken = 0 if model.encoder_decoder else length
+    return min(max_new_tokens, model.context_length - taken) if length else 0
 
 
 def _batches(order: list[int], rooms: list[int], batch_size: int) -> Iterator[tuple[int, list[int]]]:
@@ -70,14 +83,9 @@ def _batches(order: list[int], rooms: list[int], batch_size: int) -> Iterator[tu
 
 
 def _generate_batch(
-    model: Model, prompts: list[list[int]], stop_ids: Sequence[int], pad_id: int, max_new_tokens: int
+    model: Model, prompts: list[list[int]], stop_ids: Sequence[int], pad_id: int, max_new_tokens: int, beams: int
 ) -> list[Generation]:
-    width = max(len(prompt) for prompt in prompts)
-    input_ids = torch.full((len(prompts), width), pad_id, dtype=torch.long)
-    mask = torch.zeros_like(input_ids)
-    for line, prompt in enumerate(prompts):
-        input_ids[line, width - len(prompt) :] = torch.tensor(prompt)
-        mask[line, width - len(prompt) :] = 1
+    input_ids, mask = _padded(prompts, pad_id, left=not model.encoder_decoder)
     network: Any = model.plain  # with the adapter's layers inside
     with model.computing(), _plainly(network):
         sequences = network.generate(
@@ -85,12 +93,26 @@ def _generate_batch(
             attention_mask=mask.to(model.device),
             max_new_tokens=max_new_tokens,
             do_sample=False,
-            num_beams=1,
+            num_beams=beams,
             use_cache=True,
             eos_token_id=list(stop_ids),
             pad_token_id=pad_id,
+            **({"decoder_start_token_id": model.start_id} if model.encoder_decoder else {}),
         )
-    return [_until_stop(line[width:], set(stop_ids)) for line in sequences.tolist()]
+    before = 1 if model.encoder_decoder else input_ids.shape[1]
+    return [_until_stop(line[before:], set(stop_ids)) for line in sequences.tolist()]
+
+
+def _padded(prompts: list[list[int]], pad_id: int, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Prompts as lines of one width, and which of their tokens are real."""
+    width = max(len(prompt) for prompt in prompts)
+    input_ids = torch.full((len(prompts), width), pad_id, dtype=torch.long)
+    mask = torch.zeros_like(input_ids)
+    for line, prompt in enumerate(prompts):
+        place = slice(width - len(prompt), width) if left else slice(0, len(prompt))
+        input_ids[line, place] = torch.tensor(prompt)
+        mask[line, place] = 1
+    return input_ids, mask
 
 
 @contextmanager

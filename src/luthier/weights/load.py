@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from luthier.errors import ModelNotFoundError, SettingError, UserError
 from luthier.weights.model import Model
+from luthier.weights.quantize import Quantization, is_quantized, keep_weights, plain_linear_layers
 
 SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
 
@@ -33,11 +35,11 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-def compute_dtype(bf16: str, device: torch.device) -> torch.dtype:
-    """The type of matrix products: bf16 True or False as asked; auto is bf16 on GPUs that have it, fp32 elsewhere."""
-    if bf16 == "auto":
+def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The type of matrix products: bf16, fp16 or fp32 as asked; auto is bf16 on GPUs that have it, fp32 elsewhere."""
+    if precision == "auto":
         return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
-    return torch.bfloat16 if bf16 == "True" else torch.float32
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
 
 
 def load_model(
@@ -48,36 +50,50 @@ def load_model(
     frozen: bool = False,
     from_scratch: bool = False,
     seed: int = 0,
+    quantization: Quantization | None = None,
 ) -> Model:
     """Load the weights in `folder`.
 
-    `frozen` weights (the base under an adapter, or a model that only scores) are kept in `dtype`; weights that train
-    are kept in fp32, whatever the compute type. `from_scratch` draws new weights from `seed` instead.
+    `frozen` weights (the base under an adapter, or a model that only scores) are kept in `dtype`, their linear layers
+    in fewer bits where a `quantization` is given; weights that train are kept in fp32, whatever the compute type.
+    `from_scratch` draws new weights from `seed` instead.
 
     Raises ModelNotFoundError when there are no safetensors weights, UserError when they cannot be read, do not fit
-    config.json, or lack a parameter of it.
+    config.json, lack a parameter of it, or are stored quantized, SettingError when they cannot be quantized.
     """
+    assert frozen or quantization is None, "quantized weights do not train"
     transformers_logging.disable_progress_bar()
     kept = dtype if frozen else torch.float32
-    network = _fresh(folder, kept, seed) if from_scratch else _stored(folder, kept)
+    if from_scratch:
+        network = _fresh(folder, kept, seed)
+    else:
+        network = _stored(folder, kept, quantization.loading(device, dtype) if quantization else {})
     network.config.use_cache = False
     network.requires_grad_(not frozen)
-    nn.Module.to(network, device)
+    if quantization is None:
+        nn.Module.to(network, device)
+    elif is_quantized(network):  # on their device since they were read: moving them would lose their scales
+        keep_weights(network)
+    else:
+        raise SettingError(f"bits={quantization.bits}: {type(network).__name__} has no linear layer; set bits=16")
     network.eval()
     return Model(network, dtype, device)
 
 
-def _stored(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+def _stored(folder: Path, dtype: torch.dtype, quantized: dict[str, Any]) -> PreTrainedModel:
     if not any((folder / name).is_file() for name in SAFETENSORS):
         raise ModelNotFoundError(
-            f"{folder}: no model.safetensors; only safetensors weights are read, convert others with transformers' "
-            "save_pretrained first"
+            f"{folder}: no weights: expected model.safetensors, or pytorch_model.bin, which is converted to it once"
         )
     try:
-        found: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, local_files_only=True, attn_implementation="sdpa",
-            output_loading_info=True,
-        )  # fmt: skip
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        _check_unquantized(folder, config)
+        family = _class_of(config)
+        with plain_linear_layers(family._model_mapping[type(config)]) if quantized else nullcontext():
+            found: Any = family.from_pretrained(
+                folder, config=config, dtype=dtype, use_safetensors=True, local_files_only=True,
+                output_loading_info=True, **quantized,
+            )  # fmt: skip
     except (ValueError, OSError, KeyError, RuntimeError, SafetensorError) as error:
         raise _unloadable(folder, error) from error
     network: PreTrainedModel = found[0]
@@ -90,22 +106,48 @@ def _stored(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     return network
 
 
+def absent_parameters(folder: Path) -> list[str]:
+    """Parameters that config.json asks for and the stored weights lack; their names and shapes are read, no weight."""
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        found: Any = _class_of(config).from_pretrained(
+            folder, config=config, use_safetensors=True, local_files_only=True, device_map="meta",
+            output_loading_info=True,
+        )  # fmt: skip
+    except (ValueError, OSError, KeyError, RuntimeError, SafetensorError) as error:
+        raise _unloadable(folder, error) from error
+    return sorted(found[1]["missing_keys"])
+
+
 def _fresh(folder: Path, dtype: torch.dtype, seed: int) -> PreTrainedModel:
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            network: PreTrainedModel = AutoModelForCausalLM.from_config(
-                config, dtype=dtype, attn_implementation="sdpa"
-            )
+            network: PreTrainedModel = _class_of(config).from_config(config, dtype=dtype)
     except (ValueError, OSError, KeyError) as error:
         raise _unloadable(folder, error) from error
     return network
 
 
+def _check_unquantized(folder: Path, config: PreTrainedConfig) -> None:
+    stored = getattr(config, "quantization_config", None)
+    if stored:
+        method = stored.get("quant_method", "unknown") if isinstance(stored, dict) else stored.quant_method
+        raise UserError(
+            f"{folder}: its weights are stored quantized ({method}), which Luthier does not tune; take the model's "
+            "unquantized weights, and bits=4 or bits=8 to hold them so"
+        )
+
+
+def _class_of(config: PreTrainedConfig) -> Any:
+    """The transformers class that reads a prompt and writes a completion, in one stack or in two."""
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+
+
 def _unloadable(folder: Path, error: Exception) -> UserError:
     reason = "the weights do not fit config.json" if "mismatched_sizes" in str(error) else _first_line(error)
-    return UserError(f"{folder}: not a causal language model that transformers can load: {reason}")
+    return UserError(f"{folder}: not a language model that transformers can load: {reason}")
 
 
 def weights_bytes(folder: Path) -> int:

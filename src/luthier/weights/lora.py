@@ -1,10 +1,18 @@
-"""LoRA (Hu et al. 2021, arXiv:2106.09685) through PEFT: attach, save, load and merge an adapter."""
+"""LoRA (Hu et al. 2021, arXiv:2106.09685) through PEFT: attach, load and merge an adapter.
+
+    y = W x + scale * B A x      scale = alpha / r, or alpha / sqrt(r) (rsLoRA, Kalajdzievski 2023, arXiv:2312.03732)
+    y = m * (W + scale * B A) x / |W + scale * B A|      a magnitude m per output (DoRA, Liu et al. 2024,
+                                                         arXiv:2402.09353)
+
+W may be quantized; A, B and m are kept in fp32 and are all that trains.
+"""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +24,54 @@ from transformers.pytorch_utils import Conv1D
 
 from luthier.errors import SettingError, did_you_mean
 from luthier.weights.model import Model
+from luthier.weights.quantize import is_quantized
 
-# Where PEFT has no default, or the field's practice differs from it, an entry of the catalogue says so.
-FAMILY_TARGETS = {
-    "llama": ("q_proj", "v_proj"),
-    "mistral": ("q_proj", "v_proj"),
-    "gpt_neox": ("query_key_value",),
+EXPERTS = "experts"  # the target that stands for the fused expert matrices of a mixture
+_QUERY_AND_VALUE = ("q_proj", "v_proj")
+_FUSED = ("query_key_value",)
+# By config.json's model_type. An entry of the catalogue may say otherwise; a family that is not here gets all-linear.
+FAMILY_TARGETS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("llama", "mistral", "mixtral", "gemma", "gemma2", "gemma3_text", "qwen2", "qwen3", "phi", "gptj",
+                     "gpt_neo"), _QUERY_AND_VALUE),
+    **dict.fromkeys(("gpt_neox", "bloom", "falcon"), _FUSED),
+    **dict.fromkeys(("t5", "mt5", "umt5"), ("q", "v")),
     "gpt2": ("c_attn",),
-}
+    "mpt": ("Wqkv",),
+    "phi3": ("qkv_proj",),
+}  # fmt: skip
 
 
-def attach(model: Model, *, r: int, alpha: int, dropout: float, targets: tuple[str, ...], seed: int) -> Model:
-    """Freeze the model and put a new adapter on `targets`; its weights are kept in fp32."""
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A new adapter. `targets` are last parts of the names of linear layers, and EXPERTS for a mixture's experts."""
+
+    r: int
+    alpha: int
+    dropout: float
+    targets: tuple[str, ...]
+    rslora: bool = False
+    dora: bool = False
+
+
+def attach(model: Model, adapter: Adapter, seed: int) -> Model:
+    """Freeze the model and put a new adapter on its targets; its weights are kept in fp32.
+
+    SettingError for what the experts of a mixture do not take.
+    """
     plain = model.plain
+    experts = expert_matrices(plain) if EXPERTS in adapter.targets else ()
+    if experts:
+        _check_experts(adapter)
     config = LoraConfig(
-        r=r,
-        lora_alpha=alpha,
-        lora_dropout=dropout,
-        target_modules=list(targets),
-        fan_in_fan_out=any(isinstance(module, Conv1D) for module in plain.modules()),
-        task_type="CAUSAL_LM",
+        r=adapter.r,
+        lora_alpha=adapter.alpha,
+        lora_dropout=adapter.dropout,
+        use_rslora=adapter.rslora,
+        use_dora=adapter.dora,
+        target_modules=[name for name in adapter.targets if name != EXPERTS],
+        target_parameters=list(experts) or None,
+        fan_in_fan_out=any(_turned(module) for module in plain.modules()),
+        task_type="SEQ_2_SEQ_LM" if model.encoder_decoder else "CAUSAL_LM",
     )
     with torch.random.fork_rng(devices=[]), _peft_warnings_silenced():
         torch.manual_seed(seed)
@@ -43,31 +79,60 @@ def attach(model: Model, *, r: int, alpha: int, dropout: float, targets: tuple[s
     for parameter in network.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    return Model(network, model.dtype, model.device)
+    return Model(network.eval(), model.dtype, model.device)  # PEFT's own modules are born in training mode
 
 
 def resolve_targets(asked: str, network: PreTrainedModel, family_default: tuple[str, ...]) -> tuple[str, ...]:
     """The linear layers that `lora_target_modules` names.
 
-    `asked` is default, all-linear, or comma-separated last parts of module names. SettingError for a name that no
-    linear layer has, and for the output head, which stays the base model's.
+    `asked` is default, all-linear, or comma-separated last parts of module names, EXPERTS among them where the model is
+    a mixture. SettingError for a name that no linear layer has, and for the output head, which stays the base model's.
+    The fused experts of a mixture and its router are no linear layers, so all-linear leaves them alone.
     """
     linear = linear_names(network)
+    known = (*linear, EXPERTS) if expert_matrices(network) else linear
     if asked == "all-linear":
         return linear
     if asked == "default":
         targets = family_default or FAMILY_TARGETS.get(network.config.model_type, ())
-        return tuple(name for name in targets if name in linear) or linear
+        return tuple(name for name in targets if name in known) or linear
     names = tuple(name.strip() for name in asked.split(",") if name.strip())
     if not names:
         raise SettingError(f"lora_target_modules={asked}: no layer is named; use default, all-linear, or names")
     for name in names:
-        if name not in linear:
+        if name not in known:
             raise SettingError(
                 f"lora_target_modules={name}: {type(network).__name__} has no such linear layer"
-                f"{did_you_mean(name, linear)}; it has {', '.join(linear)}, or use all-linear"
+                f"{did_you_mean(name, known)}; it has {', '.join(known)}, or use all-linear"
             )
     return names
+
+
+def expert_matrices(network: PreTrainedModel) -> tuple[str, ...]:
+    """The fused matrices (experts, out, in) of a mixture's experts: last two parts of their names; empty without."""
+    names = (name.split(".")[-2:] for name, parameter in network.named_parameters() if parameter.ndim == 3)
+    return tuple(dict.fromkeys(".".join(parts) for parts in names if parts[0] == EXPERTS))
+
+
+def _check_experts(adapter: Adapter) -> None:
+    """What PEFT cannot do to a matrix that is no layer of its own."""
+    if adapter.dropout:
+        raise SettingError(
+            f"lora_target_modules={EXPERTS}: an adapter on the experts takes no dropout, and lora_dropout is "
+            f"{adapter.dropout:g}; set lora_dropout=0"
+        )
+    if adapter.dora:
+        raise SettingError(
+            f"use_dora=True: not for the experts of a mixture; leave {EXPERTS} out of lora_target_modules, or use_dora"
+        )
+
+
+def _turned(module: nn.Module) -> bool:
+    """Whether a layer's stored weight is (in, out): GPT-2's, also where quantization has put a linear layer in place.
+
+    The adapter's config must say so of the stored base, which it may be merged into.
+    """
+    return isinstance(module, Conv1D) or getattr(module, "source_cls", None) is Conv1D
 
 
 def linear_names(network: PreTrainedModel) -> tuple[str, ...]:
@@ -99,7 +164,14 @@ def _peft_warnings_silenced() -> Iterator[None]:
 
 
 def merge(model: Model) -> PreTrainedModel:
-    """Add the adapter into the base weights and return the plain model; the wrapped one is used up."""
+    """Add the adapter into the base weights, which are not quantized, and return the plain model.
+
+    The wrapped one is used up.
+    """
     assert isinstance(model.network, PeftModel)
-    merged: PreTrainedModel = model.network.merge_and_unload()
+    assert not is_quantized(model.network)
+    with warnings.catch_warnings():
+        # transformers 5 calls every T5 tied, so PEFT says that a T5 1.1 (which has a head of its own) no longer is.
+        warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied")
+        merged: PreTrainedModel = model.network.merge_and_unload()
     return merged

@@ -1,4 +1,8 @@
-"""A causal language model as the engine uses it: hidden states once, the head only where a label is.
+"""A language model as the engine uses it: hidden states once, the head only where a label is.
+
+    causal            hidden = model(tokens)                           packed or padded
+    encoder-decoder   hidden = decoder(targets, encoder(sources))      packed or padded
+    loss              head and cross-entropy at the labels alone, where that is proved to be the model's own head
 
 It wraps a plain Hugging Face model, with or without a PEFT adapter; it knows nothing of data files, optimizers or
 checkpoints.
@@ -6,19 +10,25 @@ checkpoints.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import importlib
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
+import torch.nn.functional as F
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from luthier.layers.attention import PACKED, PACKS_CLEANLY
 from luthier.layers.batch import Batch
-from luthier.layers.head_loss import head_loss, head_scores
+from luthier.layers.encoder_decoder import run_stack
+from luthier.layers.head_loss import Head, head_loss, head_scores
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +46,7 @@ class Model:
         self.network = network
         self.dtype = dtype
         self.device = device
+        self._own_head: bool | None = None  # whether `_head` is the model's own; found out at the first loss
 
     @property
     def plain(self) -> PreTrainedModel:
@@ -53,10 +64,23 @@ class Model:
         return type(self.plain).__name__ in PACKS_CLEANLY
 
     @property
+    def encoder_decoder(self) -> bool:
+        """Whether an encoder reads the prompt and a decoder writes the completion."""
+        return bool(self.plain.config.is_encoder_decoder)
+
+    @property
+    def start_id(self) -> int | None:
+        """The token that a decoder starts with; None for a causal model."""
+        return int(self.plain.config.decoder_start_token_id) if self.encoder_decoder else None
+
+    @property
     def context_length(self) -> int:
-        """Positions the model was built for."""
+        """Positions the model was built for; beyond any row for relative positions (T5, Bloom)."""
         config = self.plain.config.get_text_config()
-        return int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", 0) or 2**31)
+        if self.encoder_decoder:
+            return 2**31
+        names = ("max_position_embeddings", "n_positions", "max_seq_len")
+        return next((int(getattr(config, name)) for name in names if getattr(config, name, None)), 2**31)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that training changes, by name."""
@@ -67,26 +91,66 @@ class Model:
 
         def contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
             # The backward pass comes after `_hidden` has returned: a layer must attend then as it did in the forward.
-            return nullcontext(), self._attention(self.plain.config._attn_implementation)
+            return nullcontext(), self._attending(self.plain.config._attn_implementation)
 
         # Its newer name; transformers before 5.23 has only the old one, and from then on warns of it.
         enable = getattr(self.plain, "activation_checkpointing_enable", self.plain.gradient_checkpointing_enable)
         enable({"use_reentrant": False, "context_fn": contexts})
 
-    def loss(self, batch: Batch) -> Tensor:
-        """Summed loss in nats over the batch's labels, differentiable in the trainable parameters."""
+    def loss(self, batch: Batch, smoothing: float = 0.0) -> Tensor:
+        """Summed loss in nats over the batch's labels, differentiable in the trainable parameters.
+
+        A mixture of experts whose config asks for router logits adds its load-balancing loss, once per label.
+        """
+        if not self.own_head:
+            logits = self._plain_logits(batch)
+            return F.cross_entropy(logits, batch.labels_N, reduction="sum", label_smoothing=smoothing)
         with self.computing():
-            hidden = self._hidden(batch)
-        head = self._head()
-        return head_loss(hidden, head.weight, head.bias, batch.labels_N, self.dtype)
+            hidden, balance = self._hidden(batch)
+        loss = head_loss(hidden, self._head(), batch.labels_N, smoothing)
+        return loss if balance is None else loss + balance * batch.completion_tokens
 
     @torch.no_grad()
     def scores(self, batch: Batch) -> Scores:
         """Loss and hits at each label, without gradients."""
+        if not self.own_head:
+            logits = self._plain_logits(batch)
+            hits = logits.argmax(-1) == batch.labels_N
+            return Scores(F.cross_entropy(logits, batch.labels_N, reduction="none"), hits)
         with self.computing():
-            hidden = self._hidden(batch)
-        head = self._head()
-        return Scores(*head_scores(hidden, head.weight, head.bias, batch.labels_N, self.dtype))
+            hidden, _ = self._hidden(batch)
+        return Scores(*head_scores(hidden, self._head(), batch.labels_N))
+
+    def each(self, work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        """`work` with this model done on each item, in order. Where several ranks run it, they share the items."""
+        return map(work, items)
+
+    @property
+    def own_head(self) -> bool:
+        """Whether hidden states and `_head` give the logits that the model itself gives: tried once, on a few tokens.
+
+        Where they do not (an architecture with something of its own behind the last layer), loss and scores take the
+        model's own logits, which costs memory for the whole vocabulary at every token.
+        """
+        if self._own_head is None:
+            self._own_head = self._probe_head()
+        return self._own_head
+
+    @torch.no_grad()
+    def _probe_head(self) -> bool:
+        ids = torch.arange(4, 10, device=self.device)[None] % self.plain.config.get_text_config().vocab_size
+        training, plain = self.network.training, self.plain
+        self.network.eval()
+        start = {"decoder_input_ids": ids} if self.encoder_decoder else {}
+        with self.computing():
+            expected = plain(input_ids=ids, use_cache=False, **start).logits.float()
+            if self.encoder_decoder:
+                hidden = _pair_states(plain, ids, None, ids, None)
+            else:
+                hidden = plain.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        found = self._head().logits(hidden.flatten(0, 1)).view_as(expected)
+        self.network.train(training)
+        return bool((found - expected).abs().max() <= 1e-2 * expected.std().clamp(min=1e-3))
 
     @contextmanager
     def as_base(self) -> Iterator[None]:
@@ -101,32 +165,99 @@ class Model:
             return nullcontext()
         return torch.autocast(self.device.type, self.dtype)
 
-    def _hidden(self, batch: Batch) -> Tensor:
-        """Hidden states after the final norm at the positions that predict a label: (N, D)."""
-        context: dict[str, Any] = {}
-        if batch.attention_mask_BT is None:
-            context["row_lengths"] = batch.row_lengths
-        with self._attention(PACKED if batch.attention_mask_BT is None else "sdpa"):
-            hidden_BTD: Tensor = self.plain.base_model(
-                input_ids=batch.input_ids_BT,
-                position_ids=batch.position_ids_BT,
-                attention_mask=batch.attention_mask_BT,
-                use_cache=False,
-                **context,
-            ).last_hidden_state
-        return hidden_BTD.flatten(0, 1)[batch.positions_N]
+    def _hidden(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Hidden states after the final norm at the positions that predict a label (N, D), and the router's loss."""
+        if batch.source is not None:
+            hidden_BTD, balance = self._decoded(batch), None
+        else:
+            context = self._context(batch)
+            routed = bool(getattr(self.plain.config, "output_router_logits", False))
+            if routed:
+                context["output_router_logits"] = True
+            with self._attention(batch):
+                outputs = self.plain.base_model(input_ids=batch.input_ids_BT, use_cache=False, **context)
+            hidden_BTD = outputs.last_hidden_state
+            balance = self._balance(outputs.router_logits, batch) if routed else None
+        return hidden_BTD.flatten(0, 1)[batch.positions_N], balance
+
+    def _context(self, batch: Batch) -> dict[str, Any]:
+        """What tells the model which tokens belong together."""
+        if batch.attention_mask_BT is not None:
+            return {"attention_mask": batch.attention_mask_BT}  # padded on the right: positions are as they stand
+        return {"attention_mask": None, "position_ids": batch.position_ids_BT, "row_lengths": batch.row_lengths}
+
+    def _decoded(self, batch: Batch) -> Tensor:
+        source, plain = batch.source, cast(Any, self.plain)
+        assert source is not None
+        with self._attention(batch):
+            if batch.attention_mask_BT is None:
+                encoded = run_stack(plain.encoder, source.input_ids_BS, source.row_lengths)
+                return run_stack(
+                    plain.decoder, batch.input_ids_BT, batch.row_lengths, encoded, source.row_lengths
+                )
+            return _pair_states(
+                plain, source.input_ids_BS, source.attention_mask_BS, batch.input_ids_BT, batch.attention_mask_BT
+            )
+
+    def _balance(self, router_logits: Any, batch: Batch) -> Tensor:
+        """The load-balancing loss of the model's own family, scaled as its config says (Fedus et al. 2021)."""
+        plain = cast(Any, self.plain)
+        family = importlib.import_module(type(plain).__module__)
+        loss: Tensor = family.load_balancing_loss_func(
+            router_logits, plain.num_experts, plain.num_experts_per_tok, batch.attention_mask_BT
+        )
+        return loss * float(plain.router_aux_loss_coef)
+
+    def _plain_logits(self, batch: Batch) -> Tensor:
+        """The model's own logits at the positions that predict a label (N, V), in fp32."""
+        names: dict[str, Any] = {"input_ids": batch.input_ids_BT, **self._context(batch)}
+        if batch.source is not None:
+            names = {
+                "input_ids": batch.source.input_ids_BS, "attention_mask": batch.source.attention_mask_BS,
+                "decoder_input_ids": batch.input_ids_BT, "decoder_attention_mask": batch.attention_mask_BT,
+            }  # fmt: skip
+        with self.computing(), self._attention(batch):
+            logits: Tensor = self.plain(use_cache=False, **names).logits
+        return logits.flatten(0, 1)[batch.positions_N].float()
+
+    def _attention(self, batch: Batch) -> AbstractContextManager[None]:
+        return self._attending(PACKED) if batch.attention_mask_BT is None else nullcontext()
 
     @contextmanager
-    def _attention(self, implementation: str) -> Iterator[None]:
-        config = self.plain.config
-        before = config._attn_implementation
-        config._attn_implementation = implementation
+    def _attending(self, implementation: str) -> Iterator[None]:
+        """For the duration, attend by another function than the one the model was loaded with."""
+        configs = {id(module.config): module.config for module in self._stacks()}.values()
+        before = [config._attn_implementation for config in configs]
+        for config in configs:
+            config._attn_implementation = implementation
         try:
             yield
         finally:
-            config._attn_implementation = before
+            for config, name in zip(configs, before, strict=True):
+                config._attn_implementation = name
 
-    def _head(self) -> nn.Linear:
-        head = self.plain.get_output_embeddings()
+    def _stacks(self) -> list[Any]:
+        """The parts of the model that hold a config of their own: an encoder-decoder has three."""
+        plain = cast(Any, self.plain)
+        return [plain, plain.encoder, plain.decoder] if self.encoder_decoder else [plain]
+
+    def _head(self) -> Head:
+        head, config = self.plain.get_output_embeddings(), self.plain.config.get_text_config()
         assert isinstance(head, nn.Linear)
-        return head
+        scale = 1.0 / (getattr(config, "logits_scaling", None) or 1.0)  # Granite
+        if getattr(config, "scale_decoder_outputs", False):  # T5 with tied embeddings
+            scale = config.d_model**-0.5
+        softcap = getattr(config, "final_logit_softcapping", None)  # Gemma 2
+        return Head(head.weight, head.bias, self.dtype, scale, softcap)
+
+
+def _pair_states(
+    network: Any, source_BS: Tensor, source_mask_BS: Tensor | None, ids_BT: Tensor, mask_BT: Tensor | None
+) -> Tensor:
+    """The decoder's hidden states (B, T, D) of an encoder-decoder, by transformers' own stacks."""
+    encoded = network.encoder(input_ids=source_BS, attention_mask=source_mask_BS).last_hidden_state
+    states: Tensor = network.decoder(
+        input_ids=ids_BT, attention_mask=mask_BT, encoder_hidden_states=encoded,
+        encoder_attention_mask=source_mask_BS, use_cache=False,
+    ).last_hidden_state  # fmt: skip
+    return states

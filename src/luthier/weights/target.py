@@ -16,11 +16,13 @@ from luthier.catalog.entry import Entry
 from luthier.catalog.hub import fetch
 from luthier.catalog.locate import locate
 from luthier.errors import ModelNotFoundError, RunFolderError
-from luthier.weights.artifact import PROVENANCE, read_provenance
+from luthier.weights.artifact import CHAT_TEMPLATE, PROVENANCE, read_provenance
+from luthier.weights.convert import as_safetensors
 from luthier.weights.fingerprint import weights_hash
 from luthier.weights.load import load_model
 from luthier.weights.lora import load_adapter
 from luthier.weights.model import Model
+from luthier.weights.quantize import Quantization
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +44,23 @@ class Target:
         """The compute type of the run; None for a base model."""
         return getattr(torch, self.provenance["dtype"]) if self.provenance else None
 
-    def load(self, device: torch.device, dtype: torch.dtype) -> Model:
-        """Load the weights to answer with, frozen."""
-        model = load_model(self.base, device, dtype, frozen=True)
+    @property
+    def chat_template(self) -> str | None:
+        """A template of conversations for a base whose own files bring none: the run's, or the catalogue's."""
+        stored = self.artifact / CHAT_TEMPLATE if self.artifact else None
+        if stored and stored.is_file():
+            return stored.read_text("utf-8")
+        return self.entry.chat_template if self.entry else None
+
+    @property
+    def quantization(self) -> Quantization | None:
+        """How the base was held under the adapter while it trained."""
+        return Quantization.from_record(self.provenance.get("quantization")) if self.adapter else None
+
+    def load(self, device: torch.device, dtype: torch.dtype, *, full_precision: bool = False) -> Model:
+        """Load the weights to answer with, frozen: as they were trained, or with the base in `full_precision`."""
+        quantization = None if full_precision else self.quantization
+        model = load_model(self.base, device, dtype, frozen=True, quantization=quantization)
         return load_adapter(model, self.adapter) if self.adapter else model
 
 
@@ -57,7 +73,8 @@ def find_target(name: str, say: Callable[[str], None]) -> Target:
     if (path / "input" / "config" / "job.json").is_file():
         raise RunFolderError(f"{name}: this run has no model yet; finish it with luthier tune --resume --out {name}")
     location = locate(name)
-    return Target(location.name, fetch(location, say), entry=location.entry)
+    base = as_safetensors(fetch(location, say), say)
+    return Target(location.name, base, entry=location.at(base).entry)
 
 
 def _from_artifact(folder: Path, say: Callable[[str], None]) -> Target:
@@ -73,7 +90,7 @@ def _base_of(model: dict[str, Any], say: Callable[[str], None]) -> Path:
     folder = Path(model["folder"])
     if not (folder / "config.json").is_file():
         try:
-            folder = fetch(locate(model["repository"] or model["name"]), say)
+            folder = as_safetensors(fetch(locate(model["repository"] or model["name"]), say), say)
         except ModelNotFoundError as error:
             gone = f"{folder}: the base model that the adapter was trained on is gone"
             raise ModelNotFoundError(f"{gone}: {error}") from None

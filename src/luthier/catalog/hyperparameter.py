@@ -1,0 +1,171 @@
+"""One hyperparameter: its name, type, range and default, and how its value is parsed from text.
+
+Values arrive as strings (SageMaker's wire, `--set name=value`) or as YAML scalars, and leave typed. A string may be
+JSON once more (`"\\"5\\""`, `null`, `["q_proj"]`), as the SageMaker SDK sends those of its framework estimators.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, cast
+
+from luthier.errors import SettingError
+
+Value = bool | int | float | str | None
+Kind = Literal["int", "float", "bool", "choice", "text", "optional_int", "fixed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Hyperparameter:
+    """One row of the table.
+
+    Bounds are inclusive; `above` excludes the minimum, `below` the maximum. `sentinel` is a value allowed outside of
+    them, and None stands for it. `whose` says whose bounds they are where they are not the table's own. `choices` are
+    text, those of a whole number, too.
+
+    A `fixed` row is a name that SageMaker's clients send and that means nothing here: its `choices` are the values
+    that they send by default, and any other is refused with the reason in `help`.
+    """
+
+    name: str
+    type: Kind
+    default: Value
+    group: str
+    help: str
+    minimum: float | None = None
+    maximum: float | None = None
+    above: bool = False
+    below: bool = False
+    sentinel: int | None = None
+    choices: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
+    whose: str = ""
+
+    @property
+    def expected(self) -> str:
+        """What a value must be, in words."""
+        if self.type == "bool":
+            return "True or False"
+        if self.choices:
+            return "one of " + ", ".join(self.choices)
+        if self.type == "text":
+            return "text"
+        words = "a whole number" if self.type in ("int", "optional_int") else "a number"
+        if self.minimum is not None:
+            words += f" {'above' if self.above else 'of at least'} {_plain(self.minimum)}"
+        if self.maximum is not None:
+            words += " and" if self.minimum is not None else ""
+            words += f" {'below' if self.below else 'at most'} {_plain(self.maximum)}"
+        words += f" ({self.whose})" if self.whose else ""
+        words += f", or {self.sentinel}" if self.sentinel is not None else ""
+        return words + (", or None" if self.type == "optional_int" else "")
+
+    def narrowed(self, bounds: Mapping[str, float], whose: str) -> Hyperparameter:
+        """The row with its bounds narrowed to `bounds` ("minimum", "maximum"), which are `whose`."""
+        low, high = bounds.get("minimum"), bounds.get("maximum")
+        raised = low is not None and (self.minimum is None or low > self.minimum)
+        lowered = high is not None and (self.maximum is None or high < self.maximum)
+        return replace(
+            self,
+            minimum=low if raised else self.minimum,
+            maximum=high if lowered else self.maximum,
+            above=self.above and not raised,
+            below=self.below and not lowered,
+            whose=whose if raised or lowered else self.whose,
+        )
+
+    def parse(self, raw: Any) -> Value:
+        """Return the typed value; SettingError names the hyperparameter and what was expected."""
+        found = _unwrapped(raw)
+        text = ",".join(found) if isinstance(found, list) else found
+        listed = isinstance(found, list) and self.type != "text"
+        value: Value | object = _BAD if listed else _PARSERS[self.type](self, text)
+        if value is _BAD or not self._in_range(value):
+            shown = text if text.isprintable() else repr(text)
+            if self.type == "fixed":
+                raise SettingError(f"{self.name}={shown}: {self.help}; leave it {self.default}")
+            raise SettingError(f"{self.name}={shown}: expected {self.expected}")
+        return cast(Value, value)
+
+    def _in_range(self, value: Any) -> bool:
+        if not isinstance(value, int | float) or isinstance(value, bool) or value == self.sentinel:
+            return True
+        if self.choices:
+            return str(value) in self.choices
+        low = self.minimum is None or value > self.minimum or (value == self.minimum and not self.above)
+        high = self.maximum is None or value < self.maximum or (value == self.maximum and not self.below)
+        return math.isfinite(value) and low and high
+
+
+def _plain(number: float) -> str:
+    return f"{number:.10g}"
+
+
+def _unwrapped(raw: Any) -> str | list[str]:
+    """The text of a value, or the texts of a list, out of its JSON (or Python) spelling."""
+    if isinstance(raw, list | tuple):
+        return [str(item) for item in raw]
+    text = str(raw).strip()
+    if text[:1] == text[-1:] == '"' and len(text) > 1:
+        text = str(_json(text, text)).strip()
+    if text[:1] == "[" and text[-1:] == "]":
+        items = _json(text, None) or _json(text.replace("'", '"'), None)
+        if isinstance(items, list):
+            return [str(item) for item in items]
+    return "None" if text == "null" else text
+
+
+def _json(text: str, otherwise: Any) -> Any:
+    try:
+        return json.loads(text)
+    except (json.JSONDecodeError, RecursionError):
+        return otherwise
+
+
+_BAD = object()
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+
+
+def _whole(row: Hyperparameter, text: str) -> Any:
+    if text.lower() == "none" and row.sentinel is not None:
+        return row.sentinel
+    return int(text) if re.fullmatch(r"[+-]?[0-9]{1,18}", text) else _BAD
+
+
+def _optional_whole(row: Hyperparameter, text: str) -> Any:
+    return None if text.lower() == "none" else _whole(row, text)
+
+
+def _number(row: Hyperparameter, text: str) -> Any:
+    return float(text) if _NUMBER.fullmatch(text) else _BAD
+
+
+def _flag(row: Hyperparameter, text: str) -> Any:
+    return {"true": True, "false": False}.get(text.lower(), _BAD)
+
+
+def _choice(row: Hyperparameter, text: str) -> Any:
+    return next((choice for choice in row.choices if choice.lower() == text.lower()), _BAD)
+
+
+def _fixed(row: Hyperparameter, text: str) -> Any:
+    return row.default if _choice(row, text) is not _BAD else _BAD
+
+
+def _text(row: Hyperparameter, text: str) -> Any:
+    return row.default if text.lower() == "none" else text or _BAD
+
+
+_PARSERS = {
+    "int": _whole,
+    "optional_int": _optional_whole,
+    "float": _number,
+    "bool": _flag,
+    "choice": _choice,
+    "text": _text,
+    "fixed": _fixed,
+}

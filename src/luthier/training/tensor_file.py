@@ -1,0 +1,108 @@
+"""A safetensors file written one tensor at a time and read one tensor at a time, whole or sharded over ranks.
+
+    8 bytes   length of the header
+    header    JSON: name -> dtype, shape, [start, end) in what follows
+    data      the tensors end to end, little-endian
+
+So memory holds one whole tensor, however large the model. Layout: github.com/huggingface/safetensors, "Format".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+NAMES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+_ALIGNMENT = 8  # the format asks for it
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor itself; of a sharded one, all of it, put together by all ranks at once."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The tensor itself; of a sharded one, this rank's part, sharing its memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def laid_like(value: Tensor, target: Tensor) -> Tensor:
+    """A whole tensor on the device of `target`, and sharded as it is where shapes agree."""
+    if isinstance(target, DTensor) and value.shape == target.shape:
+        return distribute_tensor(
+            value.to(target.device), target.device_mesh, target.placements, src_data_rank=None
+        )
+    return value.to(target.device)
+
+
+def write_tensors(path: Path | None, tensors: Mapping[str, Tensor]) -> str:
+    """Write a file and return its sha256. Where tensors are sharded every rank calls this, all but one with no path."""
+    assert sys.byteorder == "little"
+    header: dict[str, Any] = {}
+    end = 0
+    # Large elements first: then each tensor starts at a multiple of its element's size.
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    for name in names:
+        start, end = end, end + tensors[name].numel() * tensors[name].element_size()
+        shape = list(tensors[name].shape)
+        header[name] = {"dtype": NAMES[tensors[name].dtype], "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    digest = hashlib.sha256()
+    handle = open(path, "wb") if path else None  # noqa: SIM115 - closed below
+    try:
+        for part in _parts(text, names, tensors, path is not None):
+            digest.update(part)
+            if handle:
+                handle.write(part)
+        if handle:
+            handle.flush()
+            os.fsync(handle.fileno())
+    finally:
+        if handle:
+            handle.close()
+    return digest.hexdigest()
+
+
+def _parts(header: bytes, names: list[str], tensors: Mapping[str, Tensor], wanted: bool) -> Iterator[Any]:
+    """The file's content, piece by piece; nothing where it is not wanted, yet every tensor is put together."""
+    if wanted:
+        yield len(header).to_bytes(8, "little") + header
+    for name in names:
+        tensor = whole(tensors[name].detach())
+        if wanted:
+            yield tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+class StoredTensors(Mapping[str, Tensor]):
+    """The tensors of a file by name, each read when it is asked for. SafetensorError when it is no such file."""
+
+    def __init__(self, path: Path) -> None:
+        opened: Any = safe_open
+        self._file = opened(str(path), framework="pt")
+        self._names: tuple[str, ...] = tuple(self._file.keys())
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        tensor: Tensor = self._file.get_tensor(name)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)

@@ -1,0 +1,139 @@
+"""`luthier export`: what comes out, and what merging an adapter of a quantized base has cost."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from finished_runs import Finished, FinishedRuns
+from rich.console import Console
+
+from luthier.errors import UserError
+from luthier.evaluation import export as room
+from luthier.evaluation.export import export
+from luthier.weights.target import find_target
+
+
+@pytest.fixture(scope="module")
+def quantized(finished: FinishedRuns) -> Finished:
+    """A run on a 4-bit base that held rows out."""
+    rows = finished.get().rows
+    settings = {"bits": "4", "validation_split_ratio": "0.25", "learning_rate": "0.01", "epoch": "2", "max_steps": "-1"}
+    return finished.train("quantized", finished.base("llama"), rows, **settings)
+
+
+def exported(run: Path, out: Path, form: str = "merged") -> str:
+    screen = io.StringIO()
+    export({"run": str(run), "form": form, "out": str(out)}, Console(file=screen, width=400))
+    return screen.getvalue()
+
+
+def provenance(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "luthier.json").read_text("utf-8"))
+    return found
+
+
+def test_a_merged_export_says_what_it_cost(quantized: Finished, tmp_path: Path) -> None:
+    root = quantized.folder.root
+    said = exported(root, tmp_path / "out")
+    cost = provenance(tmp_path / "out")["merge"]
+    trained = json.loads((root / "metrics.json").read_text("utf-8"))["tuned"]["loss"]
+    assert (cost["split"], cost["rows"], cost["base"]) == ("validation", 6, "unquantized")
+    assert cost["loss_trained"] == pytest.approx(trained, abs=1e-6)  # as it was when it was trained
+    assert cost["difference"] == pytest.approx(cost["loss_merged"] - cost["loss_trained"])
+    assert 0 < abs(cost["difference"]) < 0.5
+    assert f"loss {cost['loss_merged']:.4f} on 6 validation rows, {cost['loss_trained']:.4f} on the 4-bit base" in said
+    assert f"(difference {cost['difference']:+.4f})" in said
+    assert (cost["trained_on"]["bits"], cost["trained_on"]["quant_type"]) == (4, "nf4")
+    assert "exported" in said
+    assert "quantization" not in provenance(tmp_path / "out")
+
+
+def test_the_export_is_the_model_that_was_measured(quantized: Finished, tmp_path: Path) -> None:
+    exported(quantized.folder.root, tmp_path / "out")
+    target = find_target(str(tmp_path / "out"), lambda _: None)
+    assert (target.adapter, target.quantization) == (None, None)
+    _, rows = room._rows(find_target(str(quantized.folder.root), lambda _: None))
+    model = target.load(torch.device("cpu"), torch.float32)
+    assert room._loss(model, rows) == pytest.approx(provenance(tmp_path / "out")["merge"]["loss_merged"], abs=1e-6)
+
+
+def test_the_adapter_keeps_the_record_of_its_base(quantized: Finished, tmp_path: Path) -> None:
+    exported(quantized.folder.root, tmp_path / "out", "adapter")
+    target = find_target(str(tmp_path / "out"), lambda _: None)
+    assert target.quantization == find_target(str(quantized.folder.root), lambda _: None).quantization
+    assert target.quantization is not None
+    assert target.quantization.bits == 4
+
+
+def moved(run: Finished, place: Path) -> Path:
+    """A copy of a run whose rows are a copy of their own."""
+    shutil.copytree(run.folder.root, place / "run", symlinks=True)
+    shutil.copytree(run.rows, place / "rows")
+    link = place / "run" / "input" / "data" / "training"
+    link.unlink()
+    link.symlink_to(place / "rows")
+    return place / "run"
+
+
+@pytest.mark.parametrize("how", ["gone", "changed", "resplit", "artifact"])
+def test_without_the_runs_rows_that_is_said(quantized: Finished, tmp_path: Path, how: str) -> None:
+    run = moved(quantized, tmp_path)
+    expected = {
+        "gone": "the run's rows are gone from", "changed": "have changed since it was trained",
+        "resplit": "rows are not what data and settings give now", "artifact": "not a Luthier run",
+    }[how]  # fmt: skip
+    if how == "gone":
+        shutil.rmtree(tmp_path / "rows")
+    elif how == "changed":
+        with open(tmp_path / "rows" / "train.jsonl", "a") as handle:
+            handle.write('{"instruction": "a", "context": "b", "response": "c"}\n')
+    elif how == "resplit":
+        split = json.loads((run / "split.json").read_text("utf-8"))
+        (run / "split.json").write_text(json.dumps(split | {"validation": split["validation"][1:]}))
+    else:
+        run = run / "model"
+        shutil.copytree(run, tmp_path / "alone")
+        run = tmp_path / "alone"
+    said = exported(run, tmp_path / "out")
+    assert "the difference was not measured" in said
+    assert expected in said
+    cost = provenance(tmp_path / "out")["merge"]
+    assert expected in cost["not_measured"]
+    assert not {"loss_merged", "difference"} & cost.keys()
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_a_run_that_held_no_rows_out(finished: FinishedRuns, tmp_path: Path) -> None:
+    run = finished.train("none-held", finished.base("llama"), finished.get().rows, bits="4", validation_split_ratio="0")
+    assert "the difference was not measured: the run held no rows out" in exported(run.folder.root, tmp_path / "out")
+
+
+def test_a_run_on_whole_weights_has_nothing_to_say(finished: FinishedRuns, tmp_path: Path) -> None:
+    said = exported(finished.get().folder.root, tmp_path / "out")
+    assert "loss" not in said
+    assert "merge" not in provenance(tmp_path / "out")
+    assert provenance(tmp_path / "out")["merged"] is True
+
+
+def test_a_base_model_is_refused(finished: FinishedRuns, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="a base model, not a run; there is nothing to export"):
+        exported(finished.get().base, tmp_path / "out")
+
+
+def test_the_door_takes_a_request(finished: FinishedRuns, tmp_path: Path) -> None:
+    request = {"run": str(finished.get().folder.root), "form": "merged", "out": str(tmp_path / "out")}
+    done = subprocess.run(
+        [sys.executable, "-m", "luthier.evaluation", "export"],
+        input=json.dumps(request), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"exported  {tmp_path / 'out'}" in done.stdout
+    assert (tmp_path / "out" / "model.safetensors").is_file()

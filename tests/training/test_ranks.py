@@ -1,0 +1,250 @@
+"""N ranks do what one does: the same rows in a step, the same losses, weights and scores, and the same way to stop."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_models import write_model, write_rows
+from torch import Tensor
+from training.crew import job, together
+from training.jobs import lay_out, lines, run
+
+from luthier.data.prepare import prepare
+from luthier.errors import SettingError
+from luthier.jobfolder import JobFolder
+from luthier.training import job as room
+from luthier.training import ranks as exchanges
+from luthier.training.ranks import Ranks, timeout, under_torchrun
+
+
+def weights(folder: JobFolder) -> dict[str, Tensor]:
+    return load_file(next(folder.model.glob("*.safetensors")))
+
+
+def scores(folder: JobFolder, name: str) -> list[dict[str, Any]]:
+    path = folder.scores / f"{name}.validation.jsonl"
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def assert_same_run(found: JobFolder, expected: JobFolder) -> None:
+    """The same course, weights and scores, as far as sums in another order allow."""
+    for line, other in zip(lines(found), lines(expected), strict=True):
+        assert line == pytest.approx(other, rel=1e-5, abs=1e-6)
+    for name in ("base", "tuned"):
+        for row, other in zip(scores(found, name), scores(expected, name), strict=True):
+            assert row["loss_sum"] == pytest.approx(other["loss_sum"], rel=1e-5)
+            assert {**row, "loss_sum": 0} == {**other, "loss_sum": 0}
+    resumed, whole = weights(found), weights(expected)
+    assert resumed.keys() == whole.keys()
+    for name, value in whole.items():
+        # Where a gradient is nothing but rounding (a bias that softmax cancels), Adam makes steps of it.
+        torch.testing.assert_close(resumed[name], value, rtol=1e-4, atol=2e-3)
+
+
+# What ranks tell each other
+
+
+def test_one_rank_agrees_with_itself() -> None:
+    ranks = Ranks()
+    assert (ranks.rank, ranks.size, ranks.leads, ranks.stopping) == (0, 1, True, False)
+    assert ranks.total(2, 0.5) == (2, 0.5)
+    assert ranks.gather("a") == ["a"]
+    assert ranks.first("a") == "a"
+    assert list(ranks.each(str, [1, 2])) == ["1", "2"]
+    assert ranks.deal([1, 2, 3]) == [1, 2, 3]
+    assert ranks.in_turn("x", lambda: 5) == 5
+    ranks.ask = lambda: True
+    assert ranks.stopping
+
+
+def exchange(ranks: Ranks) -> dict[str, Any]:
+    exchanges.BUCKET_BYTES = 16
+    tensors = [torch.full((2, 3), 1.0 + ranks.rank), torch.ones(5), torch.ones(3, dtype=torch.bfloat16)]
+    ranks.add_up(tensors)
+    worked: list[int] = []
+
+    def work(item: int) -> tuple[int, int]:
+        worked.append(item)
+        return item, ranks.rank
+
+    dealt = list(ranks.each(work, range(4)))
+    before = ranks.stopping
+    ranks.ask = lambda: ranks.rank == 2
+    ranks.total(0)
+    return {
+        "sums": [tensor.tolist() for tensor in tensors], "total": ranks.total(0.5, ranks.rank),
+        "gathered": ranks.gather(f"r{ranks.rank}"), "first": ranks.first(ranks.rank),
+        "share": list(ranks.deal([10, 11, 12, 13])), "rounds": ranks.rounds(4), "dealt": dealt, "worked": worked,
+        "stopping": (before, ranks.stopping),
+    }  # fmt: skip
+
+
+def test_exchanges() -> None:
+    found = together(3, exchange)
+    for rank, said in enumerate(found):
+        assert said["sums"] == [[[6.0] * 3] * 2, [3.0] * 5, [3.0] * 3]
+        assert said["total"] == (1.5, 3.0)
+        assert said["gathered"] == ["r0", "r1", "r2"]
+        assert said["first"] == 0
+        assert said["share"] == [[10, 13], [11], [12]][rank]
+        assert said["rounds"] == 2
+        assert said["dealt"] == [(0, 0), (1, 1), (2, 2), (3, 0)]
+        assert said["worked"] == [[0, 3], [1, 3], [2, 3]][rank]  # the last again: each works equally often
+        assert said["stopping"] == (False, True)  # rank 2 alone was asked
+
+
+def wait_long(ranks: Ranks) -> float:
+    started = time.monotonic()
+    if ranks.leads:
+        time.sleep(4)
+        ranks.reached("ready")
+    ranks.until("ready")
+    waited = time.monotonic() - started
+    order = ranks.in_turn("turn", time.monotonic)
+    assert ranks.gather(order) == sorted(ranks.gather(order))
+    return waited
+
+
+def test_until_waits_longer_than_exchanges_may() -> None:
+    assert min(together(2, wait_long, LUTHIER_RANK_TIMEOUT="2")) > 3
+
+
+def stay_away(ranks: Ranks) -> None:
+    if ranks.leads:
+        ranks.total(1)
+    time.sleep(30)
+
+
+def test_an_exchange_that_nobody_joins_ends() -> None:
+    started = time.monotonic()
+    with pytest.raises(RuntimeError, match=r"(?i)timed out"):
+        together(2, stay_away, LUTHIER_RANK_TIMEOUT="2")
+    assert time.monotonic() - started < 25
+
+
+@pytest.mark.parametrize("text", ["soon", "0", "-1", "inf", "nan"])
+def test_a_limit_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("LUTHIER_RANK_TIMEOUT", text)
+    with pytest.raises(SettingError, match=f"LUTHIER_RANK_TIMEOUT={text}: expected a number of seconds"):
+        timeout()
+
+
+def test_a_single_process_is_not_under_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not under_torchrun()
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert not under_torchrun()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert under_torchrun()
+
+
+# N ranks = one rank
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_rows(tmp_path_factory.mktemp("rows") / "train.jsonl", 43).parent
+
+
+def compare(tmp_path: Path, rows: Path, architecture: str, size: int = 2, **settings: Any) -> JobFolder:
+    """Run a job on `size` ranks and on one with `size` times the accumulation; the runs must be the same one.
+
+    35 rows in micro-batches of 3: the last step of an epoch has fewer than `size` of them.
+    """
+    model = write_model(tmp_path / "model", architecture, dropout=0.1)
+    alone = {name: value for name, value in settings.items() if name != "enable_fsdp"}
+    one = lay_out(tmp_path / "one", model, rows, gradient_accumulation_steps=size, **alone)
+    several = lay_out(tmp_path / "several", model, rows, ranks=size, **settings)
+    run(one)
+    assert f"{size} ranks" in together(size, job, str(several.root))[0]
+    assert_same_run(several, one)
+    return several
+
+
+@pytest.mark.parametrize(
+    ("architecture", "method", "fsdp"),
+    [("llama", "lora", False), ("llama", "none", True), ("gpt_neox", "lora", True), ("gpt2", "none", True)],
+)
+def test_two_ranks_do_what_one_does(tmp_path: Path, rows: Path, architecture: str, method: str, fsdp: bool) -> None:
+    compare(tmp_path, rows, architecture, peft_type=method, enable_fsdp=fsdp)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["llama", "gpt_neox", "gpt2", "mixtral", "gemma2", "falcon_40b", "t5"])
+@pytest.mark.parametrize("method", ["lora", "none"])
+@pytest.mark.parametrize("fsdp", [False, True])
+def test_every_architecture(tmp_path: Path, rows: Path, architecture: str, method: str, fsdp: bool) -> None:
+    compare(tmp_path, rows, architecture, peft_type=method, enable_fsdp=fsdp)
+
+
+def test_a_rank_without_a_micro_batch_hangs_nobody(tmp_path: Path, rows: Path) -> None:
+    """35 rows by 20 are two micro-batches for three ranks: one of them computes, and adds nothing."""
+    folder = compare(
+        tmp_path, rows, "llama", 3, enable_fsdp=True, per_device_train_batch_size=20, score_rows=-1,
+        per_device_eval_batch_size=5, gradient_checkpointing=True,
+    )  # fmt: skip
+    record = json.loads((folder.root / "run.json").read_text())
+    assert record["ranks"] == 3
+    metrics = json.loads(folder.metrics.read_text())
+    assert metrics["cost"]["ranks"] == 3
+    assert metrics["steps"] == 2  # one for each epoch
+
+
+# Stopping, and going on with other ranks
+
+
+def test_a_checkpoint_of_two_ranks_goes_on_with_two_and_with_one(tmp_path: Path, rows: Path) -> None:
+    go_on(tmp_path, rows, "none", fsdp=True, sizes=(2, 1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["lora", "none"])
+@pytest.mark.parametrize("fsdp", [False, True])
+def test_a_checkpoint_goes_on_with_any_number_of_ranks(tmp_path: Path, rows: Path, method: str, fsdp: bool) -> None:
+    go_on(tmp_path, rows, method, fsdp, sizes=(1, 2, 3))
+
+
+def go_on(tmp_path: Path, rows: Path, method: str, fsdp: bool, sizes: tuple[int, ...]) -> None:
+    """Stop a run of two ranks, resume it with each of `sizes`: every time it is the uninterrupted run of two ranks."""
+    model = write_model(tmp_path / "model", "llama", dropout=0.1)
+    settings = {
+        "peft_type": method, "enable_fsdp": fsdp, "ranks": 2, "save_steps": 3, "eval_steps": 4, "max_steps": 9,
+        "early_stopping_patience": -1,
+    }  # fmt: skip
+    whole = lay_out(tmp_path / "whole", model, rows, **settings)
+    together(2, job, str(whole.root))
+    for size in sizes:
+        broken = lay_out(tmp_path / f"on-{size}", model, rows, **settings)
+        with pytest.raises(Exception, match=r"stopped after step [3-8] of 9; .*--resume"):
+            together(2, job, str(broken.root), False, 3)
+        assert not broken.artifact.exists()
+        said = together(size, job, str(broken.root), True) if size > 1 else [run(broken, resume=True)]
+        assert "resuming after step" in said[0]
+        assert said[1:] == [""] * (size - 1)
+        assert_same_run(broken, whole)
+        if size == 2:
+            assert lines(broken) == lines(whole)
+            assert all(torch.equal(value, weights(broken)[name]) for name, value in weights(whole).items())
+
+
+def slow_to_prepare(ranks: Ranks, root: str) -> str:
+    def slowly(*arguments: Any) -> Any:
+        if ranks.leads:
+            time.sleep(6)
+        return prepare(*arguments)
+
+    vars(room)["prepare"] = slowly
+    return job(ranks, root)
+
+
+def test_tokenizing_may_take_longer_than_ranks_wait_for_each_other(tmp_path: Path, rows: Path) -> None:
+    model = write_model(tmp_path / "model", "llama")
+    folder = lay_out(tmp_path / "run", model, rows, ranks=2, max_steps=1, score_rows=0)
+    together(2, slow_to_prepare, str(folder.root), LUTHIER_RANK_TIMEOUT="4")
+    assert folder.artifact.exists()
