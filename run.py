@@ -3,7 +3,7 @@
     python3 run.py demo  [tune options]      tune the embedded model on examples/reviews; prints what it gained
     python3 run.py test  [pytest options]    install what the tests need and run them
     python3 run.py check                     ruff and mypy --strict
-    python3 run.py bench [NAME [options]]    run a script of bench/; without a name, list them
+    python3 run.py bench [NAME] [options]    how fast Luthier is beside its peers; bench list: what there is to run
 
 The venv is .venv beside this file. LUTHIER_PIP_ARGS is handed to pip, for example to name a package index.
 This file uses the standard library only, and parses on Pythons that are too old for Luthier so that it can say so.
@@ -206,16 +206,18 @@ def check(options: list[str]) -> None:
 
 
 def bench(options: list[str]) -> None:
+    """Run a script of bench/: all.py where none is named, for everything; `list` names them."""
     scripts = {path.stem: path for path in sorted((ROOT / "bench").glob("*.py"))}
-    if not options:
-        for name, path in scripts.items():
+    name, rest = ("all", options) if not options or options[0].startswith("-") else (options[0], options[1:])
+    if name == "list":
+        for stem, path in scripts.items():
             words = (ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "").splitlines()
-            print(f"{name:24} {words[0] if words else ''}")
+            print(f"{stem:24} {words[0] if words else ''}")
         return
-    if options[0] not in scripts:
-        raise Stop(f"no bench {options[0]!r}; there are: {', '.join(scripts)}")
+    if name not in scripts:
+        raise Stop(f"no bench {name!r}; there are: {', '.join(scripts)}")
     install(dev=True)
-    become(str(PYTHON), str(scripts[options[0]]), *options[1:])
+    become(str(PYTHON), "-m", f"bench.{name}", *rest)
 
 
 VERBS = {"demo": demo, "test": test, "check": check, "bench": bench}

@@ -18,7 +18,9 @@ from torch import Tensor
 from training.jobs import lay_out, lines, run
 
 from luthier.jobfolder import JobFolder
+from luthier.layers import decoder
 from luthier.layers.batch import Batch
+from luthier.layers.row_attention import Rows, row_attention
 from luthier.weights.model import Model
 
 PLAIN = {"lora_dropout": 0.0, "score_rows": 0, "per_device_train_batch_size": 4, "lr_scheduler_type": "constant"}
@@ -171,6 +173,11 @@ def _listen(patch: pytest.MonkeyPatch, done: Done) -> None:
         done.attention_calls += 1
         return plain(*arguments, **options)
 
+    def heard_rows(query: Tensor, key: Tensor, value: Tensor, rows: Rows) -> Tensor:
+        done.attention_calls += len(rows.lengths)
+        return row_attention(query, key, value, rows)
+
     patch.setattr(Model, "loss", heard_loss)
     patch.setattr(Model, "scores", heard_scores)
     patch.setattr(torch.nn.functional, "scaled_dot_product_attention", heard_attention)
+    patch.setattr(decoder, "row_attention", heard_rows)

@@ -265,6 +265,8 @@ def _train(stage: Stage, model: Model, checkpoints: Checkpoints, resume: bool) -
             f"rows are padded beside rows of like length, not packed: {type(model.plain).__name__} does not keep "
             "packed rows apart"
         )
+    if run.layout.packed:
+        stage.say(f"packed rows are computed by {model.path}")
     if run.layout.packed and run.settings.run.pad_to_max:
         stage.say("pad_to_max_length=True has no effect: rows are packed, none is padded (packing=False pads them)")
     stage.earlier_seconds = state.seconds

@@ -24,8 +24,10 @@ from transformers import PreTrainedModel
 
 from luthier.layers.attention import PACKED, PACKS_CLEANLY
 from luthier.layers.batch import Batch
+from luthier.layers.decoder import run_decoder
 from luthier.layers.encoder_decoder import run_stack
 from luthier.layers.head_loss import Head, head_loss, head_scores
+from luthier.layers.recognition import FastStack, UnknownPart, fast_layers
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -62,6 +64,12 @@ class Model:
     def packs(self) -> bool:
         """Whether rows may be laid side by side in this architecture."""
         return type(self.plain).__name__ in PACKS_CLEANLY
+
+    @property
+    def path(self) -> str:
+        """Which layers compute packed rows as the model now stands: the engine's own, or transformers', and why."""
+        found = self._fast()
+        return "the engine's own layers" if isinstance(found, FastStack) else f"transformers' layers ({found})"
 
     @property
     def encoder_decoder(self) -> bool:
@@ -167,6 +175,9 @@ class Model:
 
     def _hidden(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Hidden states after the final norm at the positions that predict a label (N, D), and the router's loss."""
+        fast = self._fast() if batch.attention_mask_BT is None else None
+        if isinstance(fast, FastStack):
+            return run_decoder(fast, batch, self.dtype), None
         if batch.source is not None:
             hidden_BTD, balance = self._decoded(batch), None
         else:
@@ -179,6 +190,15 @@ class Model:
             hidden_BTD = outputs.last_hidden_state
             balance = self._balance(outputs.router_logits, batch) if routed else None
         return hidden_BTD.flatten(0, 1)[batch.positions_N], balance
+
+    def _fast(self) -> FastStack | UnknownPart:
+        """The model as the engine's own layers take it, or what they do not know of it."""
+        if not self.packs:
+            return UnknownPart("rows of this architecture are not packed")
+        try:
+            return fast_layers(self.plain, self.dtype)
+        except UnknownPart as part:
+            return part
 
     def _context(self, batch: Batch) -> dict[str, Any]:
         """What tells the model which tokens belong together."""

@@ -1,0 +1,29 @@
+"""Every bench, one after the other, into one file: train, prepare, generate, startup.
+
+    python3 run.py bench [all] [--peers trl,hf] [--shape 135m] [--method lora,full] [--steps 8] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from bench import generate, prepare, startup, train
+from bench.field import machine, options
+from bench.field.shapes import SHAPES
+
+
+def main(arguments: list[str]) -> int:
+    """Run them all."""
+    asked = options.parse(arguments, SHAPES, (__doc__ or "").splitlines()[0])
+    facts = machine.describe()
+    print(machine.headline(facts))
+    results: dict[str, Any] = {}
+    for bench in (train, prepare, generate, startup):
+        results |= bench.run(asked)
+        options.write(asked, options.record(asked, results) | {"machine": facts})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

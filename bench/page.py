@@ -1,0 +1,171 @@
+"""The page of measured speed, docs/performance.md, written from the files of other benches.
+
+    python3 run.py bench page FILE.json [FILE.json ...]
+
+Each file's results stand under the machine and the versions that they were measured with. Nothing is left out: rows
+where a peer is ahead are listed once more at the end of their table, and what was not measured is named.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from bench.field import table
+from bench.field.options import ROOT
+
+PAGE = ROOT / "docs" / "performance.md"
+INTRODUCTION = """# Performance
+
+Written by `python3 run.py bench page` from the files that `python3 run.py bench --json FILE` left; not by hand.
+
+How it is measured. One process for each contender is kept alive, and exactly one of them takes a step at a time, by
+turns, so that all of them meet the same machine. Luthier runs the job that `luthier tune` runs; Hugging Face's Trainer
+and TRL's SFTTrainer run through their own `train()`. All of them train on the very same tokens (GSM8K's rows) and on
+the same random weights of a real shape. *Shipped* is a library with its own default settings, *tuned* with what its
+documentation advises for speed: packing (TRL) or batches of like length (Trainer), no activation checkpointing, bf16
+compute. Where all weights train, the Trainer as shipped updates them in the bf16 that they are stored in; the others
+keep fp32 master weights.
+
+Figures are medians of the steps after warm-up. `compl.` counts tokens that carry loss. A ratio is Luthier's figure over
+the peer's in the same race: above 1 Luthier is faster, and memory below 1 is less. On a machine that others use, too,
+seconds on the clock say little, and tokens for each second of the processor (CPU-s) say more; ratios of few steps carry
+some 15 % of chance, those of completion tokens more, for each contender draws its own rows.
+"""
+
+
+def page(files: Sequence[Mapping[str, Any]]) -> str:
+    """The whole page."""
+    parts = [INTRODUCTION]
+    for found in files:
+        parts += _machine(found)
+        for result in found.get("train", ()):
+            parts += _train(result)
+        parts += _rest(found)
+    parts += ["## Not measured", *_unmeasured(files)]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _machine(found: Mapping[str, Any]) -> Iterator[str]:
+    facts, asked = found["machine"], found["options"]
+    versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
+    yield f"## {facts['date']}, {facts['processor']}"
+    yield ""
+    yield (f"{facts['cores']} of {facts['cores_of_machine']} cores, {asked['threads']} threads each, bf16 "
+           f"by {facts['bf16_instructions']}, {facts['memory_gb']:.0f} GB, GPU: {facts['gpu'] or 'none'}; allocator: "
+           f"{asked['allocator'] or 'each as it comes'}; {facts['system']}, Python {facts['python']}, {versions}.")
+    load = facts["load_before"][0]
+    if load > 0.5:
+        yield (f"The machine was not idle: {load} processes wanted its {facts['cores_of_machine']} cores when this "
+               "began. Read the ratios, and the CPU-seconds.")  # fmt: skip
+    yield ""
+
+
+def _train(result: Mapping[str, Any]) -> Iterator[str]:
+    yield f"### Training: {result['note']}, {result['method']}, {result['rows_per_step']} rows a step"
+    yield ""
+    agreement = result["agreement"]
+    if "disagrees" in agreement:
+        yield f"**Not Hugging Face's numbers:** {agreement['disagrees']}."
+    else:
+        yield (f"In the same run Luthier's step agreed with plain Hugging Face in fp32: the loss to "
+               f"{agreement['loss']:.0e}, the worst of {agreement['tensors']} gradients to "
+               f"{agreement['gradient']:.0e}.")  # fmt: skip
+    yield ""
+    yield from _markdown(table.rows(result["groups"]))
+    facts = [found.get("facts", {}) for group in result["groups"] for found in group["contenders"].values()]
+    peers = {f"{name} {each[name]}" for each in facts for name in ("trl", "accelerate") if name in each}
+    if peers:
+        yield f"The peers ran with {', '.join(sorted(peers))} and the same builds of the rest."
+        yield ""
+    sources = list(dict.fromkeys(group.get("source") for group in result["groups"]))
+    if None in sources or len(sources) > 1:
+        yield "Luthier's source may have changed between these races; only lines of the same race compare."
+        yield ""
+    ahead = [f"{name} ({words} {found['luthier_over_it'][key]:.2f}x)" for group in result["groups"]
+             for name, found in group["contenders"].items() for key, words in _SIDES.items()
+             if _is_ahead(found.get("luthier_over_it", {}), key)]  # fmt: skip
+    yield "A peer is ahead in: " + (", ".join(ahead) if ahead else "nothing measured here") + "."
+    yield ""
+    for peer, reason in result["missing"].items():
+        yield f"{peer} is left out: {reason}"
+        yield ""
+
+
+_SIDES = {"completion_tokens_per_second": "completion tok/s",
+          "completion_tokens_per_cpu_second": "completion tok/CPU-s", "rss": "memory"}  # fmt: skip
+
+
+def _is_ahead(against: Mapping[str, float], key: str) -> bool:
+    value = against.get(key, 1.0)
+    return value > 1 if key == "rss" else value < 1
+
+
+def _rest(found: Mapping[str, Any]) -> Iterator[str]:
+    if "prepare" in found:
+        result = found["prepare"]
+        yield f"### Preparing {result['rows']:,} rows, caches empty"
+        yield ""
+        yield from _markdown([["", "rows/s", "rows/CPU-s", "tokens", "peak GB"], *(
+            [name, *((f"{each['rows_per_second']:,.0f}", f"{each['rows_per_cpu_second']:,.0f}", f"{each['tokens']:,}",
+                      f"{each['rss'] / 1e9:.2f}") if "reason" not in each else (each["reason"], "", "", ""))]
+            for name, each in result["contenders"].items())])  # fmt: skip
+    if "generate" in found:
+        result = found["generate"]
+        yield f"### Answering {result['prompts']} prompts, {result['shape']}, bf16"
+        yield ""
+        yield f"In fp32, {result['equal']} of {result['checked']} answers were equal to Hugging Face's token for token."
+        yield ""
+        yield from _markdown([["", "tok/s", "tok/CPU-s", "peak GB"], *(
+            [name, *((f"{each['tokens_per_second']:,.1f}", f"{each['tokens_per_cpu_second']:,.1f}",
+                      f"{each['rss'] / 1e9:.2f}") if "reason" not in each else (each["reason"], "", ""))]
+            for name, each in result["contenders"].items())])  # fmt: skip
+    if "startup" in found:
+        yield "### From the command to the end of the first step, caches warm"
+        yield ""
+        yield from _markdown([["", "seconds", "least", "most"], *(
+            [name, *(f"{value:.1f}" for value in (median(each), min(each), max(each)))]
+            for name, each in found["startup"]["seconds"].items())])  # fmt: skip
+
+
+def _unmeasured(files: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    done = {(result["shape"], result["method"]) for found in files for result in found.get("train", ())}
+    wanted = [(shape, method) for shape in ("135m", "0.5b", "t5-small") for method in ("lora", "full")]
+    lacking = [f"{shape} {method}" for shape, method in wanted if (shape, method) not in done]
+    yield ""
+    if lacking:
+        yield f"- Training: {', '.join(lacking)}."
+    for name in ("prepare", "generate", "startup"):
+        if not any(name in found for found in files):
+            yield f"- `run.py bench {name}`."
+    if not any(found["machine"]["gpu"] for found in files):
+        yield "- Anything on a GPU: the same command adds the 8B shape where it finds one."
+    if not any(found["options"]["allocator"] for found in files):
+        yield "- Every contender with the same tcmalloc (`--allocator`)."
+    yield "- torchtune and litgpt, which this bench does not race, and two data-parallel ranks."
+
+
+def _markdown(lines: Sequence[Sequence[str]]) -> Iterator[str]:
+    for number, line in enumerate(lines):
+        yield "| " + " | ".join(line) + " |"
+        if not number:
+            yield "|---" * len(line) + "|"
+    yield ""
+
+
+def main(arguments: list[str]) -> int:
+    """Write the page from the files named."""
+    if not arguments:
+        print("run.py bench page: expected the JSON files to write it from", file=sys.stderr)
+        return 2
+    PAGE.write_text(page([json.loads(Path(name).read_text("utf-8")) for name in arguments]), "utf-8")
+    print(f"written: {PAGE}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

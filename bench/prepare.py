@@ -1,0 +1,85 @@
+"""Data preparation: rows a second of Luthier's data room beside TRL's own preparation with packing.
+
+    python3 run.py bench prepare [--prepare-rows 20000] [--shape 135m] [--threads N] [--json FILE]
+
+Both go from the same JSONL rows to ids that are ready to train on, by turns, with empty caches. The peer tokenizes in
+one process, as it does unless told otherwise.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from bench.field import machine, options, peers, rows, shapes, table
+from bench.field.lockstep import Entry, race
+from bench.field.options import WORK, Options, say
+from bench.field.shapes import SHAPES
+from bench.train import entry
+
+ROUNDS = 3
+
+
+def run(asked: Options) -> dict[str, Any]:
+    """Measure; print a table; return everything measured."""
+    pythons, missing = peers.make([peer for peer in asked.peers if peer == "trl"], say)
+    work = WORK / "prepare"
+    model = shapes.build(shapes.first_causal(asked.shapes), rows.read(), WORK / "shapes")
+    tiny = shapes.build(SHAPES["tiny"], rows.read(), WORK / "shapes")
+    channel = rows.write_channel(work / "rows", asked.prepare_rows)
+    case = {"work": str(work), "model": str(model), "channel": str(channel), "threads": asked.threads,
+            "tiny": str(tiny), "pairs": str(rows.write_pairs(channel, work / "pairs.jsonl"))}  # fmt: skip
+    entries = [_entry(asked, table.OWN, Path(sys.executable), case, work)]
+    entries += [_entry(asked, peer, python, case, work) for peer, python in pythons.items()]
+    rounds = min(asked.steps, ROUNDS)
+    found: dict[str, Any] = {}
+    for record in race(entries, rounds, 1, machine.memory_budget(), say):
+        if not record.steps:
+            found[record.name] = {"reason": record.reason}
+            continue
+        found[record.name] = {
+            "rows_per_second": median(asked.prepare_rows / step.wall for step in record.steps),
+            "rows_per_cpu_second": median(asked.prepare_rows / step.cpu for step in record.steps),
+            "tokens": record.steps[-1].tokens, "completion_tokens": record.steps[-1].completion_tokens,
+            "rss": max(step.rss for step in record.steps), "steps": rounds,
+        }  # fmt: skip
+    result = {"rows": asked.prepare_rows, "contenders": found, "missing": missing}
+    show(result)
+    return {"prepare": result}
+
+
+def _entry(asked: Options, name: str, python: Path, case: dict[str, Any], work: Path) -> Entry:
+    return entry(asked, name, "prepare_run", python, case | {"style": name}, work)
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print a result."""
+    own = result["contenders"].get(table.OWN, {})
+    lines = [["", "rows/s", "rows/CPU-s", "tokens", "peak GB", "Luthier x wall", "x CPU-s"]]
+    for name, found in result["contenders"].items():
+        if "reason" in found:
+            lines.append([name, f"left out: {found['reason']}", *[""] * 5])
+            continue
+        against = ["", ""]
+        if name != table.OWN and "rows_per_second" in own:
+            against = [f"{own[key] / found[key]:.2f}x" for key in ("rows_per_second", "rows_per_cpu_second")]
+        lines.append([name, f"{found['rows_per_second']:,.0f}", f"{found['rows_per_cpu_second']:,.0f}",
+                      f"{found['tokens']:,}", f"{found['rss'] / 1e9:.2f}", *against])  # fmt: skip
+    print(f"\npreparing {result['rows']:,} rows from an empty cache")
+    print(table.render(lines))
+    for peer, reason in result["missing"].items():
+        print(f"{peer}: left out: {reason}")
+
+
+def main(arguments: list[str]) -> int:
+    """Run; 1 where Luthier did not finish."""
+    asked = options.parse(arguments, SHAPES, (__doc__ or "").splitlines()[0])
+    results = run(asked)
+    options.write(asked, options.record(asked, results))
+    return 0 if "rows_per_second" in results["prepare"]["contenders"][table.OWN] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,157 @@
+"""Training steps in lock step: Luthier's own job beside the peers' own trainers, on the same tokens.
+
+    python3 run.py bench train [--peers trl,hf] [--shape 135m] [--method lora,full] [--threads N] [--json FILE]
+
+Three contenders at most are alive: Luthier races each peer's two settings, as shipped and tuned. Its loss and
+gradients are compared with plain Hugging Face's before. With a GPU and no --shape, the 8B shape is added.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from operator import truediv
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from bench.field import machine, matmul, options, peers, rows, shapes, table
+from bench.field.lockstep import Contender, Entry, Record, race
+from bench.field.options import ROOT, WORK, Options, say
+from bench.field.shapes import SHAPES, Shape
+
+DEFAULT_SHAPES = ("135m",)
+STYLES = ("shipped", "tuned")
+
+
+def run(asked: Options) -> dict[str, Any]:
+    """Race every shape and method that was asked for; print a table for each; return everything measured."""
+    pythons, missing = peers.make(asked.peers, say)
+    names = asked.shapes or (*DEFAULT_SHAPES, *(("8b",) if torch.cuda.is_available() else ()))
+    found = []
+    for name in names:
+        for method in asked.methods:
+            if SHAPES[name].gpu and not torch.cuda.is_available():
+                say(f"{name}: needs a GPU, and there is none here; left out")
+                continue
+            result = measure(asked, SHAPES[name], method, pythons)
+            result["missing"] = missing
+            found.append(result)
+            show(result)
+    return {"train": found}
+
+
+def measure(asked: Options, shape: Shape, method: str, pythons: dict[str, Path]) -> dict[str, Any]:
+    """One shape and method."""
+    work = WORK / f"train-{shape.name}-{method}"
+    model = shapes.build(shape, rows.read(), WORK / "shapes")
+    channel = rows.write_channel(work / "rows")
+    prepared = rows.tokenize(channel, model, WORK / "cache")
+    case: dict[str, Any] = {
+        "work": str(work), "model": str(model), "channel": str(channel), "cache": str(WORK / "cache"),
+        "method": method, "rows": asked.rows or shape.rows, "pairs": shape.pairs,
+        "tokens": shape.tokens * (asked.rows or shape.rows) // shape.rows,
+        "ids": str(rows.write_ids(prepared, work / "ids.jsonl", shape.pairs)),
+    }  # fmt: skip
+    say(f"{shape.name} {method}: {len(prepared.split.train):,} rows, {int(prepared.tokens.lengths.sum()):,} tokens, "
+        f"{int(prepared.tokens.trained_counts.sum()):,} of them completions")  # fmt: skip
+    agreement = agree(asked, case, work)
+    body, head = shapes.parameters(model)
+    groups = []
+    for peer in [*pythons] or [""]:
+        if peer == "trl" and shape.pairs:
+            say("trl: its SFTTrainer takes no encoder-decoder; left out")
+            continue
+        field = entries(asked, case, work, peer, pythons)
+        before = machine.source()
+        records = race(field, asked.steps, asked.warm_up, machine.memory_budget(), say, ["peak"])
+        raced = contenders(records, body, head, method == "lora")
+        same = before if machine.source() == before else None  # None: edited while it raced
+        groups.append({"peer": peer, "source": same, "contenders": raced})
+    return {"shape": shape.name, "note": shape.note, "method": method, "rows_per_step": case["rows"],
+            "agreement": agreement, "groups": groups}  # fmt: skip
+
+
+def agree(asked: Options, case: dict[str, Any], work: Path) -> dict[str, Any]:
+    """Compare with plain Hugging Face in a process of its own."""
+    say("comparing loss and gradients with plain Hugging Face in fp32")
+    contender = Contender(entry(asked, "agreement", "agreement", Path(sys.executable), case, work))
+    try:
+        return contender.ready()
+    finally:
+        contender.end()
+
+
+def entry(asked: Options, name: str, module: str, python: Path, case: dict[str, Any], work: Path) -> Entry:
+    """A contender's process: a module of bench/field with a case."""
+    path = work / f"{name}.json"
+    path.write_text(json.dumps(case), "utf-8")
+    command = (str(python), "-m", f"bench.field.{module}", str(path))
+    return Entry(name, command, asked.environment(), ROOT, work / f"{name}.log")
+
+
+def entries(asked: Options, case: dict[str, Any], work: Path, peer: str, pythons: dict[str, Path]) -> list[Entry]:
+    """Luthier and one peer's settings."""
+    found = [entry(asked, table.OWN, "luthier_run", Path(sys.executable), case, work)]
+    for style in STYLES if peer else ():
+        name = f"{peer}-{style}"
+        found.append(entry(asked, name, "trainer_run", pythons[peer], case | {"style": name}, work))
+    return found
+
+
+def contenders(records: list[Record], body: int, head: int, lora: bool) -> dict[str, Any]:
+    """What is stored of a race: figures, share of the peak measured in it, and ratios to Luthier."""
+    peaks = [peak["bf16"] for record in records for peak in record.peaks]
+    found: dict[str, Any] = {}
+    for record in records:
+        if not record.steps:
+            found[record.name] = {"reason": record.reason}
+            continue
+        steps = record.steps
+        figures = table.summary(record)
+        item: dict[str, Any] = {"figures": figures, "facts": record.facts,
+                                "steps": [[round(step.wall, 3), round(step.cpu, 3), step.tokens, step.completion_tokens]
+                                          for step in steps]}  # fmt: skip
+        if peaks:
+            done = [matmul.operations(body, head, lora, step.tokens, step.completion_tokens) for step in steps]
+            seconds = [step.wall if torch.cuda.is_available() else step.cpu for step in steps]
+            item["bf16_peak"] = max(peaks)
+            item["share_of_bf16_peak"] = median(map(truediv, done, seconds)) / max(peaks)
+        found[record.name] = item
+    own = found.get(table.OWN, {}).get("figures")
+    for name, item in found.items():
+        if own and name != table.OWN and "figures" in item:
+            item["luthier_over_it"] = table.ratios(own, item["figures"])
+    return found
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print a result."""
+    agreement = result["agreement"]
+    print(f"\n{result['shape']} ({result['note']}), {result['method']}, {result['rows_per_step']} rows a step")
+    if "disagrees" in agreement:
+        print(f"NOT HUGGING FACE'S NUMBERS: {agreement['disagrees']}")
+    else:
+        print(f"agrees with plain Hugging Face in fp32: loss to {agreement['loss']:.1e}, the worst of "
+              f"{agreement['tensors']} gradients to {agreement['gradient']:.1e}, on {agreement['rows']} rows")
+    print(table.render(table.rows(result["groups"])))
+    for peer, reason in result["missing"].items():
+        print(f"{peer}: left out: {reason}")
+
+
+def main(arguments: list[str]) -> int:
+    """Run; 1 where Luthier's numbers are not Hugging Face's, or it did not finish."""
+    asked = options.parse(arguments, SHAPES, (__doc__ or "").splitlines()[0])
+    facts = machine.describe()
+    print(machine.headline(facts))
+    results = run(asked)
+    options.write(asked, options.record(asked, results) | {"machine": facts})
+    failed = [result for result in results["train"] if "disagrees" in result["agreement"]
+              or any("figures" not in group["contenders"][table.OWN] for group in result["groups"])]  # fmt: skip
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

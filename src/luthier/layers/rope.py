@@ -1,0 +1,45 @@
+"""Rotary positions (Su et al. 2021, arXiv:2104.09864): each head's first half is turned against its second.
+
+    y = x * cos + (-second half, first half) * sin
+
+The minus stands in the sine, so the halves are swapped in one copy and no negated or joined ones are made. Turning by
+the opposite angle undoes it, and is its backward pass. Its plain twin is transformers' apply_rotary_pos_emb
+(tests/layers/test_rope.py).
+
+Shapes: T tokens, H heads, D head size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Angles:
+    """Cosine of each position's angles, and sine with its first half negated."""
+
+    cos_T1D: Tensor
+    sin_T1D: Tensor
+
+    @classmethod
+    def of(cls, cos_1TD: Tensor, sin_1TD: Tensor) -> Angles:
+        """From what transformers' rotary embedding gives: both halves alike."""
+        signed = sin_1TD.clone()
+        signed[..., : signed.shape[-1] // 2].neg_()
+        return cls(cos_1TD[0, :, None], signed[0, :, None])
+
+    def opposite(self) -> Angles:
+        """The same angles the other way round."""
+        return Angles(self.cos_T1D, -self.sin_T1D)
+
+
+def rotate(x_THD: Tensor, angles: Angles) -> Tensor:
+    """Each head turned by its position's angles: a new tensor, without a graph."""
+    half = x_THD.shape[-1] // 2
+    turned = torch.empty_like(x_THD)
+    turned[..., :half] = x_THD[..., half:]
+    turned[..., half:] = x_THD[..., :half]
+    return turned.mul_(angles.sin_T1D).addcmul_(x_THD, angles.cos_T1D)

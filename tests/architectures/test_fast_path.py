@@ -1,0 +1,222 @@
+"""The engine's own layers give transformers' and PEFT's losses and gradients, and step aside where they do not know."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_forward import LENGTHS, batch_of, gradients, random_rows, reference_loss
+from tiny_models import ALL, config_of, network_of
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from luthier.layers.recognition import UnknownPart
+from luthier.weights.lora import Adapter, attach, linear_names
+from luthier.weights.model import Model
+
+FAST = ("llama", "mistral", "gemma", "qwen2", "qwen3")
+OWN = "the engine's own layers"
+CPU = torch.device("cpu")
+
+
+def model_of(network: PreTrainedModel, dtype: torch.dtype = torch.float32) -> Model:
+    return Model(network, dtype, CPU)
+
+
+def adapted(network: PreTrainedModel, dropout: float = 0.0, dtype: torch.dtype = torch.float32, **more: Any) -> Model:
+    """With an adapter on every linear layer that is not at its start, where half of its gradients are zero."""
+    network.requires_grad_(False)
+    model = attach(model_of(network, dtype), Adapter(3, 5, dropout, linear_names(network), **more), seed=0)
+    torch.manual_seed(1)
+    for parameter in model.trainable().values():
+        parameter.data.normal_(0, 0.1)
+    return model
+
+
+def on_the_plain_path(model: Model, monkeypatch: pytest.MonkeyPatch) -> Model:
+    monkeypatch.setattr(model, "_fast", lambda: UnknownPart("asked for"))
+    return model
+
+
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 1e-5) -> None:
+    """Every gradient, by its distance relative to its size."""
+    assert found.keys() == expected.keys()
+    assert len(found) > 1
+    largest = max(value.norm().item() for value in expected.values())
+    for key, value in expected.items():  # a key's bias has no gradient but rounding: all scores of a query move alike
+        distance = (found[key] - value).norm().item()
+        assert distance <= tolerance * max(value.norm().item(), 1e-3 * largest), key
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_run_is_told_which_path_it_takes(name: str) -> None:
+    path = model_of(network_of(name)).path
+    assert (path == OWN) == (name in FAST)
+    assert path == OWN or path.startswith("transformers' layers (")
+
+
+@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("lora", [False, True])
+def test_loss_and_every_gradient_are_hugging_faces(name: str, lora: bool) -> None:
+    network, rows = network_of(name), random_rows([*LENGTHS, 150])
+    model = adapted(network) if lora else model_of(network)
+    reference = reference_loss(model.plain, rows)
+    reference.backward()
+    expected = gradients(model.network)
+    assert model.path == OWN
+    loss = model.loss(batch_of(network, rows, packed=True))
+    loss.backward()
+    assert loss.item() == pytest.approx(reference.item(), rel=1e-6)
+    assert_same(gradients(model.network), expected)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.lists(st.integers(2, 30), min_size=1, max_size=4), st.sampled_from(FAST), st.sampled_from([1, 2, 4]),
+    st.booleans(), st.booleans(), st.booleans(),
+)  # fmt: skip
+def test_odd_shapes(lengths: list[int], name: str, key_heads: int, tied: bool, bias: bool, lora: bool) -> None:
+    config = config_of(name)
+    config.num_key_value_heads, config.tie_word_embeddings = key_heads, tied
+    config.attention_bias = config.mlp_bias = bias
+    torch.manual_seed(0)
+    network = AutoModelForCausalLM.from_config(config).eval()
+    for parameter in network.parameters():
+        if parameter.ndim == 1:  # biases and norms are born all alike
+            parameter.data.add_(torch.randn_like(parameter) * 0.1)
+    rows = random_rows(lengths)
+    rows.append((rows[0][0][:1], rows[0][1][:1] & False))  # a row of one token carries no loss
+    model = adapted(network) if lora else model_of(network)
+    reference = reference_loss(model.plain, rows[:-1])
+    reference.backward()
+    expected = gradients(model.network)
+    assert model.path == OWN
+    loss = model.loss(batch_of(network, rows, packed=True))
+    loss.backward()
+    assert loss.item() == pytest.approx(reference.item(), rel=1e-6)
+    assert_same(gradients(model.network), expected, 3e-5)
+
+
+@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("lora", [False, True])
+def test_bf16_errs_no_more_than_hugging_faces_autocast(
+    name: str, lora: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gradient(model: Model) -> Tensor:
+        model.loss(batch).backward()
+        return torch.cat([value.flatten() for value in gradients(model.network).values()])
+
+    def build(dtype: torch.dtype) -> Model:
+        fresh = copy.deepcopy(network)
+        return adapted(fresh.to(dtype), dtype=dtype) if lora else model_of(fresh, dtype)
+
+    network = network_of(name)
+    network.bfloat16().float()  # so that both types start from the same weights
+    batch = batch_of(network, random_rows([40, 60, 33, 90]), packed=True)
+    exact = gradient(on_the_plain_path(build(torch.float32), monkeypatch))
+    plain = gradient(on_the_plain_path(build(torch.bfloat16), monkeypatch))
+    own = build(torch.bfloat16)
+    assert own.path == OWN
+    # One draw of rounding errors against another: they differ by some percent of themselves.
+    assert (gradient(own) - exact).norm() <= 1.15 * (plain - exact).norm()
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_recomputed_activations_drop_the_same(dropout: float) -> None:
+    model = adapted(network_of("llama"), dropout)
+    batch = batch_of(model.plain, random_rows(LENGTHS), packed=True)
+    model.network.train()
+
+    def found(seed: int) -> dict[str, Tensor]:
+        torch.manual_seed(seed)
+        model.loss(batch).backward()
+        return gradients(model.network)
+
+    kept, other = found(0), found(1)
+    model.recompute_activations()
+    assert model.path == OWN
+    assert_same(found(0), kept, 1e-6)
+    assert any(not torch.equal(kept[key], other[key]) for key in kept) == bool(dropout)
+    model.network.eval()
+    assert all(torch.equal(a, b) for a, b in zip(found(0).values(), found(1).values(), strict=True))
+
+
+def test_the_gradient_under_dropout_is_that_of_the_loss() -> None:
+    """Along its own direction, with the same masks drawn each time."""
+    model = adapted(network_of("llama"), 0.3)
+    batch = batch_of(model.plain, random_rows(LENGTHS), packed=True)
+    model.network.train()
+
+    def loss() -> Tensor:
+        torch.manual_seed(5)
+        return model.loss(batch)
+
+    loss().backward()
+    found = {name: parameter.grad for name, parameter in model.trainable().items()}
+    size = torch.sqrt(sum((grad.square().sum() for grad in found.values() if grad is not None), torch.zeros(())))
+    ends = []
+    for sign in (1, -2):
+        for name, parameter in model.trainable().items():
+            parameter.data.add_(found[name] / size, alpha=sign * 3e-3)  # type: ignore[arg-type]
+        ends.append(loss().item())
+    assert (ends[0] - ends[1]) / 6e-3 == pytest.approx(size.item(), rel=2e-2)
+
+
+def test_the_adapter_can_be_switched_off() -> None:
+    network = network_of("llama")
+    batch = batch_of(network, random_rows(LENGTHS), packed=True)
+    base = model_of(network).scores(batch).loss_N
+    model = adapted(network)
+    assert not torch.allclose(model.scores(batch).loss_N, base)
+    with model.as_base():
+        assert model.path == OWN
+        torch.testing.assert_close(model.scores(batch).loss_N, base)
+
+
+def hook(model: Model) -> None:
+    model.plain.base_model.layers[1].mlp.register_forward_hook(lambda *_: None)
+
+
+def gated_off(model: Model) -> None:
+    model.plain.base_model.layers[0].mlp.act_fn = nn.ReLU()
+
+
+def other_weights(model: Model) -> None:
+    class Sharded(nn.Parameter):
+        """Stands for any weight that is no plain tensor."""
+
+    linear: Any = model.plain.base_model.layers[0].mlp.up_proj
+    linear.weight = Sharded(linear.weight.data)
+
+
+def other_norm(model: Model) -> None:
+    model.plain.base_model.layers[0].input_layernorm = nn.LayerNorm(32)
+
+
+def attention_dropout(model: Model) -> None:
+    model.plain.base_model.layers[0].self_attn.attention_dropout = 0.1
+    model.network.train()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [(hook, "a hook at layers.1.mlp"), (gated_off, "the activation ReLU"), (other_weights, "a layer of Linear"),
+     (other_norm, "the norm LayerNorm"), (attention_dropout, "dropout in the attention")],
+)  # fmt: skip
+def test_it_steps_aside(change: Any, said: str) -> None:
+    model = model_of(network_of("llama"))
+    change(model)
+    assert model.path == f"transformers' layers ({said})"
+
+
+def test_it_steps_aside_for_dora_for_fp16_and_for_padded_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert adapted(network_of("llama"), dora=True).path == "transformers' layers (an adapter that is not plain LoRA)"
+    assert model_of(network_of("llama"), torch.float16).path == "transformers' layers (computing in torch.float16)"
+    model = model_of(network_of("llama"))
+    padded = batch_of(model.plain, random_rows(LENGTHS), packed=False)
+    monkeypatch.setattr(model, "_fast", lambda: pytest.fail("asked for padded rows"))
+    assert torch.isfinite(model.loss(padded))

@@ -1,0 +1,32 @@
+"""Rotary positions as transformers turns them, and back."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+from luthier.layers.rope import Angles, rotate
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 4), st.integers(1, 6))
+def test_equals_the_plain_function_and_its_gradient(tokens: int, heads: int, half: int) -> None:
+    torch.manual_seed(tokens)
+    angle = torch.randn(1, tokens, half).repeat(1, 1, 2)
+    cos, sin = angle.cos(), angle.sin()
+    x = torch.randn(tokens, heads, 2 * half, requires_grad=True)
+    query = x.transpose(0, 1)[None]
+    expected = apply_rotary_pos_emb(query, query, cos, sin)[0][0].transpose(0, 1)
+    angles = Angles.of(cos, sin)
+    torch.testing.assert_close(rotate(x.detach(), angles), expected)
+    grad = torch.randn_like(x)
+    (wanted,) = torch.autograd.grad(expected, x, grad)
+    torch.testing.assert_close(rotate(grad, angles.opposite()), wanted)
+
+
+def test_the_model_s_own_sine_is_left_alone() -> None:
+    sin = torch.ones(1, 2, 4)
+    Angles.of(torch.ones(1, 2, 4), sin)
+    assert torch.equal(sin, torch.ones(1, 2, 4))

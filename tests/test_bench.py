@@ -1,0 +1,228 @@
+"""The bench's own promises: strict turns, honest tables, a check of the numbers that can fail, a command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # the bench is run from the root, never installed
+
+from bench import page, train  # noqa: E402
+from bench.field import agreement, machine, matmul, options, peers, rows, shapes, table  # noqa: E402
+from bench.field.lockstep import Entry, Record, Step, race  # noqa: E402
+
+TOY = """
+import sys, time
+from bench.field.line import Line, Stopwatch, peak_rss
+name, diary, fails_after = sys.argv[1], sys.argv[2], int(sys.argv[3])
+line, watch = Line(), Stopwatch()
+print("a library prints")
+def note(what):
+    with open(diary, "a") as handle:
+        handle.write(f"{name} {what}\\n")
+line.say(toy=name)
+steps = 0
+while True:
+    word = line.wait()
+    if word == "peak":
+        line.say(bf16=1.0)
+        continue
+    watch.start()
+    note("begins")
+    if steps == fails_after:
+        raise SystemExit("out of strings")
+    steps += 1
+    time.sleep(0.01)
+    note("ends")
+    line.say(**watch.read(), tokens=10, completion_tokens=4, loss=1.0, rss=peak_rss())
+"""
+
+
+def toy(folder: Path, name: str, fails_after: int = -1) -> Entry:
+    (folder / "toy.py").write_text(TOY)
+    command = (sys.executable, str(folder / "toy.py"), name, str(folder / "diary"), str(fails_after))
+    return Entry(name, command, {**os.environ, "PYTHONPATH": str(ROOT)}, ROOT, folder / f"{name}.log")
+
+
+def test_one_contender_at_a_time_and_who_starts_moves_on(tmp_path: Path) -> None:
+    records = race([toy(tmp_path, "a"), toy(tmp_path, "b")], 3, 1, 1e12, lambda _: None, ["peak"])
+    diary = [line.split() for line in (tmp_path / "diary").read_text().splitlines()]
+    assert [name for name, what in diary if what == "begins"] == list("abbaabba")
+    assert [name for name, what in diary if what == "ends"] == list("abbaabba")
+    assert [what for _, what in diary] == ["begins", "ends"] * 8
+    assert [(record.name, len(record.steps), record.facts) for record in records] == [
+        ("a", 3, {"toy": "a"}), ("b", 3, {"toy": "b"}),
+    ]  # fmt: skip
+    assert [len(record.peaks) for record in records] == [3, 0]  # only the first is asked for the machine's peak
+    assert all(step.wall >= 0.01 and step.rss > 1e6 for record in records for step in record.steps)
+
+
+def test_a_contender_that_fails_leaves_with_its_reason_and_the_others_go_on(tmp_path: Path) -> None:
+    said: list[str] = []
+    good, bad = race([toy(tmp_path, "good"), toy(tmp_path, "bad", fails_after=1)], 2, 0, 1e12, said.append)
+    assert len(good.steps) == 2
+    assert not bad.steps
+    assert "out of strings" in bad.reason
+    assert any("bad leaves: ended with code 1: out of strings" in line for line in said)
+
+
+def test_contenders_that_hold_too_much_memory_are_sent_away_but_never_the_first(tmp_path: Path) -> None:
+    own, peer = race([toy(tmp_path, "own"), toy(tmp_path, "peer")], 2, 0, 1e6, lambda _: None)
+    assert len(own.steps) == 2
+    assert not peer.steps
+    assert "together they held" in peer.reason
+
+
+def record(name: str, seconds: float, rss: int) -> Record:
+    steps = [Step(wall, wall / 2, 100, 40, 3.0, rss) for wall in (seconds, seconds * 50, seconds)]
+    return Record(name, {}, steps, [{"bf16": 3e5}, {"bf16": 4e5}] if name == table.OWN else [])
+
+
+def test_the_table_takes_medians_and_holds_each_peer_against_its_own_race() -> None:
+    gone = Record("litgpt", reason="ended with code 1")
+    found = train.contenders([record(table.OWN, 0.5, 10**9), record("trl-tuned", 2.0, 2 * 10**9), gone], 100, 50, False)
+    assert found["luthier"]["figures"]["tokens_per_second"] == 200
+    assert found["luthier"]["share_of_bf16_peak"] == pytest.approx(6 * (100 * 100 + 50 * 40) / 0.25 / 4e5)
+    assert found["trl-tuned"]["luthier_over_it"] == {
+        "completion_tokens_per_second": 4, "completion_tokens_per_cpu_second": 4, "tokens_per_cpu_second": 4,
+        "rss": 0.5,
+    }  # fmt: skip
+    lines = table.render(table.rows([{"contenders": found}])).splitlines()
+    assert lines[1].split() == ["luthier", "200", "80", "400", "160", "1.00", "72.0%"]
+    assert lines[2].split()[-4:] == ["4.00x", "4.00x", "4.00x", "0.50x"]
+    assert lines[3].split(maxsplit=1) == ["litgpt", "left out: ended with code 1"]
+
+
+def test_the_page_says_where_a_peer_is_ahead_and_what_was_not_measured() -> None:
+    slow = train.contenders([record(table.OWN, 4.0, 10**9), record("hf-tuned", 2.0, 2 * 10**9)], 100, 50, True)
+    group: dict[str, Any] = {"peer": "hf", "source": "abc", "contenders": slow}
+    agreed = {"loss": 1e-8, "gradient": 2e-6, "worst": "a", "tensors": 9, "rows": 4}
+    result = {"shape": "135m", "note": "a shape", "method": "lora", "rows_per_step": 8, "agreement": agreed,
+              "groups": [group], "missing": {"litgpt": "no wheel"}}  # fmt: skip
+    facts = machine.describe() | {"gpu": None, "load_before": [3.5, 1.0, 1.0]}
+    found = {"machine": facts, "options": {"threads": 1, "allocator": None}, "train": [result]}
+    text = page.page([found])
+    assert "A peer is ahead in: hf-tuned (completion tok/s 0.50x), hf-tuned (completion tok/CPU-s 0.50x)." in text
+    assert "litgpt is left out: no wheel" in text
+    assert "not idle: 3.5 processes" in text
+    assert "- Training: 135m full, 0.5b lora" in text
+    assert "Anything on a GPU" in text
+    group["source"] = None
+    assert "may have changed between these races" in page.page([found])
+
+
+def test_lora_needs_fewer_operations() -> None:
+    assert matmul.operations(10, 5, True, 7, 3) == 4 * (10 * 7 + 5 * 3)
+    assert matmul.operations(10, 5, False, 7, 3) == 6 * (10 * 7 + 5 * 3)
+
+
+@pytest.mark.parametrize(
+    ("loss", "change", "says"),
+    [(2.0, 1e-4, "the gradient of b differs"), (2.001, 0.0, "the loss differs"), (float("nan"), 0.0, "the loss")],
+)
+def test_the_check_of_the_numbers_fails_when_they_differ(loss: float, change: float, says: str) -> None:
+    expected = {"a": torch.ones(3), "b": torch.arange(4.0)}
+    found = {"a": torch.ones(3), "b": torch.arange(4.0) * (1 + change)}
+    with pytest.raises(agreement.DisagreementError, match=says):
+        agreement.compare(loss, found, 2.0, expected, 1)
+
+
+def test_the_check_of_the_numbers_misses_no_gradient_and_passes_equal_ones() -> None:
+    whole = {"a": torch.ones(3), "b": torch.arange(4.0)}
+    assert agreement.compare(2.0, whole, 2.0, whole, 5).gradient == 0
+    with pytest.raises(agreement.DisagreementError, match=r"one side only .first: b"):
+        agreement.compare(2.0, {"a": torch.ones(3)}, 2.0, whole, 5)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return shapes.build(shapes.SHAPES["tiny"], rows.read()[:50], tmp_path_factory.mktemp("shapes"))
+
+
+@pytest.mark.parametrize("lora", [True, False])
+def test_luthier_agrees_with_plain_hugging_face_on_the_bench_s_rows(tiny: Path, tmp_path: Path, lora: bool) -> None:
+    prepared = rows.tokenize(rows.write_channel(tmp_path / "rows", 8), tiny, tmp_path / "cache")
+    found = agreement.check(tiny, prepared, lora, prepared.split.train[:2].tolist())
+    assert found.gradient <= agreement.LIMIT
+    assert found.tensors == (28 if lora else 20)
+
+
+def test_more_rows_than_there_are_repeat_with_a_counter(tmp_path: Path) -> None:
+    count = len(rows.read()) + 2
+    channel = rows.write_channel(tmp_path / "rows", count)
+    pairs = rows.write_pairs(channel, tmp_path / "pairs.jsonl")
+    prompts = [json.loads(line)["prompt"] for line in pairs.read_text().splitlines()]
+    assert len(set(prompts)) == count
+    assert f"### Instruction:\n{count - 1}. " in prompts[-1]
+
+
+def test_peers_get_the_ids_that_luthier_made(tiny: Path, tmp_path: Path) -> None:
+    prepared = rows.tokenize(rows.write_channel(tmp_path / "rows", 3), tiny, tmp_path / "cache")
+    lines = [json.loads(line) for line in rows.write_ids(prepared, tmp_path / "ids", False).read_text().splitlines()]
+    ids, trained = prepared.tokens.row(0)
+    assert lines[0]["input_ids"] == ids.tolist()
+    assert sum(label != -100 for line in lines for label in line["labels"]) == prepared.tokens.trained_counts.sum()
+    pair = json.loads(rows.write_ids(prepared, tmp_path / "pairs", True).read_text().splitlines()[0])
+    assert pair["input_ids"] + pair["labels"] == ids.tolist()
+    assert len(pair["labels"]) == trained.sum()
+
+
+def test_the_list_of_peers_is_pinned() -> None:
+    assert {"trl", "hf"} <= set(peers.known())
+    with pytest.raises(ValueError, match="'trl>=1': expected NAME==VERSION"):
+        peers.read("[.venv-peers: trl]\ntrl>=1")
+
+
+def test_a_peer_that_cannot_be_installed_is_named_with_pip_s_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = tmp_path / "peers.txt"
+    wanted.write_text("[.venv-none: nobody]\nnobody-has-this==1.0\n")
+    monkeypatch.setattr(peers, "LIST", wanted)
+    monkeypatch.setattr(peers, "ROOT", tmp_path)
+    monkeypatch.setenv("LUTHIER_PIP_ARGS", "--no-index")
+    said: list[str] = []
+    there, missing = peers.make(["nobody"], said.append)
+    assert not there
+    assert "No matching distribution" in missing["nobody"]
+    assert any("nobody is left out" in line for line in said)
+
+
+def test_the_command_line() -> None:
+    asked = options.parse(["--peers", "trl", "--shape", "tiny,135m", "--method", "lora", "--threads", "1"],
+                          shapes.SHAPES, "")  # fmt: skip
+    assert (asked.peers, asked.shapes, asked.methods, asked.steps) == (("trl",), ("tiny", "135m"), ("lora",), 8)
+    assert asked.environment()["OMP_NUM_THREADS"] == "1"
+    assert options.parse(["--peers", "none"], shapes.SHAPES, "").peers == ()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--peers", "tlr"], "--peers tlr: expected trl, hf"),
+        (["--shape", "7b"], "--shape 7b: expected tiny"),
+        (["--steps", "0"], "--steps 0: expected at least 1"),
+    ],
+)
+def test_the_command_line_refuses(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        options.parse(arguments, shapes.SHAPES, "")
+    assert says in capsys.readouterr().err
+
+
+def test_no_allocator_is_said_and_not_pretended(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(machine, "find_allocator", lambda: None)
+    asked = options.parse(["--allocator"], shapes.SHAPES, "")
+    assert "LD_PRELOAD" not in set(asked.environment()) - set(os.environ)
+    assert "tcmalloc is not on this machine" in capsys.readouterr().err
+    monkeypatch.setattr(machine, "find_allocator", lambda: Path("/lib/tcmalloc.so"))
+    assert options.parse(["--allocator"], shapes.SHAPES, "").environment()["LD_PRELOAD"] == "/lib/tcmalloc.so"
