@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from architectures.test_forward import LENGTHS, batch_of, gradients, random_rows, reference_loss
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_forward import LENGTHS, batch_of, gradients, random_rows, reference_loss
 from tiny_models import ALL, config_of, network_of
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -112,7 +112,7 @@ def test_bf16_errs_no_more_than_hugging_faces_autocast(
 
     def build(dtype: torch.dtype) -> Model:
         fresh = copy.deepcopy(network)
-        return adapted(fresh.to(dtype), dtype=dtype) if lora else model_of(fresh, dtype)
+        return adapted(nn.Module.to(fresh, dtype), dtype=dtype) if lora else model_of(fresh, dtype)
 
     network = network_of(name)
     network.bfloat16().float()  # so that both types start from the same weights
@@ -156,12 +156,13 @@ def test_the_gradient_under_dropout_is_that_of_the_loss() -> None:
         return model.loss(batch)
 
     loss().backward()
-    found = {name: parameter.grad for name, parameter in model.trainable().items()}
-    size = torch.sqrt(sum((grad.square().sum() for grad in found.values() if grad is not None), torch.zeros(())))
+    found = {name: parameter.grad for name, parameter in model.trainable().items() if parameter.grad is not None}
+    assert found.keys() == model.trainable().keys()
+    size = torch.sqrt(sum((grad.square().sum() for grad in found.values()), torch.zeros(())))
     ends = []
     for sign in (1, -2):
         for name, parameter in model.trainable().items():
-            parameter.data.add_(found[name] / size, alpha=sign * 3e-3)  # type: ignore[arg-type]
+            parameter.data.add_(found[name] / size, alpha=sign * 3e-3)
         ends.append(loss().item())
     assert (ends[0] - ends[1]) / 6e-3 == pytest.approx(size.item(), rel=2e-2)
 
@@ -177,28 +178,33 @@ def test_the_adapter_can_be_switched_off() -> None:
         torch.testing.assert_close(model.scores(batch).loss_N, base)
 
 
+def layer_of(model: Model, index: int) -> Any:
+    layers: Any = model.plain.base_model.layers
+    return layers[index]
+
+
 def hook(model: Model) -> None:
-    model.plain.base_model.layers[1].mlp.register_forward_hook(lambda *_: None)
+    layer_of(model, 1).mlp.register_forward_hook(lambda *_: None)
 
 
 def gated_off(model: Model) -> None:
-    model.plain.base_model.layers[0].mlp.act_fn = nn.ReLU()
+    layer_of(model, 0).mlp.act_fn = nn.ReLU()
 
 
 def other_weights(model: Model) -> None:
     class Sharded(nn.Parameter):
         """Stands for any weight that is no plain tensor."""
 
-    linear: Any = model.plain.base_model.layers[0].mlp.up_proj
+    linear = layer_of(model, 0).mlp.up_proj
     linear.weight = Sharded(linear.weight.data)
 
 
 def other_norm(model: Model) -> None:
-    model.plain.base_model.layers[0].input_layernorm = nn.LayerNorm(32)
+    layer_of(model, 0).input_layernorm = nn.LayerNorm(32)
 
 
 def attention_dropout(model: Model) -> None:
-    model.plain.base_model.layers[0].self_attn.attention_dropout = 0.1
+    layer_of(model, 0).self_attn.attention_dropout = 0.1
     model.network.train()
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tiny_models import ALL, network_of
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CohereConfig, CohereForCausalLM, PreTrainedModel
 
 from luthier.data.batches import Layout, collate
@@ -63,7 +63,7 @@ def reference_loss(network: PreTrainedModel, rows: Rows) -> Tensor:
     return total
 
 
-def gradients(network: PreTrainedModel) -> dict[str, Tensor]:
+def gradients(network: nn.Module) -> dict[str, Tensor]:
     found = {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
     network.zero_grad()
     return found

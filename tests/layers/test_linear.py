@@ -56,6 +56,7 @@ def test_equals_autograd(
     with torch.no_grad():
         grad_x, each = linear_backward(grads, x, layers, kept, wants_input=True)
     assert len(each) == 4 * len(layers)
+    assert grad_x is not None
     got = [grad_x, *(grad for grad in each if grad is not None)]
     for mine, theirs in zip(got, wanted, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
