@@ -37,6 +37,7 @@ def together(size: int, work: Callable[..., Any], *arguments: Any, **environment
     for rank, (_, theirs) in enumerate(pipes):
         place = {"RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         settings = dict(os.environ) | {name: str(value) for name, value in place.items()} | environment
+        settings["CREW_STDERR"] = f"/proc/{os.getpid()}/fd/2"
         process = PROCESSES.Process(target=_rank, args=(theirs, settings, work, arguments), daemon=True)
         process.start()
         theirs.close()
@@ -62,6 +63,8 @@ def _rank(pipe: Connection, environment: dict[str, str], work: Callable[..., Any
     os.environ.clear()
     os.environ.update(environment | {"GLOO_SOCKET_IFNAME": _loopback()})
     torch.set_num_threads(1)
+    # The test's own, not that of the process the ranks are forked from, which an earlier test may have started.
+    os.dup2(os.open(os.environ.pop("CREW_STDERR"), os.O_WRONLY | os.O_APPEND), 2)
     try:
         with joined() as ranks:
             result = work(ranks, *arguments)
