@@ -102,6 +102,8 @@ def install(dev: bool) -> None:
     _run(str(PYTHON), "-m", "pip", "install", "-qq", "-c", str(ROOT / "constraints.txt"), "-e", what, *extra)
     STAMP.write_text(json.dumps({"key": key, "dev": dev}), "utf-8")
     say(f"installed in {time.monotonic() - start:.0f} s")
+    if sys.platform == "linux" and not any(Path("/usr/lib").glob("*/libtcmalloc_minimal.so.4")):
+        say("a CPU trains faster with tcmalloc, where it is: sudo apt-get install libtcmalloc-minimal4")
 
 
 def _nvidia() -> bool:
@@ -189,8 +191,22 @@ def demo(options: list[str]) -> None:
     become(str(PYTHON), "-m", "luthier", *command)
 
 
+def install_programs() -> None:
+    """What the tests need beside Python packages, from Debian's packages; Stop where they cannot be installed."""
+    if shutil.which("initdb") or any(Path("/usr/lib/postgresql").glob("*/bin/initdb")):
+        return
+    if os.geteuid() != 0 or not shutil.which("apt-get"):
+        raise Stop("the tests need PostgreSQL (initdb, pg_ctl); install it: sudo apt-get install postgresql")
+    say("installing PostgreSQL for the tests: apt-get install postgresql")
+    _run("apt-get", "update", "-q")
+    _run("apt-get", "install", "-q", "-y", "--no-install-recommends", "postgresql")
+
+
 def test(options: list[str]) -> None:
-    install(dev=True)
+    # The clients' own venvs come beside Luthier's; one that cannot be made says so, and its tests then fail.
+    with subprocess.Popen([str(PYTHON), str(ROOT / "tests" / "wire" / "clients.py")]):
+        install(dev=True)
+        install_programs()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = ["-n", str(min(cores, 4))] if cores > 1 and not any(item.startswith("-n") for item in options) else []
     # One thread per worker: more of them on the same cores only wait for each other.

@@ -127,8 +127,9 @@ def _rest(found: Mapping[str, Any]) -> Iterator[str]:
     if "startup" in found:
         yield "### From the command to the end of the first step, caches warm"
         yield ""
-        yield from _markdown([["", "seconds", "least", "most"], *(
-            [name, *(f"{value:.1f}" for value in (median(each), min(each), max(each)))]
+        spent = found["startup"]["cpu_seconds"]
+        yield from _markdown([["", "seconds", "least", "most", "CPU seconds"], *(
+            [name, *(f"{value:.1f}" for value in (median(each), min(each), max(each), median(spent[name])))]
             for name, each in found["startup"]["seconds"].items())])  # fmt: skip
 
 

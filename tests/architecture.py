@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 
-OPEN = frozenset({"errors", "storage", "jobfolder", "door", "home"})
+OPEN = frozenset({"errors", "storage", "jobfolder", "door", "home", "allocator"})
 ENGINE = OPEN | {"catalog", "layers", "data", "weights"}
 # Room -> the rooms whose modules it may import, beside its own.
 FLOORS: dict[str, frozenset[str]] = {
@@ -16,6 +16,7 @@ FLOORS: dict[str, frozenset[str]] = {
     "jobfolder": frozenset({"errors"}),
     "door": frozenset({"errors"}),
     "home": frozenset(),
+    "allocator": frozenset({"errors"}),
     "catalog": OPEN,
     "layers": OPEN | {"catalog"},
     "data": OPEN | {"catalog", "layers"},
@@ -23,11 +24,15 @@ FLOORS: dict[str, frozenset[str]] = {
     "evaluation": ENGINE,
     "serving": ENGINE,
     "training": ENGINE | {"evaluation"},
+    "protocol": OPEN,
+    "service": OPEN | {"catalog", "protocol"},
+    "server": OPEN | {"catalog", "protocol", "service"},
+    "client": OPEN,
     "cli": OPEN | {"catalog", "client"},
     "__main__": frozenset({"cli"}),
     "__init__": frozenset(),
 }
-CONTROL_PLANE = OPEN | {"catalog", "cli", "__main__", "__init__"}
+CONTROL_PLANE = OPEN | {"catalog", "protocol", "service", "server", "client", "cli", "__main__", "__init__"}
 HEAVY = frozenset({"torch", "transformers", "peft", "accelerate", "bitsandbytes", "safetensors", "tokenizers"})
 FORBIDDEN_NAMES = ("manager", "helper", "utils", "util", "common", "misc", "processor")
 LINES, FUNCTION_LINES, PARAMETERS, FIELDS = 500, 60, 8, 20

@@ -43,6 +43,23 @@ def commands(run_py: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[list[s
     return seen
 
 
+def test_the_tests_programs_are_installed_by_root_and_asked_for_else(
+    run_py: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands: list[tuple[str, ...]] = []
+    monkeypatch.setattr(run_py, "_run", lambda *command: commands.append(command))
+    run_py.install_programs()
+    assert commands == []  # PostgreSQL is here: its tests have run
+    monkeypatch.setattr(run_py, "Path", lambda *parts: Path("/nonexistent"))
+    monkeypatch.setattr(run_py.shutil, "which", lambda name: name if name == "apt-get" else None)
+    monkeypatch.setattr(run_py.os, "geteuid", lambda: 0)
+    run_py.install_programs()
+    assert commands[-1][-1] == "postgresql"
+    monkeypatch.setattr(run_py.os, "geteuid", lambda: 1000)
+    with pytest.raises(run_py.Stop, match="sudo apt-get install postgresql"):
+        run_py.install_programs()
+
+
 def test_it_installs_once_and_again_when_the_pins_change(
     run_py: ModuleType, commands: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,4 +3,4 @@
 Importing the package imports nothing else: each room is imported by whoever uses it.
 """
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"

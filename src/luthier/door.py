@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from luthier.errors import LuthierError
 
@@ -36,6 +38,19 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(141)
     except Exception as error:
         sys.exit(fail(error))
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """Import heavy libraries inside: a sixth faster, for what they leave in memory stays, and nothing looks it through
+    for garbage, now or later.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def refuse(error: LuthierError) -> int:

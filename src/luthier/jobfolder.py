@@ -38,7 +38,8 @@ class Job:
 
     `kind` is auto, instruction, autopilot, chat or domain; `device` is auto, cpu, cuda, cuda:N or mps;
     `score_rows` bounds the held-out rows that are scored by generation (0 scores none, -1 scores all); `ranks` are the
-    processes that train together (0: one for each GPU that may be used, one without).
+    processes that train together (0: one for each GPU that may be used, one without). More than `max_rows` rows, or a
+    share of truncated ones over `max_truncated`, fail the job (None: the kind's own rule).
     """
 
     model: str
@@ -49,6 +50,7 @@ class Job:
     score_rows: int = 200
     ranks: int = 0
     eula: dict[str, str] | None = None
+    max_rows: int | None = None
     format_version: int = FORMAT_VERSION
 
 

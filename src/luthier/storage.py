@@ -29,8 +29,11 @@ def is_remote(location: str) -> bool:
     return False
 
 
-def names(location: str) -> list[str]:
-    """The files at a location, sorted, relative to it: a folder's or prefix's, or the one file's own name."""
+def names(location: str, endpoint: str | None = None) -> list[str]:
+    """The files at a location, sorted, relative to it: a folder's or prefix's, or the one file's own name.
+
+    `endpoint`, here and below, is the URL of the S3 to ask in place of the environment's.
+    """
     if not is_remote(location):
         root = Path(location)
         if root.is_file():
@@ -38,11 +41,11 @@ def names(location: str) -> list[str]:
         if not root.is_dir():
             raise UserError(f"{location}: no such file or folder")
         return sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
-    with _s3(location) as client:
+    with s3(location, endpoint) as client:
         return sorted(name for _, name in _objects(client, location))
 
 
-def download(location: str, folder: Path) -> Path:
+def download(location: str, folder: Path, endpoint: str | None = None) -> Path:
     """Copy the files at `location` into `folder`, keeping their names below it, and return `folder`.
 
     Every name is checked to stay inside `folder` before the first byte is written.
@@ -50,23 +53,23 @@ def download(location: str, folder: Path) -> Path:
     if not is_remote(location):
         sources = [(Path(location) if Path(location).is_file() else Path(location) / name, name)
                    for name in names(location)]  # fmt: skip
-        _copy([(path, _inside(folder, name, location)) for path, name in sources], shutil.copyfile)
+        _copy([(path, inside(folder, name, location)) for path, name in sources], shutil.copyfile)
         return folder
     bucket, _ = _split(location)
-    with _s3(location) as client:
-        objects = [(key, _inside(folder, name, location)) for key, name in _objects(client, location)]
+    with s3(location, endpoint) as client:
+        objects = [(key, inside(folder, name, location)) for key, name in _objects(client, location)]
         _copy(objects, lambda key, target: client.download_file(bucket, key, str(target)))
     return folder
 
 
-def upload(path: Path, location: str) -> None:
+def upload(path: Path, location: str, endpoint: str | None = None) -> None:
     """Copy a file, or every file of a folder, to `location` (a file keeps its name below it)."""
     files = [(path / name if path.is_dir() else path, name) for name in names(str(path))]
     if not is_remote(location):
         _copy([(source, Path(location) / name) for source, name in files], shutil.copyfile)
         return
     bucket, prefix = _split(location)
-    with _s3(location) as client:
+    with s3(location, endpoint) as client:
         for source, name in files:
             client.upload_file(str(source), bucket, f"{prefix.rstrip('/')}/{name}".lstrip("/"))
 
@@ -77,7 +80,7 @@ def _copy(pairs: list[tuple[T, Path]], copy: Callable[[T, Path], Any]) -> None:
         copy(source, target)
 
 
-def _inside(folder: Path, name: str, location: str) -> Path:
+def inside(folder: Path, name: str, location: str) -> Path:
     """The path of `name` below `folder`; UserError for a name that could leave it."""
     parts = name.split("/")
     if PurePosixPath(name).is_absolute() or any(part in ("", ".", "..") or "\0" in part for part in parts):
@@ -114,7 +117,7 @@ def _objects(client: Any, location: str) -> Iterator[tuple[str, str]]:
 
 
 @contextmanager
-def _s3(location: str) -> Iterator[Any]:
+def s3(location: str, endpoint: str | None = None) -> Iterator[Any]:
     """boto3's S3 client; its errors leave as one line that names the address."""
     try:
         # Optional, and 0.2 s to import: only who asks for s3:// pays for it.
@@ -124,6 +127,6 @@ def _s3(location: str) -> Iterator[Any]:
     except ImportError:
         raise UserError(f"{location}: s3:// needs boto3; install it with: pip install 'luthier[s3]'") from None
     try:
-        yield boto3.client("s3")
+        yield boto3.client("s3", endpoint_url=endpoint)
     except (faults.BotoCoreError, faults.ClientError, transfers.Boto3Error) as error:
         raise UserError(f"{location}: {' '.join(str(error).split())}") from error

@@ -111,7 +111,11 @@ def test_a_packed_row_does_not_see_its_neighbours(name: str) -> None:
     labels_of_second = -int(second[1].sum())
     together = model.scores(batch_of(network, [first, second], True))
     beside_another = model.scores(batch_of(network, [other, second], True))
-    assert torch.equal(together.loss_N[labels_of_second:], beside_another.loss_N[labels_of_second:])
+    # A mixture's experts multiply the tokens of all rows at once, in products of other sizes.
+    near = 1e-6 if name == "mixtral" else 0.0
+    torch.testing.assert_close(
+        together.loss_N[labels_of_second:], beside_another.loss_N[labels_of_second:], rtol=near, atol=0.0
+    )
     assert not torch.equal(together.loss_N[:labels_of_second], beside_another.loss_N[:labels_of_second])
 
 

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from luthier.data.ledger import Counts, check_truncated, count, lines, say_losses
+from luthier.data.ledger import Counts, check_rows, check_truncated, count, lines, say_losses
 from luthier.data.rows import ROW, Fate, FileName, Reason, RowTable
 from luthier.errors import DataError
 
@@ -65,3 +65,13 @@ def test_too_many_truncated_rows_are_refused(kind: str, limit: float | None, tru
             check_truncated(counts, kind, limit)
     else:
         check_truncated(counts, kind, limit)
+
+
+@pytest.mark.parametrize(("rows", "limit"), [(1000, 1000), (5, None), (1001, 1000)])
+def test_more_rows_than_a_model_takes_are_refused(rows: int, limit: int | None) -> None:
+    counts = Counts(rows, rows, 0, 0, 1, 1)
+    if limit is None or rows <= limit:
+        check_rows(counts, limit)
+        return
+    with pytest.raises(DataError, match=r"1,001 rows in all channels together, more than the 1,000 .* leave 1 of them"):
+        check_rows(counts, limit)

@@ -4,6 +4,8 @@ import random
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from luthier.data.near_duplicates import Sketches, fold, sketch
 
@@ -26,6 +28,25 @@ def test_case_numbers_and_punctuation_are_folded() -> None:
     assert fold("GROSS") == fold("groß")
     texts = ["Tom has 12 eggs and 3 hens.", "unrelated text entirely", "tom has 97 EGGS and 4 hens!"]
     assert groups(texts) == [0, 1, 0]
+
+
+@given(st.text(st.characters(max_codepoint=127), max_size=60))
+def test_plain_ascii_is_folded_as_any_text(text: str) -> None:
+    marked = fold("é " + text).removeprefix("é".encode())  # not ASCII: by the regular expressions
+    assert marked.strip() == fold(text)
+
+
+def test_shingles_are_all_windows_of_a_row_and_none_across_rows() -> None:
+    """A row's signature does not depend on its neighbours; a changed byte anywhere may change it."""
+    draw = random.Random(2)
+    rows = [bytes(draw.choices(b"abcdefgh ", k=length)) for length in (0, 3, 8, 9, 30, 200)]
+    together = sketch(rows)
+    for place, row in enumerate(rows):
+        assert np.array_equal(sketch([row])[0], together[place])
+    base = rows[4]
+    assert not np.array_equal(sketch([b"X" + base[1:]]), sketch([base])) or not np.array_equal(
+        sketch([base[:-1] + b"X"]), sketch([base])
+    )
 
 
 def test_a_small_edit_of_a_long_text_is_near() -> None:

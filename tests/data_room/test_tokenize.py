@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from data_room.makes import metaspace_tokenizer, unigram_tokenizer
+from luthier.data.build import spans_of
 from luthier.data.example import Example, Piece
 from luthier.data.template import DEMARCATION, Template
 from luthier.data.tokenize import Place, Tokenizer
@@ -176,3 +177,19 @@ def test_messages_that_equal_transformers(tokenizer: Tokenizer, theirs: Any) -> 
 
 def test_no_chat_template_no_chat() -> None:
     assert Tokenizer.load(GPT2).chat is None
+
+
+def test_rows_name_the_stretches_that_carry_loss(tokenizer: Tokenizer) -> None:
+    """Apart, in order, never empty; pieces that touch are one stretch, and an end of text belongs to the last."""
+    texts = [("a", False), ("bc d", True), ("", False), ("e", True), ("f", False), ("", True), ("g", True)]
+    pieces = tuple(plain(*text) for text in texts)
+    examples = [Example("row", pieces), Example("row", pieces, framed=False), Example("row", pieces[:1], framed=False)]
+    for row, (ids, trained), example in zip(
+        tokenizer.encode_rows(examples), tokenizer.encode_examples(examples), examples, strict=True
+    ):
+        assert row.ids.tolist() == ids.tolist()
+        assert row.spans == spans_of(trained)
+        lengths = [len(tokenizer.encode([piece])) for piece in example.pieces]
+        flags = [piece.trained for piece, length in zip(example.pieces, lengths, strict=True) for _ in range(length)]
+        framed = [*([False] * len(tokenizer.bos)), *flags, True] if example.framed else flags
+        assert trained.tolist() == framed

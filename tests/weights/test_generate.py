@@ -12,9 +12,13 @@ import pytest
 import torch
 from tiny_models import ALL, ARCHITECTURES, network_of
 
+from luthier.layers.recognition import UnknownPart
+from luthier.layers.slots import Slots
+from luthier.weights import greedy
 from luthier.weights.generate import Generation, generate
 from luthier.weights.lora import FAMILY_TARGETS, Adapter, attach
 from luthier.weights.model import Model
+from luthier.weights.row_limit import RowLimit
 
 PAD = 3
 POSITIONS = 48
@@ -132,3 +136,95 @@ def test_the_base_models_own_generation_settings_do_not_apply() -> None:
 
 def test_nothing_asked_nothing_answered() -> None:
     assert ours(model_of("llama"), [], [0], 4) == []
+
+
+FAST = ("llama", "mistral", "gemma", "qwen2", "qwen3")
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+@pytest.mark.parametrize("architecture", FAST)
+def test_rows_that_come_and_go_answer_as_each_prompt_alone(architecture: str, adapted: bool) -> None:
+    """More prompts than slots, of one token and of nearly the whole context, that end at different times."""
+    model = model_of(architecture, adapted)
+    assert not isinstance(model.answering, UnknownPart)
+    prompts = prompts_of([1, 5, 30, 2, POSITIONS - 1, 11, 1, 40, 17, 3, POSITIONS - 4, 26, 8, 19])
+    stop_ids = stops_of(model, [prompt for prompt in prompts if len(prompt) < 36])
+    expected = [alone(model, prompt, stop_ids, 12) for prompt in prompts]
+    assert len({len(answer.ids) for answer in expected}) > 4
+    for slots in (1, 3, 16):
+        assert ours(model, prompts, stop_ids, 12, batch_size=slots) == expected
+
+
+@pytest.mark.parametrize("architecture", ALL)
+def test_which_models_the_engines_own_layers_answer_for(architecture: str) -> None:
+    assert isinstance(model_of(architecture).answering, UnknownPart) == (architecture not in FAST)
+
+
+def test_a_model_in_training_or_with_angles_that_depend_on_the_length_goes_to_transformers() -> None:
+    model = model_of("llama")
+    model.network.train()
+    assert "training" in str(model.answering)
+    model.network.eval()
+    model.plain.base_model.rotary_emb.rope_type = "dynamic"
+    assert "angles" in str(model.answering)
+
+
+@pytest.mark.parametrize("architecture", FAST)
+def test_weights_left_where_they_are_give_the_same_answers(
+    architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, prompts = model_of(architecture, adapted=True), prompts_of([9, 1, 23, 30])
+    expected = ours(model, prompts, [0], 12)
+    monkeypatch.setattr(greedy, "PACKED_BYTES", 0)
+    assert ours(model, prompts, [0], 12) == expected
+
+
+def test_answers_that_do_not_fit_are_begun_again_fewer_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, prompts = model_of("llama"), prompts_of([4, 30, 9, 14, 22, 7, 3])
+    stop_ids = stops_of(model, prompts)
+    expected = ours(model, prompts, stop_ids, 12)
+    tried: list[int] = []
+    real = Slots.attend
+
+    def attend(self: Slots, *others: Any) -> torch.Tensor:
+        tried.append(len(self.lengths))
+        if len(self.lengths) > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return real(self, *others)
+
+    monkeypatch.setattr(Slots, "attend", attend)
+    said: list[str] = []
+    limit = RowLimit("answering", say=said.append)
+    assert ours(model, prompts, stop_ids, 12, batch_size=5, limit=limit) == expected
+    assert limit.rows == 2
+    assert max(tried) == 5
+    assert len(said) == 2
+
+
+def test_ranks_share_the_rows_and_get_all_answers() -> None:
+    model, prompts = model_of("llama"), prompts_of([4, 30, 9, 14, 22])
+    expected = ours(model, prompts, [0], 6)
+    dealt: list[list[int]] = []
+
+    class Shared(Model):
+        shares = 2
+
+        def each(self, work: Any, items: Any) -> Any:
+            dealt.extend(items)
+            return map(work, items)
+
+    shared = Shared(model.network, model.dtype, model.device)
+    assert ours(shared, prompts, [0], 6) == expected
+    assert sorted(map(len, dealt)) == [2, 3]
+    assert ours(shared, prompts[:1], [0], 6) == expected[:1]
+
+
+@pytest.mark.parametrize("architecture", FAST)
+def test_in_bf16_almost_every_token_is_the_one_of_transformers(architecture: str) -> None:
+    """Rounding may turn a near tie, and from there on an answer is another one: most must still be the same."""
+    model = model_of(architecture)
+    model.network.to(torch.bfloat16)
+    model = Model(model.network, torch.bfloat16, torch.device("cpu"))
+    prompts = prompts_of([9, 1, 23, 4, 17, 30])
+    found = ours(model, prompts, [0], 6, batch_size=3)
+    assert sum(answer == alone(model, prompt, [0], 6) for answer, prompt in zip(found, prompts, strict=True)) >= 3

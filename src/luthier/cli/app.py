@@ -8,7 +8,22 @@ from typing import Annotated, Any
 import typer
 
 from luthier import __version__, door
-from luthier.cli import artifact, cache, inspect, machine, models, pretrain, score, settings, tune
+from luthier.cli import (
+    artifact,
+    cache,
+    env,
+    inspect,
+    jobs,
+    keys,
+    logs,
+    machine,
+    models,
+    pretrain,
+    score,
+    serve,
+    settings,
+    tune,
+)
 from luthier.cli.engine import Call, hand_over
 from luthier.errors import UserError
 
@@ -21,7 +36,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-TUNE, MEASURE, MODELS, MACHINE = "Tune", "Measure and use", "Base models", "This machine"
+TUNE, MEASURE, MODELS, SERVE, MACHINE = "Tune", "Measure and use", "Base models", "Serve", "This machine"
 COMMANDS: tuple[tuple[str, str, Any], ...] = (
     ("tune", TUNE, tune.tune),
     ("inspect", TUNE, inspect.inspect),
@@ -32,10 +47,15 @@ COMMANDS: tuple[tuple[str, str, Any], ...] = (
     ("export", MEASURE, artifact.export),
     ("models", MODELS, models.models),
     ("pretrain", MODELS, pretrain.pretrain),
+    ("serve", SERVE, serve.serve),
+    ("env", SERVE, env.env),
+    ("logs", SERVE, logs.logs),
     ("doctor", MACHINE, machine.doctor),
 )
 for _name, _panel, _function in COMMANDS:
     app.command(_name, rich_help_panel=_panel)(_function)
+app.add_typer(jobs.app, name="jobs", rich_help_panel=SERVE)
+app.add_typer(keys.app, name="keys", rich_help_panel=SERVE)
 app.add_typer(cache.app, name="cache", rich_help_panel=MACHINE)
 
 

@@ -16,6 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from luthier.allocator import preload
+
 
 @dataclass(frozen=True, slots=True)
 class Call:
@@ -41,4 +43,4 @@ def hand_over(call: Call) -> NoReturn:
             handle.write(json.dumps(call.request).encode())
             handle.seek(0)
             os.dup2(handle.fileno(), 0)
-    os.execv(sys.executable, call.argv)  # noqa: S606 - no shell is wanted
+    os.execve(sys.executable, call.argv, {**os.environ, **preload(os.environ)})  # noqa: S606 - no shell is wanted

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,13 +20,13 @@ import numpy as np
 from luthier.data import records
 from luthier.data.channel import Channel, RowFile
 from luthier.data.chat import ChatError
-from luthier.data.example import Example
+from luthier.data.example import Example, Span
 from luthier.data.forms import Form
 from luthier.data.near_duplicates import Sketches
 from luthier.data.problems import Problems
 from luthier.data.records import Record
 from luthier.data.rows import ROW, Array, Fate, Reason
-from luthier.data.tokenize import Tokenizer
+from luthier.data.tokenize import EncodedRow, Tokenizer
 from luthier.data.tokens import TokenWriter
 from luthier.errors import DataError, Problem
 
@@ -33,6 +34,7 @@ Say = Callable[[str], None]
 _BATCH_ROWS = 512
 _BATCH_CHARACTERS = 1 << 20
 _SAY_EVERY = 50_000  # rows
+_TOLD = ("tokens", "completion", "cut", "cut_prompt", "fate", "reason", "stored")  # of a row, beside its own text
 
 
 @dataclass
@@ -134,6 +136,16 @@ def batches(file: RowFile) -> Iterator[list[Record]]:
         yield batch
 
 
+@dataclass(frozen=True, slots=True)
+class _Rendered:
+    """A batch of one file, its examples, and their tokens once they are there."""
+
+    file: int
+    batch: Sequence[Record]
+    examples: Sequence[Example]
+    encoded: Future[list[EncodedRow]]
+
+
 @dataclass
 class RowBuilder:
     """The second pass. `window`: tokens kept of a row, or of an encoder-decoder's prompt; `output_window`: of its
@@ -155,16 +167,16 @@ class RowBuilder:
         book, sketches = RowBook(), Sketches()
         owner: list[Array] = []
         said = 0
-        for number, file in enumerate(files_of(channels)):
-            for batch in batches(file):
-                first = len(book)
-                entries = book.add(number, [record.line for record in batch])
-                self._batch(batch, entries, writer)
-                owner.append(first + np.flatnonzero(entries["stored"] >= 0))
-                sketches.add(["\n".join(self.form.values(record)) for record in batch])
-                if len(book) - said >= _SAY_EVERY:
-                    said = len(book)
-                    self.say(f"tokenized {said:,} rows")
+        for rendered in self._ahead(channels):
+            first, batch = len(book), rendered.batch
+            entries = book.add(rendered.file, [record.line for record in batch])
+            if not self.problems:  # else the job will be refused: the other rows are only judged
+                self._store(rendered, rendered.encoded.result(), entries, writer)
+            owner.append(first + np.flatnonzero(entries["stored"] >= 0))
+            sketches.add(["\n".join(self.form.values(record)) for record in batch])
+            if len(book) - said >= _SAY_EVERY:
+                said = len(book)
+                self.say(f"tokenized {said:,} rows")
         writer.close()
         self.problems.raise_if_any()
         table = book.table()
@@ -172,43 +184,61 @@ class RowBuilder:
         np.save(folder / "entries.npy", table)
         np.save(folder / "owner.npy", np.concatenate(owner) if owner else np.empty(0, np.int64))
 
-    def _batch(self, batch: Sequence[Record], entries: Array, writer: TokenWriter) -> None:
-        examples = list(self._examples(batch))
-        if self.problems:
-            return  # the job will be refused: the other rows are only judged
-        encoded = self.tokenizer.encode_examples(examples)
-        for place, (record, example, (ids, trained)) in enumerate(zip(batch, examples, encoded, strict=True)):
-            entry = entries[place]
-            entry["same"] = digest(self.form.values(record))
-            kept, kept_trained, cut_prompt = self._cut(ids, trained)
-            labels = int(kept_trained[1:].sum())
-            entry["tokens"], entry["completion"] = len(kept), labels
-            if self.form.is_empty(record, example):
-                entry["fate"], entry["reason"] = Fate.DROPPED, Reason.EMPTY
-            elif not labels:
-                entry["fate"], entry["reason"] = Fate.DROPPED, Reason.NO_ROOM
-            else:
-                entry["cut"], entry["cut_prompt"] = len(ids) - len(kept), cut_prompt
-                entry["fate"] = Fate.TRUNCATED if len(ids) > len(kept) else Fate.KEPT
-                entry["stored"] = writer.append(kept, spans_of(kept_trained), self._turns(example, kept_trained))
-            if entry["fate"] == Fate.DROPPED:
-                entry["tokens"], entry["completion"] = len(ids), 0
+    def _ahead(self, channels: Sequence[Channel]) -> Iterator[_Rendered]:
+        """All batches in order, each tokenized while the one before it is stored: the tokenizer waits for no Python."""
+        with ThreadPoolExecutor(1) as tokenizing:
+            before: _Rendered | None = None
+            for number, file in enumerate(files_of(channels)):
+                for batch in batches(file):
+                    examples = list(self._examples(batch))
+                    rows = [] if self.problems else examples
+                    rendered = _Rendered(number, batch, examples, tokenizing.submit(self.tokenizer.encode_rows, rows))
+                    if before:
+                        yield before
+                    before = rendered
+            if before:
+                yield before
 
-    def _cut(self, ids: Array, trained: Array) -> tuple[Array, Array, int]:
-        """What is kept of a row, which of it carries loss, and how many tokens the prompt lost."""
+    def _store(
+        self, rendered: _Rendered, encoded: Sequence[EncodedRow], entries: Array, writer: TokenWriter
+    ) -> None:
+        """Store a batch's rows, and say in `entries` how each ended."""
+        told: dict[str, list[int]] = {name: [] for name in _TOLD}
+        for record, example, row in zip(rendered.batch, rendered.examples, encoded, strict=True):
+            kept, cut_prompt = self._cut(row)
+            labels = sum(end - max(start, 1) for start, end in kept.spans)  # nothing predicts a row's first token
+            empty = self.form.is_empty(record, example)
+            if empty or labels <= 0:
+                fate, reason = Fate.DROPPED, Reason.EMPTY if empty else Reason.NO_ROOM
+                facts = (len(row.ids), 0, 0, 0, fate, reason, -1)
+            else:
+                fate = Fate.TRUNCATED if len(row.ids) > len(kept.ids) else Fate.KEPT
+                stored = writer.append(kept.ids, kept.spans, self._turns(example, kept))
+                facts = (len(kept.ids), labels, len(row.ids) - len(kept.ids), cut_prompt, fate, Reason.NONE, stored)
+            for name, fact in zip(_TOLD, facts, strict=True):
+                told[name].append(fact)
+        for name, column in told.items():
+            entries[name] = column
+        entries["same"] = [digest(self.form.values(record)) for record in rendered.batch]
+
+    def _cut(self, row: EncodedRow) -> tuple[EncodedRow, int]:
+        """What is kept of a row, and how many tokens its prompt lost."""
         if not self.tokenizer.encoder_decoder:
-            return ids[: self.window], trained[: self.window], 0
-        start = int(np.argmax(trained))
-        source, target = ids[:start], ids[start : start + self.output_window]
+            if len(row.ids) <= self.window:
+                return row, 0
+            spans = [(start, min(end, self.window)) for start, end in row.spans if start < self.window]
+            return EncodedRow(row.ids[: self.window], spans), 0
+        start = row.spans[0][0]
+        source, target = row.ids[:start], row.ids[start : start + self.output_window]
         closing = self.tokenizer.closing
         if start > self.window:  # the encoder's text still ends as the tokenizer ends it
             source = np.concatenate([source[: self.window - len(closing)], np.array(closing, dtype=np.int64)])
         kept = np.concatenate([source, target])
-        return kept, np.repeat([False, True], [len(source), len(target)]), start - len(source)
+        return EncodedRow(kept, [(len(source), len(kept))]), start - len(source)
 
-    def _turns(self, example: Example, trained: Array) -> list[tuple[int, int]]:
+    def _turns(self, example: Example, kept: EncodedRow) -> list[Span]:
         """Spans of all turns, the user's too; none where they are not asked for."""
-        return spans_of(trained | self.tokenizer.spoken(example.pieces)[: len(trained)]) if self.turns else []
+        return spans_of(kept.trained | self.tokenizer.spoken(example.pieces)[: len(kept.ids)]) if self.turns else []
 
     def _examples(self, batch: Sequence[Record]) -> Iterator[Example]:
         """The batch rendered. A chat template may refuse a conversation that the survey let pass: a problem, then."""

@@ -123,3 +123,10 @@ def check_truncated(counts: Counts, kind: str, limit: float | None) -> None:
         found = f"{counts.truncated:,} of {counts.rows:,} rows are truncated, more than the share of {limit:g} allowed"
         advice = "raise max_input_length (if the model's context allows), shorten the rows, or raise --max-truncated"
         raise DataError(Problem("", 0, f"{found}; {advice}"))
+
+
+def check_rows(counts: Counts, limit: int | None) -> None:
+    """DataError when the channels together hold more than `limit` rows."""
+    if limit is not None and counts.rows > limit:
+        found = f"{counts.rows:,} rows in all channels together, more than the {limit:,} that are taken for this model"
+        raise DataError(Problem("", 0, f"{found}; leave {counts.rows - limit:,} of them out"))

@@ -26,12 +26,18 @@ _WINDOW = 8
 _EMPTY = np.uint64(0xFFFFFFFFFFFFFFFF)
 _NOT_WORDS = re.compile(r"[\W_]+")
 _DIGITS = re.compile(r"\d")
+_ASCII = bytes(
+    ord("0") if chr(code).isdigit() else ord(chr(code).lower()) if chr(code).isalpha() else ord(" ")
+    for code in range(128)
+).ljust(256)
 _SEPARATOR = b"\x00" * _WINDOW  # keeps the windows of neighbours apart
 _CHUNK = 1 << 20  # rows compared at once
 
 
 def fold(text: str) -> bytes:
     """The text as near-duplicates see it."""
+    if text.isascii():  # the same by a table
+        return b" ".join(text.encode("ascii").translate(_ASCII).split())
     return _NOT_WORDS.sub(" ", _DIGITS.sub("0", text.casefold())).strip().encode("utf-8", "replace")
 
 
@@ -58,18 +64,16 @@ def sketch(folded: Sequence[bytes]) -> Array:
     if not rows:
         return np.empty((0, BINS), np.uint16)
     padded = [text if len(text) >= _WINDOW else text.ljust(_WINDOW, b"\x01") for text in folded]
-    buffer = np.frombuffer(_SEPARATOR.join(padded) + _SEPARATOR, dtype=np.uint8).astype(np.uint64)
+    joined = _SEPARATOR.join(padded) + _SEPARATOR
     lengths = np.array([len(text) for text in padded])
     starts = np.concatenate([[0], np.cumsum(lengths + _WINDOW)[:-1]])
-    windows = np.zeros(len(buffer) - _WINDOW + 1, np.uint64)
-    for place in range(_WINDOW):
-        windows |= buffer[place : place + len(windows)] << np.uint64(8 * place)
-    inside = np.zeros(len(windows) + 1, np.int8)
-    inside[starts] = 1
-    np.add.at(inside, starts + lengths - _WINDOW + 1, -1)
-    chosen = np.flatnonzero(np.cumsum(inside)[:-1])
-    hashes = _mix(windows[chosen])
-    row_of = np.repeat(np.arange(rows), lengths - _WINDOW + 1)
+    shingles = lengths - _WINDOW + 1
+    # Shingle n of all is at byte n, moved on by what lies between the rows before it.
+    between = starts - np.concatenate([[0], np.cumsum(shingles)[:-1]])
+    chosen = np.arange(shingles.sum()) + np.repeat(between, shingles)
+    windows = np.ndarray(len(joined) - _WINDOW + 1, np.dtype("<u8"), joined, strides=(1,))  # at every byte
+    hashes = _mix(windows[chosen].astype(np.uint64, copy=False))
+    row_of = np.repeat(np.arange(rows), shingles)
     smallest = np.full(rows * BINS, _EMPTY)
     np.minimum.at(smallest, row_of * BINS + (hashes >> np.uint64(58)).astype(np.int64), hashes)
     return _filled(smallest.reshape(rows, BINS))

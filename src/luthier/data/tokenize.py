@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tokenizers
@@ -32,6 +32,7 @@ from luthier.errors import ModelNotFoundError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 _UNLIMITED = 1 << 30  # a tokenizer without a limit says 1e30
+_LEAD = 8  # tokens: more than one character takes in any vocabulary
 
 
 class Place(IntEnum):
@@ -54,6 +55,21 @@ class _Text:
 _Part = _Text | int  # plain text, or a control token's id
 
 
+class EncodedRow(NamedTuple):
+    """A row's ids int64 (T,), and the stretches [start, end) of them that carry loss: apart, in order, not empty."""
+
+    ids: Array
+    spans: list[Span]
+
+    @property
+    def trained(self) -> Array:
+        """The same as bool (T,)."""
+        mask = np.zeros(len(self.ids), np.bool_)
+        for start, end in self.spans:
+            mask[start:end] = True
+        return mask
+
+
 class Tokenizer:
     """A base model's tokenizer. Build it with `load`."""
 
@@ -61,6 +77,7 @@ class Tokenizer:
         """`source`: a transformers tokenizer with a `tokenizers` backend. `stops`: more ids that end a text."""
         added = source.added_tokens_decoder
         self._control_ids = {token.content: number for number, token in added.items() if token.special}
+        self._control_numbers = frozenset(self._control_ids.values())
         self._flags = {token.content: (token.lstrip, token.rstrip) for token in added.values() if token.special}
         self.control_tokens = sorted(self._control_ids)
         self._markers = marker_pattern(self.control_tokens)
@@ -69,7 +86,7 @@ class Tokenizer:
         self.eos_id: int = source.eos_token_id
         self.pad_id: int = self.eos_id if source.pad_token_id is None else source.pad_token_id
         self._backends = _backends(source.backend_tokenizer)
-        self._plain_ids = _forbidden(self._control_ids, source.unk_token_id, self.vocab_size)
+        self._forbidden = _forbidden(self._control_ids, source.unk_token_id, self.vocab_size, self._backends)
         self.encoder_decoder = encoder_decoder
         self.bos, self.closing = self._frame(source)
         self.chat_template: str | None = _default_template(source.chat_template)
@@ -126,30 +143,20 @@ class Tokenizer:
 
         `place`: where the first piece of each stands; CONTINUING for text that goes on from an earlier one.
         """
-        split = [self._parts_of_row(pieces, place) for pieces in batch]
-        plain = [part for pieces in split for parts in pieces for part in parts if isinstance(part, _Text)]
-        encoded = iter(self._encode_plain(plain))
-        result = []
-        for pieces, parts_of in zip(batch, split, strict=True):
-            ids: list[int] = []
-            trained: list[bool] = []
-            for piece, parts in zip(pieces, parts_of, strict=True):
-                for part in parts:
-                    ids.extend(next(encoded) if isinstance(part, _Text) else (part,))
-                trained.extend([piece.trained] * (len(ids) - len(trained)))
-            result.append((np.array(ids, dtype=np.int64), np.array(trained, dtype=np.bool_)))
-        return result
+        return [(row.ids, row.trained) for row in self._encode_rows(batch, [False] * len(batch), place)]
 
     def encode_examples(self, examples: Sequence[Example]) -> list[tuple[Array, Array]]:
-        """As `encode_batch`, with BOS before and EOS (trained) after each framed example.
+        """As `encode_rows`, but with what is trained as bool (T,)."""
+        return [(row.ids, row.trained) for row in self.encode_rows(examples)]
+
+    def encode_rows(self, examples: Sequence[Example]) -> list[EncodedRow]:
+        """The examples' ids, with BOS before and EOS (trained) after each framed one.
 
         For an encoder-decoder the completion is a text of its own: it begins where the trained tokens begin.
         """
         if self.encoder_decoder:
             return self._encode_pairs(examples)
-        encoded = self.encode_batch([example.pieces for example in examples])
-        return [self._framed(*pair) if example.framed else pair
-                for example, pair in zip(examples, encoded, strict=True)]
+        return self._encode_rows([example.pieces for example in examples], [example.framed for example in examples])
 
     def prompt_ids(self, example: Example) -> list[int]:
         """The prompt's ids exactly as trained: what generation starts from."""
@@ -158,15 +165,28 @@ class Tokenizer:
             return ids
         return [*self.bos, *ids, *(self.closing if self.encoder_decoder else [])]
 
-    def decode(self, ids: Iterable[int]) -> str:
-        """Text of the ids, control tokens left out."""
-        return str(self._backends[Place.START].decode([int(number) for number in ids], skip_special_tokens=True))
+    def decode(self, ids: Iterable[int], after: Sequence[int] = ()) -> str:
+        """Text of the ids, control tokens left out. `after`: the prompt that they go on from: a space in front of the
+        answer is then kept, where the ids alone would begin a text.
+        """
+        lead, answer = self.lead(after), [int(number) for number in ids]
+        before, whole = self._text(lead), self._text([*lead, *answer])
+        return whole[len(before) :] if whole.startswith(before) else self._text(answer)
+
+    def lead(self, prompt: Sequence[int]) -> list[int]:
+        """The last ids of a prompt, for an answer's text to go on from; none where it begins a text of its own."""
+        if self.encoder_decoder or not len(prompt) or int(prompt[-1]) in self._control_numbers:
+            return []
+        return [int(number) for number in prompt[-_LEAD:]]
+
+    def _text(self, ids: list[int]) -> str:
+        return str(self._backends[Place.START].decode(ids, skip_special_tokens=True)) if ids else ""
 
     def show(self, ids: Iterable[int]) -> str:
         """Text of the ids with control tokens written out, for people."""
         return str(self._backends[Place.START].decode([int(number) for number in ids], skip_special_tokens=False))
 
-    def _encode_pairs(self, examples: Sequence[Example]) -> list[tuple[Array, Array]]:
+    def _encode_pairs(self, examples: Sequence[Example]) -> list[EncodedRow]:
         prompts = self.encode_batch([example.prompt_pieces for example in examples])
         completions = self.encode_batch(
             [tuple(piece for piece in example.pieces if piece.trained) for example in examples]
@@ -174,13 +194,40 @@ class Tokenizer:
         pairs = []
         for (prompt, _), (completion, _) in zip(prompts, completions, strict=True):
             ids = np.array([*self.bos, *prompt, *self.closing, *completion, self.eos_id], dtype=np.int64)
-            trained = np.arange(len(ids)) >= len(ids) - len(completion) - 1
-            pairs.append((ids, trained))
+            pairs.append(EncodedRow(ids, [(len(ids) - len(completion) - 1, len(ids))]))
         return pairs
 
-    def _framed(self, ids: Array, trained: Array) -> tuple[Array, Array]:
-        around = [np.array(self.bos, dtype=np.int64), ids, np.array([self.eos_id], dtype=np.int64)]
-        return np.concatenate(around), np.concatenate([np.zeros(len(self.bos), np.bool_), trained, [True]])
+    def _encode_rows(
+        self, batch: Sequence[Sequence[Piece]], framed: Sequence[bool], place: Place = Place.START
+    ) -> list[EncodedRow]:
+        """Rows whose ids are stretches of one array, put together once for all of them."""
+        split = [self._parts_of_row(pieces, place) for pieces in batch]
+        plain = [part for pieces in split for parts in pieces for part in parts if isinstance(part, _Text)]
+        encoded = iter(self._encode_plain(plain))
+        bos, eos = np.array(self.bos, dtype=np.int64), np.array([self.eos_id], dtype=np.int64)
+        chunks: list[Array] = [np.empty(0, np.int64)]
+        places: list[tuple[int, int, list[Span]]] = []
+        end = 0
+        for pieces, parts_of, is_framed in zip(batch, split, framed, strict=True):
+            start, spans = end, list[Span]()
+            if is_framed:
+                chunks.append(bos)
+                end += len(bos)
+            for piece, parts in zip(pieces, parts_of, strict=True):
+                begins = end
+                for part in parts:
+                    chunk = next(encoded) if isinstance(part, _Text) else np.array([part], dtype=np.int64)
+                    chunks.append(chunk)
+                    end += len(chunk)
+                if piece.trained:
+                    _add_span(spans, begins - start, end - start)
+            if is_framed:
+                chunks.append(eos)
+                _add_span(spans, end - start, end - start + 1)
+                end += 1
+            places.append((start, end, spans))
+        ids = np.concatenate(chunks)
+        return [EncodedRow(ids[start:end], spans) for start, end, spans in places]
 
     def _parts_of_row(self, pieces: Sequence[Piece], place: Place) -> list[list[_Part]]:
         row = []
@@ -214,17 +261,23 @@ class Tokenizer:
             for match in self._markers.finditer(piece.text, start, end)
         ]
 
-    def _encode_plain(self, texts: Sequence[_Text]) -> list[list[int]]:
+    def _encode_plain(self, texts: Sequence[_Text]) -> list[Array]:
         """Tokenize plain stretches; no control token can come out of them."""
-        result: list[list[int]] = [[]] * len(texts)
+        result: list[Array] = [np.empty(0, np.int64)] * len(texts)
         for backend in dict.fromkeys(self._backends):
             places = [place for place, text in enumerate(texts) if self._backends[text.place] is backend]
             if not places:
                 continue
             encodings = backend.encode_batch_fast([texts[place].text for place in places], add_special_tokens=False)
-            for place, encoding in zip(places, encodings, strict=True):
-                ids = encoding.ids
-                result[place] = ids if self._plain_ids.isdisjoint(ids) else self._encode_guarded(texts[place])
+            found = [encoding.ids for encoding in encodings]
+            ends = list(itertools.accumulate(map(len, found)))
+            ids = np.fromiter(itertools.chain.from_iterable(found), np.int64, ends[-1])
+            forbidden = np.flatnonzero(self._forbidden[ids])
+            for place, start, end in zip(places, [0, *ends], ends, strict=False):
+                result[place] = ids[start:end]
+            for number in np.unique(np.searchsorted(ends, forbidden, "right")).tolist():
+                place = places[number]
+                result[place] = np.array(self._encode_guarded(texts[place]), dtype=np.int64)
         return result
 
     def _encode_guarded(self, text: _Text) -> list[int]:
@@ -254,7 +307,7 @@ class Tokenizer:
     def _token_spans(self, text: _Text) -> list[Span]:
         """Where each token of a plain stretch stands in its piece, in characters."""
         whole = self._backends[text.place].encode(text.text, add_special_tokens=False)
-        stretches = [(0, whole)] if self._plain_ids.isdisjoint(whole.ids) else self._stretches(text)
+        stretches = self._stretches(text) if self._forbidden[whole.ids].any() else [(0, whole)]
         return [(text.start + start + first, text.start + start + last)
                 for start, encoding in stretches for first, last in encoding.offsets]
 
@@ -328,8 +381,23 @@ def _unprefixed(node: Any, first_only: bool) -> Any:
     return changed
 
 
-def _forbidden(control_ids: dict[str, int], unknown: int | None, size: int) -> frozenset[int]:
-    return frozenset(number for number in control_ids.values() if number != unknown and number < size)
+def _forbidden(
+    control_ids: dict[str, int], unknown: int | None, size: int, backends: Iterable[tokenizers.Tokenizer]
+) -> Array:
+    """Which ids must not come out of plain text: bool, for every id that a backend can give."""
+    highest = max((max(backend.get_vocab(True).values(), default=0) for backend in dict.fromkeys(backends)), default=0)
+    table = np.zeros(max(size, highest + 1), dtype=np.bool_)
+    table[[number for number in control_ids.values() if number != unknown and number < size]] = True
+    return table
+
+
+def _add_span(spans: list[Span], start: int, end: int) -> None:
+    """Add a stretch that begins at or behind the last one's end; they are one where they touch."""
+    if start == end:
+        return
+    if spans and spans[-1][1] == start:
+        start = spans.pop()[0]
+    spans.append((start, end))
 
 
 def _default_template(stored: Any) -> str | None:

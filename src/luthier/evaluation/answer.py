@@ -14,9 +14,8 @@ from typing import Any
 
 from rich.console import Console
 
-from luthier.data.build import trusting
-from luthier.data.chat import ROLES, ChatError
-from luthier.data.example import Example, Piece
+from luthier.data.example import Example
+from luthier.data.prompts import renderer
 from luthier.data.records import BadRowError, parse_object
 from luthier.data.strict_utf8 import Lines, NotUtf8Error
 from luthier.data.template import Template
@@ -35,7 +34,7 @@ def answer(request: dict[str, Any], console: Console) -> None:
     target = find_target(request["target"], lambda text: print(text, file=sys.stderr))  # noqa: T201
     device = find_device(request.get("device", "auto"))
     tokenizer = Tokenizer.load(target.base, target.chat_template)
-    render = renderer(target, tokenizer, raw=bool(request.get("raw")))
+    render = renderer(target.provenance, tokenizer, raw=bool(request.get("raw")))
     prompts = _prompts_of_file(Path(request["file"]), render) if request.get("file") else iter(
         [render(_fields_of_text(request["text"], target, raw=bool(request.get("raw"))))]
     )
@@ -51,57 +50,6 @@ def answer(request: dict[str, Any], console: Console) -> None:
                 console.stderr = True
                 console.print(f"(stopped at {request['max_new_tokens']} new tokens; --max-new-tokens allows more)")
         sys.stdout.flush()
-
-
-def renderer(target: Target, tokenizer: Tokenizer, raw: bool) -> Callable[[Mapping[str, Any]], Example]:
-    """How a row's fields become a prompt: as the run was trained, or the plain text of its field `prompt`."""
-    render = _renderer(target, tokenizer, raw)
-    if target.provenance.get("settings", {}).get("parse_special_tokens") and not raw:
-        return lambda fields: trusting(render(fields))
-    return render
-
-
-def _renderer(target: Target, tokenizer: Tokenizer, raw: bool) -> Callable[[Mapping[str, Any]], Example]:
-    kind, stored = target.provenance.get("kind"), target.provenance.get("template")
-    if kind == "chat" and not raw:
-        return lambda fields: _chat_prompt(tokenizer, fields)
-    if stored and not raw:
-        template = Template.from_json(stored)
-        return lambda fields: _template_prompt(template, fields)
-    return lambda fields: _plain_prompt(tokenizer, fields)
-
-
-def _template_prompt(template: Template, fields: Mapping[str, Any]) -> Example:
-    missing = [name for name in template.prompt_fields if not isinstance(fields.get(name), str)]
-    if missing:
-        raise UserError(f"the run's template needs the text fields {', '.join(map(repr, missing))}")
-    return template.render_prompt({name: fields[name] for name in template.prompt_fields})
-
-
-def _chat_prompt(tokenizer: Tokenizer, fields: Mapping[str, Any]) -> Example:
-    messages = fields.get("messages")
-    if tokenizer.chat is None:
-        raise UserError("a row with 'messages' needs a model whose tokenizer has a chat template")
-    if not isinstance(messages, list) or not all(map(_is_message, messages)) or not messages:
-        raise UserError('a chat row needs \'messages\': a list of {"role": "system|user|assistant", "content": text}')
-    if messages[-1]["role"] == "assistant":
-        raise UserError("the last of the messages is the assistant's; leave the answer out, or end with the user's")
-    try:
-        return tokenizer.chat.render_prompt(messages)
-    except ChatError as error:
-        raise UserError(str(error)) from None
-
-
-def _is_message(item: Any) -> bool:
-    return isinstance(item, dict) and item.get("role") in ROLES and type(item.get("content")) is str
-
-
-def _plain_prompt(tokenizer: Tokenizer, fields: Mapping[str, Any]) -> Example:
-    if isinstance(fields.get("messages"), list):
-        return _chat_prompt(tokenizer, fields)
-    if not isinstance(fields.get("prompt"), str):
-        raise UserError("a row for a model without a template needs the text field 'prompt' (or 'messages')")
-    return Example("", (Piece(fields["prompt"], trained=False),))
 
 
 def _fields_of_text(text: str, target: Target, raw: bool) -> dict[str, Any]:
@@ -150,5 +98,5 @@ def _answers(
             model, asked, stop_ids=tokenizer.stop_ids, pad_id=tokenizer.pad_id,
             max_new_tokens=int(request["max_new_tokens"]), beams=int(request.get("beams", 1)),
         )  # fmt: skip
-        for example, generation in zip(chunk, found, strict=True):
-            yield example, tokenizer.decode(generation.ids), generation.truncated
+        for example, ids, generation in zip(chunk, asked, found, strict=True):
+            yield example, tokenizer.decode(generation.ids, after=ids), generation.truncated

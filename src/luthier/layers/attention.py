@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from luthier.layers.row_attention import Rows, row_attention
+
 PACKED = "luthier_packed"
 
 # Architectures whose packed rows were proved equal to the rows alone (tests/architectures/test_forward.py).
@@ -45,25 +47,29 @@ def packed_attention(
 
     Of the other keywords that transformers passes, these count: `sliding_window` in rows longer than it, `softcap` on
     the scores (Gemma 2), `position_bias` (1, H, L, L) added to them (T5), and `source_lengths`, the rows of the keys
-    in cross-attention.
+    in cross-attention. On a CPU all but capped scores take row_attention's way.
     """
     lengths: tuple[int, ...] = context["row_lengths"]
     causal: bool = getattr(module, "is_causal", True)
-    crossing = context.get("source_lengths") if not causal else None
+    sources: tuple[int, ...] | None = context.get("source_lengths") if not causal else None
+    bias = None if sources else context.get("position_bias")
+    window: int | None = context.get("sliding_window")
+    softcap: float | None = context.get("softcap")
+    if softcap is None and query_BHTD.device.type == "cpu":
+        scale = query_BHTD.shape[-1] ** -0.5 if scaling is None else scaling
+        rows = Rows(lengths, scale, window if causal else None, causal, sources or (), dropout)
+        return _by_products(query_BHTD, key_BKTD, value_BKTD, rows, bias), None
     groups = query_BHTD.shape[1] // key_BKTD.shape[1]
     if groups > 1:
         key_BKTD = key_BKTD.repeat_interleave(groups, dim=1)
         value_BKTD = value_BKTD.repeat_interleave(groups, dim=1)
-    key_lengths = crossing or lengths
-    rows = zip(
+    key_lengths = sources or lengths
+    apart = zip(
         query_BHTD.split(lengths, dim=2), key_BKTD.split(key_lengths, dim=2), value_BKTD.split(key_lengths, dim=2),
         strict=True,
     )  # fmt: skip
-    bias = None if crossing else context.get("position_bias")
-    window: int | None = context.get("sliding_window")
-    softcap: float | None = context.get("softcap")
     attended = []
-    for query, key, value in rows:
+    for query, key, value in apart:
         mask = _mask(query.shape[2], causal, window, bias, query)
         if softcap is None:
             whole = causal and mask is None
@@ -73,6 +79,16 @@ def packed_attention(
         else:
             attended.append(_capped(query, key, value, mask, dropout, scaling, softcap))
     return torch.cat(attended, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _by_products(
+    query_BHTD: Tensor, key_BKTD: Tensor, value_BKTD: Tensor, rows: Rows, bias_BHLL: Tensor | None
+) -> Tensor:
+    """row_attention in one type: under autocast rotary angles leave fp32 queries beside bf16 values."""
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query_BHTD.dtype
+    query, key, value = (x_BHTD[0].transpose(0, 1).to(dtype) for x_BHTD in (query_BHTD, key_BKTD, value_BKTD))
+    with torch.autocast("cpu", enabled=False):
+        return row_attention(query, key, value, rows, None if bias_BHLL is None else bias_BHLL[0])[None]
 
 
 def _mask(length: int, causal: bool, window: int | None, bias: Tensor | None, like: Tensor) -> Tensor | None:

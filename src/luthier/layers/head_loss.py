@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CHUNK_ELEMENTS = 8 * 1024 * 1024  # logits of one chunk: 32 MB in fp32
+CHUNKS_AT_ONCE = 8  # whose gradients reach the weight by one product: each product writes as much as the weight holds
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,17 +74,48 @@ def _chunks(positions: int, vocabulary: int) -> list[slice]:
 
 
 def _gradient(logits: Tensor, labels: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
-    """Summed loss, and its gradient in the logits, written over them: softmax - target."""
-    log_sum = torch.logsumexp(logits, dim=-1)
+    """Summed loss, and its gradient in the logits: softmax - target.
+
+    torch's softmax goes over the vocabulary once where logsumexp and exp do it twice (and, on a CPU, crawl where
+    weights underflow). The largest weight is exp(0) / sum, so the sum's logarithm comes from it without loss.
+    """
+    gradient = torch.softmax(logits, dim=-1)
+    log_sum = logits.amax(-1) - gradient.amax(-1).log()
     picked = logits.gather(1, labels[:, None])[:, 0]
     loss = (log_sum - (1.0 - smoothing) * picked).sum()
     if smoothing:
         loss = loss - smoothing * logits.mean(-1).sum()
-    gradient = logits.sub_(log_sum[:, None]).exp_()
     if smoothing:
         gradient.sub_(smoothing / logits.shape[1])
     gradient.scatter_add_(1, labels[:, None], torch.full_like(picked[:, None], smoothing - 1.0))
     return loss, gradient
+
+
+class _WeightGradient:
+    """The weight's gradient in fp32, from the gradients of chunk after chunk."""
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[Tensor, Tensor]] = []
+        self.total_VD: Tensor | None = None
+
+    def add(self, gradient_CV: Tensor, hidden_CD: Tensor) -> None:
+        """Take in one chunk; both tensors are kept until enough of them wait."""
+        self.waiting.append((gradient_CV, hidden_CD))
+        if len(self.waiting) == CHUNKS_AT_ONCE:
+            self._flush()
+
+    def of(self, weight_VD: Tensor) -> Tensor:
+        """All of it, in the weight's type."""
+        self._flush()
+        return torch.zeros_like(weight_VD) if self.total_VD is None else self.total_VD.to(weight_VD.dtype)
+
+    def _flush(self) -> None:
+        if not self.waiting:
+            return
+        gradients, hidden = (torch.cat(parts) for parts in zip(*self.waiting, strict=True))
+        self.waiting.clear()
+        found_VD = (gradients.t() @ hidden).float()
+        self.total_VD = found_VD if self.total_VD is None else self.total_VD.add_(found_VD)
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -93,29 +125,27 @@ class _HeadLoss(torch.autograd.Function):
     ) -> Tensor:
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.zeros_like(hidden) if wants_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
+        weight_gradient = _WeightGradient() if wants_weight else None
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if wants_bias and bias is not None else None
         matrix = weight.to(head.dtype)
         chunked = Head(matrix, bias, head.dtype, head.scale, head.softcap)
         total = hidden.new_zeros((), dtype=torch.float32)
         for rows in _chunks(len(labels), weight.shape[0]):
             logits = chunked.logits(hidden[rows])
-            # The derivative of the cap needs the capped logits, which the gradient is written over.
-            slope = None if head.softcap is None else 1.0 - (logits / head.softcap).square()
             loss, gradient = _gradient(logits, labels[rows], smoothing)
             total += loss
-            if slope is not None:
-                gradient.mul_(slope)
+            if head.softcap is not None:
+                gradient.mul_(1.0 - (logits / head.softcap).square())
             low = gradient.to(head.dtype)
             if grad_hidden is not None:
                 grad_hidden[rows] = (low @ matrix).mul_(head.scale).to(hidden.dtype)
-            if grad_weight is not None:
-                grad_weight += (low.t() @ chunked._scaled(hidden[rows])).float()
+            if weight_gradient is not None:
+                weight_gradient.add(low, chunked._scaled(hidden[rows]))
             if grad_bias is not None:
                 grad_bias += gradient.sum(0)
         ctx.save_for_backward(
             grad_hidden,
-            None if grad_weight is None else grad_weight.to(weight.dtype),
+            None if weight_gradient is None else weight_gradient.of(weight),
             None if grad_bias is None or bias is None else grad_bias.to(bias.dtype),
         )
         return total

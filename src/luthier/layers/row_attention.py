@@ -1,14 +1,16 @@
-"""Causal attention of packed rows by batched matrix products, for the CPU.
+"""Attention of packed rows by batched matrix products, for the CPU.
 
-    rows       | a a a | b b |         each row over itself alone
-    a row      queries in blocks; a block sees the keys up to its own end (and no further back than the window)
+    rows       | a a a | b b |         each row over itself alone; in cross-attention, over its own source alone
+    a row      queries in blocks; where attention is causal, a block sees the keys up to its own end (and no further
+               back than the window)
     heads      the G query heads of a key head are stacked, so keys and values are never repeated
 
 On CPUs it is faster than the flash kernel forward (the rows are short) and far faster backward. Nothing but queries,
-keys and values is kept; the weights are computed again. Its plain twin is scaled_dot_product_attention
-(tests/layers/test_row_attention.py).
+keys and values is kept; the weights are computed again, dropout's masks drawn again. Its plain twin is
+scaled_dot_product_attention (tests/layers/test_row_attention.py).
 
-Shapes: T tokens, H heads, K key/value heads, G = H / K, D head size, L queries of a block, X = G * L, S keys it sees.
+Shapes: T tokens, S source tokens (T itself, but for cross-attention), H heads, K key/value heads, G = H / K, D head
+size, L longest row; of a block: Q queries, X = G * Q, Y keys it sees.
 """
 
 from __future__ import annotations
@@ -20,108 +22,155 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from luthier.layers.dropout import Masks, draw_seed, kept_share
+
 BLOCK = 128  # queries at a time: of a long row, half of what causality hides is never computed
 
 
 @dataclass(frozen=True, slots=True)
+class Block:
+    """Queries and the keys they see: as places among all tokens, and as places in their row."""
+
+    queries: slice
+    keys: slice
+    query_places: slice
+    key_places: slice
+
+
+@dataclass(frozen=True, slots=True)
 class Rows:
-    """Where the rows lie, how scores are scaled, and how far back a token sees (None: all of its row)."""
+    """Where the rows lie, how scores are scaled, how far back a token sees (`window`; None: all of its row), and the
+    share of weights that is dropped. `sources` are the rows of the keys in cross-attention, which is not causal.
+    """
 
     lengths: tuple[int, ...]
     scale: float
     window: int | None = None
+    causal: bool = True
+    sources: tuple[int, ...] = ()
+    dropout: float = 0.0
 
-    def blocks(self) -> Iterator[tuple[slice, slice]]:
-        """Queries and the keys they see, as places among all tokens."""
-        start = 0
-        for length in self.lengths:
+    def blocks(self) -> Iterator[Block]:
+        """All blocks, row after row."""
+        start = source = 0
+        for length, reach in zip(self.lengths, self.sources or self.lengths, strict=True):
             for first in range(0, length, BLOCK):
                 end = min(first + BLOCK, length)
                 seen = 0 if self.window is None else max(0, first - self.window + 1)
-                yield slice(start + first, start + end), slice(start + seen, start + end)
-            start += length
+                last = end if self.causal else reach
+                yield Block(
+                    slice(start + first, start + end), slice(source + seen, source + last),
+                    slice(first, end), slice(seen, last),
+                )  # fmt: skip
+            start, source = start + length, source + reach
 
 
-def row_attention(query_THD: Tensor, key_TKD: Tensor, value_TKD: Tensor, rows: Rows) -> Tensor:
-    """Attention of each row over itself (T, H, D), differentiable in queries, keys and values."""
+def row_attention(
+    query_THD: Tensor, key_SKD: Tensor, value_SKD: Tensor, rows: Rows, bias_HLL: Tensor | None = None
+) -> Tensor:
+    """Attention of each row (T, H, D), differentiable in all tensors. `bias_HLL` is added to the scores."""
     apply: Any = _RowAttention.apply
-    attended: Tensor = apply(query_THD, key_TKD, value_TKD, rows)
+    attended: Tensor = apply(query_THD, key_SKD, value_SKD, bias_HLL, rows)
     return attended
 
 
 class _RowAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, query_THD: Tensor, key_TKD: Tensor, value_TKD: Tensor, rows: Rows) -> Tensor:
-        ctx.save_for_backward(query_THD, key_TKD, value_TKD)
-        ctx.rows = rows
+    def forward(
+        ctx: Any, query_THD: Tensor, key_SKD: Tensor, value_SKD: Tensor, bias_HLL: Tensor | None, rows: Rows
+    ) -> Tensor:
+        ctx.save_for_backward(query_THD, key_SKD, value_SKD, bias_HLL)
+        ctx.rows, ctx.seed = rows, draw_seed() if rows.dropout else 0
         attended_THD = torch.empty_like(query_THD)
-        masks = _Masks(rows.window, query_THD)
-        for queries, keys in rows.blocks():
-            key_KSD, value_KSD = key_TKD[keys].transpose(0, 1), value_TKD[keys].transpose(0, 1)
-            query_KXD = _stack(query_THD[queries], len(key_KSD))
-            weights_KXS = _weights(query_KXD, key_KSD, queries.stop - queries.start, masks, rows.scale)
-            _unstack(weights_KXS @ value_KSD, attended_THD[queries])
+        weigh = _Weights(rows, bias_HLL, key_SKD, ctx.seed)
+        for block in rows.blocks():
+            key_KYD, value_KYD = key_SKD[block.keys].transpose(0, 1), value_SKD[block.keys].transpose(0, 1)
+            weights_KXY, mask_KXY = weigh(_stack(query_THD[block.queries], len(key_KYD)), key_KYD, block)
+            if mask_KXY is not None:
+                weights_KXY *= mask_KXY
+            _unstack(weights_KXY @ value_KYD, attended_THD[block.queries])
         return attended_THD
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
-        query_THD, key_TKD, value_TKD = ctx.saved_tensors
+        query_THD, key_SKD, value_SKD, bias_HLL = ctx.saved_tensors
         grad_THD, rows = outputs[0], ctx.rows
         # Blocks of one row add to the same keys, in fp32.
-        wide = torch.float32 if max(rows.lengths) > BLOCK else key_TKD.dtype
-        grad_query, grad_key = torch.empty_like(query_THD), torch.zeros_like(key_TKD, dtype=wide)
+        wide = torch.float32 if max(rows.lengths) > BLOCK else key_SKD.dtype
+        grad_query, grad_key = torch.empty_like(query_THD), torch.zeros_like(key_SKD, dtype=wide)
         grad_value = torch.zeros_like(grad_key)
-        masks = _Masks(rows.window, query_THD)
-        for queries, keys in rows.blocks():
-            key_KSD, value_KSD = key_TKD[keys].transpose(0, 1), value_TKD[keys].transpose(0, 1)
-            query_KXD, grad_KXD = (_stack(x_THD[queries], len(key_KSD)) for x_THD in (query_THD, grad_THD))
-            weights_KXS = _weights(query_KXD, key_KSD, queries.stop - queries.start, masks, rows.scale)
-            grad_value[keys] += (weights_KXS.transpose(1, 2) @ grad_KXD).transpose(0, 1)
-            grad_weights = grad_KXD @ value_KSD.transpose(1, 2)
-            scores_KXS = torch._softmax_backward_data(grad_weights, weights_KXS, -1, weights_KXS.dtype)
-            _unstack(_scaled_product(scores_KXS, key_KSD, rows.scale), grad_query[queries])
-            grad_key[keys] += _scaled_product(scores_KXS.transpose(1, 2), query_KXD, rows.scale).transpose(0, 1)
-        return grad_query, grad_key.to(key_TKD.dtype), grad_value.to(key_TKD.dtype), None
+        grad_bias = torch.zeros_like(bias_HLL, dtype=torch.float32) if ctx.needs_input_grad[3] else None
+        weigh = _Weights(rows, bias_HLL, key_SKD, ctx.seed)
+        for block in rows.blocks():
+            queries, keys = block.queries, block.keys
+            key_KYD, value_KYD = key_SKD[keys].transpose(0, 1), value_SKD[keys].transpose(0, 1)
+            query_KXD, grad_KXD = (_stack(x_THD[queries], len(key_KYD)) for x_THD in (query_THD, grad_THD))
+            weights_KXY, mask_KXY = weigh(query_KXD, key_KYD, block)
+            kept_KXY = weights_KXY if mask_KXY is None else weights_KXY * mask_KXY
+            grad_value[keys] += (kept_KXY.transpose(1, 2) @ grad_KXD).transpose(0, 1)
+            grad_weights = grad_KXD @ value_KYD.transpose(1, 2)
+            if mask_KXY is not None:
+                grad_weights *= mask_KXY
+            scores_KXY = torch._softmax_backward_data(grad_weights, weights_KXY, -1, weights_KXY.dtype)
+            _unstack(_scaled_product(scores_KXY, key_KYD, rows.scale), grad_query[queries])
+            grad_key[keys] += _scaled_product(scores_KXY.transpose(1, 2), query_KXD, rows.scale).transpose(0, 1)
+            if grad_bias is not None:
+                corner = grad_bias[:, block.query_places, block.key_places]
+                corner += scores_KXY.reshape(corner.shape)
+        grads = grad_query, grad_key.to(key_SKD.dtype), grad_value.to(key_SKD.dtype)
+        return *grads, None if grad_bias is None else grad_bias.to(bias_HLL.dtype), None
 
 
-class _Masks:
-    """What is added to a block's scores: -inf where a query must not see a key."""
+class _Weights:
+    """The weights of one block after another, the same in the forward and the backward pass."""
 
-    def __init__(self, window: int | None, like: Tensor) -> None:
-        self.window = window
-        self.triangle_LL = torch.full((BLOCK, BLOCK), float("-inf"), device=like.device).triu(1)
+    def __init__(self, rows: Rows, bias_HLL: Tensor | None, like: Tensor, seed: int) -> None:
+        self.rows, self.bias_HLL = rows, bias_HLL
+        self.triangle_QQ = torch.full((BLOCK, BLOCK), float("-inf"), device=like.device).triu(1)
+        self.masks = Masks(seed, like.device) if rows.dropout else None
 
-    def hide(self, scores_KXS: Tensor, queries: int) -> None:
-        """Write over the scores of `queries` tokens that end where their keys end."""
-        keys = scores_KXS.shape[2]
-        by_query = scores_KXS.view(len(scores_KXS), -1, queries, keys)
-        by_query[..., keys - queries :].add_(self.triangle_LL[:queries, :queries])
-        if self.window is not None and keys > self.window:  # row by row, the first key that is seen moves one further
-            unseen = scores_KXS.new_full((queries, keys), float("-inf")).tril(keys - queries - self.window)
-            by_query.add_(unseen)
+    def __call__(self, query_KXD: Tensor, key_KYD: Tensor, block: Block) -> tuple[Tensor, Tensor | None]:
+        """Softmax of the scores, and what dropout multiplies them by.
 
+        Scores are kept in fp32: rounded to bf16, scores of 100 would be off by a quarter.
+        """
+        scores_KXY = _scaled_product(query_KXD.float(), key_KYD.transpose(1, 2).float(), self.rows.scale)
+        queries = block.queries.stop - block.queries.start
+        by_query = scores_KXY.view(len(scores_KXY), -1, queries, scores_KXY.shape[2])
+        if self.bias_HLL is not None:
+            corner = self.bias_HLL[:, block.query_places, block.key_places]
+            by_query += corner.reshape(by_query.shape)
+        if self.rows.causal:
+            self._hide(by_query)
+        weights_KXY = torch.softmax(scores_KXY, -1).to(query_KXD.dtype)
+        if self.masks is None:
+            return weights_KXY, None
+        mask_KXY = self.masks.draw(weights_KXY, self.rows.dropout)
+        return weights_KXY, mask_KXY.div_(kept_share(self.rows.dropout))
 
-def _weights(query_KXD: Tensor, key_KSD: Tensor, queries: int, masks: _Masks, scale: float) -> Tensor:
-    """Softmax of the scores, which are kept in fp32: rounded to bf16, scores of 100 would be off by a quarter."""
-    scores_KXS = _scaled_product(query_KXD.float(), key_KSD.transpose(1, 2).float(), scale)
-    masks.hide(scores_KXS, queries)
-    return torch.softmax(scores_KXS, -1).to(query_KXD.dtype)
+    def _hide(self, scores_KGQY: Tensor) -> None:
+        """Write over the scores of keys that must not be seen; queries end where their keys end."""
+        queries, keys = scores_KGQY.shape[2:]
+        scores_KGQY[..., keys - queries :].add_(self.triangle_QQ[:queries, :queries])
+        window = self.rows.window
+        if window is not None and keys > window:  # query by query, the first key that is seen moves one further
+            scores_KGQY.add_(scores_KGQY.new_full((queries, keys), float("-inf")).tril(keys - queries - window))
 
 
 def _scaled_product(left: Tensor, right: Tensor, scale: float) -> Tensor:
     return torch.baddbmm(left[:, :1, :1], left, right, beta=0, alpha=scale)
 
 
-def _stack(x_LHD: Tensor, key_heads: int) -> Tensor:
+def _stack(x_QHD: Tensor, key_heads: int) -> Tensor:
     """The heads that share a key head, one under the other."""
-    length, heads, size = x_LHD.shape
-    grouped = x_LHD.view(length, key_heads, heads // key_heads, size).permute(1, 2, 0, 3)
+    queries, heads, size = x_QHD.shape
+    grouped = x_QHD.view(queries, key_heads, heads // key_heads, size).permute(1, 2, 0, 3)
     return grouped.reshape(key_heads, -1, size)
 
 
-def _unstack(x_KXD: Tensor, into_LHD: Tensor) -> None:
-    length, heads, size = into_LHD.shape
+def _unstack(x_KXD: Tensor, into_QHD: Tensor) -> None:
+    queries, heads, size = into_QHD.shape
     key_heads = len(x_KXD)
-    into_LHD.view(length, key_heads, heads // key_heads, size).copy_(
-        x_KXD.view(key_heads, -1, length, size).permute(2, 0, 1, 3)
+    into_QHD.view(queries, key_heads, heads // key_heads, size).copy_(
+        x_KXD.view(key_heads, -1, queries, size).permute(2, 0, 1, 3)
     )

@@ -82,7 +82,9 @@ def _as_rank(folder: JobFolder, resume: bool, place: Path) -> None:
 
 def run_job(*arguments: Any, **options: Any) -> None:
     """`job.run_job`; what it needs is loaded where a job runs, not where ranks are only watched."""
-    importlib.import_module("luthier.training.job").run_job(*arguments, **options)
+    with door.loading():
+        job = importlib.import_module("luthier.training.job")
+    job.run_job(*arguments, **options)
 
 
 def _voice(ranks: Ranks) -> Console:

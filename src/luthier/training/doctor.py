@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from luthier import __version__, door
+from luthier import __version__, allocator, door
 from luthier.home import cache_root
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "peft", "safetensors", "numpy", "pyarrow", "huggingface_hub")
@@ -135,9 +135,8 @@ def _tcmalloc() -> str:
     """Whether the faster allocator is in use, or where it lies."""
     if "tcmalloc" in os.environ.get("LD_PRELOAD", ""):
         return "in use"
-    folders = (Path("/usr/lib"), Path("/usr/local/lib"))
-    found = sorted(path for folder in folders for path in folder.glob("**/libtcmalloc*.so.*"))
-    return f"not in use; LD_PRELOAD={found[0]} would load it" if found else "not installed"
+    found = allocator.find()
+    return f"not in use: {found}" if found else "not installed: libtcmalloc-minimal4 makes a CPU train faster"
 
 
 def _version(name: str) -> str | None:

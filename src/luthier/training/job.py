@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from luthier.data.batches import Layout, Plan
-from luthier.data.ledger import check_truncated
+from luthier.data.ledger import check_rows, check_truncated
 from luthier.data.prepare import Prepared, prepare
 from luthier.data.tokenize import Tokenizer, set_threads
 from luthier.errors import Interrupted
@@ -163,6 +163,7 @@ def _prepare(folder: JobFolder, resume: bool, console: Console, ranks: Ranks) ->
     prepared = prepare(order.channels, order.data, tokenizer, cache_root(), say)
     folder.failure.unlink(missing_ok=True)
     prepared.write_ledger(folder.ledger)
+    check_rows(prepared.counts, order.job.max_rows)
     check_truncated(prepared.counts, order.data.kind, order.job.max_truncated)
     if folder.split.exists():
         prepared.split.verify(folder.split)

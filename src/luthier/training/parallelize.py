@@ -39,6 +39,10 @@ class SharedModel(Model):
         super().__init__(model.network, model.dtype, device)
         self.ranks = ranks
 
+    @property
+    def shares(self) -> int:
+        return self.ranks.size
+
     def each(self, work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         return self.ranks.each(work, items)
 

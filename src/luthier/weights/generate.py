@@ -1,13 +1,14 @@
-"""Greedy (or beam) generation in batches, for scoring and for `luthier generate`.
+"""Greedy (or beam) generation, for scoring and for `luthier generate`.
 
-Rows are sorted by prompt length so that batches carry little padding; answers come back in the order asked. Greedy
-means the most likely token each time: penalties and sampling that a base model's generation_config.json brings do not
-apply, for they would score the setting, not the weights.
+Greedy answers of models that the engine's own layers compute are written in slots (greedy.py); transformers' `generate`
+writes all others, in batches of rows sorted by prompt length so that they carry little padding. Answers come back in
+the order asked. Greedy means the most likely token each time: penalties and sampling that a base model's
+generation_config.json brings do not apply, for they would score the setting, not the weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
@@ -16,8 +17,10 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
+from luthier.layers.recognition import UnknownPart
+from luthier.weights.greedy import Greedy
 from luthier.weights.model import Model
-from luthier.weights.row_limit import RowLimit, in_portions
+from luthier.weights.row_limit import RowLimit, in_portions, out_of_memory, release
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,23 +52,61 @@ def generate(
     rooms = [_room(model, len(prompt), max_new_tokens) for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
     answers = {row: Generation([], truncated=True) for row in order if rooms[row] <= 0}
-    batches = list(_batches([row for row in order if rooms[row] > 0], rooms, batch_size))
-
+    asked = [row for row in order if rooms[row] > 0]
     fits = limit or RowLimit("answering")
+    parts = UnknownPart("beams") if beams > 1 else model.answering
+    if not isinstance(parts, UnknownPart):
+        greedy, stops = Greedy(*parts), set(stop_ids)
+
+        def share(rows: list[int]) -> dict[int, Generation]:
+            return _in_slots(greedy, {row: prompts[row] for row in rows}, rooms, stops, batch_size, fits)
+
+        shares = min(model.shares, len(asked))
+        for found in model.each(share, [asked[start::shares] for start in range(shares)]):
+            answers |= found
+    else:
+
+        def batch(rows: Sequence[int], room: int) -> list[Generation]:
+            return _generate_batch(model, [list(prompts[row]) for row in rows], stop_ids, pad_id, room, beams)
+
+        for rows, written in _in_batches(model, list(_batches(asked, rooms, batch_size)), batch, fits):
+            answers |= dict(zip(rows, written, strict=True))
+    return [answers[row] for row in range(len(prompts))]
+
+
+def _in_slots(
+    greedy: Greedy, prompts: dict[int, Sequence[int]], rooms: Sequence[int], stops: set[int], slots: int, fits: RowLimit
+) -> dict[int, Generation]:
+    """Answers by the engine's own layers; those that memory did not suffice for are begun again, fewer at once."""
+    done: dict[int, Generation] = {}
+    while left := {row: prompt for row, prompt in prompts.items() if row not in done}:
+        tried = fits.of(min(slots, len(left)))
+        try:
+            for row, ids in greedy.answers(left, {row: rooms[row] for row in left}, stops, tried):
+                done[row] = _until_stop(ids, stops)
+            continue
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+        release()
+        fits.halve(tried)
+    return done
+
+
+def _in_batches(
+    model: Model, batches: list[tuple[int, list[int]]], work: Callable[[Sequence[int], int], list[Generation]],
+    fits: RowLimit,
+) -> Iterator[tuple[list[int], list[Generation]]]:
+    """Batches answered by transformers, as many rows of one at once as fit."""
 
     def answer(batch: tuple[int, list[int]]) -> list[Generation]:
         room, rows = batch
-
-        def part(some: Sequence[int]) -> list[Generation]:
-            return _generate_batch(model, [list(prompts[row]) for row in some], stop_ids, pad_id, room, beams)
-
-        return [found for answers in in_portions(rows, fits, part) for found in answers]
+        return [found for answers in in_portions(rows, fits, lambda some: work(some, room)) for found in answers]
 
     for _, same in groupby(batches, key=lambda batch: batch[0]):
         alike = list(same)  # ranks that share a model all go on until the longest answer ends: each needs the room
         for (_, rows), found in zip(alike, model.each(answer, alike), strict=True):
-            answers |= dict(zip(rows, found, strict=True))
-    return [answers[row] for row in range(len(prompts))]
+            yield rows, found
 
 
 def _room(model: Model, length: int, max_new_tokens: int) -> int:

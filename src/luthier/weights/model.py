@@ -72,6 +72,23 @@ class Model:
         return "the engine's own layers" if isinstance(found, FastStack) else f"transformers' layers ({found})"
 
     @property
+    def answering(self) -> tuple[FastStack, Head] | UnknownPart:
+        """The layers and the head that write answers token by token as the model now stands, or what forbids it."""
+        stack = self._fast()
+        if isinstance(stack, UnknownPart):
+            return stack
+        if getattr(stack.rotary, "rope_type", "default") in ("dynamic", "longrope"):
+            return UnknownPart("rotary angles that change with the length")
+        if self.network.training or not self.own_head:
+            return UnknownPart("a model in training" if self.network.training else "a head of its own kind")
+        return stack, self._head()
+
+    @property
+    def shares(self) -> int:
+        """Into how many parts `each` deals its items."""
+        return 1
+
+    @property
     def encoder_decoder(self) -> bool:
         """Whether an encoder reads the prompt and a decoder writes the completion."""
         return bool(self.plain.config.is_encoder_decoder)

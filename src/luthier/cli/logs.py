@@ -1,0 +1,43 @@
+"""`luthier logs`: what a job of the service writes, through CloudWatch Logs' API."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from luthier.client.client import Client
+from luthier.client.endpoint import find_endpoint
+
+Host = Annotated[
+    str | None,
+    typer.Option("--host", metavar="HOST", help="Address of the service; default $AWS_ENDPOINT_URL, else here."),
+]
+Port = Annotated[
+    int | None, typer.Option("--port", metavar="PORT", min=1, max=65535, help="Port of the service; default 8777.")
+]
+Region = Annotated[
+    str | None,
+    typer.Option("--region", metavar="NAME", help="Where the job was made; default as AWS's clients find theirs."),
+]
+
+
+def logs(
+    name: Annotated[str, typer.Argument(metavar="JOB", help="Name of a training or AutoML job.")],
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
+    host: Host = None,
+    port: Port = None,
+    region: Region = None,
+) -> int:
+    """Print what a job has written; with -f also what it writes, until it ends.
+
+    With -f the exit code is 0 for a job that completed or was stopped, 1 for one that failed.
+    """
+    with Client(find_endpoint(host, port), region) as client:
+        for line in client.logs(client.job(name), follow):
+            typer.echo(line)
+        if not follow:
+            return 0
+        ended = client.job(name)
+    typer.echo(f"luthier: {name}: {ended.status}" + (f": {ended.message}" if ended.message else ""), err=True)
+    return 1 if ended.status == "Failed" else 0

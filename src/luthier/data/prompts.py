@@ -1,0 +1,79 @@
+"""A row's fields to the prompt that asks for its answer, as the run was trained: `luthier generate` and serving alike.
+
+    a template       {"instruction": ..., "context": ...}   filled into the run's own template
+    conversations    {"messages": [...]}                    by the tokenizer's chat template
+    neither          {"prompt": ...}                        the text itself
+
+It knows a run by its provenance (luthier.json), nothing of weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from luthier.data.build import trusting
+from luthier.data.chat import ROLES, ChatError
+from luthier.data.example import Example, Piece
+from luthier.data.template import Template
+from luthier.data.tokenize import Tokenizer
+from luthier.errors import UserError
+
+Render = Callable[[Mapping[str, Any]], Example]
+
+
+def renderer(
+    provenance: Mapping[str, Any], tokenizer: Tokenizer, raw: bool, trusted: bool | None = None
+) -> Render:
+    """How a row's fields become a prompt: as the run was trained, or (`raw`) the plain text of its field `prompt`.
+
+    `trusted`: special-token strings in the fields become control tokens; None leaves it to what the run was trained
+    with, and to text where `raw`. The function that is returned raises UserError for fields that do not fit.
+    """
+    render = _renderer(provenance, tokenizer, raw)
+    if trusted is None:
+        trusted = not raw and bool(provenance.get("settings", {}).get("parse_special_tokens"))
+    return (lambda fields: trusting(render(fields))) if trusted else render
+
+
+def _renderer(provenance: Mapping[str, Any], tokenizer: Tokenizer, raw: bool) -> Render:
+    kind, stored = provenance.get("kind"), provenance.get("template")
+    if kind == "chat" and not raw:
+        return lambda fields: _chat_prompt(tokenizer, fields)
+    if stored and not raw:
+        template = Template.from_json(stored)
+        return lambda fields: _template_prompt(template, fields)
+    return lambda fields: _plain_prompt(tokenizer, fields)
+
+
+def _template_prompt(template: Template, fields: Mapping[str, Any]) -> Example:
+    missing = [name for name in template.prompt_fields if not isinstance(fields.get(name), str)]
+    if missing:
+        raise UserError(f"the run's template needs the text fields {', '.join(map(repr, missing))}")
+    return template.render_prompt({name: fields[name] for name in template.prompt_fields})
+
+
+def _chat_prompt(tokenizer: Tokenizer, fields: Mapping[str, Any]) -> Example:
+    messages = fields.get("messages")
+    if tokenizer.chat is None:
+        raise UserError("a row with 'messages' needs a model whose tokenizer has a chat template")
+    if not isinstance(messages, list) or not all(map(_is_message, messages)) or not messages:
+        raise UserError('a chat row needs \'messages\': a list of {"role": "system|user|assistant", "content": text}')
+    if messages[-1]["role"] == "assistant":
+        raise UserError("the last of the messages is the assistant's; leave the answer out, or end with the user's")
+    try:
+        return tokenizer.chat.render_prompt(messages)
+    except ChatError as error:
+        raise UserError(str(error)) from None
+
+
+def _is_message(item: Any) -> bool:
+    return isinstance(item, dict) and item.get("role") in ROLES and type(item.get("content")) is str
+
+
+def _plain_prompt(tokenizer: Tokenizer, fields: Mapping[str, Any]) -> Example:
+    if isinstance(fields.get("messages"), list):
+        return _chat_prompt(tokenizer, fields)
+    if not isinstance(fields.get("prompt"), str):
+        raise UserError("a row for a model without a template needs the text field 'prompt' (or 'messages')")
+    return Example("", (Piece(fields["prompt"], trained=False),))

@@ -1,0 +1,233 @@
+"""Which operation of which service a request asks for, in which region. Does not read what the operation is given.
+
+A service is told by what its protocol puts on every request: a target header, the path of an endpoint, the scope that
+was signed for, the host name of AWS that a proxy passed on, a form with an action. What shows none of these is S3.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import threading
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import parse_qsl, unquote
+
+from moto.core.routing import RestRouter
+from werkzeug.datastructures import Headers, MultiDict
+from werkzeug.exceptions import HTTPException
+from werkzeug.routing import RoutingException
+
+from luthier.protocol import model
+from luthier.protocol.call import REGION
+from luthier.protocol.dialect import dialect
+from luthier.protocol.errors import WireError
+from luthier.protocol.message import Request
+
+TARGETS = {"SageMaker": "sagemaker", "Logs_20140328": "logs"}
+VERSIONS = {"2011-06-15": "sts", "2010-05-08": "iam"}  # of the query protocol's forms
+FORM = "application/x-www-form-urlencoded"
+MOST_FIELDS = 2_000  # of a query or a form: beyond it, reading lists of structures takes long
+_INVOCATION = re.compile(r"/endpoints/[^/]*/(invocations|invocations-response-stream|async-invocations)")
+_SCOPE = re.compile(r"Credential=[^/,]*/\d{8}/([a-z0-9-]{1,32})/([a-z0-9-]{1,32})/aws4_request")
+_AWS_HOST = re.compile(r"(?P<front>[a-z0-9.-]+)\.amazonaws\.com(\.cn)?", re.IGNORECASE)
+_S3_HOST = re.compile(
+    r"((?P<bucket>[a-z0-9][a-z0-9.-]*?)\.)?s3([.-](?!dualstack)(?P<old>[a-z]+(-[a-z]+)+-\d))?(\.dualstack)?"
+    r"(\.(?P<region>[a-z]+(-[a-z]+)+-\d))?\.amazonaws\.com(\.cn)?",
+    re.IGNORECASE,
+)
+_LOCAL_BUCKET = re.compile(r"(?P<bucket>[a-z0-9][a-z0-9.-]*)\.localhost", re.IGNORECASE)
+_REGION = re.compile(r"[a-z]{2}(-[a-z]+)+-\d")
+_HOISTED = re.compile(r"x-amz-(?!content-sha256|security-token)[a-z0-9_.-]+")
+_BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_NOT_PRINTABLE = re.compile(r"[^\x21-\x7e]")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a request asks for: botocore's names; `labels` are the path's parts that are parameters."""
+
+    service: str
+    operation: str
+    region: str = REGION
+    labels: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Routed:
+    """As much of a request as moto's router looks at."""
+
+    method: str
+    raw_path: str
+    args: MultiDict[str, str]
+    headers: Headers
+    host: str = "localhost"
+
+
+def service_of(request: Request) -> str:
+    """The service asked; one that is not here by the name in its scope or host. Reads no body."""
+    prefix, dot, _ = request.headers.get("x-amz-target", "").partition(".")
+    if dot:
+        return TARGETS.get(prefix, prefix)
+    signed = _scope(request)
+    if _INVOCATION.fullmatch(request.path) and (not signed or signed[1] != "s3"):
+        return "sagemaker-runtime"
+    if signed:
+        return signed[1]
+    host = _host(request)
+    if virtual_bucket(request) or _S3_HOST.fullmatch(host):
+        return "s3"
+    if match := _AWS_HOST.fullmatch(host):
+        parts = [part for part in match["front"].lower().split(".") if not _REGION.fullmatch(part)]
+        return "sagemaker-runtime" if "runtime" in parts and "sagemaker" in parts else parts[-1] if parts else "s3"
+    if request.path == "/" and request.method == "POST" and _is_form(request):
+        return "sts"
+    for version in parse_qsl(request.query[:2048]):
+        if version[0] == "Version" and version[1] in VERSIONS:
+            return VERSIONS[version[1]]
+    return "s3"
+
+
+def region_of(request: Request) -> str:
+    """The region signed for, else the one in AWS's host name, else REGION."""
+    if signed := _scope(request):
+        return signed[0]
+    host = _host(request).lower()
+    if match := _S3_HOST.fullmatch(host):
+        return match["region"] or match["old"] or REGION
+    named = [part for part in host.split(".") if _REGION.fullmatch(part)]
+    return named[-1] if named and _AWS_HOST.fullmatch(host) else REGION
+
+
+def virtual_bucket(request: Request) -> str:
+    """The bucket that is named in the host (bucket.s3.us-west-2.amazonaws.com, bucket.localhost), or nothing."""
+    host = _host(request)
+    match = _S3_HOST.fullmatch(host) or _LOCAL_BUCKET.fullmatch(host)
+    return (match["bucket"] or "") if match else ""
+
+
+def find(request: Request, service: str) -> Asked:
+    """The operation asked for; UnknownOperationException when the service, at AWS, has none such.
+
+    The body of a form is read for its action, and can be read again.
+    """
+    if service not in model.SERVICES:
+        raise _unknown(f"the service {service!r} is not part of Luthier")
+    form = dialect(service).form
+    if form == "json":
+        prefix, _, name = request.headers.get("x-amz-target", "").partition(".")
+        if TARGETS.get(prefix) != service:
+            raise _unknown("the request names no operation: its X-Amz-Target header is missing")
+        return Asked(service, _existing(service, name), region_of(request))
+    if form == "query":
+        given = form_fields(request, service)
+        # A request that is not signed shows its service only here.
+        service = service if _scope(request) else VERSIONS.get(given.get("Version", ""), service)
+        return Asked(service, _existing(service, given.get("Action", "")), region_of(request))
+    return _find_by_path(request, service)
+
+
+def check_target(request: Request) -> None:
+    """Refuse a path or query that is not percent-encoded UTF-8: WireError InvalidURI."""
+    if not request.path.startswith("/"):
+        raise WireError("InvalidURI", "Couldn't parse the specified URI: it has no path.")
+    for what, text in (("path", request.path), ("query", request.query)):
+        if _BROKEN_ESCAPE.search(text) or _NOT_PRINTABLE.search(text):
+            raise WireError("InvalidURI", f"Couldn't parse the specified URI: its {what} is not percent-encoded.")
+        try:
+            plain = unquote(text, errors="strict")
+        except UnicodeDecodeError:
+            raise WireError("InvalidURI", f"Couldn't parse the specified URI: its {what} is not UTF-8.") from None
+        if "\0" in plain:
+            raise WireError("InvalidURI", f"Couldn't parse the specified URI: its {what} holds a NUL.")
+
+
+def query_fields(text: str) -> MultiDict[str, str]:
+    """The fields of a query or a form, which may be empty; WireError MalformedQueryString."""
+    try:
+        pairs = parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=MOST_FIELDS)
+    except UnicodeDecodeError:
+        raise WireError("MalformedQueryString", "The query string or form is not percent-encoded UTF-8.") from None
+    except ValueError:
+        raise WireError("MalformedQueryString", f"The query string or form has over {MOST_FIELDS:,} fields.") from None
+    if any("\0" in name or "\0" in value for name, value in pairs):
+        raise WireError("MalformedQueryString", "The query string or form holds a NUL.")
+    return MultiDict(pairs)
+
+
+def form_fields(request: Request, service: str) -> MultiDict[str, str]:
+    """The fields of a query-protocol request, of its form and its query; its body can be read again."""
+    body = request.body(dialect(service).limit)
+    request.chunks = iter((body,))
+    if body and not _is_form(request):
+        raise WireError("SerializationException", f"The body is not a form: expected the content type {FORM}.")
+    try:
+        text = body.decode("ascii")
+    except UnicodeDecodeError:
+        raise WireError("SerializationException", "The form is not percent-encoded UTF-8.") from None
+    fields = query_fields(request.query)
+    fields.update(query_fields(text))
+    return fields
+
+
+def headers_of(request: Request) -> Headers:
+    """The request's headers as werkzeug and moto take them, with those of S3's that a signed URL holds in its query."""
+    headers = Headers(list(request.headers.items()))
+    if "Signature=" in request.query:
+        for name, value in parse_qsl(request.query[:8192], keep_blank_values=True):
+            if _HOISTED.fullmatch(name) and name not in headers:
+                headers[name] = re.sub(r"[\r\n]+", " ", value)
+    return headers
+
+
+def _find_by_path(request: Request, service: str) -> Asked:
+    bucket = virtual_bucket(request) if service == "s3" else ""
+    path = f"/{bucket}{request.path}" if bucket else request.path
+    routed: Any = _Routed(request.method, path, query_fields(request.query), headers_of(request))
+    try:
+        operation, labels = _router(service).match(routed)
+    except (HTTPException, RoutingException):
+        raise _unknown("The specified method is not allowed against this resource.") from None
+    return Asked(service, str(operation.name), region_of(request), labels)
+
+
+_routers = threading.Lock()
+
+
+def _router(service: str) -> RestRouter:
+    with _routers:
+        return _new_router(service)
+
+
+@functools.cache
+def _new_router(service: str) -> RestRouter:
+    # Not moto's own router for S3, which imports all of moto's S3 to look at the host.
+    return RestRouter(model.load(service))
+
+
+def _existing(service: str, name: str) -> str:
+    if not model.has(service, name):
+        raise _unknown(f"Could not find operation {name[:128]!r} of {service}." if name else "No operation is named.")
+    return name
+
+
+def _unknown(message: str) -> WireError:
+    return WireError("UnknownOperationException", message)
+
+
+def _scope(request: Request) -> tuple[str, str] | None:
+    """The region and service that were signed for, in the header or in the query; not verified."""
+    found = _SCOPE.search(request.headers.get("authorization", ""))
+    if not found and "Credential=" in request.query:
+        found = _SCOPE.search(unquote(request.query[:8192]))
+    return (found[1], found[2]) if found else None
+
+
+def _host(request: Request) -> str:
+    return re.sub(r":\d*$", "", request.headers.get("host", ""))
+
+
+def _is_form(request: Request) -> bool:
+    return request.headers.get("content-type", "").split(";")[0].strip().lower() == FORM
+
+

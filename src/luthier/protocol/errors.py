@@ -1,0 +1,30 @@
+"""A refusal as AWS words it: a code that clients match on, a message for the reader, an HTTP status."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from luthier.errors import LuthierError
+
+
+class WireError(LuthierError):
+    """Answered as the error `code` of the service that was asked; `status` is HTTP's.
+
+    `members` are further fields of the error's shape (S3's Key, ModelError's OriginalStatusCode).
+    """
+
+    def __init__(
+        self, code: str, message: str, status: int = 400, members: Mapping[str, str | int] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.status = status
+        self.members = dict(members or {})
+
+
+def wire_error(error: LuthierError) -> WireError:
+    """Any of Luthier's errors as the wire answers it: what the caller can fix is 400, the rest 500."""
+    if isinstance(error, WireError):
+        return error
+    return WireError(error.wire_code, str(error), 500 if error.wire_code == "InternalFailure" else 400)

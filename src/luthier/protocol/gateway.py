@@ -1,0 +1,149 @@
+"""From a request to an answer, in one visible order of work; the one place where errors become answers.
+
+Knows no operation and no key: `operate` does the work of a call, `authenticate` says who calls.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from luthier.errors import LuthierError
+from luthier.protocol import codec, dispatch, model
+from luthier.protocol.call import Call, Principal
+from luthier.protocol.dialect import dialect
+from luthier.protocol.dispatch import Asked
+from luthier.protocol.errors import WireError
+from luthier.protocol.framing import unframe
+from luthier.protocol.message import Request, Response
+from luthier.protocol.validate import validate
+
+_logger = logging.getLogger(__name__)
+
+Operate = Callable[[Call], Any]
+Authenticate = Callable[[Request, str], Principal]
+Observe = Callable[[str, str, int, float], None]
+
+
+@dataclass(slots=True)
+class _Exchange:
+    """What is known of a request so far; each step of the order adds to it."""
+
+    request: Request
+    request_id: str
+    service: str = "s3"
+    asked: Asked = field(default_factory=lambda: Asked("s3", ""))
+    principal: Principal = field(default_factory=Principal)
+    caller: str = ""
+    parameters: dict[str, Any] = field(default_factory=dict)
+    result: Any = None
+    response: Response = field(default_factory=Response)
+
+
+class Gateway:
+    """Answers requests; may be used by many threads at once.
+
+    `known` names the operations that are implemented, by service; one that AWS has but that is not among them is
+    answered as one that AWS does not have. `observe` is told of each answer: service, operation, status, seconds.
+    """
+
+    def __init__(
+        self,
+        operate: Operate,
+        known: Mapping[str, Container[str]],
+        authenticate: Authenticate,
+        observe: Observe = lambda service, operation, status, seconds: None,
+    ) -> None:
+        self.operate, self.known, self.authenticate, self.observe = operate, known, authenticate, observe
+        self.order: tuple[Callable[[_Exchange], None], ...] = (
+            self._address,
+            self._read,
+            self._find,
+            self._authenticate,
+            self._unframe,
+            self._parse,
+            self._validate,
+            self._operate,
+            self._serialise,
+        )
+
+    def answer(self, request: Request) -> Response:
+        """The answer to a request, an error's included; raises nothing."""
+        exchange = _Exchange(request, str(uuid.uuid4()))
+        started = time.monotonic()
+        try:
+            for step in self.order:
+                step(exchange)
+            response = exchange.response
+        except LuthierError as error:
+            response = codec.serialise_error(exchange.service, error, exchange.request_id)
+            if response.status >= 500:
+                _logger.error("%s %s failed: %s", exchange.service, exchange.asked.operation, error, exc_info=True)
+        except Exception:
+            _logger.exception("%s %s failed: %s", exchange.service, exchange.asked.operation, exchange.request_id)
+            text = f"An internal failure: its cause is in the server's log under {exchange.request_id}."
+            failure = WireError("InternalFailure", text, 500)
+            response = codec.serialise_error(exchange.service, failure, exchange.request_id)
+        self._report(exchange, response, time.monotonic() - started)
+        return response
+
+    def _address(self, exchange: _Exchange) -> None:
+        exchange.service = dispatch.service_of(exchange.request)
+        dispatch.check_target(exchange.request)
+
+    def _read(self, exchange: _Exchange) -> None:
+        """Only S3 streams; its bodies are read by who knows the operation."""
+        if exchange.service != "s3":
+            body = exchange.request.body(dialect(exchange.service).limit)
+            exchange.request.chunks = iter((body,))
+
+    def _find(self, exchange: _Exchange) -> None:
+        exchange.asked = asked = dispatch.find(exchange.request, exchange.service)
+        exchange.service = asked.service
+        if asked.operation not in self.known.get(asked.service, ()):
+            raise WireError("UnknownOperationException", f"The operation {asked.operation} is not part of Luthier.")
+
+    def _authenticate(self, exchange: _Exchange) -> None:
+        exchange.principal = self.authenticate(exchange.request, exchange.service)
+        exchange.caller = exchange.principal.arn
+
+    def _unframe(self, exchange: _Exchange) -> None:
+        unframe(exchange.request)
+
+    def _parse(self, exchange: _Exchange) -> None:
+        exchange.parameters = codec.parse(self._model(exchange), exchange.request, exchange.asked.labels)
+
+    def _validate(self, exchange: _Exchange) -> None:
+        validate(self._model(exchange), exchange.parameters)
+
+    def _operate(self, exchange: _Exchange) -> None:
+        asked = exchange.asked
+        call = Call(
+            asked.service, asked.operation, exchange.parameters, exchange.request, exchange.request_id, asked.region,
+            exchange.principal,
+        )  # fmt: skip
+        exchange.result = self.operate(call)
+
+    def _serialise(self, exchange: _Exchange) -> None:
+        exchange.response = codec.serialise(self._model(exchange), exchange.result, exchange.request_id)
+
+    def _model(self, exchange: _Exchange) -> Any:
+        return model.operation(exchange.asked.service, exchange.asked.operation)
+
+    def _report(self, exchange: _Exchange, response: Response, seconds: float) -> None:
+        operation = exchange.asked.operation or "-"
+        # What a client makes up must not become a name in the log or the metrics.
+        service = exchange.service if exchange.service in model.SERVICES else "-"
+        _logger.info(
+            "%s %s %d %.0f ms %s", service, operation, response.status, seconds * 1000, exchange.request_id,
+            extra={"service": service, "operation": operation, "status": response.status, "seconds": seconds,
+                   "request_id": exchange.request_id, "caller": exchange.caller},
+        )  # fmt: skip
+        try:
+            self.observe(service, operation, response.status, seconds)
+        except Exception:
+            _logger.exception("an answer could not be observed")

@@ -1,0 +1,65 @@
+"""The server's log: one JSON object on each line, to stderr or to a file that is turned over when it is full.
+
+Each request has one line: time, request id, service, operation, status, milliseconds, caller. Bodies, headers and
+query strings are never handed to it, so no secret and no data of a user can be in it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import logging.handlers
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from luthier.errors import UserError
+
+FILE_BYTES, FILES = 20_000_000, 5
+# What a record of an answered request carries beside its message.
+REQUEST = ("request_id", "service", "operation", "status", "caller")
+
+
+class JsonLines(logging.Formatter):
+    """A record as one line of JSON; that of an answered request by its fields, any other by its message."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        line: dict[str, Any] = {"time": f"{stamp}.{int(record.msecs):03d}Z", "level": record.levelname.lower()}
+        if hasattr(record, "operation"):
+            line |= {name: getattr(record, name) for name in REQUEST}
+            line["ms"] = round(1000 * getattr(record, "seconds", 0.0), 1)
+        else:
+            line |= {"logger": record.name, "message": record.getMessage()}
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False, default=str)
+
+
+def open_journal(file: Path | None) -> None:
+    """Send everything that is logged in this process to `file`, or to stderr where it is None.
+
+    UserError when the file cannot be written.
+    """
+    handler: logging.Handler
+    if file is None:
+        handler = logging.StreamHandler(sys.stderr)
+    else:
+        try:
+            file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            handler = logging.handlers.RotatingFileHandler(
+                file, maxBytes=FILE_BYTES, backupCount=FILES, encoding="utf-8"
+            )
+        except OSError as error:
+            raise UserError(f"--log {file}: {error.strerror}; expected a file that this user may write, or -") from None
+    handler.setFormatter(JsonLines())
+    root = logging.getLogger()
+    for old in root.handlers[:]:
+        root.removeHandler(old)
+        old.close()
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    # One line for each request to an S3 elsewhere would drown our own.
+    for noisy in ("botocore", "boto3", "urllib3", "s3transfer", "alembic"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)

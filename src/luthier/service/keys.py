@@ -1,0 +1,192 @@
+"""Access keys: who may call. `python -P -m luthier.service.keys` is behind `luthier keys`, with its request on stdin.
+
+As long as no key was ever made, the service is open to whoever reaches it, which server.py allows on loopback only.
+From the first key on every request is signed, and it stays so when the last key is disabled: taking a key away must
+not open a door. This module knows who signs, nothing of how a signature is computed (protocol/signature.py).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import string
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from luthier import door
+from luthier.errors import SettingError, UserError, did_you_mean
+from luthier.protocol.call import ACCOUNT, Principal
+from luthier.protocol.errors import WireError
+from luthier.protocol.message import Request
+from luthier.protocol.signature import verify
+from luthier.service.schema import access_keys
+from luthier.service.service import Settings
+from luthier.service.store import Store, database_file
+
+PREFIX = "LKIA"  # AWS's start with AKIA; a key found somewhere says whose it is
+# What this machine's programs call it; AWS's names come through the HTTPS proxy.
+LOCAL = re.compile(r"|127(\.\d{1,3}){3}|\[::1\]|([a-z0-9.-]+\.)?localhost|[a-z0-9.-]+\.amazonaws\.com(\.cn)?")
+USER = re.compile(r"[A-Za-z0-9_+=,.@-]{1,64}")
+
+
+@dataclass(frozen=True, slots=True)
+class AccessKey:
+    """One row of access_keys; times in seconds since 1970."""
+
+    id: str
+    secret: str
+    account: str
+    user: str
+    created: float
+    disabled: float | None = None
+
+    @property
+    def principal(self) -> Principal:
+        return Principal(self.account, f"arn:aws:iam::{self.account}:user/{self.user}")
+
+
+class Keys:
+    """The access keys of a store; every method reads the database anew, so a disabled key is refused at once."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def create(self, user: str, account: str = ACCOUNT) -> AccessKey:
+        """Make a key for `user`; SettingError for a name that IAM would not take."""
+        if not USER.fullmatch(user):
+            raise SettingError(f"--user {user!r}: expected 1 to 64 letters, digits or any of _+=,.@-")
+        name = PREFIX + "".join(secrets.choice(string.ascii_uppercase + "234567") for _ in range(16))
+        secret = "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(40))
+        made = AccessKey(name, secret, account, user, time.time())
+        with self.store.write() as connection:
+            connection.execute(access_keys.insert().values({name: getattr(made, name) for name in AccessKey.__slots__}))
+        return made
+
+    def list(self) -> list[AccessKey]:
+        """All keys, the oldest first, disabled ones included."""
+        with self.store.engine.connect() as connection:
+            rows = connection.execute(sa.select(access_keys).order_by(access_keys.c.created, access_keys.c.id)).all()
+        return [_key(row) for row in rows]
+
+    def find(self, key_id: str) -> AccessKey | None:
+        """The key of that id, unless it is disabled."""
+        query = sa.select(access_keys).where(access_keys.c.id == key_id, access_keys.c.disabled.is_(None))
+        with self.store.engine.connect() as connection:
+            row = connection.execute(query).one_or_none()
+        return _key(row) if row else None
+
+    def disable(self, key_id: str) -> AccessKey:
+        """Refuse a key from now on; SettingError for an id that is not there."""
+        changed = access_keys.update().where(access_keys.c.id == key_id)
+        first = sa.func.coalesce(access_keys.c.disabled, time.time())
+        with self.store.write() as connection:
+            row = connection.execute(changed.values(disabled=first).returning(access_keys)).one_or_none()
+        if row is None:
+            hint = did_you_mean(key_id, [key.id for key in self.list()])
+            raise SettingError(f"key {key_id}: no such access key{hint} (see `luthier keys list`)")
+        return _key(row)
+
+    def required(self) -> bool:
+        """Whether requests have to be signed: from the first key on."""
+        with self.store.engine.connect() as connection:
+            return connection.execute(sa.select(access_keys.c.id).limit(1)).first() is not None
+
+    def usable(self) -> bool:
+        """Whether anybody could sign."""
+        query = sa.select(access_keys.c.id).where(access_keys.c.disabled.is_(None)).limit(1)
+        with self.store.engine.connect() as connection:
+            return connection.execute(query).first() is not None
+
+
+def authenticator(keys: Keys, ignored: bool = False) -> Callable[[Request, str], Principal]:
+    """Who calls, for the gateway: the signer once there are keys, else (or with `ignored`) everybody is the account.
+
+    It raises the WireErrors of signature.verify.
+    """
+
+    def authenticate(request: Request, service: str) -> Principal:
+        if ignored or not keys.required():
+            _check_local(request)
+            return Principal()
+        known: dict[str, AccessKey] = {}
+
+        def secret_of(key_id: str) -> str | None:
+            found = keys.find(key_id)
+            if found is None:
+                return None
+            known[key_id] = found
+            return found.secret
+
+        return known[verify(request, secret_of, datetime.now(UTC))].principal
+
+    return authenticate
+
+
+def _check_local(request: Request) -> None:
+    """Refuse what a page in a browser of this machine was talked into sending: it has an origin, or another host."""
+    host = re.sub(r":\d+$", "", request.headers.get("host", "")).lower()
+    if "origin" in request.headers or not LOCAL.fullmatch(host):
+        raise WireError(
+            "AccessDenied",
+            "Without access keys only programs on this machine are served: not browsers, and not under the host name "
+            f"{host[:80]!r}; make a key with: luthier keys create",
+            403,
+        )
+
+
+def _key(row: Any) -> AccessKey:
+    return AccessKey(**{name: getattr(row, name) for name in AccessKey.__slots__})
+
+
+@contextmanager
+def _opened(request: Mapping[str, Any]) -> Iterator[Keys]:
+    settings = Settings(Path(request["home"]), database=request["database"])
+    file = database_file(settings.database_url)
+    if request["do"] != "create" and file is not None and not file.exists():
+        raise UserError(f"{file}: no service was ever started there, and no key made; expected the --home of a service")
+    settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    store = Store.open(settings.database_url)
+    try:
+        yield Keys(store)
+    finally:
+        store.close()
+
+
+def _say(key: AccessKey) -> str:
+    made = time.strftime("%Y-%m-%d %H:%M", time.localtime(key.created))
+    return f"{key.id}  {key.user}  made {made}" + ("  disabled" if key.disabled else "")
+
+
+def main() -> None:
+    """Do what the request asks for: {"home", "database", "do": create | list | disable, "user", "id", "json"}."""
+    request = json.load(sys.stdin)
+    with _opened(request) as keys:
+        if request["do"] == "create":
+            _show_new(keys.create(request["user"]))
+        elif request["do"] == "disable":
+            print(_say(keys.disable(request["id"])))  # noqa: T201
+        elif request["json"]:
+            public = ("id", "user", "account", "created", "disabled")
+            print(json.dumps([{name: getattr(key, name) for name in public} for key in keys.list()], indent=1))  # noqa: T201
+        else:
+            print("\n".join(map(_say, keys.list())) or "no keys: the service is open to this machine, and to no other")  # noqa: T201
+
+
+def _show_new(key: AccessKey) -> None:
+    """The one time the secret is shown; as lines that a shell takes."""
+    print(f"export AWS_ACCESS_KEY_ID={key.id}\nexport AWS_SECRET_ACCESS_KEY={key.secret}")  # noqa: T201
+    note = "the secret is shown this once; from now on the service takes signed requests only"
+    print(f"luthier: key of {key.user}: {note}", file=sys.stderr)  # noqa: T201
+
+
+if __name__ == "__main__":
+    door.run(main)

@@ -1,0 +1,132 @@
+"""The listening sockets, and uvicorn on one of them: heads of bounded size and time, and a graceful end.
+
+Knows nothing of what is answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from luthier.errors import UserError
+
+BACKLOG = 512
+HEAD_BYTES = 64 * 1024  # of a request's line and headers; botocore's largest are a few KiB
+HEAD_SECONDS = 60.0  # until they are in
+KEEP_ALIVE = 75  # seconds; clients keep connections for a minute, and a race with our closing costs them a retry
+GRACE = 30  # seconds that requests have to finish when we are to end
+_FAULTS = {
+    errno.EADDRINUSE: "in use; stop what listens there, or choose another {option}",
+    errno.EACCES: "not allowed for this user; choose a {option} of 1024 or more",
+    errno.EADDRNOTAVAIL: "not an address of this machine; choose another --host",
+}
+
+
+def listen(host: str, port: int, option: str = "--port") -> socket.socket:
+    """A socket that listens; UserError in one line when it cannot, naming `option` as what to change."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except OSError as error:
+        raise UserError(f"--host {host}: {error.strerror or error}; expected an address of this machine") from None
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        why = _FAULTS.get(error.errno or 0, error.strerror or str(error)).format(option=option)
+        raise UserError(f"port {port} of {host}: {why}") from None
+    return listener
+
+
+class BoundedHttp(HttpToolsProtocol):
+    """uvicorn's protocol takes heads of any size, for any time."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._head, self._in_head, self._events = 0, True, 0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._timer = self.loop.call_later(HEAD_SECONDS, transport.abort)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        before = self._events
+        super().data_received(data)
+        if self._events != before or not self._in_head or self.transport.is_closing():
+            return
+        self._head += len(data)
+        if self._head > HEAD_BYTES:
+            self.send_400_response(f"The request's head is over {HEAD_BYTES} bytes.")
+        elif self._timer is None:
+            self._timer = self.loop.call_later(HEAD_SECONDS, self.transport.abort)
+
+    def on_headers_complete(self) -> None:
+        self._head, self._in_head, self._events = 0, False, self._events + 1
+        self._stop_timer()
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._in_head, self._events = True, self._events + 1
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+class _Uvicorn(uvicorn.Server):
+    """Leaves the signals to `serve`: its own way ends the process by the signal, before anything is put away."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def serve(application: Callable[..., Any], listener: socket.socket, begin: Callable[[], None]) -> None:
+    """Answer requests until SIGTERM or SIGINT; those in flight then have GRACE seconds. A second Ctrl-C ends them.
+
+    `begin` is called as soon as either signal would end it so.
+    """
+    config = uvicorn.Config(
+        application, http=BoundedHttp, ws="none", loop="asyncio", lifespan="off", log_config=None, access_log=False,
+        server_header=False, proxy_headers=False, timeout_keep_alive=KEEP_ALIVE, timeout_graceful_shutdown=GRACE,
+    )  # fmt: skip
+    server = _Uvicorn(config)
+    # A thread that works on a request cannot be cancelled; it must not keep us for ever.
+    late = threading.Timer(GRACE + 10, os._exit, (1,))
+    late.daemon = True
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if not server.should_exit:
+            late.start()
+        server.handle_exit(number, frame)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        begin()
+        server.run([listener])
+    finally:
+        late.cancel()
+        for number, handler in before.items():
+            signal.signal(number, handler)

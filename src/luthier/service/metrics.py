@@ -1,0 +1,79 @@
+"""What Prometheus may read: requests as they were answered, and the jobs as the store has them at that moment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+import sqlalchemy as sa
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from luthier.service.schema import resources
+from luthier.service.store import Store
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+JOBS = ("training-job", "automl-job")
+
+
+disable_created_metrics()  # type: ignore[no-untyped-call] # a line more for each series, of which nobody makes anything
+
+
+class Metrics:
+    """The figures of one server; `beat_age` gives the seconds since the supervisor's last sign of life, or None."""
+
+    def __init__(self, store: Store, beat_age: Callable[[], float | None]) -> None:
+        self._registry = CollectorRegistry()
+        labels = ("service", "operation")
+        self._requests = Counter(
+            "luthier_requests", "Requests answered, by HTTP status.", (*labels, "code"), registry=self._registry
+        )
+        self._seconds = Histogram(
+            "luthier_request_seconds", "Seconds until the answer began.", labels, buckets=SECONDS,
+            registry=self._registry,
+        )  # fmt: skip
+        self._registry.register(_StoreFigures(store, beat_age))
+
+    def observe(self, service: str, operation: str, code: int, seconds: float) -> None:
+        """Count one answered request; `operation` is one of botocore's, or "unknown", so that labels stay few."""
+        self._requests.labels(service, operation, str(code)).inc()
+        self._seconds.labels(service, operation).observe(seconds)
+
+    def page(self) -> bytes:
+        """Prometheus' text form of all of it."""
+        return generate_latest(self._registry)
+
+
+class _StoreFigures(Collector):
+    """Counted in the database when asked for, so that they are right after a restart too."""
+
+    def __init__(self, store: Store, beat_age: Callable[[], float | None]) -> None:
+        self._store, self._beat_age = store, beat_age
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        jobs = GaugeMetricFamily("luthier_jobs", "Jobs by status.", labels=("kind", "status"))
+        endpoints = GaugeMetricFamily("luthier_endpoints", "Endpoints by status.", labels=("status",))
+        queue = GaugeMetricFamily("luthier_queue_length", "Jobs that wait for a device.")
+        counted = sa.select(resources.c.kind, resources.c.status, sa.func.count()).where(
+            resources.c.kind.in_((*JOBS, "endpoint"))
+        )
+        waiting = sa.select(sa.func.count()).where(
+            resources.c.open, resources.c.owner.is_(None), resources.c.kind.in_(JOBS)
+        )
+        with self._store.engine.connect() as connection:
+            for kind, status, count in connection.execute(counted.group_by(resources.c.kind, resources.c.status)):
+                if kind == "endpoint":
+                    endpoints.add_metric((status,), count)
+                else:
+                    jobs.add_metric((kind, status), count)
+            queue.add_metric((), connection.execute(waiting).scalar_one())
+        yield from (jobs, endpoints, queue)
+        beat = GaugeMetricFamily("luthier_supervisor_beat_age_seconds", "Since the supervisor's last sign of life.")
+        age = self._beat_age()
+        if age is not None:
+            beat.add_metric((), age)
+        yield beat

@@ -1,0 +1,129 @@
+"""The rules of CreateAutoMLJobV2 for text generation, beyond those of its shape.
+
+Checked here: what the request says. The rows are checked when the job has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from luthier.catalog.hyperparameters import AUTOPILOT
+from luthier.errors import did_you_mean
+
+PROBLEM = "TextGenerationJobConfig"
+CSV, PARQUET = "text/csv;header=present", "x-application/vnd.amazon+parquet"
+CONTENT_TYPES = {CSV: "csv", "text/csv": "csv", PARQUET: "parquet"}
+LONGEST_OUTPUT = 512
+DEFAULT_FRACTION = 0.2
+
+
+def faults(given: Mapping[str, Any]) -> list[str]:
+    """Every rule that the request breaks, each as one sentence."""
+    found = list(_problem_faults(given))
+    if found:
+        return found  # of another problem type, whose rules are not known here
+    config = given["AutoMLProblemTypeConfig"][PROBLEM]
+    return [
+        *_channel_faults(given["AutoMLJobInputDataConfig"]),
+        *_split_faults(given),
+        *_hyperparameter_faults(config.get("TextGenerationHyperParameters", {})),
+        *_criteria_faults(config.get("CompletionCriteria", {})),
+        *_deploy_faults(given.get("ModelDeployConfig")),
+        *_output_faults(given["OutputDataConfig"]["S3OutputPath"]),
+    ]
+
+
+def fraction(given: Mapping[str, Any]) -> float | None:
+    """The share of the training rows that is held out; None where a validation channel is given."""
+    if len(given["AutoMLJobInputDataConfig"]) > 1:
+        return None
+    return float(given.get("DataSplitConfig", {}).get("ValidationFraction", DEFAULT_FRACTION))
+
+
+def channel_type(channel: Mapping[str, Any]) -> str:
+    return str(channel.get("ChannelType", "training"))
+
+
+def _problem_faults(given: Mapping[str, Any]) -> Iterator[str]:
+    problems = list(given["AutoMLProblemTypeConfig"])
+    if problems != [PROBLEM]:
+        found = ", ".join(problems) or "none"
+        yield f"AutoMLProblemTypeConfig: problem type {found} is not supported; expected {PROBLEM}"
+        return
+    for name in ("AutoMLJobObjective", "AutoMLComputeConfig"):
+        if given.get(name):
+            yield f"{name} must not be set for problem type TextGeneration"
+
+
+def _channel_faults(channels: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    kinds = [channel_type(channel) for channel in channels]
+    if sorted(kinds) not in (["training"], ["training", "validation"]):
+        found = " and ".join(kinds)
+        yield f"AutoMLJobInputDataConfig: the channels are {found}; expected training, or training and validation"
+    for channel in channels:
+        yield from _one_channel_faults(f"AutoMLJobInputDataConfig, channel {channel_type(channel)}", channel)
+    formats = {_format(channel) for channel in channels}
+    if len(formats) > 1 and None not in formats:
+        yield "AutoMLJobInputDataConfig: training and validation channel must have the same ContentType"
+
+
+def _one_channel_faults(place: str, channel: Mapping[str, Any]) -> Iterator[str]:
+    if _format(channel) is None:
+        yield f"{place}: ContentType {channel['ContentType']} is not supported; expected {CSV} or {PARQUET}"
+    if channel.get("CompressionType", "None") != "None":
+        found = channel["CompressionType"]
+        yield f"{place}: CompressionType {found} is not supported for TextGeneration; expected None"
+    source = channel.get("DataSource", {}).get("S3DataSource")
+    if source is None:
+        yield f"{place}: no DataSource.S3DataSource is given"
+        return
+    if source["S3DataType"] != "S3Prefix":
+        yield f"{place}: S3DataType {source['S3DataType']} is not supported for TextGeneration; expected S3Prefix"
+    if not source["S3Uri"].startswith("s3://"):
+        yield f"{place}: S3Uri {source['S3Uri']}: expected s3://BUCKET/PREFIX"
+
+
+def _format(channel: Mapping[str, Any]) -> str | None:
+    """csv or parquet; None for any other content type."""
+    written = channel.get("ContentType") or CSV
+    return CONTENT_TYPES.get(written.replace(" ", "").lower())
+
+
+def _split_faults(given: Mapping[str, Any]) -> Iterator[str]:
+    share = given.get("DataSplitConfig", {}).get("ValidationFraction")
+    if share is None:
+        return
+    if any(channel_type(channel) == "validation" for channel in given["AutoMLJobInputDataConfig"]):
+        yield "DataSplitConfig.ValidationFraction must not be set when a validation channel is given"
+    if not 0 < share < 1:
+        yield f"DataSplitConfig.ValidationFraction {share:g}: expected a number above 0 and below 1"
+
+
+def _hyperparameter_faults(given: Mapping[str, str]) -> Iterator[str]:
+    for name in given:
+        if name not in AUTOPILOT:
+            yield (f"TextGenerationHyperParameters: unknown hyperparameter {name!r}{did_you_mean(name, AUTOPILOT)}; "
+                   f"expected some of {', '.join(AUTOPILOT)}")
+
+
+def _criteria_faults(criteria: Mapping[str, int]) -> Iterator[str]:
+    if criteria.get("MaxCandidates", 1) != 1:
+        yield f"CompletionCriteria.MaxCandidates {criteria['MaxCandidates']}: must be 1 for problem type TextGeneration"
+
+
+def _deploy_faults(deploy: Mapping[str, Any] | None) -> Iterator[str]:
+    if deploy is None:
+        return
+    if deploy.get("AutoGenerateEndpointName"):
+        if deploy.get("EndpointName"):
+            yield "ModelDeployConfig.EndpointName must not be set when AutoGenerateEndpointName is true"
+    elif not deploy.get("EndpointName"):
+        yield "ModelDeployConfig.EndpointName must be set when AutoGenerateEndpointName is false"
+
+
+def _output_faults(path: str) -> Iterator[str]:
+    if not path.startswith("s3://"):
+        yield f"OutputDataConfig.S3OutputPath {path}: expected s3://BUCKET/PREFIX"
+    if len(path) > LONGEST_OUTPUT:
+        yield f"OutputDataConfig.S3OutputPath has {len(path)} characters; expected at most {LONGEST_OUTPUT}"

@@ -1,0 +1,63 @@
+"""The tables of the store, for SQLite and PostgreSQL alike. What they mean is for store.py and objects/ to say."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+metadata = sa.MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "ix": "ix_%(column_0_label)s",
+        "uq": "uq_%(table_name)s_%(column_0_name)s",
+    }
+)
+
+# One row for each training job, AutoML job, model, endpoint config and endpoint: the request as it came, and what
+# became of it. `key` is the name as uniqueness sees it. From `open` on, the table is the queue of what needs a
+# supervisor.
+resources = sa.Table(
+    "resources",
+    metadata,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("kind", sa.String(32), nullable=False),
+    sa.Column("account", sa.String(12), nullable=False),
+    sa.Column("region", sa.String(32), nullable=False),
+    sa.Column("name", sa.String(63), nullable=False),
+    sa.Column("key", sa.String(63), nullable=False),
+    sa.Column("request", sa.JSON, nullable=False),
+    sa.Column("status", sa.String(32), nullable=False),
+    sa.Column("secondary", sa.String(40), nullable=False),
+    sa.Column("facts", sa.JSON, nullable=False),
+    sa.Column("created", sa.Double, nullable=False),
+    sa.Column("modified", sa.Double, nullable=False),
+    sa.Column("revision", sa.Integer, nullable=False),
+    sa.Column("open", sa.Boolean, nullable=False),
+    sa.Column("priority", sa.Integer, nullable=False),
+    sa.Column("stop_asked", sa.Double),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("owner", sa.String(64)),
+    sa.Column("lease", sa.Double),
+    sa.UniqueConstraint("kind", "account", "region", "key"),
+    sa.Index("ix_resources_listed", "kind", "account", "region", "created", "id"),
+    sa.Index("ix_resources_queue", "open", "kind", "priority", "created"),
+)
+
+tags = sa.Table(
+    "tags",
+    metadata,
+    sa.Column("arn", sa.String(256), primary_key=True),
+    sa.Column("key", sa.String(128), primary_key=True),
+    sa.Column("value", sa.String(256), nullable=False),
+)
+
+# The secret is kept as it is: a signature cannot be checked without it. The database file is its owner's alone (0600).
+access_keys = sa.Table(
+    "access_keys",
+    metadata,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("secret", sa.String(64), nullable=False),
+    sa.Column("account", sa.String(12), nullable=False),
+    sa.Column("user", sa.String(64), nullable=False),
+    sa.Column("created", sa.Double, nullable=False),
+    sa.Column("disabled", sa.Double),
+)

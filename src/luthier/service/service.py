@@ -1,0 +1,62 @@
+"""What an operation may use: the store, the objects, and the settings that the server was started with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from luthier.protocol.call import Call
+
+if TYPE_CHECKING:
+    from luthier.service.objects.store import Objects
+    from luthier.service.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a server was started.
+
+    `database` is an SQLAlchemy URL; empty: HOME/luthier.sqlite. `objects` is the endpoint of an S3 elsewhere; empty:
+    the embedded store. `slots` are the devices of one job each: "cpu", or GPU ids joined by "+" ("0+1").
+    `serving_device` is where endpoints compute, in the same words.
+    """
+
+    home: Path
+    host: str = "127.0.0.1"
+    port: int = 8777
+    database: str = ""
+    objects: str = ""
+    slots: tuple[str, ...] = ("cpu",)
+    stall_seconds: float = 3600.0
+    stop_seconds: float = 120.0
+    serving_device: str = "cpu"
+
+    @property
+    def database_url(self) -> str:
+        return self.database or f"sqlite:///{self.home / 'luthier.sqlite'}"
+
+    @property
+    def jobs(self) -> Path:
+        """The job folders, by resource id."""
+        return self.home / "jobs"
+
+    @property
+    def endpoints(self) -> Path:
+        """The endpoints' model folders and sockets, by resource id."""
+        return self.home / "endpoints"
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """`notes` holds what was said once and need not be said again (fields without local meaning, by name)."""
+
+    settings: Settings
+    store: Store
+    objects: Objects
+    notes: set[str] = field(default_factory=set)
+
+
+Operation = Callable[[Call, Service], dict[str, Any]]
+Operations = Mapping[str, Operation]

@@ -1,0 +1,167 @@
+"""A job's numbers as SageMaker names them: progress while it trains, final metrics, and a candidate's.
+
+Reads the engine's metrics.jsonl and metrics.json, and knows nothing of how they came about.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import regex
+
+PATTERN_SECONDS = 0.05
+MOST = 40  # entries of FinalMetricDataList and of CandidateMetrics
+SCORES = ("loss", "perplexity", "token_accuracy", "rouge1", "rouge2", "rougeL", "rougeLsum", "exact_match", "f1")
+# Autopilot's StandardMetricName: where metrics.json has it for the tuned model.
+_STANDARD = {"Rouge1": "rouge1", "Rouge2": "rouge2", "RougeL": "rougeL", "RougeLSum": "rougeLsum",
+             "Perplexity": "perplexity", "ValidationLoss": "loss"}  # fmt: skip
+# The endings of JumpStart's metric names, and what they mean.
+_MEANT = {"eval-loss": "eval_loss", "eval-ppl": "eval_ppl", "train-loss": "loss"}
+
+
+@dataclass(slots=True)
+class Curve:
+    """The newest numbers of a metrics.jsonl that is being written; `read` takes in what it has gained."""
+
+    path: Path
+    latest: dict[str, float] = field(default_factory=dict)
+    _offset: int = 0
+
+    def read(self) -> bool:
+        """Whether there was something new. A file that shrank is read anew: a resumed engine drops lines."""
+        size = self.path.stat().st_size if self.path.exists() else 0
+        if size < self._offset:
+            self._offset = 0
+        if size == self._offset:
+            return False
+        with open(self.path, "rb") as handle:
+            handle.seek(self._offset)
+            data = handle.read(4 << 20)
+        whole = data[: data.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        for line in whole.splitlines():
+            try:
+                numbers = json.loads(line)
+            except ValueError:
+                continue  # the engine is dropping lines at this moment: the next reading starts over
+            self.latest |= {name: value for name, value in numbers.items() if _is_number(value)}
+        return bool(whole)
+
+    def progress(self, epochs: float | None, steps: int | None) -> dict[str, int]:
+        """SageMaker's ProgressInfo, as far as it is known; `epochs` and `steps` (-1: not bounded) as ordered."""
+        step, epoch = self.latest.get("step"), self.latest.get("epoch")
+        if not step or not epoch:
+            return {}
+        per_epoch = max(1, round(step / epoch))
+        if steps and steps > 0:
+            epochs = math.ceil(steps / per_epoch)
+        found = {
+            "TotalStepCountPerEpoch": per_epoch,
+            "CurrentStep": int(step) - (math.ceil(step / per_epoch) - 1) * per_epoch,
+            "CurrentEpoch": math.ceil(step / per_epoch),
+        }
+        return found | ({"MaxEpoch": math.ceil(epochs)} if epochs else {})
+
+
+def running(curve: Curve, names: Sequence[str]) -> list[dict[str, Any]]:
+    """FinalMetricDataList so far: SageMaker shows the last value of each metric while a job runs, too."""
+    loss = curve.latest.get("eval_loss")
+    values = curve.latest | ({"eval_ppl": math.exp(loss)} if loss is not None and loss < 700 else {})
+    return _data(curve, ((name, values.get(_MEANT[name.rsplit(":", 1)[-1]])) for name in names))
+
+
+def names(definitions: Sequence[Mapping[str, Any]], pairs: bool) -> list[str]:
+    """The metric names that the request defines and that are known here; JumpStart's own where it defines none."""
+    asked = [str(one["Name"]) for one in definitions if str(one["Name"]).rsplit(":", 1)[-1] in _MEANT]
+    if asked:
+        return asked
+    if pairs:
+        return ["huggingface-text2text:eval-loss", "huggingface-text2text:train-loss"]
+    return [f"huggingface-textgeneration:{ending}" for ending in _MEANT]
+
+
+def found_in(events: Path, definitions: Sequence[Mapping[str, Any]]) -> tuple[dict[str, float], list[str]]:
+    """The last value in the log of each metric that the request defines by a Regex of its own, and what is wrong.
+
+    The first group of a Regex is the value. One that is no regular expression, or takes too long, finds nothing.
+    """
+    patterns: dict[str, regex.Pattern[str]] = {}
+    faults = []
+    for one in definitions:
+        if str(one["Name"]).rsplit(":", 1)[-1] not in _MEANT:
+            try:
+                patterns[one["Name"]] = regex.compile(one["Regex"])
+            except regex.error as error:
+                faults.append(f"metric {one['Name']}: its Regex cannot be read: {error}")
+    values: dict[str, float] = {}
+    for message in _messages(events) if patterns else ():
+        for name, pattern in list(patterns.items()):
+            try:
+                match = pattern.search(message, timeout=PATTERN_SECONDS)
+                if match:
+                    values[name] = float(match.group(1))
+            except (ValueError, IndexError):
+                continue  # no number: SageMaker passes over it, too
+            except TimeoutError:
+                faults.append(f"metric {name}: its Regex takes more than {PATTERN_SECONDS} s on a line; it is left out")
+                del patterns[name]
+    return {name: value for name, value in values.items() if math.isfinite(value)}, faults
+
+
+def _messages(events: Path) -> Iterator[str]:
+    if not events.is_file():  # the disk was full
+        return
+    with open(events, encoding="utf-8", errors="replace") as handle:
+        for line in handle:
+            yield str(json.loads(line)["message"])
+
+
+def final(
+    curve: Curve, path: Path, names: Sequence[str], own: Mapping[str, float] | None = None
+) -> list[dict[str, Any]]:
+    """FinalMetricDataList of a finished job: JumpStart's names, the caller's `own`, then base beside tuned model.
+
+    The validation loss is that of the weights that were kept.
+    """
+    metrics = _metrics(path)
+    best = (metrics.get("best") or {}).get("eval_loss")
+    if best is not None:
+        curve.latest["eval_loss"] = best
+    pairs = ((f"luthier:{model}:{name}", (metrics.get(model) or {}).get(name))
+             for model in ("base", "tuned") for name in SCORES)  # fmt: skip
+    return (running(curve, names) + _data(curve, (own or {}).items()) + _data(curve, pairs))[:MOST]
+
+
+def candidate(curve: Curve, path: Path) -> list[dict[str, Any]]:
+    """CandidateMetrics: only StandardMetricName has names for a language model's."""
+    tuned = _metrics(path).get("tuned") or {}
+    found = [
+        {"StandardMetricName": name, "Value": float(tuned[key]), "Set": "Validation"}
+        for name, key in _STANDARD.items()
+        if tuned.get(key) is not None
+    ]
+    if "loss" in curve.latest:
+        found.append({"StandardMetricName": "TrainingLoss", "Value": float(curve.latest["loss"]), "Set": "Train"})
+    return found
+
+
+def _is_number(value: Any) -> bool:
+    """JSON of a database holds no NaN."""
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _metrics(path: Path) -> dict[str, Any]:
+    stored: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return stored
+
+
+def _data(curve: Curve, pairs: Iterable[tuple[str, Any]]) -> list[dict[str, Any]]:
+    stamp = curve.latest.get("time") or time.time()
+    return [{"MetricName": name, "Value": float(value), "Timestamp": stamp} for name, value in pairs
+            if value is not None]
