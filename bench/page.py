@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench.field import table
+from bench.field import peers, table
 from bench.field.options import ROOT
 
 PAGE = ROOT / "docs" / "performance.md"
@@ -25,11 +25,18 @@ Written by `python3 run.py bench page` from the files that `python3 run.py bench
 
 How it is measured. One process for each contender is kept alive, and exactly one of them takes a step at a time, by
 turns, so that all of them meet the same machine. Luthier runs the job that `luthier tune` runs; Hugging Face's Trainer
-and TRL's SFTTrainer run through their own `train()`. All of them train on the very same tokens (GSM8K's rows) and on
-the same random weights of a real shape. *Shipped* is a library with its own default settings, *tuned* with what its
-documentation advises for speed: packing (TRL) or batches of like length (Trainer), no activation checkpointing, bf16
-compute. Where all weights train, the Trainer as shipped updates them in the bf16 that they are stored in; the others
-keep fp32 master weights.
+and TRL's SFTTrainer run through their own `train()`, torchtune through its single-device recipes and LitGPT through its
+fine-tuning scripts. All of them train on the very same tokens (GSM8K's rows) and on the same random weights of a real
+shape, each library's own converter reading them, with as many rows a step and the same adapters. *Shipped* is a library
+with its own default settings, *tuned* with what its documentation advises for speed: packing (TRL, torchtune), batches
+of like length (Trainer), all rows of a step at a time instead of one by one (LitGPT); no activation checkpointing; bf16
+compute.
+
+Not all of them compute the same. Where all weights train, the Trainer as shipped, torchtune and the tuned LitGPT update
+them in bf16, which takes less memory and loses small updates; the others keep fp32 master weights. Of adapters,
+torchtune and the tuned LitGPT keep bf16 ones. LitGPT ties no head to the embeddings: of a shape with a tied head it
+holds, and where all weights train it updates, a second copy. torchtune's file for full training names an optimizer that
+pages memory of a GPU; it runs with PyTorch's fused AdamW, as its LoRA recipe does.
 
 Figures are medians of the steps after warm-up. `compl.` counts tokens that carry loss. A ratio is Luthier's figure over
 the peer's in the same race: above 1 Luthier is faster, and memory below 1 is less. On a machine that others use, too,
@@ -78,9 +85,9 @@ def _train(result: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield from _markdown(table.rows(result["groups"]))
     facts = [found.get("facts", {}) for group in result["groups"] for found in group["contenders"].values()]
-    peers = {f"{name} {each[name]}" for each in facts for name in ("trl", "accelerate") if name in each}
-    if peers:
-        yield f"The peers ran with {', '.join(sorted(peers))} and the same builds of the rest."
+    ran = {f"{name} {each[name]}" for each in facts for name in _PEERS_OWN if name in each}
+    if ran:
+        yield f"The peers ran with {', '.join(sorted(ran))} and the same build of torch."
         yield ""
     sources = list(dict.fromkeys(group.get("source") for group in result["groups"]))
     if None in sources or len(sources) > 1:
@@ -96,6 +103,7 @@ def _train(result: Mapping[str, Any]) -> Iterator[str]:
         yield ""
 
 
+_PEERS_OWN = ("trl", "accelerate", "torchtune", "torchao", "litgpt", "lightning")  # Luthier has none of them
 _SIDES = {"completion_tokens_per_second": "completion tok/s",
           "completion_tokens_per_cpu_second": "completion tok/CPU-s", "rss": "memory"}  # fmt: skip
 
@@ -147,7 +155,11 @@ def _unmeasured(files: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         yield "- Anything on a GPU: the same command adds the 8B shape where it finds one."
     if not any(found["options"]["allocator"] for found in files):
         yield "- Every contender with the same tcmalloc (`--allocator`)."
-    yield "- torchtune and litgpt, which this bench does not race, and two data-parallel ranks."
+    raced = {group["peer"] for found in files for result in found.get("train", ()) for group in result["groups"]}
+    lacking = [peer for peer in peers.known() if peer not in raced]
+    if lacking:
+        yield f"- Training beside {', '.join(lacking)}."
+    yield "- Two data-parallel ranks."
 
 
 def _markdown(lines: Sequence[Sequence[str]]) -> Iterator[str]:

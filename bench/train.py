@@ -1,6 +1,7 @@
 """Training steps in lock step: Luthier's own job beside the peers' own trainers, on the same tokens.
 
-    python3 run.py bench train [--peers trl,hf] [--shape 135m] [--method lora,full] [--threads N] [--json FILE]
+    python3 run.py bench train [--peers trl,hf,torchtune,litgpt] [--shape 135m] [--method lora,full] [--threads N]
+                               [--json FILE]
 
 Three contenders at most are alive: Luthier races each peer's two settings, as shipped and tuned. Its loss and
 gradients are compared with plain Hugging Face's before. With a GPU and no --shape, the 8B shape is added.
@@ -24,6 +25,8 @@ from bench.field.shapes import SHAPES, Shape
 
 DEFAULT_SHAPES = ("135m",)
 STYLES = ("shipped", "tuned")
+RUNNERS = {"hf": "trainer_run", "trl": "trainer_run", "torchtune": "torchtune_run", "litgpt": "litgpt_run"}
+READS_PAIRS = ("hf",)  # peers with a trainer for models whose encoder reads the prompt
 
 
 def run(asked: Options) -> dict[str, Any]:
@@ -37,7 +40,7 @@ def run(asked: Options) -> dict[str, Any]:
                 say(f"{name}: needs a GPU, and there is none here; left out")
                 continue
             result = measure(asked, SHAPES[name], method, pythons)
-            result["missing"] = missing
+            result["missing"] = missing | result["missing"]
             found.append(result)
             show(result)
     return {"train": found}
@@ -59,11 +62,11 @@ def measure(asked: Options, shape: Shape, method: str, pythons: dict[str, Path])
         f"{int(prepared.tokens.trained_counts.sum()):,} of them completions")  # fmt: skip
     agreement = agree(asked, case, work)
     body, head = shapes.parameters(model)
+    missing = {peer: "it trains no encoder-decoder" for peer in pythons if shape.pairs and peer not in READS_PAIRS}
+    for peer, reason in missing.items():
+        say(f"{peer} is left out: {reason}")
     groups = []
-    for peer in [*pythons] or [""]:
-        if peer == "trl" and shape.pairs:
-            say("trl: its SFTTrainer takes no encoder-decoder; left out")
-            continue
+    for peer in [peer for peer in pythons if peer not in missing] or [""]:
         field = entries(asked, case, work, peer, pythons)
         before = machine.source()
         records = race(field, asked.steps, asked.warm_up, machine.memory_budget(), say, ["peak"])
@@ -71,7 +74,7 @@ def measure(asked: Options, shape: Shape, method: str, pythons: dict[str, Path])
         same = before if machine.source() == before else None  # None: edited while it raced
         groups.append({"peer": peer, "source": same, "contenders": raced})
     return {"shape": shape.name, "note": shape.note, "method": method, "rows_per_step": case["rows"],
-            "agreement": agreement, "groups": groups}  # fmt: skip
+            "agreement": agreement, "groups": groups, "missing": missing}  # fmt: skip
 
 
 def agree(asked: Options, case: dict[str, Any], work: Path) -> dict[str, Any]:
@@ -97,7 +100,7 @@ def entries(asked: Options, case: dict[str, Any], work: Path, peer: str, pythons
     found = [entry(asked, table.OWN, "luthier_run", Path(sys.executable), case, work)]
     for style in STYLES if peer else ():
         name = f"{peer}-{style}"
-        found.append(entry(asked, name, "trainer_run", pythons[peer], case | {"style": name}, work))
+        found.append(entry(asked, name, RUNNERS[peer], pythons[peer], case | {"style": name}, work))
     return found
 
 

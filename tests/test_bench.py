@@ -15,7 +15,19 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the bench is run from the root, never installed
 
 from bench import page, train  # noqa: E402
-from bench.field import agreement, machine, matmul, options, peers, rows, shapes, table  # noqa: E402
+from bench.field import (  # noqa: E402
+    agreement,
+    gate,
+    litgpt_run,
+    machine,
+    matmul,
+    options,
+    peers,
+    rows,
+    shapes,
+    table,
+    torchtune_run,
+)
 from bench.field.lockstep import Entry, Record, Step, race  # noqa: E402
 
 TOY = """
@@ -114,6 +126,7 @@ def test_the_page_says_where_a_peer_is_ahead_and_what_was_not_measured() -> None
     assert "not idle: 3.5 processes" in text
     assert "- Training: 135m full, 0.5b lora" in text
     assert "Anything on a GPU" in text
+    assert "- Training beside trl, torchtune, litgpt." in text
     group["source"] = None
     assert "may have changed between these races" in page.page([found])
 
@@ -174,8 +187,96 @@ def test_peers_get_the_ids_that_luthier_made(tiny: Path, tmp_path: Path) -> None
     assert len(pair["labels"]) == trained.sum()
 
 
+HELD = """
+from bench.field.gate import Gate, versions
+from bench.field.line import Line
+gate = Gate(Line(), lambda: versions(("torch", "nobody-has-this")))
+for step in range(3):
+    gate.count(10 * (step + 1), 4)
+    gate.count(1, 1)
+    gate.hold(float(step))
+"""
+
+
+def test_a_held_trainer_says_what_the_step_was_given_and_nothing_of_the_one_before_the_first(tmp_path: Path) -> None:
+    command = (sys.executable, "-c", HELD)
+    entry = Entry("held", command, {**os.environ, "PYTHONPATH": str(ROOT)}, ROOT, tmp_path / "held.log")
+    (found,) = race([entry], 2, 0, 1e12, lambda _: None)
+    assert set(found.facts) == {"threads", "torch"}
+    assert [(step.tokens, step.completion_tokens, step.loss) for step in found.steps] == [(21, 5, 1.0), (31, 5, 2.0)]
+
+
+@pytest.fixture
+def case(tiny: Path, tmp_path: Path) -> dict[str, Any]:
+    prepared = rows.tokenize(rows.write_channel(tmp_path / "rows", 3), tiny, tmp_path / "cache")
+    ids = rows.write_ids(prepared, tmp_path / "ids", False)
+    return {"work": str(tmp_path), "model": str(tiny), "method": "lora", "rows": 4, "tokens": 1024, "ids": str(ids)}
+
+
+def test_torchtune_keeps_its_own_config_but_for_what_the_bench_names(case: dict[str, Any]) -> None:
+    config = json.loads((Path(case["model"]) / "config.json").read_text())
+    shipped = torchtune_run.changes(case | {"style": "torchtune-shipped"}, config, 300)
+    assert not {"compile", "enable_activation_checkpointing", "optimizer", "loss", "dtype"} & set(shipped)
+    assert (shipped["batch_size"], shipped["dataset"]["packed"]) == (4, False)
+    assert (shipped["model"]["_component_"], shipped["model"]["lora_rank"]) == (
+        "torchtune.models.llama3_2.lora_llama3_2", 16,
+    )  # fmt: skip
+    tuned = torchtune_run.changes(case | {"style": "torchtune-tuned", "method": "full", "tokens": 2048}, config, 300)
+    assert (tuned["batch_size"], tuned["tokenizer"]["max_seq_len"], tuned["dataset"]["packed"]) == (2, 1024, True)
+    assert "lora_rank" not in tuned["model"]
+    narrow = torchtune_run.changes(case | {"style": "torchtune-tuned", "tokens": 256}, config, 300)
+    assert (narrow["batch_size"], narrow["tokenizer"]["max_seq_len"]) == (1, 300)  # a pack holds the longest row
+
+
+class Counter(gate.Gate):
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, int]] = []
+        self.held: list[float] = []
+
+    def count(self, tokens: int, completion_tokens: int) -> None:
+        self.seen.append((tokens, completion_tokens))
+
+    def hold(self, loss: float) -> None:
+        self.held.append(loss)
+
+
+def test_torchtune_s_padding_counts_for_nothing(case: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    counter = Counter()
+    monkeypatch.setattr(torchtune_run, "gate", lambda: counter)
+    data = torchtune_run.dataset(torchtune_run.Tokens(1, 1024), case["ids"], packed=False)
+    first = torchtune_run.read(Path(case["ids"]))[0]
+    assert data[0] == {"tokens": first["input_ids"], "labels": first["labels"]}
+    assert counter.seen == [(len(first["input_ids"]), sum(label != -100 for label in first["labels"]))]
+    torchtune_run.Counted([{"tokens": torch.tensor([5, 6, 1, 1]), "labels": torch.tensor([-100, 6, -100, -100])}], 1)[0]
+    assert counter.seen[1] == (2, 1)
+
+
+def test_litgpt_is_counted_as_it_takes_rows_and_held_where_a_step_ends(case: dict[str, Any]) -> None:
+    counter = Counter()
+    data = litgpt_run.Rows(Path(case["ids"]), lambda items: {"count": len(items)}, counter)
+    data.connect(batch_size=2)
+    assert [batch["count"] for batch in data.train_dataloader()] == [2, 1]
+    lengths = [len(row["input_ids"]) for row in torchtune_run.read(Path(case["ids"]))]
+    assert sorted(tokens for tokens, _ in counter.seen) == sorted(lengths)
+    assert [batch["count"] for batch in data.val_dataloader()] == [1]
+    assert len(counter.seen) == 3  # what it validates on is no part of a step
+    logger = litgpt_run.Logger(counter)
+    for metrics in ({"loss": 3.0, "step": 0}, {"loss": 2.0, "step": 1}, {"samples": 5.0}, {"loss": 1.0, "step": 1}):
+        logger.log_metrics(metrics)
+    assert counter.held == [2.0]
+
+
+def test_what_a_peer_has_no_model_for_is_said() -> None:
+    qwen = {**shapes.SHAPES["0.5b"].config}
+    assert torchtune_run.model(qwen, lora=True)["_component_"] == "torchtune.models.qwen2.lora_qwen2"
+    assert litgpt_run.described(qwen)["attn_bias"] is True
+    for describe in (lambda config: torchtune_run.model(config, lora=False), litgpt_run.described):
+        with pytest.raises(ValueError, match="of type gpt_neox"):
+            describe({"model_type": "gpt_neox"})
+
+
 def test_the_list_of_peers_is_pinned() -> None:
-    assert {"trl", "hf"} <= set(peers.known())
+    assert set(peers.known()) == {"trl", "hf", "torchtune", "litgpt"} == set(train.RUNNERS)
     with pytest.raises(ValueError, match="'trl>=1': expected NAME==VERSION"):
         peers.read("[.venv-peers: trl]\ntrl>=1")
 
@@ -201,6 +302,7 @@ def test_the_command_line() -> None:
     assert (asked.peers, asked.shapes, asked.methods, asked.steps) == (("trl",), ("tiny", "135m"), ("lora",), 8)
     assert asked.environment()["OMP_NUM_THREADS"] == "1"
     assert options.parse(["--peers", "none"], shapes.SHAPES, "").peers == ()
+    assert options.parse([], shapes.SHAPES, "").peers == peers.known()
 
 
 @pytest.mark.parametrize(

@@ -214,3 +214,23 @@ def test_constraints_pin_every_requirement_exactly_and_name_no_host() -> None:
     for name in ("torch", "transformers", "peft", "tokenizers", "numpy", "pyarrow", "typer", "rich", "pytest", "moto"):
         assert f'"{name}' in project
         assert name in pinned
+
+
+def test_the_clients_venvs_are_made_beside_the_install(run_py: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+
+    class Clients:
+        def __init__(self, command: list[str]) -> None:
+            order.append(Path(command[1]).name)
+
+        def __enter__(self) -> None: ...
+
+        def __exit__(self, *fault: object) -> None:
+            order.append("waited for")
+
+    monkeypatch.setattr(run_py.subprocess, "Popen", Clients)
+    monkeypatch.setattr(run_py, "install", lambda dev: order.append("install"))
+    monkeypatch.setattr(run_py, "install_programs", lambda: order.append("programs"))
+    monkeypatch.setattr(run_py, "become", lambda *command, **variables: order.append("pytest"))
+    run_py.test([])
+    assert order == ["clients.py", "install", "programs", "waited for", "pytest"]

@@ -106,7 +106,7 @@ def _own_step(
     own: Model, prepared: Prepared, tokenizer: Tokenizer, chosen: list[int]
 ) -> tuple[float, dict[str, Tensor]]:
     layout = Layout(own.packs, tokenizer.pad_id, own.start_id)
-    own.network.train()
+    own.network.eval()  # as the reference is: T5 has dropout of its own
     recorder = Recorder(own.trainable())
     window = Window([collate(prepared.tokens, chosen, layout)], "0:0", Ranks())
     result = take_step(own, recorder, window, 0.0, 0.0)

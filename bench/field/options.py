@@ -52,7 +52,8 @@ def parse(arguments: list[str], shapes: dict[str, Any], description: str) -> Opt
     """Read the command line; a word that is not known ends the program with a line that says which are."""
     parser = argparse.ArgumentParser(prog="run.py bench", description=description)
     words = {"peers": peers.known(), "shape": tuple(shapes), "method": METHODS}
-    parser.add_argument("--peers", default=",".join(words["peers"]), help="comma separated; none: Luthier alone")
+    every = ",".join(words["peers"])
+    parser.add_argument("--peers", default=every, help=f"comma separated, of {every} (all); none: Luthier alone")
     parser.add_argument("--shape", default="", help=f"comma separated, of {', '.join(shapes)}")
     parser.add_argument("--method", default="lora,full", help="lora, full or both")
     parser.add_argument("--steps", type=int, default=8, help="measured steps of each contender (8)")

@@ -11,7 +11,6 @@ its `style` names one of STYLES.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import json
 import os
 import sys
@@ -22,64 +21,46 @@ from typing import Any
 import torch
 import transformers
 
-from bench.field.line import Line, Stopwatch, peak_rss
+from bench.field.gate import Gate, versions
+from bench.field.line import Line
 
 _STEPS = 1_000_000  # more than anybody waits for
 
 
-class Gate(transformers.TrainerCallback):
-    """Waits for a word at each step's beginning; what lies between two beginnings is a step."""
+class Held(transformers.TrainerCallback):
+    """Holds the trainer where a step begins."""
 
-    def __init__(self, line: Line) -> None:
-        self._line = line
-        self._watch = Stopwatch()
-        self._started = False
-        self.counts: dict[str, Any] = {"tokens": 0, "completion_tokens": 0, "loss": 0.0}
+    def __init__(self, line: Line, pairs: bool) -> None:
+        self._gate = Gate(line, self._facts)
+        self._pairs = pairs
+        self._trained: set[str] = set()
+        self._loss = 0.0
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._started:
-            self._line.say(**self._watch.read(), **self.counts, rss=_memory())
-        else:
-            versions = {name: importlib.import_module(name).__version__ for name in _LIBRARIES if _has(name)}
-            trained = {str(each.dtype) for each in kwargs["model"].parameters() if each.requires_grad}
-            self._line.say(threads=torch.get_num_threads(), trains=sorted(trained), **versions)
-        self._started = True
-        self.counts = {"tokens": 0, "completion_tokens": 0, "loss": 0.0}
-        while self._line.wait() != "step":
-            self._line.say()
-        self._watch.start()
+        if not self._trained:
+            self._trained = {str(each.dtype) for each in kwargs["model"].parameters() if each.requires_grad}
+        self._gate.hold(self._loss)
 
     def count(self, inputs: Any, loss: Any) -> None:
-        """Add up what a step was given; padding is none."""
+        """Add up what a step was given."""
         ids, mask = inputs["input_ids"], inputs.get("attention_mask")
         labelled = int((inputs["labels"] != -100).sum())
         read = int(ids.numel() if mask is None else mask.sum())
-        self.counts["tokens"] += read + (labelled if "decoder_input_ids" in inputs or self.pairs else 0)
-        self.counts["completion_tokens"] += labelled
-        self.counts["loss"] = float(loss)
+        self._gate.count(read + (labelled if "decoder_input_ids" in inputs or self._pairs else 0), labelled)
+        self._loss = float(loss)
 
-    pairs = False
-
-
-_LIBRARIES = ("torch", "transformers", "peft", "trl", "accelerate")
+    def _facts(self) -> dict[str, Any]:
+        return {"trains": sorted(self._trained)} | versions(("torch", "transformers", "peft", "trl", "accelerate"))
 
 
-def _has(name: str) -> bool:
-    return importlib.util.find_spec(name) is not None
-
-
-def _memory() -> int:
-    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_rss()
-
-
-def _counted(family: Any, gate: Gate) -> Any:
-    """The trainer's class, which tells the gate what each step was given; it changes nothing."""
+def _counted(family: Any, held: Held) -> Any:
+    """The trainer's class, which tells the callback what each step was given; it changes nothing."""
 
     class Counted(family):  # type: ignore[misc]
         def training_step(self, model: Any, inputs: Any, *others: Any, **named: Any) -> Any:
             kept = dict(inputs)
             loss = super().training_step(model, inputs, *others, **named)
-            gate.count(kept, loss)
+            held.count(kept, loss)
             return loss
 
     Counted.__name__ = family.__name__
@@ -103,7 +84,7 @@ def _adapter(case: dict[str, Any]) -> Any:
                            task_type="SEQ_2_SEQ_LM" if case["pairs"] else "CAUSAL_LM")  # fmt: skip
 
 
-def _hugging_face(case: dict[str, Any], gate: Gate, tuned: bool) -> Any:
+def _hugging_face(case: dict[str, Any], held: Held, tuned: bool) -> Any:
     """The Trainer on a model as `from_pretrained` gives it (in the stored bf16); tuned, as the text above says."""
     family: Any = transformers.AutoModelForSeq2SeqLM if case["pairs"] else transformers.AutoModelForCausalLM
     lora = case["method"] == "lora"
@@ -118,13 +99,13 @@ def _hugging_face(case: dict[str, Any], gate: Gate, tuned: bool) -> Any:
     arguments = getattr(transformers, "Seq2SeqTrainingArguments" if case["pairs"] else "TrainingArguments")
     tokenizer = transformers.AutoTokenizer.from_pretrained(case["model"])
     collator = transformers.DataCollatorForSeq2Seq(tokenizer, model if case["pairs"] else None)
-    return _counted(getattr(transformers, name), gate)(
+    return _counted(getattr(transformers, name), held)(
         model=model, args=arguments(**_arguments(case), **settings), train_dataset=_rows(case),
-        data_collator=collator, processing_class=tokenizer, callbacks=[gate],
+        data_collator=collator, processing_class=tokenizer, callbacks=[held],
     )  # fmt: skip
 
 
-def _trl(case: dict[str, Any], gate: Gate, tuned: bool) -> Any:
+def _trl(case: dict[str, Any], held: Held, tuned: bool) -> Any:
     """TRL given the model's folder, which it loads itself (in fp32); tuned LoRA gives it bf16 weights."""
     trl = importlib.import_module("trl")
     lora = case["method"] == "lora"
@@ -134,17 +115,17 @@ def _trl(case: dict[str, Any], gate: Gate, tuned: bool) -> Any:
         settings = {"packing": True, "max_length": length, "per_device_train_batch_size": case["tokens"] // length,
                     "gradient_checkpointing": False, "bf16": True}  # fmt: skip
         settings["model_init_kwargs"] = {"dtype": "bfloat16" if lora else "float32"}
-    return _counted(trl.SFTTrainer, gate)(
+    return _counted(trl.SFTTrainer, held)(
         model=case["model"], args=trl.SFTConfig(**_arguments(case), **settings), train_dataset=_rows(case),
-        peft_config=_adapter(case) if lora else None, callbacks=[gate],
+        peft_config=_adapter(case) if lora else None, callbacks=[held],
     )  # fmt: skip
 
 
-STYLES: dict[str, Callable[[dict[str, Any], Gate], Any]] = {
-    "hf-shipped": lambda case, gate: _hugging_face(case, gate, tuned=False),
-    "hf-tuned": lambda case, gate: _hugging_face(case, gate, tuned=True),
-    "trl-shipped": lambda case, gate: _trl(case, gate, tuned=False),
-    "trl-tuned": lambda case, gate: _trl(case, gate, tuned=True),
+STYLES: dict[str, Callable[[dict[str, Any], Held], Any]] = {
+    "hf-shipped": lambda case, held: _hugging_face(case, held, tuned=False),
+    "hf-tuned": lambda case, held: _hugging_face(case, held, tuned=True),
+    "trl-shipped": lambda case, held: _trl(case, held, tuned=False),
+    "trl-tuned": lambda case, held: _trl(case, held, tuned=True),
 }
 
 
@@ -153,9 +134,7 @@ def main() -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
     line = Line()
     case = json.loads(Path(sys.argv[1]).read_text("utf-8"))
-    gate = Gate(line)
-    gate.pairs = case["pairs"]
-    STYLES[case["style"]](case, gate).train()
+    STYLES[case["style"]](case, Held(line, case["pairs"])).train()
 
 
 if __name__ == "__main__":

@@ -165,7 +165,8 @@ def test_a_model_in_training_or_with_angles_that_depend_on_the_length_goes_to_tr
     model.network.train()
     assert "training" in str(model.answering)
     model.network.eval()
-    model.plain.base_model.rotary_emb.rope_type = "dynamic"
+    network: Any = model.plain
+    network.base_model.rotary_emb.rope_type = "dynamic"
     assert "angles" in str(model.answering)
 
 
@@ -222,9 +223,8 @@ def test_ranks_share_the_rows_and_get_all_answers() -> None:
 @pytest.mark.parametrize("architecture", FAST)
 def test_in_bf16_almost_every_token_is_the_one_of_transformers(architecture: str) -> None:
     """Rounding may turn a near tie, and from there on an answer is another one: most must still be the same."""
-    model = model_of(architecture)
-    model.network.to(torch.bfloat16)
-    model = Model(model.network, torch.bfloat16, torch.device("cpu"))
+    network: Any = network_of(architecture, seed=1, positions=POSITIONS)
+    model = Model(network.to(torch.bfloat16), torch.bfloat16, torch.device("cpu"))
     prompts = prompts_of([9, 1, 23, 4, 17, 30])
     found = ours(model, prompts, [0], 6, batch_size=3)
     assert sum(answer == alone(model, prompt, [0], 6) for answer, prompt in zip(found, prompts, strict=True)) >= 3

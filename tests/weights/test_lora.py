@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft.tuners.lora import Linear as LoraLinear
 from safetensors.torch import load_file
 from tiny_models import ALL, ARCHITECTURES, network_of, write_model
 from torch import Tensor
@@ -316,3 +317,20 @@ def test_peft_still_needs_its_warning_silenced(tmp_path: Path, monkeypatch: pyte
         attach(base("llama"), Adapter(2, 4, 0.0, ("q_proj",)), 0)
     with pytest.warns(FutureWarning, match="is_gradient_checkpointing"):
         load_adapter(load_model(folder, CPU, torch.float32, frozen=True), tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_inputs_are_not_widened_where_that_changes_no_number(dropout: float) -> None:
+    network = network_of("gpt_neox")
+    model = Model(network.bfloat16(), torch.bfloat16, torch.device("cpu"))
+    model = attach(model, Adapter(3, 5, dropout, ("query_key_value", "dense")), seed=0)
+    for parameter in model.trainable().values():
+        torch.nn.init.normal_(parameter, std=0.1)
+    layers = [module for module in model.network.modules() if isinstance(module, LoraLinear)]
+    assert {getattr(layer, "cast_input_dtype_enabled", True) for layer in layers} == {bool(dropout)}
+    ids = torch.arange(4, 40)[None]
+    with model.computing():
+        found = model.plain(input_ids=ids).logits
+        for layer in layers:
+            layer.cast_input_dtype_enabled = True
+        assert torch.equal(model.plain(input_ids=ids).logits, found)

@@ -29,6 +29,7 @@ class LiveServer:
     def __init__(self, folder: Path, models: Path, signed: bool = False) -> None:
         self.folder, self.home, self.log = folder, folder / "home", folder / "serve.log"
         self.key: dict[str, str] = {}
+        self._environments: dict[bool, dict[str, str]] = {}
         self.user = folder / "user"
         self.user.mkdir(parents=True)
         command = [sys.executable, "-m", "luthier", "serve", "--port", "0", "--home", str(self.home), "--slots", "cpu"]
@@ -43,7 +44,6 @@ class LiveServer:
             if signed:
                 said = self._luthier(self._plain(), "keys", "create", "--home", str(self.home))
                 self.key = dict(re.findall(r"^export (\w+)=(\S+)$", said, re.MULTILINE))
-            self._environments = {proxy: self._shell(proxy) for proxy in (False, True)}
         except BaseException:
             self.stop()
             raise
@@ -56,12 +56,10 @@ class LiveServer:
     ) -> None:
         self.stop()
 
-    @property
-    def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
     def environment(self, proxy: bool = False) -> dict[str, str]:
         """A user's environment after `eval "$(luthier env)"`, in a home folder without any AWS configuration."""
+        if proxy not in self._environments:
+            self._environments[proxy] = self._shell(proxy)
         return dict(self._environments[proxy])
 
     def check(self) -> None:

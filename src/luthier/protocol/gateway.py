@@ -22,6 +22,7 @@ from luthier.protocol.framing import unframe
 from luthier.protocol.message import Request, Response
 from luthier.protocol.validate import validate
 
+PLAIN = (501, 503)  # not offered, not ready: the answer says it all
 _logger = logging.getLogger(__name__)
 
 Operate = Callable[[Call], Any]
@@ -81,7 +82,7 @@ class Gateway:
             response = exchange.response
         except LuthierError as error:
             response = codec.serialise_error(exchange.service, error, exchange.request_id)
-            if response.status >= 500:
+            if response.status >= 500 and response.status not in PLAIN:
                 _logger.error("%s %s failed: %s", exchange.service, exchange.asked.operation, error, exc_info=True)
         except Exception:
             _logger.exception("%s %s failed: %s", exchange.service, exchange.asked.operation, exchange.request_id)

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import Linear as LoraLinear
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -79,7 +80,19 @@ def attach(model: Model, adapter: Adapter, seed: int) -> Model:
     for parameter in network.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+    if model.dtype is not torch.float32 and not adapter.dropout and not adapter.dora:
+        _take_inputs_as_they_are(network)
     return Model(network.eval(), model.dtype, model.device)  # PEFT's own modules are born in training mode
+
+
+def _take_inputs_as_they_are(network: nn.Module) -> None:
+    """Spare the adapters a copy of each input in fp32, which autocast would round to the very same numbers again.
+
+    Not where something is computed in between: dropout's scale, rounded to bf16, would be off by a part in 500.
+    """
+    for module in network.modules():
+        if isinstance(module, LoraLinear):
+            module.cast_input_dtype_enabled = False
 
 
 def resolve_targets(asked: str, network: PreTrainedModel, family_default: tuple[str, ...]) -> tuple[str, ...]:

@@ -38,7 +38,8 @@ seen["large"] = back.getvalue() == large
 for version in ("s3", "s3v4"):
     signer = boto3.client("s3", config=Config(signature_version=version))
     key = {"Bucket": BUCKET, "Key": f"folder a/ü {version}.txt"}
-    put = urllib.request.Request(signer.generate_presigned_url("put_object", key), b"by address", method="PUT")
+    typed = signer.generate_presigned_url("put_object", key | {"ContentType": "text/plain"})  # a part of what is signed
+    put = urllib.request.Request(typed, b"by address", {"Content-Type": "text/plain"}, method="PUT")
     urllib.request.urlopen(put).close()
     with urllib.request.urlopen(signer.generate_presigned_url("get_object", key)) as answer:
         seen[version] = answer.read().decode()

@@ -11,12 +11,15 @@ import shutil
 import tarfile
 import zlib
 from collections.abc import Iterator
+from io import BufferedIOBase
 from pathlib import Path
+from typing import IO, cast
 
 from luthier.errors import CapacityError, UserError
 from luthier.service.supervisor.layout import Objects
 
 MOST_MEMBERS = 100_000
+MOST_AT_ONCE = 4 << 20  # bytes that are read in one piece
 RESERVE = 256 << 20  # bytes of disk that are left free
 _SUFFIXES = (".tar.gz", ".tgz", ".tar")
 
@@ -47,10 +50,31 @@ def unpack(archive: Path, folder: Path) -> None:
     folder.mkdir(parents=True)
     room = shutil.disk_usage(folder).free - RESERVE
     try:
-        with tarfile.open(archive) as tar:
+        with _opened(archive) as handle, tarfile.open(fileobj=cast(IO[bytes], _Bounded(handle)), mode="r:") as tar:
             tar.extractall(folder, members=_bounded(tar, room, archive.name), filter=_plain)  # noqa: S202 - see _plain
+            while handle.read(MOST_AT_ONCE):  # the checksum stands behind the last member
+                pass
     except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{archive.name}: not a sound model archive: {error}") from error
+
+
+def _opened(archive: Path) -> BufferedIOBase:
+    with archive.open("rb") as handle:
+        zipped = handle.read(2) == b"\x1f\x8b"
+    return gzip.open(archive) if zipped else archive.open("rb")
+
+
+class _Bounded:
+    """An archive's bytes, never many at once: tarfile takes a name, or a header's fields, of any size into memory."""
+
+    def __init__(self, handle: BufferedIOBase) -> None:
+        self._handle = handle
+        self.tell, self.seek = handle.tell, handle.seek
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= MOST_AT_ONCE:
+            raise tarfile.ReadError("a header is too large")
+        return self._handle.read(size)
 
 
 def _bounded(tar: tarfile.TarFile, room: int, name: str) -> Iterator[tarfile.TarInfo]:

@@ -1,0 +1,43 @@
+"""`luthier serve` with the fake engine, for the storm: ``python storm_server.py``, its request on stdin.
+
+Everything but the engine's program is the product's; `supervisor HOME` is what it starts in turn.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+from luthier import door, server
+from luthier.service.service import Settings
+from luthier.service.supervisor import __main__ as supervisor
+from luthier.service.supervisor.options import written
+from luthier.service.supervisor.workshop import Workshop
+
+ENGINE = (sys.executable, str(Path(__file__).with_name("storm_engine.py")))
+
+
+def start(settings: Settings) -> subprocess.Popen[bytes]:
+    """As options.start, but for the program."""
+    command = [sys.executable, __file__, "supervisor", str(settings.home)]
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+    assert child.stdin is not None
+    with suppress(BrokenPipeError), child.stdin:
+        child.stdin.write(written(settings))
+    return child
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["supervisor"]:
+        vars(supervisor)["Workshop"] = partial(Workshop, engine=ENGINE)
+        supervisor.main(sys.argv[2:])
+    else:
+        vars(server)["start"] = start
+        server.main()
+
+
+if __name__ == "__main__":
+    door.run(main)
