@@ -26,7 +26,7 @@ def test_the_proxy_alone_leads_everything_here(signing_driver: Driver, tmp_path:
         aws s3 cp large.bin s3://wire-proxy/a/large.bin --no-progress
         aws s3 ls s3://wire-proxy/a/
         aws s3 cp s3://wire-proxy/a/large.bin back.bin --no-progress
-        aws sagemaker list-models --query 'length(Models)'
+        aws sagemaker list-models --name-contains none-has-this --query 'length(Models)'
         aws sts get-caller-identity --query Account --output text
     """, proxy=True)  # fmt: skip
     assert "9600000 large.bin" in said

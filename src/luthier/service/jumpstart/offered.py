@@ -21,7 +21,8 @@ _DOCUMENTED = (
     "train_data_split_seed", "preprocessing_num_workers", "peft_type", "lora_r", "lora_alpha", "lora_dropout",
     "int8_quantization", "enable_fsdp", "add_input_output_demarcation_key", "seed",
 )  # fmt: skip
-# What the families offer beside these whose scripts are built on transformers' Trainer: their defaults say when it evaluates.
+# What the families offer beside these whose scripts are built on transformers' Trainer: those whose defaults say when
+# it evaluates.
 _TRAINER_SIGN = "evaluation_strategy"
 _TRAINER = (
     "max_steps", "warmup_ratio", "warmup_steps", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm",
