@@ -49,7 +49,7 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance
     largest = max(value.norm().item() for value in expected.values())
     for key, value in expected.items():  # a key's bias has no gradient but rounding: all scores of a query move alike
         distance = (found[key] - value).norm().item()
-        assert distance <= tolerance * max(value.norm().item(), 1e-3 * largest), key
+        assert distance <= tolerance * max(value.norm().item(), 3e-3 * largest), key
 
 
 @pytest.mark.parametrize("name", ALL)

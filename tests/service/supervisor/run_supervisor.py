@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from service.supervisor.bench import FAKE_ENGINE, FolderObjects
+from service.supervisor.workbench import FAKE_ENGINE, FolderObjects
 
 from luthier.service.journal import open_journal
 from luthier.service.service import Settings

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from service.supervisor.bench import OWNER, ROLE, Bench, bench
+from service.supervisor.workbench import OWNER, ROLE, Bench, bench
 
 from luthier.service.store import Resource
 from luthier.service.supervisor import order

@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
-from service.supervisor.bench import Bench, bench
+from service.supervisor.workbench import Bench, bench
 
 from luthier.service.launchers.process import marked
 from luthier.service.store import Resource

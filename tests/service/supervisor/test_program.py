@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from service.supervisor.bench import OWNER, ROLE
 from service.supervisor.test_kill_storm import REAL, ROWS
+from service.supervisor.workbench import OWNER, ROLE
 
 from luthier.service.launchers.process import marked
 from luthier.service.objects.store import ObjectStore

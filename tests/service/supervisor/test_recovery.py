@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
-from service.supervisor.bench import Bench, bench
+from service.supervisor.workbench import Bench, bench
 from sqlalchemy.exc import OperationalError
 
 from luthier.service.launchers.process import marked

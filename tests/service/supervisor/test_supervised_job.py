@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from service.supervisor.bench import Bench, bench
+from service.supervisor.workbench import Bench, bench
 
 from luthier.errors import UserError
 from luthier.service.supervisor import ending, metrics, order
