@@ -16,7 +16,7 @@ import torch
 
 import luthier
 
-LIBRARIES = ("luthier", "torch", "transformers", "peft", "tokenizers", "numpy", "pyarrow")
+LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "numpy", "pyarrow")
 _ALLOCATOR_NAMES = ("libtcmalloc_minimal.so.4", "libtcmalloc.so.4")
 _LIBRARY_FOLDERS = ("/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/lib",
                     "/usr/local/lib", "/opt/homebrew/lib")  # fmt: skip
@@ -36,7 +36,9 @@ def describe() -> dict[str, Any]:
         "load_before": [round(value, 2) for value in os.getloadavg()],
         "system": platform.platform(),
         "python": platform.python_version(),
-        "versions": {name: found for name in LIBRARIES if (found := _version(name))},
+        # Luthier's own as its source says it: an editable install's metadata keeps the number it was installed with.
+        "versions": {"luthier": luthier.__version__}
+        | {name: found for name in LIBRARIES if (found := _version(name))},
     }
 
 
