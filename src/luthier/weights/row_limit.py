@@ -19,8 +19,12 @@ from luthier.errors import CapacityError
 
 Row = TypeVar("Row")
 Result = TypeVar("Result")
-# How allocators that raise a bare RuntimeError say it: PyTorch's on CPUs, MPS, CUDA and its libraries, C++ itself.
-PHRASES = ("can't allocate memory", "not enough memory", "out of memory", "std::bad_alloc", "ALLOC_FAILED")
+# How allocators that raise a bare RuntimeError say it: PyTorch's on CPUs, MPS, CUDA and its libraries, C++ itself;
+# oneDNN has no other words for it.
+PHRASES = (
+    "can't allocate memory", "not enough memory", "out of memory", "std::bad_alloc", "ALLOC_FAILED",
+    "could not create a primitive", "could not execute a primitive", "could not create a memory",
+)  # fmt: skip
 ADVICE = "lower max_input_length, take a smaller model, or a machine with more memory"
 
 
