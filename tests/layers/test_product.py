@@ -34,12 +34,12 @@ def test_equals_the_plain_product(library: bool, size: tuple[int, int, int], dty
     torch.manual_seed(0)
     a, b, onto = torch.randn(rows, inner), torch.randn(columns, inner), torch.randn(rows, columns)
     a, b, onto = a.to(dtype), b.to(dtype), onto.to(dtype)
-    relative, absolute = (1e-5, 1e-4) if dtype is torch.float32 else (2e-2, 2e-1)
+    near = {"rtol": 1e-5, "atol": 1e-4} if dtype is torch.float32 else {"rtol": 2e-2, "atol": 2e-1}
     before = onto.clone()
     for left in layouts(a):
         for right in layouts(b):
-            torch.testing.assert_close(times(left, right), a @ b.t(), rtol=relative, atol=absolute)
-            torch.testing.assert_close(times(left, right, onto), before + a @ b.t(), rtol=relative, atol=absolute)
+            torch.testing.assert_close(times(left, right), a @ b.t(), **near)
+            torch.testing.assert_close(times(left, right, onto), before + a @ b.t(), **near)
             assert torch.equal(onto, before)
 
 

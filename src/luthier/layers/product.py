@@ -22,12 +22,9 @@ _CPUINFO = Path("/proc/cpuinfo")
 def times(a_MK: Tensor, b_NK: Tensor, onto_MN: Tensor | None = None) -> Tensor:
     """a b' [+ onto] as a new tensor (M, N), without a graph; all of one type."""
     if a_MK.dtype is torch.float32 and a_MK.device.type == "cpu" and a_MK.numel() and mkl_is_slow():
-        fast: Tensor = (
-            _ops._linear_pointwise(a_MK, b_NK, None, "none", [], "")
-            if onto_MN is None
-            else _ops._linear_pointwise.binary(a_MK, onto_MN, b_NK, None, "add")
-        )
-        return fast
+        if onto_MN is None:
+            return _ops._linear_pointwise(a_MK, b_NK, None, "none", [], "")
+        return _ops._linear_pointwise.binary(a_MK, onto_MN, b_NK, None, "add")
     return a_MK @ b_NK.t() if onto_MN is None else torch.addmm(onto_MN, a_MK, b_NK.t())
 
 
