@@ -107,14 +107,8 @@ class Store:
     @contextmanager
     def write(self) -> Iterator[sa.Connection]:
         """One transaction that writes; SQLite takes its lock at once, so that no reader has to become a writer."""
-        with self.engine.connect() as connection:
-            database.begin_writing(connection)
-            try:
-                yield connection
-            except BaseException:
-                connection.rollback()
-                raise
-            connection.commit()
+        with database.writing(self.engine) as connection:
+            yield connection
 
     # Resources
 

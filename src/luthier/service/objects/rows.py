@@ -76,14 +76,8 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[sa.Connection]:
-        with self.engine.connect() as connection:
-            database.begin_writing(connection)
-            try:
-                yield connection
-            except BaseException:
-                connection.rollback()
-                raise
-            connection.commit()
+        with database.writing(self.engine) as connection:
+            yield connection
 
     def settle(self, work: Callable[[sa.Connection], T]) -> T:
         """Run `work` in a transaction, again as long as other writers get ahead of it."""
