@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from luthier.layers.product import times
+
 CHUNK_ELEMENTS = 8 * 1024 * 1024  # logits of one chunk: 32 MB in fp32
 CHUNKS_AT_ONCE = 8  # whose gradients reach the weight by one product: each product writes as much as the weight holds
 
@@ -36,9 +38,12 @@ class Head:
     softcap: float | None = None
 
     def logits(self, hidden_CD: Tensor) -> Tensor:
-        """Logits (C, V) in fp32."""
-        bias = None if self.bias_V is None else self.bias_V.to(self.dtype)
-        logits = F.linear(self._scaled(hidden_CD), self.weight_VD.to(self.dtype), bias).float()
+        """Logits (C, V) in fp32, without a graph."""
+        hidden, weight_VD = self._scaled(hidden_CD), self.weight_VD.to(self.dtype)
+        if self.bias_V is None:
+            logits = times(hidden, weight_VD).float()
+        else:
+            logits = F.linear(hidden, weight_VD, self.bias_V.to(self.dtype)).float()
         return logits if self.softcap is None else logits.div_(self.softcap).tanh_().mul_(self.softcap)
 
     def _scaled(self, hidden: Tensor) -> Tensor:
@@ -114,7 +119,7 @@ class _WeightGradient:
             return
         gradients, hidden = (torch.cat(parts) for parts in zip(*self.waiting, strict=True))
         self.waiting.clear()
-        found_VD = (gradients.t() @ hidden).float()
+        found_VD = times(gradients.t(), hidden.t()).float()
         self.total_VD = found_VD if self.total_VD is None else self.total_VD.add_(found_VD)
 
 
@@ -138,7 +143,7 @@ class _HeadLoss(torch.autograd.Function):
                 gradient.mul_(1.0 - (logits / head.softcap).square())
             low = gradient.to(head.dtype)
             if grad_hidden is not None:
-                grad_hidden[rows] = (low @ matrix).mul_(head.scale).to(hidden.dtype)
+                grad_hidden[rows] = times(low, matrix.t()).mul_(head.scale).to(hidden.dtype)
             if weight_gradient is not None:
                 weight_gradient.add(low, chunked._scaled(hidden[rows]))
             if grad_bias is not None:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from luthier.layers.dropout import Masks, draw_seed, kept_share, levels
+from luthier.layers.product import times
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +76,13 @@ def linear(
     for layer, mask_TI, keep in zip(layers, _masks(x_TI, layers, seed), _kept_shares(layers), strict=True):
         low_TR = None
         if layer.adapter:
-            low_TR = (x_TI if mask_TI is None else x_TI * mask_TI) @ layer.adapter.a_RI.to(dtype).t()
+            low_TR = times(x_TI if mask_TI is None else x_TI * mask_TI, layer.adapter.a_RI.to(dtype))
             # The small one first: added to a rounded result, it would be rounded away.
-            y_TO = (low_TR @ _scaled_b(layer.adapter, keep, dtype).t()).addmm_(x_TI, layer.weight_OI.to(dtype).t())
+            y_TO = times(x_TI, layer.weight_OI.to(dtype), times(low_TR, _scaled_b(layer.adapter, keep, dtype)))
         elif onto_TO is not None and onto_TO.dtype is dtype:
-            y_TO = torch.addmm(onto_TO, x_TI, layer.weight_OI.to(dtype).t())
+            y_TO = times(x_TI, layer.weight_OI.to(dtype), onto_TO)
         else:
-            y_TO = x_TI @ layer.weight_OI.to(dtype).t()
+            y_TO = times(x_TI, layer.weight_OI.to(dtype))
         if layer.bias_O is not None:
             y_TO += layer.bias_O
         if onto_TO is not None and (layer.adapter or onto_TO.dtype is not dtype):
@@ -102,26 +103,26 @@ def linear_backward(
         layers, grads_TO, kept.lows_TR, masks, _kept_shares(layers), strict=True
     ):
         weight, bias, adapter = layer.weight_OI, layer.bias_O, layer.adapter
-        found.append(grad_TO.t() @ _present(x_TI) if weight.requires_grad else None)
+        found.append(times(grad_TO.t(), _present(x_TI).t()) if weight.requires_grad else None)
         found.append(grad_TO.sum(0) if bias is not None and bias.requires_grad else None)
         if adapter is None:
             found += (None, None)
             continue
-        grad_low_TR = grad_TO @ _scaled_b(adapter, keep, grad_TO.dtype)
+        grad_low_TR = times(grad_TO, _scaled_b(adapter, keep, grad_TO.dtype).t())
         read_TI = _present(x_TI) if mask_TI is None else _present(x_TI) * mask_TI
-        found.append(grad_low_TR.t() @ read_TI)
-        found.append((grad_TO.t() @ _present(low_TR)).mul_(adapter.scale / keep))
+        found.append(times(grad_low_TR.t(), read_TI.t()))
+        found.append(times(grad_TO.t(), _present(low_TR).t()).mul_(adapter.scale / keep))
         if wants_input:
             low_a = adapter.a_RI.to(grad_TO.dtype)
             if grad_x_TI is None or mask_TI is not None:
-                small_TI = grad_low_TR @ low_a
+                small_TI = times(grad_low_TR, low_a.t())
                 small_TI = small_TI if mask_TI is None else small_TI.mul_(mask_TI)
                 grad_x_TI = small_TI if grad_x_TI is None else grad_x_TI.add_(small_TI)
             else:
-                grad_x_TI.addmm_(grad_low_TR, low_a)
+                grad_x_TI = times(grad_low_TR, low_a.t(), grad_x_TI)
     for layer, grad_TO in zip(layers, grads_TO, strict=True) if wants_input else ():
         weight_OI = layer.weight_OI.to(grad_TO.dtype)
-        grad_x_TI = grad_TO @ weight_OI if grad_x_TI is None else grad_x_TI.addmm_(grad_TO, weight_OI)
+        grad_x_TI = times(grad_TO, weight_OI.t(), grad_x_TI)
     return grad_x_TI, found
 
 

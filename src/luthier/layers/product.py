@@ -1,0 +1,56 @@
+"""Matrix products of the layers, by the faster of the two libraries that torch brings for a CPU.
+
+torch hands fp32 products to MKL, which on processors that are not Intel's takes twice oneDNN's time and more, forward
+and backward. Which of the two computes is decided by the processor's maker alone, so a run and its continuation on the
+same machine agree bit for bit. bf16 products are oneDNN's anyway. oneDNN compiles a program for each new shape; where the
+system leaves no room for one, MKL computes that product. The plain twin is `a @ b.T` (tests/layers/test_product.py).
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_ops: Any = torch.ops.mkldnn
+_CPUINFO = Path("/proc/cpuinfo")
+_NO_ROOM_FOR_A_PROGRAM = "could not create a primitive"
+
+
+def times(a_MK: Tensor, b_NK: Tensor, onto_MN: Tensor | None = None) -> Tensor:
+    """a b' [+ onto] as a new tensor (M, N), without a graph; all of one type."""
+    if a_MK.dtype is torch.float32 and a_MK.device.type == "cpu" and a_MK.numel() and mkl_is_slow():
+        try:
+            return _by_onednn(a_MK, b_NK, onto_MN)
+        except RuntimeError as error:
+            if _NO_ROOM_FOR_A_PROGRAM not in str(error):
+                raise
+    return a_MK @ b_NK.t() if onto_MN is None else torch.addmm(onto_MN, a_MK, b_NK.t())
+
+
+def _by_onednn(a_MK: Tensor, b_NK: Tensor, onto_MN: Tensor | None) -> Tensor:
+    """As `times`, of fp32 on a CPU. RuntimeError where it finds no room for the program it would compile."""
+    found: Tensor = (
+        _ops._linear_pointwise(a_MK, b_NK, None, "none", [], "")
+        if onto_MN is None
+        else _ops._linear_pointwise.binary(a_MK, onto_MN, b_NK, None, "add")
+    )
+    return found
+
+
+@functools.cache
+def mkl_is_slow() -> bool:
+    """Whether torch's MKL runs on a processor of another maker, and oneDNN is there to stand in."""
+    there = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+    return there and hasattr(_ops, "_linear_pointwise") and maker() not in ("", "GenuineIntel")
+
+
+def maker() -> str:
+    """The processor's maker as it names itself (x86 under Linux); empty where that cannot be told."""
+    if not _CPUINFO.exists():
+        return ""
+    lines = (line.partition(":") for line in _CPUINFO.read_text("utf-8", "replace").splitlines())
+    return next((value.strip() for name, _, value in lines if name.strip() == "vendor_id"), "")
