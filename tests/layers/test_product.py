@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from luthier.layers import product
-from luthier.layers.product import maker, times
+from luthier.layers.product import in_fp32, maker, times
 
 SIZES = [(1, 1, 1), (7, 64, 33), (130, 48, 256)]
 
@@ -34,12 +34,12 @@ def test_equals_the_plain_product(library: bool, size: tuple[int, int, int], dty
     torch.manual_seed(0)
     a, b, onto = torch.randn(rows, inner), torch.randn(columns, inner), torch.randn(rows, columns)
     a, b, onto = a.to(dtype), b.to(dtype), onto.to(dtype)
-    near = {"rtol": 1e-5, "atol": 1e-4} if dtype is torch.float32 else {"rtol": 2e-2, "atol": 2e-1}
+    rtol, atol = (1e-5, 1e-4) if dtype is torch.float32 else (2e-2, 2e-1)
     before = onto.clone()
     for left in layouts(a):
         for right in layouts(b):
-            torch.testing.assert_close(times(left, right), a @ b.t(), **near)
-            torch.testing.assert_close(times(left, right, onto), before + a @ b.t(), **near)
+            torch.testing.assert_close(times(left, right), a @ b.t(), rtol=rtol, atol=atol)
+            torch.testing.assert_close(times(left, right, onto), before + a @ b.t(), rtol=rtol, atol=atol)
             assert torch.equal(onto, before)
 
 
@@ -77,3 +77,16 @@ def test_without_room_for_another_program_the_other_library_computes(monkeypatch
     words = "mkldnn_linear: input and weight dtype need to be same"
     with pytest.raises(RuntimeError, match="dtype"):
         times(a, b)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [(1, 1, 1, 1), (3, 384, 64, 190), (2, 7, 33, 5)])
+def test_a_product_in_fp32_is_rounded_as_fp32_is(dtype: torch.dtype, size: tuple[int, int, int, int]) -> None:
+    batch, rows, inner, columns = size
+    torch.manual_seed(0)
+    left, right = torch.randn(batch, rows, inner).to(dtype), torch.randn(batch, columns, inner).to(dtype)
+    before = torch.backends.mkldnn.matmul.fp32_precision  # type: ignore[attr-defined]
+    found = in_fp32(left, right.transpose(1, 2), 0.125)
+    assert found.dtype is torch.float32
+    torch.testing.assert_close(found.double(), 0.125 * left.double() @ right.double().mT, rtol=1e-5, atol=1e-5)
+    assert torch.backends.mkldnn.matmul.fp32_precision == before  # type: ignore[attr-defined]

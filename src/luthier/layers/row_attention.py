@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from luthier.layers.dropout import Masks, draw_seed, kept_share
+from luthier.layers.product import in_fp32
 
 BLOCK = 128  # queries at a time: of a long row, half of what causality hides is never computed
 
@@ -134,7 +135,7 @@ class _Weights:
 
         Scores are kept in fp32: rounded to bf16, scores of 100 would be off by a quarter.
         """
-        scores_KXY = _scaled_product(query_KXD.float(), key_KYD.transpose(1, 2).float(), self.rows.scale)
+        scores_KXY = in_fp32(query_KXD, key_KYD.transpose(1, 2), self.rows.scale)
         queries = block.queries.stop - block.queries.start
         by_query = scores_KXY.view(len(scores_KXY), -1, queries, scores_KXY.shape[2])
         if self.bias_HLL is not None:
