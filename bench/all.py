@@ -1,4 +1,4 @@
-"""Every bench, one after the other, into one file: train, prepare, generate, startup.
+"""Every bench, one after the other, into one file: train, prepare, generate, startup, ranks.
 
     python3 run.py bench [all] [--peers trl,hf,torchtune,litgpt] [--shape 135m] [--method lora,full] [--json FILE]
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from bench import generate, prepare, startup, train
+from bench import generate, prepare, ranks, startup, train
 from bench.field import machine, options
 from bench.field.shapes import SHAPES
 
@@ -19,7 +19,7 @@ def main(arguments: list[str]) -> int:
     facts = machine.describe()
     print(machine.headline(facts))
     results: dict[str, Any] = {}
-    for bench in (train, prepare, generate, startup):
+    for bench in (train, prepare, generate, startup, ranks):
         results |= bench.run(asked)
         options.write(asked, options.record(asked, results) | {"machine": facts})
     return 0

@@ -30,7 +30,7 @@ fine-tuning scripts. All of them train on the very same tokens (GSM8K's rows) an
 shape, each library's own converter reading them, with as many rows a step and the same adapters. *Shipped* is a library
 with its own default settings, *tuned* with what its documentation advises for speed: packing (TRL, torchtune), batches
 of like length (Trainer), all rows of a step at a time instead of one by one (LitGPT); no activation checkpointing; bf16
-compute.
+compute. Where tcmalloc is installed, Luthier takes it, and the tuned peers are given it, too.
 
 Not all of them compute the same. Where all weights train, the Trainer as shipped, torchtune and the tuned LitGPT update
 them in bf16, which takes less memory and loses small updates; the others keep fp32 master weights. Of adapters,
@@ -53,6 +53,7 @@ def page(files: Sequence[Mapping[str, Any]]) -> str:
         for result in found.get("train", ()):
             parts += _train(result)
         parts += _rest(found)
+        parts += _ranks(found["ranks"]) if "ranks" in found else ()
     parts += ["## Not measured", *_unmeasured(files)]
     return "\n".join(parts).rstrip() + "\n"
 
@@ -63,8 +64,9 @@ def _machine(found: Mapping[str, Any]) -> Iterator[str]:
     yield f"## {facts['date']}, {facts['processor']}"
     yield ""
     yield (f"{facts['cores']} of {facts['cores_of_machine']} cores, {asked['threads']} threads each, bf16 "
-           f"by {facts['bf16_instructions']}, {facts['memory_gb']:.0f} GB, GPU: {facts['gpu'] or 'none'}; allocator: "
-           f"{asked['allocator'] or 'each as it comes'}; {facts['system']}, Python {facts['python']}, {versions}.")
+           f"by {facts['bf16_instructions']}, {facts['memory_gb']:.0f} GB, GPU: {facts['gpu'] or 'none'}; "
+           f"{'tcmalloc' if asked['allocator'] else 'no tcmalloc'}; {facts['system']}, Python {facts['python']}, "
+           f"{versions}.")
     load = facts["load_before"][0]
     if load > 0.5:
         yield (f"The machine was not idle: {load} processes wanted its {facts['cores_of_machine']} cores when this "
@@ -141,6 +143,14 @@ def _rest(found: Mapping[str, Any]) -> Iterator[str]:
             for name, each in found["startup"]["seconds"].items())])  # fmt: skip
 
 
+def _ranks(result: Mapping[str, Any]) -> Iterator[str]:
+    yield f"### Data-parallel ranks of one thread, {result['shape']}, {result['rows']} rows a step and rank"
+    yield ""
+    yield from _markdown([["", "1 rank, tok/s", "2 ranks, tok/s", "ratio"], *(
+        [method, *(f"{each['tokens_per_second'][size]:,.0f}" for size in "12"), f"{each['ratio']:.2f}x"]
+        for method, each in result["methods"].items())])  # fmt: skip
+
+
 def _unmeasured(files: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     done = {(result["shape"], result["method"]) for found in files for result in found.get("train", ())}
     wanted = [(shape, method) for shape in ("135m", "0.5b", "t5-small") for method in ("lora", "full")]
@@ -148,18 +158,15 @@ def _unmeasured(files: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield ""
     if lacking:
         yield f"- Training: {', '.join(lacking)}."
-    for name in ("prepare", "generate", "startup"):
+    for name in ("prepare", "generate", "startup", "ranks"):
         if not any(name in found for found in files):
             yield f"- `run.py bench {name}`."
     if not any(found["machine"]["gpu"] for found in files):
         yield "- Anything on a GPU: the same command adds the 8B shape where it finds one."
-    if not any(found["options"]["allocator"] for found in files):
-        yield "- Every contender with the same tcmalloc (`--allocator`)."
     raced = {group["peer"] for found in files for result in found.get("train", ()) for group in result["groups"]}
     lacking = [peer for peer in peers.known() if peer not in raced]
     if lacking:
         yield f"- Training beside {', '.join(lacking)}."
-    yield "- Two data-parallel ranks."
 
 
 def _markdown(lines: Sequence[Sequence[str]]) -> Iterator[str]:

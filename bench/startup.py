@@ -89,7 +89,7 @@ def _until(done: Callable[[], bool], command: list[str], asked: Options, log: Pa
     """Run a command until `done` or until it ends; the time of day when it started, and the CPU seconds it took."""
     started = time.time()
     with open(log, "wb") as written:
-        child = subprocess.Popen(command, cwd=ROOT, env=asked.environment(), stdout=written, stderr=written)
+        child = subprocess.Popen(command, cwd=ROOT, env=asked.environment(shipped=True), stdout=written, stderr=written)
     ended = 0
     while not ended and not done() and time.time() - started < PATIENCE:
         time.sleep(0.02)

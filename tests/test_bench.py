@@ -90,6 +90,20 @@ def test_contenders_that_hold_too_much_memory_are_sent_away_but_never_the_first(
     assert len(own.steps) == 2
     assert not peer.steps
     assert "together they held" in peer.reason
+    assert peer.crowded
+
+
+def test_without_room_for_three_the_largest_races_once_more_with_luthier(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budgets = iter([1e6, 1e12])
+    monkeypatch.setattr(machine, "memory_budget", lambda: next(budgets))
+    asked = options.parse(["--steps", "2", "--warm-up", "1"], shapes.SHAPES, "")
+    field = [toy(tmp_path, name) for name in (table.OWN, "hf-shipped")]
+    monkeypatch.setattr(train, "race", lambda *given: race(*given[:-1]))
+    first, *rest = train.races(asked, [*field, toy(tmp_path, "hf-tuned")], (100, 50), False)
+    assert set(first["contenders"]) == {table.OWN}
+    assert [set(each["contenders"]) for each in rest] == [{table.OWN, "hf-shipped", "hf-tuned"}]
 
 
 def record(name: str, seconds: float, rss: int) -> Record:
@@ -129,6 +143,16 @@ def test_the_page_says_where_a_peer_is_ahead_and_what_was_not_measured() -> None
     assert "- Training beside trl, torchtune, litgpt." in text
     group["source"] = None
     assert "may have changed between these races" in page.page([found])
+
+
+def test_the_page_shows_ranks() -> None:
+    lora = {"tokens_per_second": {"1": 400.0, "2": 748.0}, "ratio": 1.87, "steps": 16}
+    found = {"machine": machine.describe(), "options": {"threads": 1, "allocator": None},
+             "ranks": {"shape": "a shape", "rows": 8, "cores": 2, "methods": {"lora": lora}}}  # fmt: skip
+    text = page.page([found])
+    assert "Data-parallel ranks of one thread, a shape, 8 rows a step and rank" in text
+    assert "| lora | 400 | 748 | 1.87x |" in text
+    assert "`run.py bench ranks`" not in text
 
 
 def test_lora_needs_fewer_operations() -> None:
@@ -319,12 +343,10 @@ def test_the_command_line_refuses(arguments: list[str], says: str, capsys: pytes
     assert says in capsys.readouterr().err
 
 
-def test_no_allocator_is_said_and_not_pretended(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_all_but_the_peers_as_shipped_run_with_the_allocator_that_luthier_takes(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(machine, "find_allocator", lambda: None)
-    asked = options.parse(["--allocator"], shapes.SHAPES, "")
-    assert "LD_PRELOAD" not in set(asked.environment()) - set(os.environ)
-    assert "tcmalloc is not on this machine" in capsys.readouterr().err
-    monkeypatch.setattr(machine, "find_allocator", lambda: Path("/lib/tcmalloc.so"))
-    assert options.parse(["--allocator"], shapes.SHAPES, "").environment()["LD_PRELOAD"] == "/lib/tcmalloc.so"
+    monkeypatch.setattr(options, "preload", lambda _: {"LD_PRELOAD": "/lib/tcmalloc.so"})
+    asked = options.parse([], shapes.SHAPES, "")
+    assert asked.environment()["LD_PRELOAD"] == "/lib/tcmalloc.so"
+    assert asked.environment(shipped=True).get("LD_PRELOAD") == os.environ.get("LD_PRELOAD")

@@ -51,13 +51,14 @@ class Step:
 
 @dataclass(slots=True)
 class Record:
-    """What a contender did: the steps after its warm-up, or the reason why there are none."""
+    """What a contender did: the steps after its warm-up, or the reason why there are none; `crowded`: lack of room."""
 
     name: str
     facts: dict[str, Any] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
     peaks: list[dict[str, float]] = field(default_factory=list)
     reason: str = ""
+    crowded: bool = False
 
 
 class Contender:
@@ -167,6 +168,7 @@ def race(
             if sum(held.values()) > budget and len(held) > 1:
                 largest = max((name for name in held if name != entries[0].name), key=lambda name: held[name])
                 leave(largest, f"together they held {sum(held.values()) / 1e9:.1f} GB, of {budget / 1e9:.1f} allowed")
+                records[largest].crowded = True
             say(f"round {number + 1} of {warm_up + rounds}: " + _brief(records))
     finally:
         for contender in running.values():

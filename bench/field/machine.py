@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes.util
 import hashlib
 import os
 import platform
@@ -17,9 +16,6 @@ import torch
 import luthier
 
 LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "numpy", "pyarrow")
-_ALLOCATOR_NAMES = ("libtcmalloc_minimal.so.4", "libtcmalloc.so.4")
-_LIBRARY_FOLDERS = ("/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/lib",
-                    "/usr/local/lib", "/opt/homebrew/lib")  # fmt: skip
 
 
 def describe() -> dict[str, Any]:
@@ -62,16 +58,6 @@ def headline(facts: dict[str, Any]) -> str:
 def memory_budget() -> float:
     """Bytes that the contenders may hold together: 60 % of what is free."""
     return 0.6 * float(psutil.virtual_memory().available)
-
-
-def find_allocator() -> Path | None:
-    """tcmalloc on this machine."""
-    for folder in _LIBRARY_FOLDERS:
-        for name in _ALLOCATOR_NAMES:
-            if (Path(folder) / name).exists():
-                return Path(folder) / name
-    named = ctypes.util.find_library("tcmalloc_minimal") or ctypes.util.find_library("tcmalloc")
-    return Path(named) if named and Path(named).is_absolute() else None
 
 
 def _version(name: str) -> str | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.field import machine, peers
+from luthier.allocator import preload
 
 ROOT = Path(__file__).resolve().parents[2]
 WORK = ROOT / "build" / "bench"
@@ -19,7 +20,7 @@ METHODS = ("lora", "full")
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What was asked for. `steps`: the measured ones; `threads` of every contender; `allocator`: tcmalloc for all."""
+    """What was asked for. `steps`: the measured ones; `threads` of every contender."""
 
     peers: tuple[str, ...]
     shapes: tuple[str, ...]
@@ -29,18 +30,19 @@ class Options:
     threads: int
     rows: int
     prepare_rows: int
-    allocator: Path | None
     json: Path | None
 
-    def environment(self) -> dict[str, str]:
-        """What every contender is started with, Luthier and peers alike."""
+    def environment(self, shipped: bool = False) -> dict[str, str]:
+        """What a contender is started with, Luthier and peers alike; tcmalloc, which Luthier takes where it is
+        installed, for all but the peers as `shipped`.
+        """
         found = os.environ | {
             "OMP_NUM_THREADS": str(self.threads), "MKL_NUM_THREADS": str(self.threads), "HF_HUB_OFFLINE": "1",
             "TOKENIZERS_PARALLELISM": "false" if self.threads == 1 else "true", "LUTHIER_CACHE": str(WORK / "cache"),
             "RAYON_NUM_THREADS": str(self.threads), "PYTHONPATH": str(ROOT),
             "HF_DATASETS_CACHE": str(WORK / "datasets"),
         }  # fmt: skip
-        return found | ({"LD_PRELOAD": str(self.allocator)} if self.allocator else {})
+        return found if shipped else found | preload(found)
 
 
 def say(text: str) -> None:
@@ -61,7 +63,6 @@ def parse(arguments: list[str], shapes: dict[str, Any], description: str) -> Opt
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of every contender (all cores)")
     parser.add_argument("--rows", type=int, default=0, help="rows of a step (the shape's own)")
     parser.add_argument("--prepare-rows", type=int, default=20_000, help="rows that `prepare` tokenizes (20,000)")
-    parser.add_argument("--allocator", action="store_true", help="the same tcmalloc for every contender")
     parser.add_argument("--json", type=Path, help="write everything measured to this file")
     asked = parser.parse_args(arguments)
     lists = {name: tuple(filter(None, getattr(asked, name).split(","))) for name in words}
@@ -73,17 +74,14 @@ def parse(arguments: list[str], shapes: dict[str, Any], description: str) -> Opt
     for name in ("steps", "warm_up", "threads", "prepare_rows"):
         if getattr(asked, name) < 1:
             parser.error(f"--{name.replace('_', '-')} {getattr(asked, name)}: expected at least 1")
-    found = machine.find_allocator() if asked.allocator else None
-    if asked.allocator and found is None:
-        say("--allocator: tcmalloc is not on this machine (libtcmalloc_minimal4); all contenders run without it")
     return Options(lists["peers"], lists["shape"], lists["method"], asked.steps, asked.warm_up, asked.threads,
-                   asked.rows, asked.prepare_rows, found, asked.json)  # fmt: skip
+                   asked.rows, asked.prepare_rows, asked.json)  # fmt: skip
 
 
 def record(options: Options, results: dict[str, Any]) -> dict[str, Any]:
     """Everything that goes into the JSON file."""
     plain = {"peers": options.peers, "steps": options.steps, "warm_up": options.warm_up, "threads": options.threads,
-             "allocator": str(options.allocator) if options.allocator else None}  # fmt: skip
+             "allocator": preload(os.environ).get("LD_PRELOAD")}  # fmt: skip
     return {"machine": machine.describe(), "options": plain, **results}
 
 
