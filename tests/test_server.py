@@ -75,8 +75,7 @@ def test_the_doors(served: Served) -> None:
     )  # fmt: skip
     status, about = served.get("/_luthier/version")
     assert status == 200
-    assert about == {"version": __version__, "signatures": False, "proxy": about["proxy"], "home": str(served.home),
-                     "objects": ""}  # fmt: skip
+    assert about == {"version": __version__, "signatures": False, "proxy": about["proxy"], "home": str(served.home)}
     status, said = served.get("/_luthier/elsewhere")
     assert (status, list(said)) == (404, ["error"])
 
@@ -195,6 +194,9 @@ def test_a_database_of_a_newer_luthier(tmp_path: Path) -> None:
         (["--slots", "0+0"], "--slots"),
         (["--slots", "0,0+1"], "--slots"),
         (["--serve-on", "gpu"], "--serve-on"),
+        (["--stall-seconds", "0"], "--stall-seconds 0: expected seconds from 1 to"),
+        (["--stop-seconds", "-1"], "--stop-seconds -1: expected seconds from 0 to"),
+        (["--limit", "memory"], "--limit memory: '' is not a size; expected a size such as 64G"),
         (["--objects", "ftp://host"], "--objects"),
         (["--log", "/proc/none/server.log"], "--log"),
     ],

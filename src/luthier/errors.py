@@ -8,6 +8,7 @@
     │   ├── EulaError             exit 2   ValidationException       a licence that was not accepted
     │   └── RunFolderError        exit 2   ResourceInUse             a run folder that cannot be used as asked
     ├── CapacityError             exit 1   ResourceLimitExceeded     disk or memory does not suffice
+    ├── UnreachableError          exit 1   InternalFailure           a store elsewhere that does not answer now
     ├── CheckpointError           exit 1   InternalFailure           no readable checkpoint where one is needed
     └── Interrupted               exit 130 InternalFailure           stopped by the user, can be resumed
 
@@ -85,6 +86,10 @@ class CapacityError(LuthierError):
     """Disk or memory does not suffice; checked before work starts wherever it can be."""
 
     wire_code = "ResourceLimitExceeded"
+
+
+class UnreachableError(LuthierError):
+    """A store elsewhere does not answer, or says that it cannot now; later it may."""
 
 
 class CheckpointError(LuthierError):

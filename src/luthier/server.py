@@ -33,9 +33,10 @@ from luthier.service.child import Child
 from luthier.service.devices import device, slots
 from luthier.service.journal import open_journal
 from luthier.service.keys import Keys, authenticator
+from luthier.service.limits import limits, seconds
 from luthier.service.listener import listen, serve
 from luthier.service.metrics import CONTENT_TYPE, Metrics
-from luthier.service.objects.external import ExternalObjects
+from luthier.service.objects.forwarding import ForwardedObjects
 from luthier.service.objects.operations import OPERATIONS as S3_OPERATIONS
 from luthier.service.objects.store import Objects, ObjectStore
 from luthier.service.operations import OPERATIONS
@@ -74,7 +75,9 @@ class Options:
             raise SettingError(f"--objects {objects}: expected http://HOST or https://HOST")
         settings = Settings(
             Path(request["home"]), request["host"], request["port"], request["database"], objects,
-            slots(request["slots"]), serving_device=device(request["serve_on"], "--serve-on"),
+            slots(request["slots"]), seconds(request["stall_seconds"], "--stall-seconds", 1),
+            seconds(request["stop_seconds"], "--stop-seconds", 0), device(request["serve_on"], "--serve-on"),
+            limits(request["limits"]),
         )  # fmt: skip
         return cls(settings, request["proxy_port"], request["no_auth"], request["log"])
 
@@ -161,11 +164,9 @@ def _proxy(options: Options, settings: Settings, stack: ExitStack) -> Proxy | No
 
 
 def _objects(settings: Settings, store: Store) -> Objects:
-    if settings.objects:
-        return ExternalObjects(settings.objects)
     objects = ObjectStore(store.engine, settings.home / "objects", (jumpstart.bucket(), sdk_defaults.bucket()))
     objects.sweep_every(SWEEP_SECONDS)
-    return objects
+    return ForwardedObjects(settings.objects, objects) if settings.objects else objects
 
 
 def _greet(program: Program, log: Path | None) -> None:
@@ -247,7 +248,7 @@ class Program:
         near = request.peer in (LOOPBACK, "::1", "")
         return _json({
             "version": __version__, "signatures": self.signatures, "proxy": self.proxy.port if self.proxy else None,
-            "home": str(self.service.settings.home) if near else "", "objects": self.service.settings.objects,
+            "home": str(self.service.settings.home) if near else "",
         })  # fmt: skip
 
     def nowhere(self, request: Request) -> Response:

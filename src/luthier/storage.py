@@ -13,9 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from luthier.errors import UserError
+from luthier.errors import UnreachableError, UserError
 
 SCHEME = "s3://"
+_BUSY = frozenset({"SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "TooManyRequests",
+                   "TooManyRequestsException", "RequestLimitExceeded"})  # fmt: skip
 T = TypeVar("T")
 
 
@@ -118,7 +120,11 @@ def _objects(client: Any, location: str) -> Iterator[tuple[str, str]]:
 
 @contextmanager
 def s3(location: str, endpoint: str | None = None) -> Iterator[Any]:
-    """boto3's S3 client; its errors leave as one line that names the address."""
+    """boto3's S3 client; its errors leave as one line that names the address.
+
+    UnreachableError, which names the store, where another attempt may do: no connection, a time-out, a fault of the
+    store's own. UserError for the rest.
+    """
     try:
         # Optional, and 0.2 s to import: only who asks for s3:// pays for it.
         boto3 = importlib.import_module("boto3")
@@ -129,4 +135,20 @@ def s3(location: str, endpoint: str | None = None) -> Iterator[Any]:
     try:
         yield boto3.client("s3", endpoint_url=endpoint)
     except (faults.BotoCoreError, faults.ClientError, transfers.Boto3Error) as error:
-        raise UserError(f"{location}: {' '.join(str(error).split())}") from error
+        said = f"{location}: {' '.join(str(error).split())}"
+        if _may_pass(error, faults, transfers):
+            raise UnreachableError(f"the object store {endpoint or 'of the environment'} fails: {said}") from error
+        raise UserError(said) from error
+
+
+def _may_pass(error: BaseException | None, faults: Any, transfers: Any) -> bool:
+    """Whether an error of boto3's is none of the request's."""
+    if isinstance(error, faults.ClientError):
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        return error.response.get("Error", {}).get("Code") in _BUSY or (status >= 500 and status != 501)
+    if isinstance(error, transfers.S3UploadFailedError):
+        return _may_pass(error.__cause__ or error.__context__, faults, transfers)
+    passing = (
+        faults.ConnectionError, faults.HTTPClientError, faults.IncompleteReadError, transfers.RetriesExceededError
+    )  # fmt: skip
+    return isinstance(error, passing) and not isinstance(error, faults.SSLError)

@@ -21,9 +21,8 @@ from luthier.client.endpoint import About, ask, find_endpoint
 from luthier.errors import UserError
 
 ENDPOINT = "http://127.0.0.1:8777"
-OPEN = About("0.3.0", False, 8778, "/home/x/.luthier", "")
-SIGNED = About("0.3.0", True, 8778, "/home/x/.luthier", "")
-OUTSIDE = About("0.3.0", False, 8778, "/home/x/.luthier", "https://s3.example.org")
+OPEN = About("0.3.0", False, 8778, "/home/x/.luthier")
+SIGNED = About("0.3.0", True, 8778, "/home/x/.luthier")
 
 
 @pytest.fixture(autouse=True)
@@ -41,13 +40,6 @@ def test_every_service_is_led_to_the_endpoint() -> None:
     assert found["SAGEMAKER_ADMIN_CONFIG_OVERRIDE"] == "s3://local-sagemaker-config/config.yaml"
     assert (found["AWS_REGION"], found["AWS_DEFAULT_REGION"]) == ("us-west-2", "us-west-2")
     assert (found["AWS_ACCESS_KEY_ID"], found["AWS_SECRET_ACCESS_KEY"]) == ("luthier", "luthier")
-
-
-def test_objects_elsewhere_are_asked_there() -> None:
-    found = variables(ENDPOINT, {}, OUTSIDE)
-    assert found["AWS_ENDPOINT_URL_S3"] == "https://s3.example.org"
-    assert "SAGEMAKER_ADMIN_CONFIG_OVERRIDE" not in found
-    assert "JumpStart" in warnings(OUTSIDE, {}, False)[0]
 
 
 @pytest.mark.parametrize(
@@ -161,7 +153,7 @@ def port(tmp_path: Path) -> Iterator[int]:
     """A service's doors, with a home that has a CA."""
     (tmp_path / "h" / "proxy").mkdir(parents=True)
     (tmp_path / "h" / "proxy" / "ca.pem").touch()
-    Doors.said = {"version": "1", "signatures": False, "proxy": 4711, "home": str(tmp_path / "h"), "objects": ""}
+    Doors.said = {"version": "1", "signatures": False, "proxy": 4711, "home": str(tmp_path / "h")}
     with http.server.HTTPServer(("127.0.0.1", 0), Doors) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
@@ -224,7 +216,7 @@ def test_something_else_that_answers_is_an_error(port: int) -> None:
 
 
 def test_a_service_without_a_proxy(port: int) -> None:
-    Doors.said = {"version": "1", "signatures": False, "proxy": None, "home": "", "objects": ""}
+    Doors.said = {"version": "1", "signatures": False, "proxy": None, "home": ""}
     shown = CliRunner().invoke(app, ["env", "--proxy", "--port", str(port)], standalone_mode=False)
     assert isinstance(shown.exception, UserError)
     assert "--no-proxy" in str(shown.exception)

@@ -60,6 +60,19 @@ def test_the_caller_is_known_before_parameters_are_read() -> None:
     assert said(gateway(authenticate=refuse).answer(json_request(body=b"{"))) == (403, "AccessDeniedException")
 
 
+def test_who_is_refused_is_not_read_from() -> None:
+    def refuse(request: Request, service: str) -> Principal:
+        raise WireError("AccessDenied", "no", 403)
+
+    def body() -> Any:
+        yield pytest.fail("the body was read")
+
+    for request in (json_request(), Request("POST", "/", headers={"content-type": "application/x-www-form-urlencoded"}),
+                    Request("PUT", "/b/k"), Request("POST", "/endpoints/e/invocations")):  # fmt: skip
+        request.chunks = body()
+        assert gateway(authenticate=refuse).answer(request).status == 403
+
+
 def test_parameters_are_right_before_the_operation_runs() -> None:
     echo = Echo()
     assert said(gateway(echo).answer(json_request(body=b"{}"))) == (400, "ValidationException")

@@ -74,7 +74,8 @@ class Storm:
     def start(self) -> None:
         given: dict[str, Any] = {
             "home": str(self.home), "host": "127.0.0.1", "port": self.port, "database": self.database, "objects": "",
-            "slots": "cpu,cpu", "serve_on": "cpu", "proxy_port": None, "no_auth": False, "log": "",
+            "slots": "cpu,cpu", "serve_on": "cpu", "stall_seconds": 3600.0, "stop_seconds": 120.0,
+            "limits": [], "proxy_port": None, "no_auth": False, "log": "",
         }  # fmt: skip
         module = ["-P", "-m", "luthier.server"]
         command = [sys.executable, *(module if self.real else [str(_SERVER)])]

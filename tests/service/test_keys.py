@@ -101,6 +101,11 @@ def test_with_a_key_its_holder_is_told_and_all_others_are_refused(keys: Keys) ->
     key = keys.create("ann")
     authenticate = authenticator(keys)
     assert authenticate(signed(key.id, key.secret), "sts") == Principal(ACCOUNT, f"arn:aws:iam::{ACCOUNT}:user/ann")
+
+    def whole(request: Request) -> bytes:
+        authenticate(request, "sts")
+        return request.body(1000)  # its hash proves the signer
+
     cases = {
         "SignatureDoesNotMatch": signed(key.id, "x" * 40),
         "InvalidClientTokenId": signed("LKIAUNKNOWN", key.secret),
@@ -108,7 +113,7 @@ def test_with_a_key_its_holder_is_told_and_all_others_are_refused(keys: Keys) ->
     }
     for code, request in cases.items():
         with pytest.raises(WireError) as refused:
-            authenticate(request, "sts")
+            whole(request)
         assert refused.value.code == code
 
 

@@ -6,6 +6,7 @@ import multiprocessing
 import stat
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,10 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
 from luthier.errors import SettingError
+from luthier.service import database
 from luthier.service.database import DatabaseError
 from luthier.service.objects import tables
-from luthier.service.schema import metadata
+from luthier.service.schema import metadata, resources
 from luthier.service.states import IllegalMoveError
 from luthier.service.store import GoneError, Listing, Resource, Store, TakenError, database_file
 
@@ -92,6 +94,28 @@ def test_lists_narrow_sort_and_page(store: Store) -> None:
     assert store.list(listing(name_contains="_")).found == []
     assert [found.name for found in store.list(listing(created=(made[5].created, None))).found] == ["job-6", "job-5"]
     assert [found.name for found in store.list(listing(modified=(None, made[0].created))).found] == ["job-0"]
+
+
+@pytest.mark.parametrize("sort", ["name", "created"])
+@pytest.mark.parametrize("limit", [1, 2, 10])
+def test_listings_of_two_kinds_are_one_list(store: Store, sort: str, limit: int) -> None:
+    for number, name in enumerate(("b", "C", "a")):
+        store.create(JOB, OWNER, name, {})
+        made = store.create("automl-job", OWNER, f"{name}-auto", {})
+        if number != 1:
+            store.update(made.id, facts={"started": 1.0})
+    one = listing(sort=sort, descending=False, limit=limit)
+    two = replace(one, kind="automl-job", suffix="-x", begun=True)
+    found: list[str] = []
+    page = store.list(one, two)
+    while page.after is not None:
+        found += [each.name for each in page.found]
+        page = store.list(replace(one, after=page.after), replace(two, after=page.after))
+    found += [each.name for each in page.found]
+    assert sorted(found) == ["C", "a", "a-auto", "b", "b-auto"]
+    if sort == "created":
+        assert found == ["b", "b-auto", "C", "a", "a-auto"]
+    assert [each.name for each in store.list(replace(two, name_contains="a-auto-x")).found] == ["a-auto"]
 
 
 def test_tags_are_replaced_added_and_removed(store: Store) -> None:
@@ -177,6 +201,41 @@ def test_migrations_give_the_schema_that_the_code_means(store: Store) -> None:
     assert tables.objects.metadata is metadata
     with store.engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+
+
+@pytest.mark.parametrize("version", ["0001", "0002"])
+def test_an_older_database_is_upgraded_and_keeps_what_it_holds(database_url: str, version: str) -> None:
+    engine = database.connect(database_url)
+    with engine.begin() as connection:
+        metadata.drop_all(connection)
+        connection.execute(sa.text("DROP TABLE alembic_version"))
+    database.upgrade(engine, version)
+    row = {
+        "id": "x" * 32, "kind": JOB, "account": OWNER[0], "region": OWNER[1], "name": "old", "key": "old",
+        "request": {"TrainingJobName": "old"}, "status": "InProgress", "secondary": "Training", "facts": {},
+        "created": 1.0, "modified": 2.0, "revision": 3, "open": True, "priority": 0, "attempt": 1, "owner": "dead",
+        "lease": 4.0,
+    }  # fmt: skip
+    with engine.begin() as connection:
+        connection.execute(resources.insert().values(row))
+    engine.dispose()
+    store = Store.open(database_url)
+    try:
+        with store.engine.connect() as connection:
+            assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+        (held,) = store.held("dead")
+        assert (held.id, held.name, held.secondary) == ("x" * 32, "old", "Training")
+        assert store.release_others("new") == 1
+    finally:
+        store.close()
+
+
+def test_what_an_owner_holds_is_found_by_an_index(tmp_path: Path) -> None:
+    store = Store.open(f"sqlite:///{tmp_path / 'x.sqlite'}")
+    mine = sa.text("EXPLAIN QUERY PLAN SELECT * FROM resources WHERE owner = 'me'")
+    with store.engine.connect() as connection:
+        assert "ix_resources_owner" in str(connection.execute(mine).all())
+    store.close()
 
 
 def test_a_database_of_a_newer_luthier_is_refused(store: Store, database_url: str) -> None:

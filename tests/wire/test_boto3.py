@@ -20,6 +20,8 @@ def test_autopilot_from_rows_to_two_endpoints(driver: Driver, tmp_path: Path) ->
     metrics = seen["candidate"]["CandidateProperties"]["CandidateMetrics"]
     assert {item["StandardMetricName"] for item in metrics} >= METRICS
     assert seen["candidate"]["InferenceContainers"][0]["ModelDataUrl"].startswith("s3://wire-boto3/out/boto3-one/")
+    artifact = seen["candidate"]["InferenceContainers"][0]["ModelDataUrl"]
+    assert seen["trained"] == ["Completed", artifact, seen["arn"]]
     assert seen["candidates"] == [seen["candidate"]["CandidateName"]]
     assert sorted(name for page in seen["pages"] for name in page) == ["boto3-one", "boto3-two"]
     assert all(len(page) == 1 for page in seen["pages"][:2])

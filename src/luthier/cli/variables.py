@@ -49,10 +49,7 @@ def undone(environment: Environment) -> dict[str, str]:
 def variables(endpoint: str, before: Environment, about: About | None) -> dict[str, str]:
     """What every client needs."""
     found = {"AWS_ENDPOINT_URL": endpoint} | {f"AWS_ENDPOINT_URL_{service}": endpoint for service in SERVICES}
-    if about is not None and about.objects:
-        found["AWS_ENDPOINT_URL_S3"] = about.objects
-    else:
-        found["SAGEMAKER_ADMIN_CONFIG_OVERRIDE"] = ADMIN_CONFIG
+    found["SAGEMAKER_ADMIN_CONFIG_OVERRIDE"] = ADMIN_CONFIG
     region = before.get("AWS_REGION") or before.get("AWS_DEFAULT_REGION")
     if region or not _profile_has(before, ("region",)):
         # boto3 and the CLI read the one, SDKs in other languages the other.
@@ -83,9 +80,6 @@ def proxy_variables(endpoint: str, proxy: int, certificate: Path, before: Enviro
 def warnings(about: About | None, before: Environment, proxy: bool) -> list[str]:
     """What the user should know before anything fails."""
     found = []
-    if about is not None and about.objects:
-        found.append(f"objects are at {about.objects}; the buckets that the service makes up, the SDK's defaults and "
-                     "JumpStart's models, are not there")  # fmt: skip
     if about is not None and about.signatures and not has_credentials(before):
         found.append("the service takes signed requests only; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to a key "
                      "of `luthier keys create`")  # fmt: skip

@@ -124,7 +124,9 @@ class Client:
                     SortBy="CreationTime", SortOrder="Descending", PaginationConfig={"MaxItems": limit}, **narrowed
                 )  # fmt: skip
                 found += [_job(name, summary) for page in pages for summary in page[kind.listed]]
-        return sorted(found, key=lambda job: -job.created)
+        # An AutoML job's training job is no job of its own.
+        parts = {f"{job.name}-tr-1" for job in found if job.kind == "automl-job"}
+        return sorted((job for job in found if job.name not in parts), key=lambda job: -job.created)
 
     def job(self, name: str) -> Job:
         """The training job of that name, else the AutoML job; UserError when there is neither."""

@@ -21,14 +21,13 @@ class About:
     """What a running service says of itself at /_luthier/version.
 
     `signatures`: requests have to be signed with one of its keys; `proxy`: the port of its HTTPS proxy on loopback,
-    None without one; `home` and `objects` as in `luthier serve`.
+    None without one; `home` as in `luthier serve`.
     """
 
     version: str
     signatures: bool
     proxy: int | None
     home: str
-    objects: str
 
 
 def find_endpoint(host: str | None, port: int | None, environment: Mapping[str, str] = os.environ) -> str:

@@ -1,14 +1,16 @@
 """HTTP: an ASGI application whose requests are answered in a bounded number of threads, bodies streamed both ways.
 
-The only module that knows async. A thread that reads a body waits for the event loop to receive the next piece, and one
-that sends waits until the piece is taken, so neither side holds more than a few pieces. A client that is gone, or too
-slow, ends the thread's reading and sending by an error.
+The only module that knows async. A request is judged by its head before its body is received. A body that is read
+whole, or is short, is received in the event loop, within a bounded time, and holds no thread; of S3's long ones, a
+thread that reads waits for the event loop to receive the next piece, and one that sends waits until the piece is taken,
+so neither side holds more than a few pieces. A client that is gone, or too slow, ends reading and sending by an error.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
+from contextlib import nullcontext
 from typing import Any
 
 import anyio
@@ -16,7 +18,7 @@ import anyio.from_thread
 import anyio.to_thread
 
 from luthier.protocol.errors import WireError
-from luthier.protocol.gateway import Gateway
+from luthier.protocol.gateway import Exchange, Gateway
 from luthier.protocol.message import Request, Response
 
 Message = MutableMapping[str, Any]
@@ -27,11 +29,16 @@ Door = Callable[[Request], Response]
 
 THREADS = 64
 DOOR_THREADS = 4  # of their own: health is answered while every other thread is busy
-IDLE_SECONDS = 60.0  # without a byte received or taken
+HELD = 64  # bodies above SHORT that are held whole, or are on their way to be, at once; the others wait, unreceived
+IDLE_SECONDS = 60.0  # without a byte received or taken; and for all of a body that is read whole
 LEAST_RATE = 1024  # bytes per second of waiting for them; a body that comes slower holds a thread for nothing
-SHORT = 64 * 1024  # a body that is read before a thread is taken for it
+SHORT = 64 * 1024  # a body that is always received before a thread is taken for it
 DRAINED = 8 * 1024 * 1024  # of a body that the operation left unread; beyond it the connection is closed
 DRAIN_SECONDS = 5.0
+_LATE = (
+    "Your socket connection to the server was not read from or written to within the timeout period. Idle connections "
+    "will be closed."
+)  # S3's words, which its clients know
 _logger = logging.getLogger(__name__)
 
 
@@ -42,7 +49,7 @@ def application(
 
     `threads` is the most requests that are worked on at once; the others wait.
     """
-    limiters: dict[bool, anyio.CapacityLimiter] = {}
+    rooms: list[_Rooms] = []
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -50,10 +57,11 @@ def application(
             return
         if scope["type"] != "http":
             raise NotImplementedError(scope["type"])
+        if not rooms:  # made inside of the event loop that they belong to
+            rooms.append(_Rooms(threads))
         door = _door(doors, str(scope["path"]))
-        # Made inside of the event loop that they belong to.
-        limiter = limiters.setdefault(door is None, anyio.CapacityLimiter(threads if door is None else DOOR_THREADS))
-        await _Exchange(scope, receive, send, idle_seconds).run(door or gateway.answer, limiter)
+        exchange = _Exchange(scope, receive, send, idle_seconds)
+        await (exchange.answer_by_door(door, rooms[0]) if door else exchange.answer(gateway, rooms[0]))
 
     return answer
 
@@ -78,50 +86,67 @@ class ClientGone(WireError):
         super().__init__("RequestTimeout", message)
 
 
+class _Rooms:
+    """How many requests may be at what."""
+
+    def __init__(self, threads: int) -> None:
+        self.work = anyio.CapacityLimiter(threads)
+        self.doors = anyio.CapacityLimiter(DOOR_THREADS)
+        self.held = anyio.CapacityLimiter(HELD)
+
+
 class _Exchange:
     """One request on its way between the event loop and a thread."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, idle_seconds: float) -> None:
         self.scope, self.receive, self.send, self.idle_seconds = scope, receive, send, idle_seconds
-        self.headers = _headers(scope["headers"])
+        self.request = Request(
+            method=str(scope["method"]),
+            path=scope.get("raw_path", b"").decode("latin-1").partition("?")[0] or str(scope["path"]),
+            query=scope["query_string"].decode("latin-1"),
+            headers=_headers(scope["headers"]),
+            chunks=self._chunks(),
+            peer=str((scope.get("client") or ("",))[0]),
+        )
+        self.headers = self.request.headers  # as they were sent; the gateway replaces the request's
+        self.announced = self.request.announced
         self.early: list[bytes] = []
-        self.whole = "transfer-encoding" not in self.headers and self._announced() == 0  # the request's body is in
+        self.whole = "transfer-encoding" not in self.headers and self.announced == 0  # the request's body is in
         self.answering = self.stalled = self.gone = False
         self.received, self.waited = 0, 0.0
         self.drained, self.seen_whole = 0, anyio.Event()
 
-    async def run(self, door: Door, limiter: anyio.CapacityLimiter) -> None:
+    async def answer(self, gateway: Gateway, rooms: _Rooms) -> None:
         """Answer the request; returns when all of the answer is sent, or the client is gone."""
-        try:
-            await self._receive_short()
-        except ClientGone as error:
-            await self._refuse_slow(error)
-            return
         async with anyio.create_task_group() as self.tasks:
-            response = await anyio.to_thread.run_sync(self._work, door, limiter=limiter)
-            if response is not None:
-                await self._send_whole(response)
+            if self.whole:
+                await self._answer(lambda: gateway.answer(self.request), rooms.work)
+            else:
+                begun = await anyio.to_thread.run_sync(gateway.begin, self.request, limiter=rooms.work)
+                ahead = self._ahead(begun)
+                async with rooms.held if ahead > SHORT and not self._short else nullcontext():
+                    await self._receive(ahead)
+                    await self._answer(lambda: gateway.end(begun), rooms.work)
             self.tasks.cancel_scope.cancel()
 
-    def _announced(self) -> int:
-        text = self.headers.get("content-length", "0")
-        return int(text) if text.isdecimal() else 0
+    async def answer_by_door(self, door: Door, rooms: _Rooms) -> None:
+        """The same, by a door; its body stays unread unless the door reads it."""
+        async with anyio.create_task_group() as self.tasks:
+            await self._answer(lambda: door(self.request), rooms.doors)
+            self.tasks.cancel_scope.cancel()
+
+    async def _answer(self, work: Callable[[], Response], limiter: anyio.CapacityLimiter) -> None:
+        response = await anyio.to_thread.run_sync(self._work, work, limiter=limiter)
+        if response is not None:
+            await self._send_whole(response)
 
     # In the thread
 
-    def _work(self, door: Door) -> Response | None:
+    def _work(self, work: Callable[[], Response]) -> Response | None:
         """Answer in a thread: the answer when it is whole, None when it was sent from here, piece by piece."""
-        scope = self.scope
-        request = Request(
-            method=str(scope["method"]),
-            path=scope.get("raw_path", b"").decode("latin-1").partition("?")[0] or str(scope["path"]),
-            query=scope["query_string"].decode("latin-1"),
-            headers=self.headers,
-            chunks=self._chunks(),
-            peer=str((scope.get("client") or ("",))[0]),
-        )
+        request = self.request
         try:
-            response = door(request)
+            response = work()
         except Exception:
             _logger.exception("%s %s failed", request.method, request.path)
             return Response(500, {"Content-Type": "text/plain"}, b"internal error\n")
@@ -157,12 +182,28 @@ class _Exchange:
 
     # In the event loop
 
-    async def _receive_short(self) -> None:
-        """Take in a body that is short, so that a slow sender holds no thread."""
-        if self.whole or self._waits_to_send() or not 0 < self._announced() <= SHORT:
-            return
-        while not self.whole:
-            self.early.append(await self._next())
+    @property
+    def _short(self) -> bool:
+        return 0 < self.announced <= SHORT
+
+    def _ahead(self, begun: Exchange) -> int:
+        """The most bytes of the body that are received before a thread is taken; 0 where none are."""
+        if begun.failure is not None:
+            return 0
+        if begun.limit is not None:
+            return begun.limit
+        return SHORT if self._short and not self._waits_to_send() else 0
+
+    async def _receive(self, ahead: int) -> None:
+        """Take in a body of `ahead` bytes at most; one that is too slow ends in an error when it is read."""
+        try:
+            with anyio.fail_after(self.idle_seconds):
+                while not self.whole and self.received <= ahead and ahead:
+                    self.early.append(await self._next())
+        except TimeoutError:
+            self.stalled = True
+        except ClientGone as error:
+            _logger.info("%s %s: %s", self.scope["method"], self.scope["path"], error)
 
     def _waits_to_send(self) -> bool:
         # The server asks such a client for its body when it is first received from: not before somebody wants it.
@@ -170,7 +211,9 @@ class _Exchange:
 
     async def _next(self) -> bytes:
         """The next piece of the request's body."""
-        if self.answering or self.stalled:
+        if self.stalled:
+            raise ClientGone(_LATE)
+        if self.answering or self.gone:
             raise ClientGone("Nothing more of the body is taken.")
         started = anyio.current_time()
         try:
@@ -178,12 +221,12 @@ class _Exchange:
                 message = await self.receive()
         except TimeoutError:
             self.stalled = True
-            raise ClientGone(f"Nothing was received for {self.idle_seconds:g} seconds.") from None
+            raise ClientGone(_LATE) from None
         self.waited += anyio.current_time() - started
         self.received += len(message.get("body", b""))
         if self.waited > self.idle_seconds and self.received < self.waited * LEAST_RATE:
             self.stalled = True
-            raise ClientGone(f"The body came at less than {LEAST_RATE:,} bytes per second.")
+            raise ClientGone(_LATE)
         if message["type"] != "http.request":
             self.gone = True
             raise ClientGone("The client closed the connection before its request was whole.")
@@ -206,7 +249,7 @@ class _Exchange:
         self.answering = True
         if self.whole:
             self.tasks.start_soon(self._watch)
-        elif not self.stalled and not self._waits_to_send() and self._announced() <= DRAINED:
+        elif not self.stalled and not self._waits_to_send() and self.announced <= DRAINED:
             self.tasks.start_soon(self._watch)
             with anyio.move_on_after(DRAIN_SECONDS):
                 await self.seen_whole.wait()
@@ -243,12 +286,6 @@ class _Exchange:
         except TimeoutError:
             self.gone = True
             raise ClientGone(f"The client took nothing for {self.idle_seconds:g} seconds.") from None
-
-    async def _refuse_slow(self, error: ClientGone) -> None:
-        headers = [(b"connection", b"close"), (b"content-length", b"0")]
-        _logger.info("%s %s: %s", self.scope["method"], self.scope["path"], error)
-        await self.send({"type": "http.response.start", "status": 408, "headers": headers})
-        await self.send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def _headers(pairs: list[tuple[bytes, bytes]]) -> dict[str, str]:

@@ -24,17 +24,26 @@ class Request:
     peer: str = ""
     trailers: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def announced(self) -> int:
+        """The size of the body as its header says it; 0 where none does."""
+        text = self.headers.get("content-length", "0")
+        return int(text[:18]) if text.isdecimal() else 0
+
     def body(self, limit: int) -> bytes:
         """The whole body; WireError RequestEntityTooLargeException as soon as it passes `limit` bytes."""
         parts, size = [], 0
         for chunk in self.chunks:
             size += len(chunk)
             if size > limit:
-                raise WireError(
-                    "RequestEntityTooLargeException", f"the request's body is over {limit:,} bytes, the most taken", 413
-                )
+                raise _too_large(limit)
             parts.append(chunk)
         return b"".join(parts)
+
+    def refuse_announced(self, limit: int) -> None:
+        """The same refusal of a body over `limit`, as soon as its header says so."""
+        if self.announced > limit:
+            raise _too_large(limit)
 
 
 @dataclass(slots=True)
@@ -44,3 +53,8 @@ class Response:
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes | Iterator[bytes] = b""
+
+
+def _too_large(limit: int) -> WireError:
+    text = f"the request's body is over {limit:,} bytes, the most taken"
+    return WireError("RequestEntityTooLargeException", text, 413)

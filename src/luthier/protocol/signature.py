@@ -10,13 +10,13 @@ import hashlib
 import hmac
 import re
 from base64 import b64encode
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from posixpath import normpath
 from urllib.parse import parse_qsl, quote, unquote, unquote_to_bytes
 
-from luthier.protocol.dispatch import virtual_bucket
+from luthier.protocol.dispatch import service_of, virtual_bucket
 from luthier.protocol.errors import WireError
 from luthier.protocol.framing import HASH, STREAMING, UNSIGNED, unframe
 from luthier.protocol.message import Request
@@ -24,7 +24,6 @@ from luthier.protocol.message import Request
 ALGORITHM = "AWS4-HMAC-SHA256"
 SKEW = timedelta(minutes=15)
 LONGEST_EXPIRY = 7 * 24 * 3600
-LARGEST_BODY = 8 * 1024 * 1024  # of a service that hashes the body itself; the gateway's limits are tighter
 EMPTY = hashlib.sha256(b"").hexdigest()
 SecretOf = Callable[[str], str | None]
 
@@ -66,9 +65,11 @@ def is_signed(request: Request) -> bool:
 def verify(request: Request, secret_of: SecretOf, now: datetime) -> str:
     """The access key that signed the request, proven; `secret_of` gives a key's secret, None for an unknown key.
 
-    Also lets `request.chunks` check the body, and take it out of aws-chunked framing, while it is read. Raises
-    WireError MissingAuthenticationToken, IncompleteSignature, InvalidClientTokenId, SignatureDoesNotMatch,
-    RequestTimeTooSkewed or AccessDenied (a URL that expired, a header that should be signed).
+    Reads nothing of the body, but lets `request.chunks` check it, and take it out of aws-chunked framing, while it is
+    read. Where the body's hash is in no header, which is never so in S3, the signature itself is checked by that: the
+    signer is proven once `request.chunks` has ended without an error. Raises WireError MissingAuthenticationToken,
+    IncompleteSignature, InvalidClientTokenId, SignatureDoesNotMatch, RequestTimeTooSkewed or AccessDenied (a URL that
+    expired, a header that should be signed).
     """
     query = _query_of(request)
     header = request.headers.get("authorization", "")
@@ -86,8 +87,17 @@ def verify(request: Request, secret_of: SecretOf, now: datetime) -> str:
     _check_signed_headers(request, claim)
     secret = _secret(secret_of, claim.key)
     key = _signing_key(secret, claim.scope)
-    expected = _sign(key, _to_sign(ALGORITHM, claim, _canonical(request, claim, query)))
-    _compare(expected, claim.signature)
+    head = _canonical_head(request, claim)
+
+    def compare(payload: str) -> None:
+        canonical = hashlib.sha256(f"{head}\n{payload}".encode("latin-1", "replace")).hexdigest()
+        _compare(_sign(key, _to_sign(ALGORITHM, claim, canonical)), claim.signature)
+
+    payload = _payload(request, claim, query)
+    if payload is None:
+        request.chunks = _compared(request.chunks, compare)
+    else:
+        compare(payload)
     unframe(request, _Chunks(key, claim))
     return claim.key
 
@@ -208,8 +218,17 @@ def _compare(expected: str, given: str) -> None:
 # Version 4 -----------------------------------------------------------------------------------------------------------
 
 
-def _canonical(request: Request, claim: _Claim, query: Mapping[str, str]) -> str:
-    """The hash of the request in its canonical form; reads the body where the hash of it is not in a header."""
+def _compared(chunks: Iterator[bytes], compare: Callable[[str], None]) -> Iterator[bytes]:
+    """The body; at its end the signature is compared with the one that the body's hash leads to."""
+    digest = hashlib.sha256()
+    for chunk in chunks:
+        digest.update(chunk)
+        yield chunk
+    compare(digest.hexdigest())
+
+
+def _canonical_head(request: Request, claim: _Claim) -> str:
+    """The request in its canonical form, without its last line, which is the hash of the body."""
     pairs = sorted(
         (_quoted(name), _quoted(value))
         for name, value in parse_qsl(request.query, keep_blank_values=True)
@@ -222,9 +241,8 @@ def _canonical(request: Request, claim: _Claim, query: Mapping[str, str]) -> str
         *(f"{name}:{_trimmed(request, name)}" for name in claim.signed),
         "",
         ";".join(claim.signed),
-        _payload(request, claim, query),
     ]
-    return hashlib.sha256("\n".join(lines).encode("latin-1", "replace")).hexdigest()
+    return "\n".join(lines)
 
 
 def _canonical_path(path: str, service: str) -> str:
@@ -244,7 +262,8 @@ def _trimmed(request: Request, name: str) -> str:
     return " ".join(request.headers[name].split())
 
 
-def _payload(request: Request, claim: _Claim, query: Mapping[str, str]) -> str:
+def _payload(request: Request, claim: _Claim, query: Mapping[str, str]) -> str | None:
+    """The hash of the body that was signed; None where only the body tells it."""
     declared = request.headers.get(HASH)
     if claim.expires is not None:
         # The hash of the body is part of a URL only when the URL says it; a header that was not signed says nothing.
@@ -260,9 +279,10 @@ def _payload(request: Request, claim: _Claim, query: Mapping[str, str]) -> str:
         return declared
     if declared and declared != UNSIGNED and not declared.startswith(STREAMING):
         return declared
-    body = request.body(LARGEST_BODY)
-    request.chunks = iter((body,))
-    return hashlib.sha256(body).hexdigest()
+    if service_of(request) == "s3":
+        # S3's bodies are read by its operations, or not at all, so nothing may be left to prove.
+        raise WireError("IncompleteSignature", f"The credential's scope is of {claim.service!r}; expected 's3'.")
+    return None
 
 
 def _to_sign(algorithm: str, claim: _Claim, last: str) -> str:

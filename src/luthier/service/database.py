@@ -96,8 +96,8 @@ def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
         connection.commit()
 
 
-def upgrade(engine: sa.Engine) -> None:
-    """Run the migrations that this database lacks; DatabaseError when it is of a newer Luthier."""
+def upgrade(engine: sa.Engine, to: str = "head") -> None:
+    """Run the migrations that this database lacks, up to `to`; DatabaseError when it is of a newer Luthier."""
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     scripts = ScriptDirectory.from_config(config)
@@ -113,7 +113,7 @@ def upgrade(engine: sa.Engine) -> None:
             )
         if present != scripts.get_current_head():
             config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+            command.upgrade(config, to)
         connection.commit()
 
 

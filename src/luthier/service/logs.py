@@ -4,13 +4,13 @@
     /aws/sagemaker/Endpoints/<endpoint>     <variant>/i-<id>                each variant of an endpoint
 
 The events lie in the folders that the supervisor keeps (events.jsonl: one JSON line each, times never going back).
-Tokens are places in that file, so a page is found without reading those before it. Knows files and names, no wire.
+Tokens are places in that file (lines.py), so a page is found without reading those before it. Knows files and names, no
+wire.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 from collections.abc import Iterator, Sequence
@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from luthier.protocol.errors import WireError
+from luthier.service import trial
+from luthier.service.lines import Lines
 from luthier.service.service import Settings
 from luthier.service.store import Listing, Resource, Store
 
@@ -129,7 +131,8 @@ class Logs:
 
     def events(self, stream: Stream, window: Window, token: str | None = None, from_head: bool = False) -> EventPage:
         """A page of a stream: the newest events, or from the oldest on, or where a token of an earlier page says."""
-        low, high = _bounds(stream.path, window)
+        lines = Lines(stream.path, MOST_BYTES)
+        low, high = lines.bounds(window.start, window.end)
         backwards, place = not from_head, high if not from_head else low
         if token is not None:
             match = _TOKEN.fullmatch(token)
@@ -138,9 +141,9 @@ class Logs:
             backwards, place = match[1] == "b", int(match[2])
         place = min(max(place, low), max(low, high))
         limit = min(window.limit, MOST_EVENTS)
-        lines = list(_before(stream.path, place, low, limit) if backwards else _after(stream.path, place, high, limit))
-        first, last = (lines[0][0], lines[-1][1]) if lines else (place, place)
-        events = [_event(stream, start, text) for start, _, text in lines]
+        found = list(lines.before(place, low, limit) if backwards else lines.after(place, high, limit))
+        first, last = (found[0][0], found[-1][1]) if found else (place, place)
+        events = [_event(stream, start, text) for start, _, text in found]
         return EventPage(events, f"f/{last:020d}", f"b/{first:020d}")
 
     def filter(
@@ -158,9 +161,10 @@ class Logs:
         for stream in sorted(streams, key=lambda one: one.name):
             if name is not None and stream.name < name:
                 continue
-            low, high = _bounds(stream.path, window)
+            lines = Lines(stream.path)
+            low, high = lines.bounds(window.start, window.end)
             start = max(low, place) if stream.name == name else low
-            for begin, end, text in _after(stream.path, start, high, None):
+            for begin, end, text in lines.after(start, high):
                 read += end - begin
                 event = _event(stream, begin, text)
                 if match(event.message):
@@ -172,10 +176,13 @@ class Logs:
         return FilteredPage(found, searched, None)
 
     def _jobs(self, owner: Owner, prefix: str) -> list[Resource]:
+        """Jobs whose logs may begin so; an AutoML job's training job only when it is named, lists have it once."""
         name, slash, _ = prefix.partition("/")
         if slash:
-            return [job for kind in _JOBS if (job := self.store.find(kind, owner, name)) is not None]
-        return [job for kind in _JOBS for job in self._listed(owner, kind, prefix)]
+            found = [self.store.find(kind, owner, name) for kind in _JOBS]
+        else:
+            found = [job for kind in _JOBS for job in self._listed(owner, kind, prefix)]
+        return [job for job in (*found, trial.find(self.store, owner, name)) if job is not None]
 
     def _listed(
         self, owner: Owner, kind: str, contains: str, limit: int | None = None, descending: bool = True
@@ -203,17 +210,20 @@ class Logs:
 
     def _of_endpoint(self, endpoint: Resource) -> list[Stream]:
         found: list[Stream] = []
-        for variant in endpoint.facts.get("variants", []):
-            path = self.settings.endpoints / endpoint.id / variant["VariantName"] / "logs" / "events.jsonl"
-            name = f"{variant['VariantName']}/i-{endpoint.id[:17]}"
+        pending = endpoint.facts.get("pending") or {}
+        for variant in (*endpoint.facts.get("variants", ()), *pending.get("variants", ())):
+            folder, number = variant.get("Folder", variant["VariantName"]), variant.get("Folder", "").partition(".")[2]
+            path = self.settings.endpoints / endpoint.id / folder / "logs" / "events.jsonl"
+            name = f"{variant['VariantName']}/i-{endpoint.id[: 17 - len(number)]}{number}"
             found += self._stream(ENDPOINTS + endpoint.name, name, path, endpoint.created)
         return found
 
     def _stream(self, group: str, name: str, path: Path, created: float) -> Iterator[Stream]:
         """The stream of a file, where there is one with events."""
         size = path.stat().st_size if path.is_file() else 0
-        first = next(_after(path, 0, size, 1), None) if size else None
-        last = next(iter(_before(path, size, 0, 1)), None) if first else None
+        low, high = Lines(path).bounds() if size else (0, 0)
+        first = next(Lines(path).after(low, high, 1), None) if size else None
+        last = next(iter(Lines(path).before(high, low, 1)), None) if first else None
         if first and last:
             times = (json.loads(first[2])["timestamp"], json.loads(last[2])["timestamp"])
             yield Stream(group, name, path, int(created * 1000), *times, size)
@@ -265,91 +275,3 @@ def _filter_token(token: str | None) -> tuple[str | None, int]:
     if not slash or not place.isdigit() or len(place) > 20:
         raise WireError("InvalidParameterException", "The specified nextToken is invalid.")
     return name, int(place)
-
-
-# Files of lines: (where the line begins, where the next one does, the line)
-_Line = tuple[int, int, bytes]
-
-
-def _after(path: Path, start: int, high: int, limit: int | None) -> Iterator[_Line]:
-    """Whole lines from `start` on, of those that begin before `high`; at most `limit` and MOST_BYTES."""
-    size = 0
-    if not path.is_file():  # deleted, with its job, since the stream was found
-        return
-    with open(path, "rb") as handle:
-        place = _line_start(handle.fileno(), start)
-        handle.seek(place)
-        for count, line in enumerate(handle):
-            end = place + len(line)
-            size += len(line)
-            bounded = limit is not None and (count >= limit or (count and size > MOST_BYTES))
-            if place >= high or bounded or not line.endswith(b"\n"):
-                return
-            yield place, end, line
-            place = end
-
-
-def _before(path: Path, end: int, low: int, limit: int) -> list[_Line]:
-    """The last whole lines that end at or before `end` and begin at or after `low`, in order."""
-    found: list[_Line] = []
-    size = 0
-    if not path.is_file():
-        return found
-    with open(path, "rb") as handle:
-        while end > low and len(found) < limit:
-            start = _line_start(handle.fileno(), end - 1)
-            line = os.pread(handle.fileno(), end - start, start)
-            size += len(line)
-            if start < low or (found and size > MOST_BYTES):
-                break
-            if line.endswith(b"\n"):
-                found.append((start, end, line))
-            end = start
-    return found[::-1]
-
-
-def _line_start(file: int, place: int) -> int:
-    """Where the line that holds the byte at `place` begins."""
-    end = place
-    while end > 0:
-        start = max(0, end - 4096)
-        found = os.pread(file, end - start, start).rfind(b"\n")
-        if found >= 0:
-            return start + found + 1
-        end = start
-    return 0
-
-
-def _bounds(path: Path, window: Window) -> tuple[int, int]:
-    """Where the wanted times begin and end in a file, found by halving."""
-    size = path.stat().st_size if path.is_file() else 0
-    if not size:
-        return 0, 0
-    with open(path, "rb") as handle:
-        low = 0 if window.start is None else _first_at(handle.fileno(), size, window.start)
-        high = size if window.end is None else _first_at(handle.fileno(), size, window.end)
-    return low, high
-
-
-def _first_at(file: int, size: int, time: int) -> int:
-    """Where the first line of a time not before `time` begins; the file's end where there is none."""
-    low, high = 0, size
-    while low < high:
-        middle = _line_start(file, (low + high) // 2)
-        line = _line_at(file, middle)
-        if not line.endswith(b"\n") or json.loads(line)["timestamp"] >= time:
-            high = middle
-        else:
-            low = middle + len(line)
-    return low
-
-
-def _line_at(file: int, start: int) -> bytes:
-    parts = []
-    while True:
-        part = os.pread(file, 65536, start)
-        end = part.find(b"\n") + 1
-        parts.append(part[:end] if end else part)
-        if end or not part:
-            return b"".join(parts)
-        start += len(part)

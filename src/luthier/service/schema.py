@@ -40,6 +40,7 @@ resources = sa.Table(
     sa.UniqueConstraint("kind", "account", "region", "key"),
     sa.Index("ix_resources_listed", "kind", "account", "region", "created", "id"),
     sa.Index("ix_resources_queue", "open", "kind", "priority", "created"),
+    sa.Index("ix_resources_owner", "owner"),
 )
 
 tags = sa.Table(

@@ -20,7 +20,9 @@ class Settings:
 
     `database` is an SQLAlchemy URL; empty: HOME/luthier.sqlite. `objects` is the endpoint of an S3 elsewhere; empty:
     the embedded store. `slots` are the devices of one job each: "cpu", or GPU ids joined by "+" ("0+1").
-    `serving_device` is where endpoints compute, in the same words.
+    `serving_device` is where endpoints compute, in the same words. `stall_seconds` without progress end a job;
+    `stop_seconds` is what an engine has for its checkpoint when it is to end. `limits` are resource limits of engines
+    and endpoints' processes, by the names of the `resource` module.
     """
 
     home: Path
@@ -32,6 +34,7 @@ class Settings:
     stall_seconds: float = 3600.0
     stop_seconds: float = 120.0
     serving_device: str = "cpu"
+    limits: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def database_url(self) -> str:

@@ -80,6 +80,8 @@ class Listing:
     descending: bool = True
     limit: int = 100
     after: tuple[Any, str] | None = None
+    suffix: str = ""  # that stands behind each name, where names are looked for and sorted by
+    begun: bool = False  # only jobs that somebody worked on
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,20 +205,19 @@ class Store:
             connection.execute(tags.delete().where(tags.c.arn == _resource(row).arn))
             return True
 
-    def list(self, listing: Listing) -> Page:
-        """One page of resources, by a cursor that stays right while others come and go."""
-        column = resources.c[listing.sort]
-        query = sa.select(resources).where(*_narrowed(listing))
-        if listing.after is not None:
-            place = sa.tuple_(column, resources.c.id)
-            cursor = sa.tuple_(sa.literal(listing.after[0]), sa.literal(listing.after[1]))
-            query = query.where(place < cursor if listing.descending else place > cursor)
-        order = (column.desc(), resources.c.id.desc()) if listing.descending else (column, resources.c.id)
+    def list(self, *listings: Listing) -> Page:
+        """One page of resources, by a cursor that stays right while others come and go.
+
+        Several listings, of different kinds in the same order, are one list.
+        """
+        first = listings[0]
+        whole = sa.union_all(*(sa.select(_page(listing).subquery()) for listing in listings)).subquery()
+        order = (whole.c.place.desc(), whole.c.id.desc()) if first.descending else (whole.c.place, whole.c.id)
         with self.engine.connect() as connection:
-            rows = connection.execute(query.order_by(*order).limit(listing.limit + 1)).all()
-        found = [_resource(row) for row in rows[: listing.limit]]
-        more = len(rows) > listing.limit
-        return Page(found, (getattr(found[-1], listing.sort), found[-1].id) if more else None)
+            rows = connection.execute(sa.select(whole).order_by(*order).limit(first.limit + 1)).all()
+        found = [_resource(row) for row in rows[: first.limit]]
+        more = len(rows) > first.limit
+        return Page(found, (rows[first.limit - 1].place, found[-1].id) if more else None)
 
     # Tags
 
@@ -364,11 +365,29 @@ def _put_tags(connection: sa.Connection, arn: str, labels: Mapping[str, str]) ->
         connection.execute(tags.insert(), [{"arn": arn, "key": key, "value": value} for key, value in labels.items()])
 
 
+def _page(listing: Listing) -> sa.Select[Any]:
+    """The rows of a listing's page, and one more where there is one; `place` is what they are sorted by."""
+    column: Any = resources.c[listing.sort]
+    if listing.suffix and listing.sort == "name":
+        column = column + listing.suffix
+    query = sa.select(resources, column.label("place")).where(*_narrowed(listing))
+    if listing.after is not None:
+        place = sa.tuple_(column, resources.c.id)
+        cursor = sa.tuple_(sa.literal(listing.after[0]), sa.literal(listing.after[1]))
+        query = query.where(place < cursor if listing.descending else place > cursor)
+    order = (column.desc(), resources.c.id.desc()) if listing.descending else (column, resources.c.id)
+    return query.order_by(*order).limit(listing.limit + 1)
+
+
 def _narrowed(listing: Listing) -> Iterator[Any]:
     yield resources.c.kind == listing.kind
     yield resources.c.account == listing.account
     yield resources.c.region == listing.region
-    if listing.name_contains:
+    if listing.begun:
+        yield resources.c.facts["started"].as_float().is_not(None)
+    if listing.name_contains and listing.suffix:
+        yield (resources.c.name + listing.suffix).contains(listing.name_contains, autoescape=True)
+    elif listing.name_contains:
         yield resources.c.key.contains(listing.name_contains.lower() if listing.kind == "automl-job"
                                        else listing.name_contains, autoescape=True)  # fmt: skip
     if listing.statuses:

@@ -14,7 +14,6 @@ import gzip
 import json
 import shutil
 import tarfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -122,26 +121,6 @@ def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
     member.mtime = 0
     member.mode = 0o644
     return member
-
-
-def unpack(archive: Path, folder: Path) -> None:
-    """Unpack a model.tar.gz. UserError for a broken archive, and for members that are not plain files inside it."""
-    try:
-        with gzip.open(archive) as unzipped, tarfile.open(fileobj=unzipped, mode="r:") as tar:
-            tar.extractall(folder, filter=_plain_file)  # noqa: S202 (that filter is what the rule asks for)
-            while unzipped.read(1 << 20):  # the checksum stands behind the last member
-                pass
-    except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error, FileNotFoundError) as error:
-        raise UserError(f"{archive}: not a sound model archive: {error}") from error
-
-
-def _plain_file(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo:
-    """Refuse what `pack` never writes: absolute names, links, devices, and (Python's own rule) names that lead out."""
-    if member.name.startswith(("/", "\\")):
-        raise tarfile.AbsolutePathError(member)
-    if not (member.isreg() or member.isdir()):
-        raise tarfile.SpecialFileError(member)
-    return tarfile.data_filter(member, folder)
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Objects kept elsewhere: the same face as the embedded store's, and a plain refusal of S3 requests that come here."""
+"""Objects kept elsewhere: the same face as the embedded store's."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from botocore.exceptions import ClientError
 from live_wire import KEY, SECRET
-from service.objects.live_objects import LiveObjects, live_objects, serve_objects
+from service.objects.live_objects import LiveObjects, live_objects
 
 from luthier.errors import UserError
 from luthier.service.objects.external import ExternalObjects
@@ -44,14 +43,3 @@ def test_the_same_verbs(elsewhere: LiveObjects, tmp_path: Path) -> None:
         external.read("s3://room/out/no", 6)
     with pytest.raises(UserError, match="s3://room/none: no objects are there"):
         external.download_prefix("s3://room/none", tmp_path / "none")
-
-
-def test_requests_that_come_here_are_told_where_to_go(tmp_path: Path) -> None:
-    external = ExternalObjects("http://minio.example:9000")
-    with serve_objects(external, tmp_path) as wire:
-        client = wire.client("s3")
-        for call in (client.list_buckets, lambda: client.put_object(Bucket="room", Key="a", Body=b"x")):
-            with pytest.raises(ClientError, match=r"point the S3 endpoint to http://minio\.example:9000"):
-                call()
-        client.close()
-    external.close()

@@ -87,6 +87,73 @@ def test_an_endpoint_goes_its_way(desk: Desk, client: Any) -> None:
     assert [found["EndpointStatus"] for found in client.list_endpoints()["Endpoints"]] == ["Deleting"]
 
 
+def test_an_update_is_noted_and_shown_until_it_is_done(desk: Desk, client: Any) -> None:
+    client.create_model(**model("n", PrimaryContainer={"Image": IMAGE, "ModelDataUrl": "s3://bucket/other.tar.gz"}))
+    client.create_endpoint_config(**config("second", [variant("a", "n", InitialVariantWeight=5.0)]))
+    client.create_endpoint(EndpointName="e", EndpointConfigName="c")
+    asked = {"EndpointName": "e", "EndpointConfigName": "second"}
+    code, text = desk.refusal(client.update_endpoint, **asked)
+    assert (code, "in status Creating; it must be InService" in text) == ("ValidationException", True)
+    made = desk.store.find("endpoint", OWNER, "e")
+    assert made is not None
+    desk.store.update(made.id, "InService", facts={"failure": "the update before"})
+    assert "Could not find endpoint config" in desk.refusal(client.update_endpoint, **asked | {
+        "EndpointConfigName": "x"})[1]  # fmt: skip
+    assert client.update_endpoint(**asked)["EndpointArn"] == f"{ARN}:endpoint/e"
+    told = client.describe_endpoint(EndpointName="e")
+    assert (told["EndpointStatus"], told["EndpointConfigName"]) == ("Updating", "c")
+    assert "FailureReason" not in told
+    assert told["ProductionVariants"][0]["CurrentInstanceCount"] == 1
+    summary = told["PendingDeploymentSummary"]
+    assert summary["EndpointConfigName"] == "second"
+    assert [(one["VariantName"], one["DesiredWeight"]) for one in summary["ProductionVariants"]] == [("a", 5.0)]
+    (pending,) = desk.store.find("endpoint", OWNER, "e").facts["pending"]["variants"]  # type: ignore[union-attr]
+    assert (pending["ModelData"], pending["Folder"]) == ("s3://bucket/other.tar.gz", "a.1")
+    assert desk.refusal(client.update_endpoint, **asked)[0] == "ValidationException"
+
+
+@pytest.mark.parametrize(
+    ("more", "weight"),
+    [({}, 5.0), ({"RetainAllVariantProperties": True}, 1.0),
+     ({"RetainAllVariantProperties": True,
+       "ExcludeRetainedVariantProperties": [{"VariantPropertyType": "DesiredWeight"}]}, 5.0)],
+)  # fmt: skip
+def test_an_update_keeps_weights_where_it_is_asked_to(
+    desk: Desk, client: Any, more: dict[str, Any], weight: float
+) -> None:  # fmt: skip
+    name = client.describe_endpoint_config(EndpointConfigName="c")["ProductionVariants"][0]["VariantName"]
+    client.create_endpoint_config(**config("second", [variant(name, InitialVariantWeight=5.0)]))
+    client.create_endpoint(EndpointName="e", EndpointConfigName="c")
+    made = desk.store.find("endpoint", OWNER, "e")
+    assert made is not None
+    desk.store.update(made.id, "InService")
+    client.update_endpoint(EndpointName="e", EndpointConfigName="second", **more)
+    summary = client.describe_endpoint(EndpointName="e")["PendingDeploymentSummary"]
+    assert summary["ProductionVariants"][0]["DesiredWeight"] == weight
+
+
+def test_weights_are_changed_at_once(desk: Desk, client: Any) -> None:
+    client.create_endpoint_config(**config("two", [variant("a", "m"), variant("b", "m")]))
+    client.create_endpoint(EndpointName="e", EndpointConfigName="two")
+    wanted = [{"VariantName": "b", "DesiredWeight": 4.0, "DesiredInstanceCount": 3}]
+    change = client.update_endpoint_weights_and_capacities
+    asked = {"EndpointName": "e", "DesiredWeightsAndCapacities": wanted}
+    assert "in status Creating" in desk.refusal(change, **asked)[1]
+    made = desk.store.find("endpoint", OWNER, "e")
+    assert made is not None
+    desk.store.update(made.id, "InService")
+    assert change(**asked)["EndpointArn"] == f"{ARN}:endpoint/e"
+    told = client.describe_endpoint(EndpointName="e")
+    assert told["EndpointStatus"] == "InService"
+    weights = [(one["CurrentWeight"], one["DesiredInstanceCount"]) for one in told["ProductionVariants"]]
+    assert weights == [(1.0, 1), (4.0, 3)]
+    for refused, words in (
+        ([{"VariantName": "x", "DesiredWeight": 1.0}], "no variant x; expected some of a, b"),
+        ([{"VariantName": name, "DesiredWeight": 0.0} for name in "ab"], "every weight would be 0"),
+    ):
+        assert words in desk.refusal(change, EndpointName="e", DesiredWeightsAndCapacities=refused)[1]
+
+
 def test_a_failed_endpoint_says_why(desk: Desk, client: Any) -> None:
     client.create_endpoint(EndpointName="e", EndpointConfigName="c")
     made = desk.store.find("endpoint", OWNER, "e")

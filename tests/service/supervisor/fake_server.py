@@ -1,7 +1,8 @@
 """Endpoint's process in milliseconds: ``python fake_server.py TARGET --socket PATH --device DEVICE``.
 
-A file in TARGET tells it what to do: `refuse` ends it with exit code 2, `die` with 1, `slow` never becomes ready. It
-writes its number to TARGET/../pids, and answers /ping with 200 and everything else with TARGET's name.
+A file in TARGET tells it what to do: `refuse` ends it with exit code 2, `die` with 1, `slow` never becomes ready,
+`chatty` writes numbered lines, as many as it says. It writes its number to TARGET/../pids, and answers /ping with 200
+and everything else with TARGET's name.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from socketserver import UnixStreamServer
@@ -41,6 +43,9 @@ def main() -> None:
             print(f"luthier: error: told to {name}", flush=True)
             sys.exit(code)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    if (TARGET / "chatty").exists():
+        count = int((TARGET / "chatty").read_text())
+        threading.Thread(target=lambda: [print(f"line {number}", flush=True) for number in range(count)]).start()
     with UnixStreamServer(SOCKET, Handler) as server:
         server.serve_forever()
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import gzip
 import io
+import random
 import shutil
 import tarfile
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -54,11 +55,12 @@ def links(tar: tarfile.TarFile) -> None:
     lambda tar: add(tar, "a/../../evil", b"evil"),
     lambda tar: add(tar, "inner", kind=tarfile.SYMTYPE, target="config.json"),
     lambda tar: add(tar, "hard", kind=tarfile.LNKTYPE, target="../canary"),
+    lambda tar: add(tar, "hard", kind=tarfile.LNKTYPE, target="config.json"),
     lambda tar: add(tar, "null", kind=tarfile.CHRTYPE),
     lambda tar: add(tar, "disk", kind=tarfile.BLKTYPE),
     lambda tar: add(tar, "pipe", kind=tarfile.FIFOTYPE),
-], ids=["through a link", "up", "up from below", "link", "hard link", "character device", "block device",
-        "pipe"])  # fmt: skip
+], ids=["through a link", "up", "up from below", "link", "hard link", "hard link inside", "character device",
+        "block device", "pipe"])  # fmt: skip
 def test_what_is_no_plain_file_inside_is_refused(tmp_path: Path, fill: Callable[[tarfile.TarFile], None]) -> None:
     (tmp_path / "canary").write_text("as it was")
     with pytest.raises(UserError, match="not a sound model archive"):
@@ -92,6 +94,25 @@ def test_an_archive_of_too_many_files_is_refused(tmp_path: Path, monkeypatch: py
     path = packed(tmp_path, fill)
     with pytest.raises(UserError, match="more than 10 files"):
         archive.unpack(path, tmp_path / "model")
+
+
+def broken(good: bytes) -> Iterator[tuple[str, bytes]]:
+    middle = len(good) // 2
+    yield "half", good[:middle]
+    yield "without its end", good[:-4]
+    yield "empty", b""
+    yield "no archive", b"no archive at all" * 50
+    yield "a flipped byte", good[:middle] + bytes([good[middle] ^ 0xFF]) + good[middle + 1 :]
+
+
+@pytest.mark.parametrize("how", ["half", "without its end", "empty", "no archive", "a flipped byte"])
+def test_a_broken_archive_is_one_line(tmp_path: Path, how: str) -> None:
+    noise = random.Random(1).randbytes(40_000)
+    good = packed(tmp_path, lambda tar: add(tar, "weights", noise)).read_bytes()
+    (tmp_path / "broken.tar.gz").write_bytes(dict(broken(good))[how])
+    with pytest.raises(UserError, match=r"broken.tar.gz: not a sound model archive") as caught:
+        archive.unpack(tmp_path / "broken.tar.gz", tmp_path / "model")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_damaged_archive_is_refused(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import pytest
 from service.supervisor.workbench import OWNER, Bench, bench
 
 from luthier.service.launchers.process import marked
+from luthier.service.logs import ENDPOINTS, Logs, Window
 from luthier.service.store import Resource
 from luthier.service.supervisor import serving
 from luthier.service.supervisor.serving import ping
@@ -62,6 +63,30 @@ def status(home: Bench, endpoint: Resource) -> str:
 def reach(home: Bench, endpoint: Resource, wanted: str) -> Resource | None:
     home.until(lambda: status(home, endpoint) == wanted)
     return home.store.get(endpoint.id)
+
+
+def test_the_logs_of_an_endpoint_are_bounded_and_lose_no_line(home: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "LOG_BYTES", 20_000)
+    monkeypatch.setattr(serving, "EVENT_BYTES", 400_000)
+    count = 20_000  # 220 kB of lines, 1.4 MB of events
+    endpoint = order(home, put(home, "s3://models/a/model.tar.gz", {"chatty": str(count)}))
+    logs = home.settings.endpoints / endpoint.id / "v0" / "logs"
+    home.until(lambda: (logs / "events.jsonl").exists() and f"line {count - 1}\"".encode() in
+               (logs / "events.jsonl").read_bytes()[-2000:], 60)  # fmt: skip
+    home.until(lambda: (logs / "engine.log").stat().st_size <= 20_000)
+    assert 400_000 <= (logs / "events.jsonl").stat().st_size <= 800_100
+    found = Logs(home.settings, home.store)
+    (stream,) = found.streams(OWNER, f"{ENDPOINTS}chat")
+    said: list[str] = []
+    page = found.events(stream, Window(), from_head=True)
+    while page.events:
+        said += [event.message for event in page.events]
+        page = found.events(stream, Window(), page.forward)
+    numbers = [int(line.split()[1]) for line in said if line.startswith("line ")]
+    assert numbers == list(range(numbers[0], count))
+    assert numbers[0] > 0
+    assert any("was emptied" in line for line in said)
+    assert all(line.startswith(("line ", "supervisor: ")) for line in said)
 
 
 def test_an_endpoint_unpacks_its_model_and_answers(home: Bench) -> None:

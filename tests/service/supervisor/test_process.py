@@ -125,3 +125,24 @@ def test_limits_that_cannot_be_set_are_refused() -> None:
     process.check_limits({"RLIMIT_AS": 1 << 30})
     with pytest.raises(ValueError, match="RLIMIT_MAGIC"):
         process.check_limits({"RLIMIT_MAGIC": 1})
+
+
+def test_a_process_and_its_children_stand_still(tmp_path: Path) -> None:
+    writes = "import itertools, os\nos.fork()\nfor n in itertools.count(): print(n, flush=True)"
+    running = launch(tmp_path / "job", writes)
+    log = tmp_path / "job" / "logs" / "engine.log"
+    try:
+        said(tmp_path / "job")
+        with running.paused() as still:
+            assert still
+            size = log.stat().st_size
+            time.sleep(0.1)
+            assert log.stat().st_size == size
+        deadline = time.monotonic() + 10
+        while log.stat().st_size == size:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        running.kill()
+    with running.paused() as still:
+        assert still

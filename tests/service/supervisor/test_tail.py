@@ -71,3 +71,46 @@ def test_times_never_go_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr("luthier.service.supervisor.tail.time.time", lambda now=now: now)
         EventLog(tmp_path / "none", events).say("x")
     assert [json.loads(line)["timestamp"] for line in events.read_text().splitlines()] == [100_000, 100_000, 101_000]
+
+
+def test_a_log_that_is_all_events_is_emptied(tmp_path: Path) -> None:
+    log, events = tmp_path / "engine.log", tmp_path / "events.jsonl"
+    follower = EventLog(log, events)
+    log.write_text("one\ntwo\nthr")
+    assert not follower.empty()  # a line has no end yet
+    with open(log, "a") as handle:
+        handle.write("ee\n")
+    assert follower.empty()
+    assert log.stat().st_size == 0
+    assert follower.last_line() == "three"
+    log.write_text("four\n")
+    follower.follow()
+    again = EventLog(log, events)
+    assert again.follow() == 0
+    said = messages(events)
+    assert [line for line in said if "emptied after 14 bytes" not in line] == ["one", "two", "three", "four"]
+    assert len(said) == 5
+
+
+def test_a_kill_between_emptying_and_saying_so(tmp_path: Path) -> None:
+    log, events = tmp_path / "engine.log", tmp_path / "events.jsonl"
+    log.write_text("a line of some length\n")
+    EventLog(log, events).follow()
+    log.write_text("next\n")
+    EventLog(log, events).follow()
+    assert messages(events) == ["a line of some length", "next"]
+
+
+def test_the_oldest_events_are_dropped(tmp_path: Path) -> None:
+    log, events = tmp_path / "engine.log", tmp_path / "events.jsonl"
+    follower = EventLog(log, events, kept=5_000)
+    for number in range(500):
+        with open(log, "a") as handle:
+            handle.write(f"line {number}\n")
+        follower.follow()
+        assert events.stat().st_size <= 10_034
+    lines = [json.loads(line) for line in events.read_text().splitlines()]
+    assert "dropped" in lines[0]
+    numbers = [int(line["message"].split()[1]) for line in lines[1:]]
+    assert numbers == list(range(numbers[0], 500))
+    assert EventLog(log, events, kept=5_000).follow() == 0

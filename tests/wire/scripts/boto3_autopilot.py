@@ -87,6 +87,9 @@ seen["stopped"] = ended("boto3-two")["AutoMLJobStatus"]
 seen["job"] = {name: first.get(name) for name in ("AutoMLJobStatus", "AutoMLJobSecondaryStatus", "FailureReason")}
 seen["base_model"] = first["ResolvedAttributes"]["AutoMLProblemTypeResolvedAttributes"]
 seen["candidate"] = first.get("BestCandidate", {})
+step = seen["candidate"]["CandidateSteps"][0]["CandidateStepName"]
+trained = sagemaker.describe_training_job(TrainingJobName=step)
+seen["trained"] = [trained["TrainingJobStatus"], trained["ModelArtifacts"]["S3ModelArtifacts"], trained["AutoMLJobArn"]]
 candidates = sagemaker.list_candidates_for_auto_ml_job(AutoMLJobName="boto3-one")["Candidates"]
 seen["candidates"] = [candidate["CandidateName"] for candidate in candidates]
 pages = sagemaker.get_paginator("list_auto_ml_jobs").paginate(NameContains="boto3-", PaginationConfig={"PageSize": 1})

@@ -72,7 +72,7 @@ streams = logs.describe_log_streams(logGroupName=group, logStreamNamePrefix="bot
 seen["streams"] = [item["logStreamName"] for item in streams]
 page = logs.get_log_events(logGroupName=group, logStreamName=streams[0]["logStreamName"], startFromHead=True)
 seen["log"] = [event["message"] for event in page["events"]]
-found = sagemaker.list_training_jobs(NameContains="boto3-", StatusEquals="Stopped")["TrainingJobSummaries"]
+found = sagemaker.list_training_jobs(NameContains="boto3-long", StatusEquals="Stopped")["TrainingJobSummaries"]
 seen["listed"] = [item["TrainingJobName"] for item in found]
 refusals: dict[str, str] = {}
 for name, settings, model in (

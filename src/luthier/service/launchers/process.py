@@ -13,7 +13,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,6 +34,7 @@ _KEPT_FAMILIES = ("LC_", "HF_", "OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "C
                   "TORCH", "PYTORCH_", "TRITON_", "TRANSFORMERS_", "TOKENIZERS_")  # fmt: skip
 _SET = {"PYTHONUNBUFFERED": "1", "COLUMNS": "120"}  # a line is in the log when it was written, and tables fit
 CPU = "cpu"
+STANDSTILL_SECONDS = 2.0
 
 
 def environment(device: str, sharing: int = 1, source: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -120,6 +121,33 @@ class Running:
         self._process.wait()
         end(marked(self.folder))
 
+    @contextmanager
+    def paused(self) -> Iterator[bool]:
+        """Let it and all below it stand still during the block; False where they do not within STANDSTILL_SECONDS."""
+        stopped: list[psutil.Process] = []
+        try:
+            yield self._stop(stopped, time.monotonic() + STANDSTILL_SECONDS)
+        finally:
+            for process in stopped:
+                with suppress(psutil.Error):
+                    process.resume()
+
+    def _stop(self, stopped: list[psutil.Process], deadline: float) -> bool:
+        try:
+            first = psutil.Process(self.trace.pid)
+            while time.monotonic() < deadline:
+                # The first one first: what stands still starts nothing new.
+                for process in (first, *first.children(recursive=True)):
+                    if process not in stopped:
+                        stopped.append(process)
+                        process.suspend()
+                if all(_stands(process) for process in stopped):
+                    return True
+                time.sleep(0.002)
+        except psutil.Error:
+            return self.poll() is not None
+        return False
+
     def effort(self) -> Effort:
         """Of it and of all below it that run now."""
         seconds, moved = 0.0, 0
@@ -141,6 +169,18 @@ def _limited(launch: Launch) -> list[str]:
     settings = [f"ulimit -{letter} {value // unit}"
                 for letter, unit, value in ((*_ULIMITS[name], value) for name, value in launch.limits.items())]
     return ["/bin/sh", "-c", " && ".join([*settings, 'exec "$0" "$@"']), *launch.command]
+
+
+def _stands(process: psutil.Process) -> bool:
+    """Whether every thread of a process that was stopped has come to a stop: one may be in the midst of a write."""
+    tasks = Path(f"/proc/{process.pid}/task")
+    if not tasks.is_dir():
+        return bool(process.status() == psutil.STATUS_STOPPED)
+    try:
+        states = [(task / "stat").read_text().rpartition(")")[2].split()[0] for task in tasks.iterdir()]
+    except (FileNotFoundError, ProcessLookupError):  # a thread that has just ended
+        return False
+    return all(state in "TtZX" for state in states)
 
 
 def _created(pid: int) -> float:

@@ -6,8 +6,6 @@ from pathlib import Path
 
 from luthier import storage
 from luthier.errors import UserError
-from luthier.protocol.errors import WireError
-from luthier.service.objects.faults import refusal
 from luthier.service.objects.names import parse_uri
 
 
@@ -16,10 +14,6 @@ class ExternalObjects:
 
     def __init__(self, endpoint: str) -> None:
         self.endpoint = endpoint
-
-    def refuse(self) -> WireError:
-        """The answer to every S3 request that comes to this server all the same."""
-        return refusal("NotImplemented", f"no objects are kept here; point the S3 endpoint to {self.endpoint}")
 
     def exists(self, uri: str) -> bool:
         bucket, key = parse_uri(uri)

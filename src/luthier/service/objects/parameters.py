@@ -13,8 +13,8 @@ from urllib.parse import parse_qsl
 
 from luthier.protocol.call import Call
 from luthier.service.objects.checksums import Demand, demanded
-from luthier.service.objects.external import ExternalObjects
 from luthier.service.objects.faults import refusal
+from luthier.service.objects.forwarding import ForwardedObjects
 from luthier.service.objects.names import parse_copy_source
 from luthier.service.objects.reading import Stream
 from luthier.service.objects.rows import Attributes, Object
@@ -48,11 +48,10 @@ GRANTS = ("GrantFullControl", "GrantRead", "GrantReadACP", "GrantWrite", "GrantW
 
 
 def store_of(service: Service) -> ObjectStore:
-    """The embedded store; WireError where the objects are elsewhere."""
-    if isinstance(service.objects, ExternalObjects):
-        raise service.objects.refuse()
-    assert isinstance(service.objects, ObjectStore)
-    return service.objects
+    """The embedded store; where the objects are elsewhere, the one of the buckets that are made up."""
+    found = service.objects.made if isinstance(service.objects, ForwardedObjects) else service.objects
+    assert isinstance(found, ObjectStore)
+    return found
 
 
 def check_refused(parameters: Mapping[str, Any]) -> None:

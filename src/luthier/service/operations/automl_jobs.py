@@ -8,6 +8,7 @@ from luthier.catalog.entry import check_kind, check_tunable
 from luthier.errors import UserError
 from luthier.protocol.call import Call
 from luthier.protocol.errors import WireError
+from luthier.service import trial
 from luthier.service.operations import automl_request, base_model, without_meaning
 from luthier.service.operations.description import described, present, reason
 from luthier.service.operations.paging import Order, listed, sliced
@@ -17,7 +18,6 @@ from luthier.service.service import Service
 from luthier.service.store import Resource, TakenError
 
 KIND = "automl-job"
-DEFAULT_RUNTIME = 72 * 3600  # seconds; the default of MaxRuntimePerTrainingJobInSeconds
 ORDER = Order(sort="Name")
 MOST_CANDIDATES = 10
 _PROBLEM = automl_request.PROBLEM
@@ -25,11 +25,14 @@ _PROBLEM = automl_request.PROBLEM
 
 def create(call: Call, service: Service) -> dict[str, Any]:
     given = call.parameters
-    facts = _prepared(call)
+    facts, owner = _prepared(call), (call.account, call.region)
     without_meaning.note(call, service)
+    part = given["AutoMLJobName"] + trial.SUFFIX
+    if service.store.find("training-job", owner, part):
+        raise WireError("ResourceInUse", f"The AutoML job's training job would be called {part}, as another one is")
     try:
         made = service.store.create(
-            KIND, (call.account, call.region), given["AutoMLJobName"],
+            KIND, owner, given["AutoMLJobName"],
             {name: value for name, value in given.items() if name != "Tags"}, secondary="Starting", facts=facts,
             labels=given_tags(call),
         )  # fmt: skip
@@ -113,7 +116,7 @@ def _prepared(call: Call) -> dict[str, Any]:
 def _resolved(job: Resource) -> dict[str, Any]:
     """The defaults that stand in for what the request left out."""
     config = job.request["AutoMLProblemTypeConfig"][_PROBLEM]
-    defaults = {"MaxCandidates": 1, "MaxRuntimePerTrainingJobInSeconds": DEFAULT_RUNTIME}
+    defaults = {"MaxCandidates": 1, "MaxRuntimePerTrainingJobInSeconds": trial.MAX_RUNTIME}
     name = config.get("BaseModelName") or base_model.AUTOPILOT_DEFAULT
     return {
         "CompletionCriteria": defaults | config.get("CompletionCriteria", {}),

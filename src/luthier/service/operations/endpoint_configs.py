@@ -9,11 +9,8 @@ from typing import Any
 from luthier.errors import UserError
 from luthier.protocol.call import Call
 from luthier.service.operations import hosting, without_meaning
-from luthier.service.operations.description import described
 from luthier.service.operations.hosting import CONFIG, MODEL
-from luthier.service.operations.paging import Order, listed
 from luthier.service.service import Service
-from luthier.service.store import Resource
 
 MOST_WEIGHT = 1e6
 UNSUPPORTED = ("AsyncInferenceConfig", "ExplainerConfig", "ShadowProductionVariants")
@@ -29,24 +26,6 @@ def create(call: Call, service: Service) -> dict[str, Any]:
         variant.setdefault("InitialVariantWeight", 1.0)
     without_meaning.note(call, service)
     return {"EndpointConfigArn": hosting.make(call, service, CONFIG, given["EndpointConfigName"]).arn}
-
-
-def describe(call: Call, service: Service) -> dict[str, Any]:
-    config = hosting.find(call, service, CONFIG, call.parameters["EndpointConfigName"])
-    return described(config, "DescribeEndpointConfig") | {
-        "EndpointConfigName": config.name, "EndpointConfigArn": config.arn, "CreationTime": config.created,
-    }  # fmt: skip
-
-
-def list_(call: Call, service: Service) -> dict[str, Any]:
-    found, more = listed(call, service, CONFIG, Order(), _summary)
-    return {"EndpointConfigs": found} | more
-
-
-def delete(call: Call, service: Service) -> dict[str, Any]:
-    """Endpoints made from the config go on: they hold what they need of it."""
-    service.store.delete(hosting.find(call, service, CONFIG, call.parameters["EndpointConfigName"]).id)
-    return {}
 
 
 def _faults(given: Mapping[str, Any]) -> Iterator[str]:
@@ -69,13 +48,4 @@ def _faults(given: Mapping[str, Any]) -> Iterator[str]:
         yield "ProductionVariants: every InitialVariantWeight is 0, so none would be called; give one of them a weight"
 
 
-def _summary(config: Resource) -> dict[str, Any]:
-    return {"EndpointConfigName": config.name, "EndpointConfigArn": config.arn, "CreationTime": config.created}
-
-
-OPERATIONS = {
-    "CreateEndpointConfig": create,
-    "DescribeEndpointConfig": describe,
-    "ListEndpointConfigs": list_,
-    "DeleteEndpointConfig": delete,
-}
+OPERATIONS = {"CreateEndpointConfig": create, **hosting.plain(CONFIG, "EndpointConfig")}

@@ -10,8 +10,10 @@ from typing import Any
 
 from luthier.protocol.call import Call
 from luthier.protocol.errors import WireError
+from luthier.service.operations.description import described
+from luthier.service.operations.paging import Order, listed
 from luthier.service.operations.tags import given_tags
-from luthier.service.service import Service
+from luthier.service.service import Operations, Service
 from luthier.service.store import Resource, TakenError
 
 MODEL, CONFIG, ENDPOINT = "model", "endpoint-config", "endpoint"
@@ -36,3 +38,27 @@ def make(call: Call, service: Service, kind: str, name: str, facts: Mapping[str,
         raise WireError(
             "ValidationException", f'Cannot create already existing {WORDS[kind]} "{call.arn(kind, name)}".'
         ) from None
+
+
+def plain(kind: str, noun: str) -> Operations:
+    """Describe, List and Delete of a kind that nothing becomes of: its request is all there is to tell.
+
+    Endpoints go on when what they were made of is deleted: they hold what they need of it.
+    """
+
+    def summary(found: Resource) -> dict[str, Any]:
+        return {f"{noun}Name": found.name, f"{noun}Arn": found.arn, "CreationTime": found.created}
+
+    def describe(call: Call, service: Service) -> dict[str, Any]:
+        found = find(call, service, kind, call.parameters[f"{noun}Name"])
+        return described(found, f"Describe{noun}") | summary(found)
+
+    def list_(call: Call, service: Service) -> dict[str, Any]:
+        found, more = listed(call, service, kind, Order(), summary)
+        return {f"{noun}s": found} | more
+
+    def delete(call: Call, service: Service) -> dict[str, Any]:
+        service.store.delete(find(call, service, kind, call.parameters[f"{noun}Name"]).id)
+        return {}
+
+    return {f"Describe{noun}": describe, f"List{noun}s": list_, f"Delete{noun}": delete}

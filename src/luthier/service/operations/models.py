@@ -9,9 +9,7 @@ from luthier.errors import UserError
 from luthier.protocol.call import Call
 from luthier.service import jumpstart
 from luthier.service.operations import base_model, hosting, without_meaning
-from luthier.service.operations.description import described
 from luthier.service.operations.hosting import MODEL
-from luthier.service.operations.paging import Order, listed
 from luthier.service.service import Service
 from luthier.service.store import Resource
 
@@ -23,24 +21,6 @@ def create(call: Call, service: Service) -> dict[str, Any]:
     without_meaning.note(call, service)
     facts = {"eula": _eula(call)}
     return {"ModelArn": hosting.make(call, service, MODEL, call.parameters["ModelName"], facts).arn}
-
-
-def describe(call: Call, service: Service) -> dict[str, Any]:
-    model = hosting.find(call, service, MODEL, call.parameters["ModelName"])
-    return described(model, "DescribeModel") | {
-        "ModelName": model.name, "ModelArn": model.arn, "CreationTime": model.created,
-    }  # fmt: skip
-
-
-def list_(call: Call, service: Service) -> dict[str, Any]:
-    found, more = listed(call, service, MODEL, Order(), _summary)
-    return {"Models": found} | more
-
-
-def delete(call: Call, service: Service) -> dict[str, Any]:
-    """Endpoints that serve the model go on: they hold what they need of it."""
-    service.store.delete(hosting.find(call, service, MODEL, call.parameters["ModelName"]).id)
-    return {}
 
 
 def container(model: Resource) -> Mapping[str, Any]:
@@ -87,8 +67,4 @@ def _container_faults(given: Mapping[str, Any]) -> Iterator[str]:
             yield f"PrimaryContainer: {uri}: expected s3://BUCKET/KEY of a model's artifact"
 
 
-def _summary(model: Resource) -> dict[str, Any]:
-    return {"ModelName": model.name, "ModelArn": model.arn, "CreationTime": model.created}
-
-
-OPERATIONS = {"CreateModel": create, "DescribeModel": describe, "ListModels": list_, "DeleteModel": delete}
+OPERATIONS = {"CreateModel": create, **hosting.plain(MODEL, "Model")}

@@ -11,7 +11,7 @@ import binascii
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from luthier.protocol.call import Call
@@ -34,21 +34,24 @@ class Order:
 
 
 def listed(
-    call: Call, service: Service, kind: str, order: Order, summary: Callable[[Resource], dict[str, Any]]
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """One page of the caller's resources of a kind, each as `summary`, and the page's NextToken, if there is one."""
+    call: Call, service: Service, kind: str, order: Order, summary: Callable[[Resource], dict[str, Any]],
+    also: Mapping[str, Any] | None = None,
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:  # fmt: skip
+    """One page of the caller's resources of a kind, each as `summary`, and the page's NextToken, if there is one.
+
+    `also` are the fields of Listing in which another one differs whose resources are among them.
+    """
     given = call.parameters
     statuses = (given["StatusEquals"],) if given.get("StatusEquals") else ()
     sort = SORTS[given.get("SortBy", order.sort)]
-    page = service.store.list(
-        Listing(
-            kind, call.account, call.region, given.get("NameContains", ""), statuses,
-            (seconds(given.get("CreationTimeAfter")), seconds(given.get("CreationTimeBefore"))),
-            (seconds(given.get("LastModifiedTimeAfter")), seconds(given.get("LastModifiedTimeBefore"))),
-            sort, _descending(given, order), given.get("MaxResults", order.limit),
-            _place(call, str if sort != "created" else float),
-        )
+    listing = Listing(
+        kind, call.account, call.region, given.get("NameContains", ""), statuses,
+        (seconds(given.get("CreationTimeAfter")), seconds(given.get("CreationTimeBefore"))),
+        (seconds(given.get("LastModifiedTimeAfter")), seconds(given.get("LastModifiedTimeBefore"))),
+        sort, _descending(given, order), given.get("MaxResults", order.limit),
+        _place(call, str if sort != "created" else float),
     )  # fmt: skip
+    page = service.store.list(listing, *([replace(listing, **also)] if also else []))
     return [summary(found) for found in page.found], _token(call, page.after)
 
 

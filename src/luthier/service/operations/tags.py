@@ -8,6 +8,7 @@ from typing import Any
 
 from luthier.protocol.call import Call
 from luthier.protocol.errors import WireError
+from luthier.service import trial
 from luthier.service.operations.paging import sliced
 from luthier.service.service import Service
 from luthier.service.states import STATES
@@ -59,7 +60,10 @@ def _tagged(call: Call, service: Service) -> Resource:
     match = _ARN.fullmatch(arn)
     if match is None or match[3] not in STATES or (match[1], match[2]) != (call.region, call.account):
         raise WireError("ValidationException", f"Invalid ARN {arn}: expected that of a resource in {call.region}.")
-    found = service.store.find(match[3], (call.account, call.region), match[4]) or service.store.of_arn(arn)
+    owner = call.account, call.region
+    found = service.store.find(match[3], owner, match[4]) or service.store.of_arn(arn)
+    if found is None and match[3] == "training-job":
+        found = trial.find(service.store, owner, match[4])
     if found is None:
         raise WireError("ValidationException", f"Could not find resource {arn}.")
     return found

@@ -14,6 +14,7 @@ from luthier.catalog.hyperparameters import TABLE
 from luthier.errors import UserError
 from luthier.protocol.call import Call
 from luthier.protocol.errors import WireError
+from luthier.service import trial
 from luthier.service.operations import base_model, channels, without_meaning
 from luthier.service.operations.description import described, present, reason
 from luthier.service.operations.paging import Order, listed
@@ -26,21 +27,24 @@ from luthier.service.store import Resource, TakenError
 KIND = "training-job"
 DEFAULT_RUNTIME = 24 * 3600  # seconds; CreateTrainingJob's default of StoppingCondition
 ORDER = Order(descending=False)
+# The training jobs of AutoML jobs are listed among the others.
+TRIALS = {"kind": "automl-job", "suffix": trial.SUFFIX, "begun": True}
 _WORDS = {KIND: "training job", "automl-job": "AutoML job"}
 
 
 def create(call: Call, service: Service) -> dict[str, Any]:
     given = call.parameters
-    labels = given_tags(call)
+    labels, owner = given_tags(call), (call.account, call.region)
     facts = _prepared(call, labels)
     without_meaning.note(call, service)
     request = {name: value for name, value in given.items() if name != "Tags"}
     request["StoppingCondition"] = {"MaxRuntimeInSeconds": DEFAULT_RUNTIME} | given.get("StoppingCondition", {})
     try:
+        if trial.find(service.store, owner, given["TrainingJobName"]):
+            raise TakenError(given["TrainingJobName"])
         made = service.store.create(
-            KIND, (call.account, call.region), given["TrainingJobName"], request, secondary="Starting", facts=facts,
-            labels=labels,
-        )  # fmt: skip
+            KIND, owner, given["TrainingJobName"], request, secondary="Starting", facts=facts, labels=labels
+        )
     except TakenError:
         raise WireError(
             "ResourceInUse",
@@ -78,7 +82,7 @@ def list_(call: Call, service: Service) -> dict[str, Any]:
     given = call.parameters
     if "WarmPoolStatusEquals" in given or "TrainingPlanArnEquals" in given:
         return {"TrainingJobSummaries": []}  # there are no warm pools and no training plans, so no job has one
-    found, more = listed(call, service, KIND, ORDER, _summary)
+    found, more = listed(call, service, KIND, ORDER, _summary, TRIALS)
     return {"TrainingJobSummaries": found} | more
 
 
@@ -89,6 +93,10 @@ def stop(call: Call, service: Service) -> dict[str, Any]:
 
 def delete(call: Call, service: Service) -> dict[str, Any]:
     job = _job(call, service)
+    if job.facts.get("automl_job"):
+        raise WireError(
+            "ValidationException", f"Training job {job.arn} is part of {job.facts['automl_job']} and is kept with it."
+        )
     if not job.ended:
         raise WireError(
             "ResourceInUse", f"Training job {job.arn} is in status {job.status}; stop it before it can be deleted."
@@ -160,7 +168,8 @@ def _prepared(call: Call, labels: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _job(call: Call, service: Service) -> Resource:
-    found = service.store.find(KIND, (call.account, call.region), call.parameters["TrainingJobName"])
+    name, owner = call.parameters["TrainingJobName"], (call.account, call.region)
+    found = service.store.find(KIND, owner, name) or trial.find(service.store, owner, name)
     if found is None:
         raise WireError("ValidationException", "Requested resource not found.")
     return found
@@ -178,11 +187,12 @@ def _durations(facts: Mapping[str, Any]) -> dict[str, int]:
     """Seconds of training, which nobody is billed for and clients read."""
     if not facts.get("started"):
         return {}
-    spent = max(0, round((facts.get("ended") or time.time()) - facts["started"]))
+    spent = max(1, round((facts.get("ended") or time.time()) - facts["started"]))
     return {"TrainingTimeInSeconds": spent, "BillableTimeInSeconds": spent}
 
 
-def _summary(job: Resource) -> dict[str, Any]:
+def _summary(found: Resource) -> dict[str, Any]:
+    job = found if found.kind == KIND else trial.training_job(found)
     return present({
         "TrainingJobName": job.name,
         "TrainingJobArn": job.arn,

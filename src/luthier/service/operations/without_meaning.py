@@ -23,6 +23,7 @@ _SCRIPT = "Luthier's own program trains in place of a container's"
 _DEBUGGER = "SageMaker Debugger is not part of Luthier; see the job's log and metrics.jsonl"
 _OWN_NAMES = ("HyperParameters", "Environment", "Tags")  # hold names of the caller's, not of the API
 _MLFLOW = "no MLflow server is called"
+_DEPLOYMENT = "all traffic goes to the new processes at once, as soon as every one of them is ready"
 
 _CONTAINER = {
     "Image": "Luthier's own program serves in place of a container's",
@@ -116,7 +117,15 @@ WITHOUT_MEANING: Mapping[str, Mapping[str, str]] = {
         "CrossRegionTrafficConfig": _NETWORK,
     },
     "CreateEndpoint": {
-        "DeploymentConfig": "an endpoint is replaced at once",
+        "DeploymentConfig": _DEPLOYMENT,
+    },
+    "UpdateEndpoint": {
+        "DeploymentConfig": _DEPLOYMENT,
+        "RetainDeploymentConfig": _DEPLOYMENT,
+    },
+    "UpdateEndpointWeightsAndCapacities": {
+        "DesiredWeightsAndCapacities.DesiredInstanceCount": "one process serves a variant",
+        "DesiredWeightsAndCapacities.ServerlessUpdateConfig": "the endpoint's process stays up",
     },
 }
 

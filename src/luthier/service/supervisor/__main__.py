@@ -24,7 +24,7 @@ from luthier.service.store import Store
 from luthier.service.supervisor.lock import alone
 from luthier.service.supervisor.loop import Supervisor, new_owner
 from luthier.service.supervisor.options import read
-from luthier.service.supervisor.workshop import Slots, Workshop
+from luthier.service.supervisor.workshop import LIMITS, Slots, Workshop
 
 _log = logging.getLogger("luthier.service.supervisor")
 
@@ -49,7 +49,9 @@ def supervise(settings: Settings, leave: Callable[[], bool]) -> None:
     try:
         objects = open_objects(settings, store)
         try:
-            Supervisor(Workshop(settings, store, objects, new_owner(), Slots(settings.slots))).run(leave)
+            limits = {**LIMITS, **settings.limits}
+            shop = Workshop(settings, store, objects, new_owner(), Slots(settings.slots), limits=limits)
+            Supervisor(shop).run(leave)
         finally:
             objects.close()
     finally:

@@ -13,10 +13,12 @@ import zlib
 from collections.abc import Iterator
 from io import BufferedIOBase
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, TYPE_CHECKING, cast
 
 from luthier.errors import CapacityError, UserError
-from luthier.service.supervisor.layout import Objects
+
+if TYPE_CHECKING:
+    from luthier.service.supervisor.layout import Objects
 
 MOST_MEMBERS = 100_000
 MOST_AT_ONCE = 4 << 20  # bytes that are read in one piece

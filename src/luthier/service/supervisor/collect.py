@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from luthier.errors import LuthierError, UserError
+from luthier.errors import LuthierError, UnreachableError, UserError
+from luthier.service import trial
 from luthier.service.jumpstart.names import image
 from luthier.service.store import Resource
 from luthier.service.supervisor import metrics, order
@@ -22,6 +23,8 @@ def upload(folder: ServiceFolder, resource: Resource, objects: Objects) -> None:
     for path, uri in _pairs(folder, resource):
         try:
             objects.upload_file(path, uri)
+        except UnreachableError:
+            raise  # none of the request's faults, and to be tried again
         except LuthierError as error:
             raise UserError(f"Artifact upload failed: {error}") from error
 
@@ -69,15 +72,15 @@ def container(resource: Resource) -> dict[str, Any]:
 
 def candidate(folder: ServiceFolder, resource: Resource, curve: metrics.Curve, now: float) -> dict[str, Any]:
     """The AutoML job's one candidate, as BestCandidate and ListCandidatesForAutoMLJob show it."""
-    step = f"{resource.name}-tr-1"
+    step = trial.training_job(resource)
     return {
-        "CandidateName": order.candidate_name(resource),
+        "CandidateName": trial.candidate_name(resource),
         "ObjectiveStatus": "Succeeded",
         "CandidateSteps": [
             {
                 "CandidateStepType": "AWS::SageMaker::TrainingJob",
-                "CandidateStepArn": f"arn:aws:sagemaker:{resource.region}:{resource.account}:training-job/{step}",
-                "CandidateStepName": step,
+                "CandidateStepArn": step.arn,
+                "CandidateStepName": step.name,
             }
         ],
         "CandidateStatus": "Completed",

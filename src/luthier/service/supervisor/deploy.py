@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from luthier.service import trial
 from luthier.service.store import Resource, Store, TakenError
-from luthier.service.supervisor import collect, order
+from luthier.service.supervisor import collect
 
-INSTANCE_TYPE = "ml.g5.12xlarge"  # what AWS recommends; it means nothing here
 VARIANT = "AllTraffic"
 _FAILED = frozenset({"Failed", "Deleting"})
 
@@ -52,9 +52,9 @@ def deploy(store: Store, resource: Resource) -> Deployment:
 
 def _parts(resource: Resource, endpoint: str) -> list[tuple[str, str, Mapping[str, Any]]]:
     """Kind, name and request of the three resources, as a caller would have asked for them."""
-    model = order.candidate_name(resource)
+    model = trial.candidate_name(resource)
     variant = {
-        "VariantName": VARIANT, "ModelName": model, "InitialInstanceCount": 1, "InstanceType": INSTANCE_TYPE,
+        "VariantName": VARIANT, "ModelName": model, "InitialInstanceCount": 1, "InstanceType": trial.INSTANCE_TYPE,
         "InitialVariantWeight": 1.0,
     }  # fmt: skip
     containers = {"ModelName": model, "PrimaryContainer": collect.container(resource),
@@ -73,7 +73,7 @@ def _facts(resource: Resource, kind: str) -> dict[str, Any]:
         return made
     container = collect.container(resource)
     variant = {
-        "VariantName": VARIANT, "ModelName": order.candidate_name(resource), "Image": container["Image"],
+        "VariantName": VARIANT, "ModelName": trial.candidate_name(resource), "Image": container["Image"],
         "ModelData": container["ModelDataUrl"], "Environment": container["Environment"], "Weight": 1.0,
         "InstanceCount": 1,
     }  # fmt: skip

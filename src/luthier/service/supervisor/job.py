@@ -26,13 +26,13 @@ from luthier.service.supervisor.deploy import deploy
 from luthier.service.supervisor.folder import ServiceFolder
 from luthier.service.supervisor.layout import lay_out, put_on
 from luthier.service.supervisor.metrics import Curve
+from luthier.service.supervisor.patience import Patience
 from luthier.service.supervisor.tail import EventLog
 from luthier.service.supervisor.transfer import Transfer
 from luthier.service.supervisor.transitions import moved
 from luthier.service.supervisor.watch import Watch
 from luthier.service.supervisor.workshop import Workshop
 
-TRIES = 3  # of a download or upload that fails for no fault of the user's
 SHOWN_EVERY = 2.0  # seconds between two updates of a running job's numbers
 KEPT_EVERY = 5.0  # seconds between two savings of the time worked
 # The secondary status of each stage, by kind.
@@ -56,8 +56,7 @@ class JobWork:
         self.over = False
         self._watch: Watch | None = None
         self._transfer: Transfer | None = None
-        self._tries = 0
-        self._not_before = 0.0
+        self._patience = Patience()
         self._since = self._shown = time.monotonic()
         self._stages: Mapping[str, Callable[[], bool]] = {
             "prepare": self._prepare, "download": self._download, "train": self._train, "upload": self._upload,
@@ -301,7 +300,7 @@ class JobWork:
     def _done(self, work: Callable[[], None]) -> bool:
         """Whether `work`, begun beside the loop if it was not, is done. What it raised is raised here."""
         if self._transfer is None:
-            if time.monotonic() < self._not_before:
+            if self._patience.waits:
                 return False
             self._transfer = Transfer(work, f"{self.folder.marks.stage}-{self.resource.id}")
             self._transfer.join(0.05)
@@ -309,13 +308,11 @@ class JobWork:
             return False
         error, self._transfer = self._transfer.error, None
         if error is None:
-            self._tries = 0
+            self._patience.succeeded()
             return True
-        self._tries += 1
-        if isinstance(error, LuthierError) or self._tries >= TRIES or ending.disk_full(error):
-            raise error
-        _log.warning("%s: %s: %s; tried again", self.resource.name, self.folder.marks.stage, error)
-        self._not_before = time.monotonic() + 4.0 ** (self._tries - 1)
+        if not self._patience.again(error):
+            raise self._patience.final(error)
+        self._say(f"{self.folder.marks.stage}: {' '.join(str(error).split())}; it is tried again")
         return False
 
     def _go_on(self, stage: str) -> bool:

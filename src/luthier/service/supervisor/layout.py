@@ -6,6 +6,7 @@ Done anew from the start each time, so a kill in the middle of it leaves nothing
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,7 +15,7 @@ from luthier.errors import UserError
 from luthier.jobfolder import find_channels, write_json
 from luthier.service.launchers.process import CPU
 from luthier.service.store import Resource
-from luthier.service.supervisor import order
+from luthier.service.supervisor import archive, order
 from luthier.service.supervisor.folder import ServiceFolder
 
 
@@ -30,6 +31,9 @@ class Objects(Protocol):
         ...
 
 
+Fetch = Callable[[Objects, str, Path], None]
+
+
 def lay_out(folder: ServiceFolder, resource: Resource, objects: Objects, device: str) -> None:
     """Download the channels and write the engine's order. UserError for rows or weights that are not to be had."""
     shutil.rmtree(folder.root / "input", ignore_errors=True)
@@ -42,7 +46,7 @@ def lay_out(folder: ServiceFolder, resource: Resource, objects: Objects, device:
     weights = None
     base = str(resource.facts["base_model"])
     if base.startswith("s3://"):
-        weights = _download(objects, "channel 'model'", base, folder.root / "input" / "base")
+        weights = _download(objects, "channel 'model'", base, folder.root / "input" / "base", archive.fetch)
     job = order.job(resource, device, str(weights) if weights else None)
     folder.job.create(job, order.hyperparameters(resource, found), found)
 
@@ -56,10 +60,14 @@ def put_on(folder: ServiceFolder, device: str) -> None:
         write_json(folder.job.config / "job.json", {name: getattr(stored, name) for name in stored.__slots__})
 
 
-def _download(objects: Objects, what: str, uri: str, target: Path) -> Path:
-    target.mkdir(parents=True, exist_ok=True)
+def _rows(objects: Objects, uri: str, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    objects.download_prefix(uri, folder)
+
+
+def _download(objects: Objects, what: str, uri: str, target: Path, fetch: Fetch = _rows) -> Path:
     try:
-        objects.download_prefix(uri, target)
+        fetch(objects, uri, target)
     except UserError as error:
         raise UserError(f"Data download failed for {what}: {error}") from error
     return target

@@ -12,6 +12,7 @@ from typing import Any
 from luthier.catalog.entry import Entry, find
 from luthier.errors import UserError
 from luthier.jobfolder import CHANNEL_ALIASES, Job
+from luthier.service import trial
 from luthier.service.launchers.process import CPU
 from luthier.service.store import Resource
 
@@ -21,7 +22,6 @@ NOT_DATA = frozenset({"model", "code", "sm_drivers"})
 TRUNCATED = 0.6  # share of truncated rows above which Autopilot fails, as AWS documents
 VALIDATION_SHARE = 0.2  # DataSplitConfig's default
 MAX_RUNTIME = 86_400  # StoppingCondition's default, in seconds
-MAX_TRIAL_RUNTIME = 259_200  # CompletionCriteria's
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,7 @@ def limit(resource: Resource) -> Limit:
     limits = [
         Limit(float(criteria.get(name, default)), f"CompletionCriteria.{name}")
         for name, default in (
-            ("MaxRuntimePerTrainingJobInSeconds", MAX_TRIAL_RUNTIME), ("MaxAutoMLJobRuntimeInSeconds", float("inf"))
+            ("MaxRuntimePerTrainingJobInSeconds", trial.MAX_RUNTIME), ("MaxAutoMLJobRuntimeInSeconds", float("inf"))
         )
     ]  # fmt: skip
     return min(limits, key=lambda one: one.seconds)
@@ -131,10 +131,5 @@ def limit(resource: Resource) -> Limit:
 def output(resource: Resource) -> str:
     """The address below which the job's results go, ending in a slash."""
     path = str(resource.request["OutputDataConfig"]["S3OutputPath"]).rstrip("/")
-    trial = f"{candidate_name(resource)}/" if is_automl(resource) else ""
-    return f"{path}/{resource.name}/{trial}output/"
-
-
-def candidate_name(resource: Resource) -> str:
-    """The one candidate of an AutoML job; also the name of the model that is made of it."""
-    return f"{resource.name}-trial-1"
+    below = f"{trial.candidate_name(resource)}/" if is_automl(resource) else ""
+    return f"{path}/{resource.name}/{below}output/"

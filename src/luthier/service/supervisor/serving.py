@@ -28,6 +28,7 @@ from luthier.service import jumpstart
 from luthier.service.launchers import process
 from luthier.service.launchers.process import CPU, Launch, Running, environment
 from luthier.service.supervisor import archive, ending
+from luthier.service.supervisor.patience import Patience
 from luthier.service.supervisor.tail import EventLog
 from luthier.service.supervisor.transfer import Transfer
 from luthier.service.supervisor.workshop import Workshop
@@ -37,6 +38,8 @@ STEADY_SECONDS = 60.0  # ready for so long, deaths start over
 LONGEST_WAIT = 30.0
 START_SECONDS = 3600.0  # that a model may take to load, SageMaker's longest start-up time
 PING_SECONDS = 5.0
+LOG_BYTES = 16 << 20  # of a process's log file, above which it is emptied once its lines are events
+EVENT_BYTES = 64 << 20  # of a variant's events that are kept at least
 _LONGEST_SOCKET = 100  # bytes of a path; the systems' limits begin at 104
 _log = logging.getLogger(__name__)
 
@@ -44,18 +47,20 @@ _log = logging.getLogger(__name__)
 class Variant:
     """One production variant. `state` is fetching, starting, waiting, ready or failed; then `failure` says why."""
 
-    def __init__(self, folder: Path, number: int, given: Mapping[str, Any], shop: Workshop) -> None:
+    def __init__(self, folder: Path, given: Mapping[str, Any], shop: Workshop) -> None:
         self.name = str(given["VariantName"])
         self.model = str(given.get("ModelData") or "")
         self.shop = shop
-        self.folder = folder / self.name
-        self.address = _socket(folder, number)
+        self.folder = folder / str(given.get("Folder") or self.name)
+        self.address = _socket(self.folder)
         self.state, self.failure = "fetching", ""
-        self.events = EventLog(self.folder / "logs" / "engine.log", self.folder / "logs" / "events.jsonl")
+        self.events = EventLog(self.folder / "logs" / "engine.log", self.folder / "logs" / "events.jsonl", EVENT_BYTES)
         self._running: Running | None = None
         self._work: Transfer | None = None
         self._since = 0.0
         self._deaths = 0
+        self._log_bytes = LOG_BYTES
+        self._patience = Patience()
 
     def step(self) -> None:
         """Go on as far as is possible without waiting."""
@@ -90,6 +95,8 @@ class Variant:
         if not self.model:
             raise UserError(f"variant {self.name}: its model has no artifact (ModelDataUrl or ModelDataSource)")
         if self._work is None:
+            if self._patience.waits:
+                return
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             objects, uri, target = self.shop.objects, self.model, self.folder / "model"
             self._work = Transfer(lambda: archive.fetch(objects, uri, target), f"fetch-{self.name}")
@@ -98,7 +105,8 @@ class Variant:
         error, self._work = self._work.error, None
         if error is not None:
             _log.warning("variant %s: %s", self.name, error)
-            self._fail(ending.of_fault(error))
+            if not self._patience.again(error):
+                self._fail(ending.of_fault(self._patience.final(error)))
             return
         write_json(self.folder / "fetched.json", {"model": self.model})
         self._launch()
@@ -153,6 +161,8 @@ class Variant:
         with suppress(OSError):  # a full disk costs events, not answers
             while self.events.follow(last=code is not None):
                 pass
+            if code is None and self.events.offset > self._log_bytes:
+                self._empty_log()
         if code is None:
             return False
         process.end(process.marked(self.folder))
@@ -167,6 +177,15 @@ class Variant:
         _log.warning("variant %s: its process %s; started again in %g s", self.name, how, pause)
         self.state, self._since = "waiting", time.monotonic() + pause
         return True
+
+    def _empty_log(self) -> None:
+        """Of a process that stands still, so that no line is written between the last look and the emptying."""
+        assert self._running is not None
+        with self._running.paused() as still:
+            emptied = still and self.events.empty()
+        if not still:
+            _log.warning("variant %s: its log cannot be emptied: its process does not stand still", self.name)
+        self._log_bytes = LOG_BYTES if emptied else self.events.offset + LOG_BYTES // 16
 
     def _fail(self, failure: str) -> None:
         self.state, self.failure = "failed", failure
@@ -198,9 +217,9 @@ class UnixConnection(http.client.HTTPConnection):
         self.sock.connect(self._address)
 
 
-def _socket(folder: Path, number: int) -> str:
-    """A path short enough for a socket: in the endpoint's folder, or in one of our own among the temporary files."""
-    path = folder / f"{number}.sock"
+def _socket(folder: Path) -> str:
+    """A path short enough for a socket: beside the variant's folder, or in one of our own among the temporary files."""
+    path = folder.with_name(f"{folder.name}.sock")
     if len(os.fsencode(path)) <= _LONGEST_SOCKET:
         return str(path)
     own = Path(tempfile.gettempdir()) / f"luthier-{os.getuid()}"

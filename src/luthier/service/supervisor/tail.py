@@ -2,7 +2,8 @@
 
     events.jsonl    {"timestamp": ms since 1970, "message": line, "offset": bytes of the log that end with it}
 
-The offset of the last event says where to go on, so no second file can disagree with the events.
+The offset of the last event says where to go on, so no second file can disagree with the events. Who lives long has
+both files bounded: the log is emptied when all of it is events, and the oldest events are dropped (lines.py).
 """
 
 from __future__ import annotations
@@ -13,16 +14,24 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from luthier.service.lines import drop_oldest
+
 LONGEST = 256 * 1024  # bytes of one event, as in CloudWatch Logs; a longer line is several events
 _AT_ONCE = 4 << 20
 
 
 class EventLog:
-    """Follows the file `log` and appends to the file `events`; either may not be there yet."""
+    """Follows the file `log` and appends to the file `events`; either may not be there yet.
 
-    def __init__(self, log: Path, events: Path) -> None:
-        self._log, self._events = log, events
+    Of the events, at least the last `kept` bytes are kept, and twice that at most; None: all of them.
+    """
+
+    def __init__(self, log: Path, events: Path, kept: int | None = None) -> None:
+        self._log, self._events, self._kept = log, events, kept
         self.offset, self._stamp = _settle(events)
+        if self.offset > self._size():  # emptied, and a kill came before it could be said
+            self.offset = 0
+        self._last = ""
 
     def follow(self, last: bool = False) -> int:
         """Take over what the log has gained; return how many events that were.
@@ -44,7 +53,22 @@ class EventLog:
             offset += len(line)
             found.append((line.rstrip(b"\r\n").decode("utf-8", "replace"), offset))
         self._append(found)
+        self._last = next((text.strip() for text, _ in reversed(found) if text.strip()), self._last)
         return len(found)
+
+    def empty(self) -> bool:
+        """Empty the log where all of it is events now; whether it was. Nobody may write to it meanwhile."""
+        while self.follow():
+            pass
+        if self.offset != self._size():
+            return False  # it ends in the midst of a line
+        size, self.offset = self.offset, 0
+        os.truncate(self._log, 0)
+        self.say(f"supervisor: the log file was emptied after {size:,} bytes; all of its lines are above")
+        return True
+
+    def _size(self) -> int:
+        return self._log.stat().st_size if self._log.is_file() else 0
 
     def say(self, *messages: str) -> None:
         """Add lines of the supervisor's own."""
@@ -58,7 +82,7 @@ class EventLog:
                 lines = handle.read().decode("utf-8", "replace").splitlines()
         except FileNotFoundError:
             return ""
-        return next((line.strip() for line in reversed(lines) if line.strip()), "")
+        return next((line.strip() for line in reversed(lines) if line.strip()), self._last)
 
     def _append(self, messages: Sequence[tuple[str, int]]) -> None:
         self._stamp = max(self._stamp, int(time.time() * 1000))  # events are read by time: it never goes back
@@ -77,6 +101,8 @@ class EventLog:
             os.truncate(self._events, whole)  # a full disk: none of these, rather than half of one
             raise
         self.offset = messages[-1][1]
+        if self._kept is not None and whole + len(text) > 2 * self._kept:
+            drop_oldest(self._events, self._kept)
 
 
 def _lines(data: bytes) -> Iterator[bytes]:
@@ -105,4 +131,4 @@ def _settle(events: Path) -> tuple[int, int]:
     if not lines:
         return 0, 0
     last = json.loads(lines[-1])
-    return int(last["offset"]), int(last["timestamp"])
+    return int(last.get("offset", 0)), int(last.get("timestamp", 0))
