@@ -53,20 +53,9 @@ def run(asked: Options) -> dict[str, Any]:
 
 def show(result: dict[str, Any]) -> None:
     """Print a result."""
-    own = result["contenders"][table.OWN]
-    lines = [["", "tok/s", "tok/CPU-s", "tokens", "peak GB", "Luthier x wall", "x CPU-s"]]
-    for name, found in result["contenders"].items():
-        if "reason" in found:
-            lines.append([name, f"left out: {found['reason']}", *[""] * 5])
-            continue
-        against = ["", ""]
-        if name != table.OWN and "tokens" in own:
-            against = [f"{own[key] / found[key]:.2f}x" for key in ("tokens_per_second", "tokens_per_cpu_second")]
-        lines.append([name, f"{found['tokens_per_second']:,.1f}", f"{found['tokens_per_cpu_second']:,.1f}",
-                      f"{found['tokens']:,}", f"{found['rss'] / 1e9:.2f}", *against])  # fmt: skip
     print(f"\nanswering {result['prompts']} prompts, {result['shape']}, bf16; in fp32 {result['equal']} of "
           f"{result['checked']} answers are equal token for token")  # fmt: skip
-    print(table.render(lines))
+    print(table.render(table.speeds(result["contenders"], "tokens", 1)))
 
 
 def main(arguments: list[str]) -> int:

@@ -56,19 +56,8 @@ def _entry(asked: Options, name: str, python: Path, case: dict[str, Any], work: 
 
 def show(result: dict[str, Any]) -> None:
     """Print a result."""
-    own = result["contenders"].get(table.OWN, {})
-    lines = [["", "rows/s", "rows/CPU-s", "tokens", "peak GB", "Luthier x wall", "x CPU-s"]]
-    for name, found in result["contenders"].items():
-        if "reason" in found:
-            lines.append([name, f"left out: {found['reason']}", *[""] * 5])
-            continue
-        against = ["", ""]
-        if name != table.OWN and "rows_per_second" in own:
-            against = [f"{own[key] / found[key]:.2f}x" for key in ("rows_per_second", "rows_per_cpu_second")]
-        lines.append([name, f"{found['rows_per_second']:,.0f}", f"{found['rows_per_cpu_second']:,.0f}",
-                      f"{found['tokens']:,}", f"{found['rss'] / 1e9:.2f}", *against])  # fmt: skip
     print(f"\npreparing {result['rows']:,} rows from an empty cache")
-    print(table.render(lines))
+    print(table.render(table.speeds(result["contenders"], "rows")))
     for peer, reason in result["missing"].items():
         print(f"{peer}: left out: {reason}")
 

@@ -57,6 +57,23 @@ def rows(groups: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     return lines
 
 
+def speeds(contenders: Mapping[str, Any], unit: str, digits: int = 0) -> list[list[str]]:
+    """The lines of a bench that counts one thing, `unit` (rows, tokens), a contender a line."""
+    keys = f"{unit}_per_second", f"{unit}_per_cpu_second"
+    own = contenders.get(OWN, {})
+    lines = [["", f"{unit}/s", f"{unit}/CPU-s", "tokens", "peak GB", "Luthier x wall", "x CPU-s"]]
+    for name, found in contenders.items():
+        if "reason" in found:
+            lines.append([name, f"left out: {found['reason']}", *[""] * 5])
+            continue
+        compared = name != OWN and keys[0] in own
+        lines.append([
+            name, *(f"{found[key]:,.{digits}f}" for key in keys), f"{found['tokens']:,}", f"{found['rss'] / 1e9:.2f}",
+            *(f"{own[key] / found[key]:.2f}x" if compared else "" for key in keys),
+        ])  # fmt: skip
+    return lines
+
+
 def render(lines: Sequence[Sequence[str]]) -> str:
     """Lines in columns: the first to the left, figures to the right; a remark takes the room it needs."""
     whole = [line for line in lines if len([cell for cell in line if cell]) > 2 or line is lines[0]]

@@ -83,7 +83,7 @@ def _in_slots(
         tried = fits.of(min(slots, len(left)))
         try:
             for row, ids in greedy.answers(left, {row: rooms[row] for row in left}, stops, tried):
-                done[row] = _until_stop(ids, stops)
+                done[row] = until_stop(ids, stops, rooms[row])
             continue
         except Exception as error:
             if not out_of_memory(error):
@@ -126,9 +126,9 @@ def _batches(order: list[int], rooms: list[int], batch_size: int) -> Iterator[tu
 def _generate_batch(
     model: Model, prompts: list[list[int]], stop_ids: Sequence[int], pad_id: int, max_new_tokens: int, beams: int
 ) -> list[Generation]:
-    input_ids, mask = _padded(prompts, pad_id, left=not model.encoder_decoder)
+    input_ids, mask = padded(prompts, pad_id, left=not model.encoder_decoder)
     network: Any = model.plain  # with the adapter's layers inside
-    with model.computing(), _plainly(network):
+    with model.computing(), plainly(network):
         sequences = network.generate(
             input_ids=input_ids.to(model.device),
             attention_mask=mask.to(model.device),
@@ -141,10 +141,10 @@ def _generate_batch(
             **({"decoder_start_token_id": model.start_id} if model.encoder_decoder else {}),
         )
     before = 1 if model.encoder_decoder else input_ids.shape[1]
-    return [_until_stop(line[before:], set(stop_ids)) for line in sequences.tolist()]
+    return [until_stop(line[before:], set(stop_ids), max_new_tokens) for line in sequences.tolist()]
 
 
-def _padded(prompts: list[list[int]], pad_id: int, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def padded(prompts: list[list[int]], pad_id: int, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Prompts as lines of one width, and which of their tokens are real."""
     width = max(len(prompt) for prompt in prompts)
     input_ids = torch.full((len(prompts), width), pad_id, dtype=torch.long)
@@ -157,7 +157,7 @@ def _padded(prompts: list[list[int]], pad_id: int, left: bool) -> tuple[torch.Te
 
 
 @contextmanager
-def _plainly(network: Any) -> Iterator[None]:
+def plainly(network: Any) -> Iterator[None]:
     """Keep the base model's own generation settings out: transformers would mix them in."""
     before = network.generation_config
     network.generation_config = GenerationConfig()
@@ -167,8 +167,7 @@ def _plainly(network: Any) -> Iterator[None]:
         network.generation_config = before
 
 
-def _until_stop(ids: list[int], stop_ids: set[int]) -> Generation:
-    for place, token in enumerate(ids):
-        if token in stop_ids:
-            return Generation(ids[:place], truncated=False)
-    return Generation(ids, truncated=True)
+def until_stop(ids: list[int], stop_ids: set[int], room: int) -> Generation:
+    """What was written before the first stop token; without one, the first `room` tokens."""
+    place = next((place for place, token in enumerate(ids) if token in stop_ids), None)
+    return Generation(ids[:room], truncated=True) if place is None else Generation(ids[:place], truncated=False)

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.logits_process import (
     NoRepeatNGramLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
@@ -30,7 +30,7 @@ from transformers.generation.logits_process import (
 
 from luthier.errors import LuthierError
 from luthier.layers.batch import Batch, Source
-from luthier.weights.generate import Generation
+from luthier.weights.generate import Generation, padded, plainly, until_stop
 from luthier.weights.model import Model
 
 
@@ -78,10 +78,10 @@ def continue_lines(model: Model, lines: Sequence[Line], pad_id: int) -> None:
     that. LuthierError when the model's scores are not numbers.
     """
     prompts = [list(line.prompt) for line in lines]
-    input_ids, mask = _padded(prompts, pad_id, left=not model.encoder_decoder)
+    input_ids, mask = padded(prompts, pad_id, left=not model.encoder_decoder)
     walk = _Walk(model, lines)
     network: Any = model.plain  # with the adapter's layers inside
-    with model.computing(), _plainly(network):
+    with model.computing(), plainly(network):
         network.generate(
             input_ids=input_ids.to(model.device),
             attention_mask=mask.to(model.device),
@@ -215,7 +215,7 @@ def search(
     input_ids = torch.tensor([list(prompt)], device=model.device)
     drawn = {"temperature": choice.temperature, "top_k": choice.top_k, "top_p": choice.top_p}
     network: Any = model.plain
-    with model.computing(), _plainly(network), _seeded(choice.seed, model.device):
+    with model.computing(), plainly(network), _seeded(choice.seed, model.device):
         sequences = network.generate(
             input_ids=input_ids,
             attention_mask=torch.ones_like(input_ids),
@@ -234,7 +234,7 @@ def search(
             **_start(model),
         )
     before = 1 if model.encoder_decoder else input_ids.shape[1]
-    return [_until_stop(line[before:], set(stop_ids), room) for line in sequences.tolist()]
+    return [until_stop(line[before:], set(stop_ids), room) for line in sequences.tolist()]
 
 
 @torch.no_grad()
@@ -278,28 +278,6 @@ def _start(model: Model) -> dict[str, Any]:
     return {"decoder_start_token_id": model.start_id} if model.encoder_decoder else {}
 
 
-def _padded(prompts: list[list[int]], pad_id: int, left: bool) -> tuple[Tensor, Tensor]:
-    """Prompts as lines of one width, and which of their tokens are real."""
-    width = max(len(prompt) for prompt in prompts)
-    spans = [width - len(prompt) if left else 0 for prompt in prompts]
-    ids_BT, mask_BT = torch.full((len(prompts), width), pad_id), torch.zeros(len(prompts), width, dtype=torch.long)
-    for place, (start, prompt) in enumerate(zip(spans, prompts, strict=True)):
-        ids_BT[place, start : start + len(prompt)] = torch.tensor(prompt)
-        mask_BT[place, start : start + len(prompt)] = 1
-    return ids_BT, mask_BT
-
-
-@contextmanager
-def _plainly(network: Any) -> Iterator[None]:
-    """Keep the base model's own generation settings out: a request says what it wants."""
-    before = network.generation_config
-    network.generation_config = GenerationConfig()
-    try:
-        yield
-    finally:
-        network.generation_config = before
-
-
 @contextmanager
 def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
     """Hugging Face's own draws from `seed`, the process's generators as they were."""
@@ -309,8 +287,3 @@ def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
-
-
-def _until_stop(ids: list[int], stop_ids: set[int], room: int) -> Generation:
-    place = next((place for place, token in enumerate(ids) if token in stop_ids), None)
-    return Generation(ids[:room], truncated=True) if place is None else Generation(ids[:place], truncated=False)
