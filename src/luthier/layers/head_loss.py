@@ -20,7 +20,8 @@ from torch import Tensor
 
 from luthier.layers.product import times
 
-CHUNK_ELEMENTS = 8 * 1024 * 1024  # logits of one chunk: 32 MB in fp32
+CHUNK_ELEMENTS = 8 * 1024 * 1024  # logits of one chunk
+CACHED_ELEMENTS = 256 * 1024  # of a chunk in fp32 at once, on a CPU: 1 MB, which its cache holds
 CHUNKS_AT_ONCE = 8  # whose gradients reach the weight by one product: each product writes as much as the weight holds
 
 
@@ -39,11 +40,18 @@ class Head:
 
     def logits(self, hidden_CD: Tensor) -> Tensor:
         """Logits (C, V) in fp32, without a graph."""
+        return self.capped(self.products(hidden_CD))
+
+    def products(self, hidden_CD: Tensor) -> Tensor:
+        """Logits (C, V) in the compute type and not capped, without a graph."""
         hidden, weight_VD = self._scaled(hidden_CD), self.weight_VD.to(self.dtype)
         if self.bias_V is None:
-            logits = times(hidden, weight_VD).float()
-        else:
-            logits = F.linear(hidden, weight_VD, self.bias_V.to(self.dtype)).float()
+            return times(hidden, weight_VD)
+        return F.linear(hidden, weight_VD, self.bias_V.to(self.dtype))
+
+    def capped(self, products_CV: Tensor) -> Tensor:
+        """Logits in fp32; `products_CV` are used up."""
+        logits = products_CV.float()
         return logits if self.softcap is None else logits.div_(self.softcap).tanh_().mul_(self.softcap)
 
     def _scaled(self, hidden: Tensor) -> Tensor:
@@ -73,9 +81,30 @@ def head_scores(hidden_ND: Tensor, head: Head, labels_N: Tensor) -> tuple[Tensor
     return torch.cat(losses), torch.cat(hits)
 
 
-def _chunks(positions: int, vocabulary: int) -> list[slice]:
-    size = max(1, CHUNK_ELEMENTS // vocabulary)
+def _chunks(positions: int, vocabulary: int, elements: int = CHUNK_ELEMENTS) -> list[slice]:
+    size = max(1, elements // vocabulary)
     return [slice(start, min(start + size, positions)) for start in range(0, positions, size)]
+
+
+def _into_gradient(
+    products_CV: Tensor, head: Head, labels_C: Tensor, smoothing: float, grad_bias: Tensor | None
+) -> Tensor:
+    """Write the loss's gradient over a head's products, add the bias's to `grad_bias`, and return the summed loss.
+
+    A few rows at a time, which pass through fp32 without leaving the processor's cache.
+    """
+    total = products_CV.new_zeros((), dtype=torch.float32)
+    size = CACHED_ELEMENTS if products_CV.device.type == "cpu" else products_CV.numel()
+    for rows in _chunks(len(products_CV), products_CV.shape[1], size):
+        logits = head.capped(products_CV[rows])
+        loss, gradient = _gradient(logits, labels_C[rows], smoothing)
+        total += loss
+        if head.softcap is not None:
+            gradient.mul_(1.0 - (logits / head.softcap).square())
+        if grad_bias is not None:
+            grad_bias += gradient.sum(0)
+        products_CV[rows] = gradient
+    return total
 
 
 def _gradient(logits: Tensor, labels: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
@@ -136,18 +165,12 @@ class _HeadLoss(torch.autograd.Function):
         chunked = Head(matrix, bias, head.dtype, head.scale, head.softcap)
         total = hidden.new_zeros((), dtype=torch.float32)
         for rows in _chunks(len(labels), weight.shape[0]):
-            logits = chunked.logits(hidden[rows])
-            loss, gradient = _gradient(logits, labels[rows], smoothing)
-            total += loss
-            if head.softcap is not None:
-                gradient.mul_(1.0 - (logits / head.softcap).square())
-            low = gradient.to(head.dtype)
+            gradient = chunked.products(hidden[rows])
+            total += _into_gradient(gradient, chunked, labels[rows], smoothing, grad_bias)
             if grad_hidden is not None:
-                grad_hidden[rows] = times(low, matrix.t()).mul_(head.scale).to(hidden.dtype)
+                grad_hidden[rows] = times(gradient, matrix.t()).mul_(head.scale).to(hidden.dtype)
             if weight_gradient is not None:
-                weight_gradient.add(low, chunked._scaled(hidden[rows]))
-            if grad_bias is not None:
-                grad_bias += gradient.sum(0)
+                weight_gradient.add(gradient, chunked._scaled(hidden[rows]))
         ctx.save_for_backward(
             grad_hidden,
             None if weight_gradient is None else weight_gradient.of(weight),
@@ -157,5 +180,4 @@ class _HeadLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
-        scale = outputs[0]
-        return (*(None if saved is None else saved * scale for saved in ctx.saved_tensors), None, None, None)
+        return (*(None if saved is None else saved.mul_(outputs[0]) for saved in ctx.saved_tensors), None, None, None)
