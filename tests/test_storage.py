@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from child import Luthier
 from moto.server import ThreadedMotoServer
 
 from luthier import storage
-from luthier.errors import UserError
+from luthier.errors import UnreachableError, UserError
 from luthier.jobfolder import JobFolder
 
 
@@ -131,15 +131,21 @@ def test_faults_are_one_line_that_names_the_address(s3: Any, tmp_path: Path, loc
     assert "\n" not in str(caught.value)
 
 
-def test_without_boto3_one_line_says_what_to_install(tmp_path: Path) -> None:
-    code = (
-        "import sys\nsys.modules['boto3'] = None\nfrom luthier import door, storage\n"
-        "door.run(lambda: print(storage.names('s3://bucket/x')))"
-    )
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert ended.returncode == 2
-    hint = "s3:// needs boto3; install it with: pip install 'luthier[s3]'"
-    assert ended.stderr == f"luthier: error: s3://bucket/x: {hint}\n"
+def test_a_list_that_breaks_off_is_not_taken_for_an_empty_one(s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: application/xml\r\nContent-Le")
+
+        answering = threading.Thread(target=serve)
+        answering.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        with pytest.raises(UnreachableError, match="the list of s3://bucket/rows broke off"):
+            storage.names("s3://bucket/rows", url)
+        answering.join()
 
 
 def test_tune_copies_s3_data_into_the_run(s3: Any, luthier: Luthier, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Where rows and results lie: local folders, or s3:// behind the same few verbs.
 
-S3 needs the extra `s3` (boto3), which finds credentials, region and AWS_ENDPOINT_URL in the environment as it always
-does. This module knows bytes and names, nothing of what the files hold.
+S3 is asked by boto3, which finds credentials, region and AWS_ENDPOINT_URL in the environment as it always does. This
+module knows bytes and names, nothing of what the files hold.
 """
 
 from __future__ import annotations
@@ -106,6 +106,8 @@ def _objects(client: Any, location: str) -> Iterator[tuple[str, str]]:
     below = prefix if prefix == "" or prefix.endswith("/") else prefix + "/"
     found = False
     for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+        if "IsTruncated" not in page:  # an answer that broke off: botocore takes it for an empty one
+            raise UnreachableError(f"the object store fails: the list of {location} broke off")
         for item in page.get("Contents", []):
             key = item["Key"]
             if key == prefix and not key.endswith("/"):
@@ -125,13 +127,10 @@ def s3(location: str, endpoint: str | None = None) -> Iterator[Any]:
     UnreachableError, which names the store, where another attempt may do: no connection, a time-out, a fault of the
     store's own. UserError for the rest.
     """
-    try:
-        # Optional, and 0.2 s to import: only who asks for s3:// pays for it.
-        boto3 = importlib.import_module("boto3")
-        faults = importlib.import_module("botocore.exceptions")
-        transfers = importlib.import_module("boto3.exceptions")
-    except ImportError:
-        raise UserError(f"{location}: s3:// needs boto3; install it with: pip install 'luthier[s3]'") from None
+    # 0.2 s to import: only who asks for s3:// pays for it.
+    boto3 = importlib.import_module("boto3")
+    faults = importlib.import_module("botocore.exceptions")
+    transfers = importlib.import_module("boto3.exceptions")
     try:
         yield boto3.client("s3", endpoint_url=endpoint)
     except (faults.BotoCoreError, faults.ClientError, transfers.Boto3Error) as error:

@@ -174,7 +174,8 @@ class Storm:
     def ask(self, operation: Callable[..., Any], **given: Any) -> Any:
         """The answer; None where a kill took it, and ClientError for a refusal."""
         try:
-            return operation(**given)
+            answer = operation(**given)
+            return answer if answer.keys() - {"ResponseMetadata"} else None  # torn: botocore takes it for empty
         except ClientError as error:
             if error.response["ResponseMetadata"]["HTTPStatusCode"] >= 500:
                 self.faults.append(f"{operation.__name__} {given.get('Key', '')}: {error}")
