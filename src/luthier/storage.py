@@ -132,7 +132,8 @@ def s3(location: str, endpoint: str | None = None) -> Iterator[Any]:
     faults = importlib.import_module("botocore.exceptions")
     transfers = importlib.import_module("boto3.exceptions")
     try:
-        yield boto3.client("s3", endpoint_url=endpoint)
+        # A session of its own: boto3's common one keeps its first credentials, and is not for several threads.
+        yield boto3.Session().client("s3", endpoint_url=endpoint)
     except (faults.BotoCoreError, faults.ClientError, transfers.Boto3Error) as error:
         said = f"{location}: {' '.join(str(error).split())}"
         if _may_pass(error, faults, transfers):
