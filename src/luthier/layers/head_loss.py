@@ -72,7 +72,7 @@ def head_loss(hidden_ND: Tensor, head: Head, labels_N: Tensor, smoothing: float 
 def head_scores(hidden_ND: Tensor, head: Head, labels_N: Tensor) -> tuple[Tensor, Tensor]:
     """Per-position loss in nats (N,) fp32 and whether the most likely token is the label (N,) bool."""
     losses, hits = [], []
-    for rows in _chunks(len(labels_N), head.weight_VD.shape[0]):
+    for rows in _chunks(len(labels_N), head.weight_VD.shape[0], CHUNK_ELEMENTS):
         logits = head.logits(hidden_ND[rows])
         losses.append(F.cross_entropy(logits, labels_N[rows], reduction="none"))
         hits.append(logits.argmax(-1) == labels_N[rows])
@@ -81,7 +81,7 @@ def head_scores(hidden_ND: Tensor, head: Head, labels_N: Tensor) -> tuple[Tensor
     return torch.cat(losses), torch.cat(hits)
 
 
-def _chunks(positions: int, vocabulary: int, elements: int = CHUNK_ELEMENTS) -> list[slice]:
+def _chunks(positions: int, vocabulary: int, elements: int) -> list[slice]:
     size = max(1, elements // vocabulary)
     return [slice(start, min(start + size, positions)) for start in range(0, positions, size)]
 
@@ -164,7 +164,7 @@ class _HeadLoss(torch.autograd.Function):
         matrix = weight.to(head.dtype)
         chunked = Head(matrix, bias, head.dtype, head.scale, head.softcap)
         total = hidden.new_zeros((), dtype=torch.float32)
-        for rows in _chunks(len(labels), weight.shape[0]):
+        for rows in _chunks(len(labels), weight.shape[0], CHUNK_ELEMENTS):
             gradient = chunked.products(hidden[rows])
             total += _into_gradient(gradient, chunked, labels[rows], smoothing, grad_bias)
             if grad_hidden is not None:
