@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from pathlib import Path
 
@@ -157,6 +158,36 @@ def test_grouping_by_length_loses_no_row_and_keeps_every_size(
         assert [len(batch) for batch in batches] == [
             len(batch) for step in steps for batch in usual.micro_batches(step)
         ]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(2, 60), min_size=1, max_size=200), st.integers(1, 7), st.integers(1, 3), st.booleans())
+def test_balancing_deals_the_rows_of_a_step_anew_and_no_others(
+    sizes: list[int], most: int, accumulation: int, drop_last: bool
+) -> None:
+    rows = np.arange(1000, 1000 + len(sizes))
+    plan = Plan(rows, most, accumulation, seed=3, drop_last=drop_last, sizes=np.array(sizes))
+    usual = Plan(rows, most, accumulation, seed=3, drop_last=drop_last)
+    for step in range(2 * plan.steps_per_epoch):
+        dealt, expected = plan.micro_batches(step), usual.micro_batches(step)
+        assert len(dealt) == len(expected)
+        assert sorted(itertools.chain(*dealt)) == sorted(itertools.chain(*expected))
+        assert max(map(len, dealt)) - min(map(len, dealt)) <= 1
+        assert max(map(len, dealt)) <= most
+        assert drop_last <= (set(map(len, dealt)) == {most})
+
+
+def test_balanced_micro_batches_of_a_step_are_about_as_long() -> None:
+    sizes = np.random.default_rng(0).integers(20, 400, 400)
+
+    def longest(plan: Plan) -> float:
+        """How much longer than the mean the longest micro-batch of a step is, on average."""
+        steps = [[int(sizes[batch].sum()) for batch in plan.micro_batches(step)] for step in range(50)]
+        return float(np.mean([max(step) / np.mean(step) for step in steps])) - 1
+
+    rows = np.arange(400)
+    assert longest(Plan(rows, 4, 2, 1)) > 0.08
+    assert longest(Plan(rows, 4, 2, 1, sizes=sizes)) < 0.04
 
 
 def padding(batches: list[list[int]], lengths: dict[int, int]) -> int:

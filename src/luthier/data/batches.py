@@ -113,7 +113,9 @@ class Plan:
     """Which rows each optimizer step takes. `rows` are indices into the token store.
 
     `lengths` of those rows, where they will be padded: then a micro-batch holds rows of like length. `drop_last`:
-    an epoch leaves out the rows, others each time, that do not fill a micro-batch.
+    an epoch leaves out the rows, others each time, that do not fill a micro-batch. `sizes` of those rows in tokens,
+    where they will be packed: then the micro-batches of a step hold about as many tokens, so that ranks that take one
+    each end together.
     """
 
     rows: np.ndarray
@@ -122,6 +124,7 @@ class Plan:
     seed: int
     lengths: np.ndarray | None = None
     drop_last: bool = False
+    sizes: np.ndarray | None = None
     _orders: dict[int, np.ndarray] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
@@ -141,9 +144,10 @@ class Plan:
         epoch, place = divmod(step, self.steps_per_epoch)
         size = self.rows_per_batch
         order = self._order(epoch)
-        window = self.rows[order[place * size * self.accumulation : (place + 1) * size * self.accumulation]]
-        return [window[start : start + size].tolist() for start in range(0, len(window), size)]
-
+        window = order[place * size * self.accumulation : (place + 1) * size * self.accumulation]
+        if self.sizes is not None:
+            return [self.rows[part].tolist() for part in _balanced(window, self.sizes, size)]
+        return [self.rows[window[start : start + size]].tolist() for start in range(0, len(window), size)]
 
     def _order(self, epoch: int) -> np.ndarray:
         """The rows of an epoch in the order in which they are cut into micro-batches."""
@@ -173,6 +177,21 @@ def _grouped(order: np.ndarray, lengths: np.ndarray, size: int, seed: tuple[int,
     rest = [batch for batch in batches if len(batch) < size]  # at most one: it closes the epoch
     places = np.random.default_rng(seed).permutation(len(full))
     return np.concatenate([*(full[place] for place in places), *rest])
+
+
+def _balanced(window: np.ndarray, sizes: np.ndarray, most: int) -> list[list[int]]:
+    """`window` in parts of `most` at most and of about the same number of rows and of tokens; each part in its order.
+
+    The largest row that is left goes where the fewest tokens are (Graham 1969, longest processing time first).
+    """
+    count = math.ceil(len(window) / most)
+    room = [len(window) // count + (part < len(window) % count) for part in range(count)]
+    held, parts = [0] * count, [list[int]() for _ in range(count)]
+    for place in np.argsort(-sizes[window], kind="stable").tolist():
+        part = min((part for part in range(count) if len(parts[part]) < room[part]), key=lambda part: held[part])
+        parts[part].append(place)
+        held[part] += int(sizes[window[place]])
+    return [window[sorted(part)].tolist() for part in parts]
 
 
 def in_order(tokens: TokenStore, rows: np.ndarray, rows_per_batch: int, layout: Layout) -> Iterator[Batch]:

@@ -292,8 +292,9 @@ def _layout(stage: Stage, model: Model) -> Layout:
 
 def _plan(stage: Stage, model: Model, state: TrainingState) -> Plan:
     run, rows = stage.order.settings.run, stage.prepared.split.train
-    lengths = None if model.packs else stage.prepared.tokens.lengths[rows]
-    return Plan(rows, run.rows_per_batch, state.window, run.seed, lengths, run.drop_last)
+    lengths = stage.prepared.tokens.lengths[rows]
+    padded, packed = (None, lengths) if model.packs else (lengths, None)
+    return Plan(rows, run.rows_per_batch, state.window, run.seed, padded, run.drop_last, packed)
 
 
 def _starting_state(stage: Stage, checkpoints: Checkpoints, resume: bool) -> TrainingState:
