@@ -15,7 +15,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Console
 
@@ -75,9 +75,15 @@ def _as_rank(folder: JobFolder, resume: bool, place: Path) -> None:
         if os.environ.get("LUTHIER_DEBUG"):
             traceback.print_exception(error)
         # Not sys.exit: other ranks may wait for this one in an exchange, and tidying up would wait for them.
-        code = launch.report_ending(place, rank, error)
-        sys.stdout.flush()
-        os._exit(code)
+        _leave(launch.report_ending(place, rank, error))
+    # All of it is on disk: a library's thread that is still there at exit could only end a good run with SIGABRT.
+    _leave(0)
+
+
+def _leave(code: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def run_job(*arguments: Any, **options: Any) -> None:
