@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from pathlib import Path
@@ -20,6 +21,7 @@ from luthier.errors import SettingError
 from luthier.jobfolder import JobFolder
 from luthier.training import job as room
 from luthier.training import ranks as exchanges
+from luthier.training import shared_sum
 from luthier.training.ranks import Ranks, timeout, under_torchrun
 
 
@@ -85,8 +87,37 @@ def exchange(ranks: Ranks) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_exchanges() -> None:
-    found = together(3, exchange)
+def exchange_without_room(ranks: Ranks) -> dict[str, Any]:
+    shared_sum._PLACE = Path("/nowhere")
+    return exchange(ranks)
+
+
+def sums(ranks: Ranks) -> list[bool]:
+    """Whether large and small tensors of two types, in many chunks, come out as one process adds them."""
+    shared_sum.CHUNK_BYTES = 64 * 8
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.manual_seed(5)
+        own = [torch.randn(ranks.size, count).to(dtype) for count in (1, 1000, 257, 64)]
+        mine = [each[ranks.rank].clone() for each in own]
+        for _ in range(2):
+            ranks.add_up(mine)
+            expected = [functools.reduce(torch.add, each.unbind()) for each in own]
+            found += [torch.equal(one, other) for one, other in zip(mine, expected, strict=True)]
+            own = [torch.stack([total] * ranks.size) for total in expected]
+    return [*found, getattr(ranks, "_shared", None) is not None]
+
+
+def test_sums_through_shared_memory_are_the_sums_in_order() -> None:
+    before = set(shared_sum._PLACE.glob("luthier-*"))
+    for size in (2, 3):
+        assert together(size, sums) == [[True] * 17] * size
+    assert set(shared_sum._PLACE.glob("luthier-*")) <= before
+
+
+@pytest.mark.parametrize("work", [exchange, exchange_without_room])
+def test_exchanges(work: Any) -> None:
+    found = together(3, work)
     for rank, said in enumerate(found):
         assert said["sums"] == [[[6.0] * 3] * 2, [3.0] * 5, [3.0] * 3]
         assert said["total"] == (1.5, 3.0)

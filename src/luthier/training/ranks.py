@@ -1,7 +1,7 @@
 """The ranks of a run: the processes that train one model together, and what they tell each other.
 
     one process      Ranks      agrees with itself
-    under torchrun   Together   words through gloo, gradients through gloo (CPU) or NCCL (GPU)
+    under torchrun   Together   words through gloo, gradients through shared memory (CPU) or NCCL (GPU)
 
 Every exchange also carries whether the run was asked to stop, so that all ranks stop after the same step. An exchange
 that waits longer than the limit for another rank fails: a rank that hangs ends the run. What may take any time (rows
@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from luthier.errors import SettingError
+from luthier.training.shared_sum import SharedSum, reserve
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -113,6 +114,8 @@ class Together(Ranks):
         self.rank, self.size = rank, size
         self._store = store
         self._stopping = False
+        self._shared: SharedSum | None = None
+        self._shares: bool | None = None  # whether there is memory to share; found out at the first gradient
 
     @property
     def stopping(self) -> bool:
@@ -140,10 +143,28 @@ class Together(Ranks):
     def add_up(self, tensors: Sequence[Tensor]) -> None:
         for bucket in _buckets(tensors):
             joined = torch.cat([tensor.flatten() for tensor in bucket])
-            dist.all_reduce(joined)
+            self._sum(joined)
             pieces = joined.split([tensor.numel() for tensor in bucket])
             for tensor, piece in zip(bucket, pieces, strict=True):
                 tensor.copy_(piece.view_as(tensor))
+
+    def _sum(self, joined: Tensor) -> None:
+        if joined.device.type == "cpu" and self._shares is None:
+            self._share()
+        if joined.device.type == "cpu" and self._shared is not None:
+            self._shared.add_up(joined)
+        else:
+            dist.all_reduce(joined)
+
+    def _share(self) -> None:
+        """Open memory for all ranks of this machine; without room for it, gloo carries the sums."""
+        path = self.gather(reserve(self.size) if self.leads else None)[0]
+        self._shares = path is not None
+        if path is not None:
+            self._shared = SharedSum(path, self.rank, self.size, dist.barrier)
+            dist.barrier()
+            if self.leads:
+                path.unlink()
 
     def reached(self, name: str) -> None:
         self._store.set(_key(name), "1")
