@@ -70,7 +70,8 @@ def _machine(found: Mapping[str, Any]) -> Iterator[str]:
     load = facts["load_before"][0]
     if load > 0.5:
         yield (f"The machine was not idle: {load} processes wanted its {facts['cores_of_machine']} cores when this "
-               "began. Read the ratios, and the CPU-seconds.")  # fmt: skip
+               "was noted (of training before it began, of the rest when it ended). Read the ratios, and the "
+               "CPU-seconds.")  # fmt: skip
     yield ""
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +37,10 @@ def times(a_MK: Tensor, b_NK: Tensor, onto_MN: Tensor | None = None) -> Tensor:
 
 def in_fp32(left_BMK: Tensor, right_BKN: Tensor, scale: float) -> Tensor:
     """scale * left right in fp32 (B, M, N), without a graph, of batches of any one type."""
-    wide = left_BMK.float(), right_BKN.float()
-    if left_BMK.dtype is not torch.bfloat16 or left_BMK.device.type != "cpu":
-        return torch.baddbmm(wide[0][:, :1, :1], *wide, beta=0, alpha=scale)
-    with _factors_are_bf16():
-        return torch.baddbmm(wide[0][:, :1, :1], *wide, beta=0, alpha=scale)
+    exact = left_BMK.dtype is torch.bfloat16 and left_BMK.device.type == "cpu"
+    left, right = left_BMK.float(), right_BKN.float()
+    with _factors_are_bf16() if exact else nullcontext():
+        return torch.baddbmm(left[:, :1, :1], left, right, beta=0, alpha=scale)
 
 
 @contextmanager
