@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -50,17 +49,12 @@ def test_help_imports_no_engine(tmp_path: Path) -> None:
     assert shown.stderr == "[]\n"
 
 
-def test_help_starts_in_well_under_a_second(luthier: Luthier) -> None:
-    def seconds(*command: str) -> float:
-        times = []
-        for _ in range(3):
-            start = time.perf_counter()
-            subprocess.run([sys.executable, *command], capture_output=True, check=True)
-            times.append(time.perf_counter() - start)
-        return min(times)
-
-    # Against this machine's own start of Python, so that a busy machine does not fail the test.
-    assert seconds("-m", "luthier", "--help") < 0.8 + 5 * seconds("-c", "pass")
+def test_help_loads_few_modules() -> None:
+    """What makes it start fast, told without a clock: some 400 modules, where torch alone brings 1,500."""
+    told = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "luthier", "--help"], capture_output=True, text=True, check=True
+    )
+    assert told.stderr.count("import time:") < 600
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,7 @@ def requests(draw: st.DrawFn) -> Request:
             made["body"] = draw(wild_bodies)
     size, body = draw(st.integers(1, 50)), made["body"]
     chunks = iter([body[at : at + size] for at in range(0, len(body), size)])
-    headers = {name: _received(value) for name, value in made["headers"].items()}
+    headers = {_received(name): _received(value) for name, value in made["headers"].items()}
     return Request(made["method"], _received(made["path"]), made["query"], headers, chunks, "127.0.0.1")
 
 

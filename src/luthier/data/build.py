@@ -10,6 +10,7 @@ Shapes: R rows, T tokens of a row.
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -33,6 +34,7 @@ from luthier.errors import DataError, Problem
 Say = Callable[[str], None]
 _BATCH_ROWS = 512
 _BATCH_CHARACTERS = 1 << 20
+_IN_HAND = 2  # batches that are tokenized while another is stored
 _SAY_EVERY = 50_000  # rows
 _TOLD = ("tokens", "completion", "cut", "cut_prompt", "fate", "reason", "stored")  # of a row, beside its own text
 
@@ -185,19 +187,21 @@ class RowBuilder:
         np.save(folder / "owner.npy", np.concatenate(owner) if owner else np.empty(0, np.int64))
 
     def _ahead(self, channels: Sequence[Channel]) -> Iterator[_Rendered]:
-        """All batches in order, each tokenized while the one before it is stored: the tokenizer waits for no Python."""
-        with ThreadPoolExecutor(1) as tokenizing:
-            before: _Rendered | None = None
+        """All batches in order, each tokenized while those before it are stored: the tokenizer waits for no Python.
+
+        Two are in hand, so that one is tokenized while the other's ids become arrays.
+        """
+        with ThreadPoolExecutor(_IN_HAND) as tokenizing:
+            waiting: deque[_Rendered] = deque()
             for number, file in enumerate(files_of(channels)):
                 for batch in batches(file):
                     examples = list(self._examples(batch))
                     rows = [] if self.problems else examples
-                    rendered = _Rendered(number, batch, examples, tokenizing.submit(self.tokenizer.encode_rows, rows))
-                    if before:
-                        yield before
-                    before = rendered
-            if before:
-                yield before
+                    encoded = tokenizing.submit(self.tokenizer.encode_rows, rows)
+                    waiting.append(_Rendered(number, batch, examples, encoded))
+                    if len(waiting) > _IN_HAND:
+                        yield waiting.popleft()
+            yield from waiting
 
     def _store(
         self, rendered: _Rendered, encoded: Sequence[EncodedRow], entries: Array, writer: TokenWriter

@@ -28,6 +28,7 @@ from transformers import AutoTokenizer, GPT2Tokenizer
 
 from luthier.data.chat import ChatError, ChatTemplate, marker_pattern
 from luthier.data.example import Example, Piece, Span
+from luthier.data.shared_beginning import SharedBeginning
 from luthier.errors import ModelNotFoundError
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -86,6 +87,7 @@ class Tokenizer:
         self.eos_id: int = source.eos_token_id
         self.pad_id: int = self.eos_id if source.pad_token_id is None else source.pad_token_id
         self._backends = _backends(source.backend_tokenizer)
+        self._shared = SharedBeginning(self._backends[Place.START])
         self._forbidden = _forbidden(self._control_ids, source.unk_token_id, self.vocab_size, self._backends)
         self.encoder_decoder = encoder_decoder
         self.bos, self.closing = self._frame(source)
@@ -264,21 +266,30 @@ class Tokenizer:
     def _encode_plain(self, texts: Sequence[_Text]) -> list[Array]:
         """Tokenize plain stretches; no control token can come out of them."""
         result: list[Array] = [np.empty(0, np.int64)] * len(texts)
+        done, begun = self._begun([text.text for text in texts if text.place is Place.START])
         for backend in dict.fromkeys(self._backends):
             places = [place for place, text in enumerate(texts) if self._backends[text.place] is backend]
             if not places:
                 continue
-            encodings = backend.encode_batch_fast([texts[place].text for place in places], add_special_tokens=False)
+            ahead = [done if texts[place].place is Place.START else 0 for place in places]
+            rests = [texts[place].text[start:] for place, start in zip(places, ahead, strict=True)]
+            encodings = backend.encode_batch_fast(rests, add_special_tokens=False)
             found = [encoding.ids for encoding in encodings]
             ends = list(itertools.accumulate(map(len, found)))
             ids = np.fromiter(itertools.chain.from_iterable(found), np.int64, ends[-1])
             forbidden = np.flatnonzero(self._forbidden[ids])
-            for place, start, end in zip(places, [0, *ends], ends, strict=False):
-                result[place] = ids[start:end]
+            for place, skipped, start, end in zip(places, ahead, [0, *ends], ends, strict=False):
+                result[place] = np.concatenate((begun, ids[start:end])) if skipped else ids[start:end]
             for number in np.unique(np.searchsorted(ends, forbidden, "right")).tolist():
                 place = places[number]
                 result[place] = np.array(self._encode_guarded(texts[place]), dtype=np.int64)
         return result
+
+    def _begun(self, texts: Sequence[str]) -> tuple[int, Array]:
+        """How many characters at the start of rows are the same in all of them, and the ids of those."""
+        done, ids = self._shared.of(texts)
+        begun = np.array(ids, dtype=np.int64)
+        return (0, begun[:0]) if self._forbidden[begun].any() else (done, begun)
 
     def _encode_guarded(self, text: _Text) -> list[int]:
         return [number for _, encoding in self._stretches(text) for number in encoding.ids]
