@@ -18,7 +18,8 @@ from luthier.layers.recognition import UnknownPart
 from luthier.weights.lora import Adapter, attach, linear_names
 from luthier.weights.model import Model
 
-FAST = ("llama", "mistral", "gemma", "qwen2", "qwen3")
+FAST = ("llama", "mistral", "gemma", "qwen2", "qwen3", "gpt_neox")
+FAMILIES = ("llama", "gpt_neox")
 OWN = "the engine's own layers"
 CPU = torch.device("cpu")
 
@@ -77,10 +78,13 @@ def test_loss_and_every_gradient_are_hugging_faces(name: str, lora: bool) -> Non
 @settings(max_examples=20, deadline=None)
 @given(
     st.lists(st.integers(2, 30), min_size=1, max_size=4), st.sampled_from(FAST), st.sampled_from([1, 2, 4]),
-    st.booleans(), st.booleans(), st.booleans(),
+    st.booleans(), st.booleans(), st.booleans(), st.booleans(),
 )  # fmt: skip
-def test_odd_shapes(lengths: list[int], name: str, key_heads: int, tied: bool, bias: bool, lora: bool) -> None:
+def test_odd_shapes(
+    lengths: list[int], name: str, key_heads: int, tied: bool, bias: bool, lora: bool, parallel: bool
+) -> None:
     config = config_of(name)
+    config.use_parallel_residual = parallel
     config.num_key_value_heads, config.tie_word_embeddings = key_heads, tied
     config.attention_bias = config.mlp_bias = bias
     torch.manual_seed(0)
@@ -126,8 +130,9 @@ def test_bf16_errs_no_more_than_hugging_faces_autocast(
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_recomputed_activations_drop_the_same(dropout: float) -> None:
-    model = adapted(network_of("llama"), dropout)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_recomputed_activations_drop_the_same(name: str, dropout: float) -> None:
+    model = adapted(network_of(name), dropout)
     batch = batch_of(model.plain, random_rows(LENGTHS), packed=True)
     model.network.train()
 
@@ -145,9 +150,10 @@ def test_recomputed_activations_drop_the_same(dropout: float) -> None:
     assert all(torch.equal(a, b) for a, b in zip(found(0).values(), found(1).values(), strict=True))
 
 
-def test_the_gradient_under_dropout_is_that_of_the_loss() -> None:
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_gradient_under_dropout_is_that_of_the_loss(name: str) -> None:
     """Along its own direction, with the same masks drawn each time."""
-    model = adapted(network_of("llama"), 0.3)
+    model = adapted(network_of(name), 0.3)
     batch = batch_of(model.plain, random_rows(LENGTHS), packed=True)
     model.network.train()
 
@@ -167,8 +173,9 @@ def test_the_gradient_under_dropout_is_that_of_the_loss() -> None:
     assert (ends[0] - ends[1]) / 6e-3 == pytest.approx(size.item(), rel=2e-2)
 
 
-def test_the_adapter_can_be_switched_off() -> None:
-    network = network_of("llama")
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_adapter_can_be_switched_off(name: str) -> None:
+    network = network_of(name)
     batch = batch_of(network, random_rows(LENGTHS), packed=True)
     base = model_of(network).scores(batch).loss_N
     model = adapted(network)
@@ -217,6 +224,54 @@ def test_it_steps_aside(change: Any, said: str) -> None:
     model = model_of(network_of("llama"))
     change(model)
     assert model.path == f"transformers' layers ({said})"
+
+
+def other_act(model: Model) -> None:
+    layer_of(model, 0).mlp.act = nn.ReLU()
+
+
+def norm_without_bias(model: Model) -> None:
+    layer_of(model, 0).input_layernorm = nn.LayerNorm(32, bias=False)
+
+
+def one_layer_drops(model: Model) -> None:
+    layer_of(model, 1).post_mlp_dropout.p = 0.1
+    model.network.train()
+
+
+def the_embedding_drops(model: Model) -> None:
+    network: Any = model.plain.base_model
+    network.emb_dropout.p = 0.1
+    model.network.train()
+
+
+def neox_attention_drops(model: Model) -> None:
+    layer_of(model, 0).attention.attention_dropout = 0.1
+    model.network.train()
+
+
+def one_part_more(model: Model) -> None:
+    layer_of(model, 0).attention.q_norm = nn.LayerNorm(8)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [(hook, "a hook at layers.1.mlp"), (other_act, "the activation ReLU"),
+     (norm_without_bias, "the norm LayerNorm"), (one_layer_drops, "dropout behind attention or MLP"),
+     (the_embedding_drops, "dropout behind the embedding"), (neox_attention_drops, "dropout in the attention"),
+     (one_part_more, "the parts of the attention")],
+)  # fmt: skip
+def test_it_steps_aside_for_parts_of_gpt_neox(change: Any, said: str) -> None:
+    model = model_of(network_of("gpt_neox"))
+    change(model)
+    assert model.path == f"transformers' layers ({said})"
+
+
+def test_dropouts_of_a_model_that_does_not_train_do_not_count() -> None:
+    model = model_of(network_of("gpt_neox", dropout=0.1))
+    assert model.path == OWN
+    model.network.train()
+    assert model.path == "transformers' layers (dropout behind the embedding)"
 
 
 def test_it_steps_aside_for_dora_for_fp16_and_for_padded_rows(monkeypatch: pytest.MonkeyPatch) -> None:

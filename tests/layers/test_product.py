@@ -41,6 +41,7 @@ def test_equals_the_plain_product(library: bool, size: tuple[int, int, int], dty
             torch.testing.assert_close(times(left, right), a @ b.t(), rtol=rtol, atol=atol)
             torch.testing.assert_close(times(left, right, onto), before + a @ b.t(), rtol=rtol, atol=atol)
             assert torch.equal(onto, before)
+            assert torch.equal(times(left, right, onto.clone(), used_up=True), times(left, right, onto))
 
 
 def test_of_no_rows_there_is_nothing(library: bool) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers.models.gpt_neox.modeling_gpt_neox import apply_rotary_pos_emb as neox_rotary
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from luthier.layers.rope import Angles, rotate
+from luthier.layers.rope import Angles, rotate, rotate_first
 
 
 @settings(max_examples=20, deadline=None)
@@ -30,3 +32,13 @@ def test_the_model_s_own_sine_is_left_alone() -> None:
     sin = torch.ones(1, 2, 4)
     Angles.of(torch.ones(1, 2, 4), sin)
     assert torch.equal(sin, torch.ones(1, 2, 4))
+
+
+@pytest.mark.parametrize("turned", [0, 2, 6])
+def test_a_part_of_each_head_is_turned_in_place(turned: int) -> None:
+    torch.manual_seed(0)
+    angle = torch.randn(1, 5, turned // 2).repeat(1, 1, 2)
+    x = torch.randn(2, 5, 3, 6)
+    expected = torch.stack(neox_rotary(x[0][None], x[1][None], angle.cos(), angle.sin(), 2), 0)[:, 0]
+    rotate_first(x, Angles.of(angle.cos(), angle.sin()))
+    torch.testing.assert_close(x, expected)

@@ -6,11 +6,34 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from training.lab import TOLERANCE, Effects, Lab, differ
 from transformers import AutoModelForCausalLM
 from transformers.trainer_pt_utils import LabelSmoother
 
+from luthier.errors import SettingError
+
 OPTIMIZER_EFFECTS = Effects()
+
+
+@OPTIMIZER_EFFECTS.of("optim")
+def _(lab: Lab) -> None:
+    """Weights and moments are stored in bf16, half the bytes; what is learned is the same but for the rounding."""
+    settings = {"peft_type": "none", "bf16": True}
+    usual, done = lab.run(**settings), lab.run(**settings, optim="adamw_bf16")
+    for run, dtype in ((usual, torch.float32), (done, torch.bfloat16)):
+        checkpoint = run.folder.checkpoints / f"step-{run.checkpoints[-1]:06d}"
+        stored = [load_file(checkpoint / f"{name}.safetensors") for name in ("weights", "optimizer")]
+        assert {value.dtype for part in stored for value in part.values() if value.ndim} == {dtype}
+        assert any(name.endswith("/exp_avg_sq") for name in stored[1])
+    assert "all weights in bfloat16, rounded stochastically" in done.screen
+    assert done.losses == pytest.approx(usual.losses, rel=0.01)
+    assert differ(done, usual)
+    assert differ(lab.run(**settings, optim="adamw_bf16", max_steps=1, seed=11, max_train_samples=4),
+                  lab.run(**settings, optim="adamw_bf16", max_steps=1, max_train_samples=4))  # fmt: skip
+    for refused, reason in (({"bf16": True}, "peft_type=lora"), ({"peft_type": "none"}, "float32 compute")):
+        with pytest.raises(SettingError, match=f"optim=adamw_bf16 with {reason}"):  # bf16=auto is float32 on a CPU
+            lab.run(**refused, optim="adamw_bf16")
 
 
 @OPTIMIZER_EFFECTS.of("learning_rate")

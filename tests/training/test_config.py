@@ -48,7 +48,7 @@ def test_each_value_lands_in_its_place() -> None:
          "bits": 4, "quant_type": "fp4", "double_quant": False},
         {"learning_rate": 0.2, "scheduler": "cosine", "warmup_ratio": 0.21, "warmup_steps": 22, "weight_decay": 0.23,
          "betas": (0.24, 0.25), "epsilon": 0.26, "max_grad_norm": 0.27, "min_rate": 0.05, "constant_steps": 6,
-         "smoothing": 0.07},
+         "smoothing": 0.07, "in_bf16": False},
         {"evaluate": "steps", "eval_steps": 28, "save": "no", "save_steps": 29, "save_total_limit": 30,
          "best_at_end": False, "patience": 31, "threshold": 0.32, "logging": "epoch", "logging_steps": 33,
          "log_first": True},
@@ -56,6 +56,7 @@ def test_each_value_lands_in_its_place() -> None:
     assert settings_of(auto_find_batch_size=True).run.find_batch
     assert settings_of(pad_to_max_length=True).run.pad_to_max
     assert settings_of(use_dora=True).method.dora
+    assert settings_of(optim="adamw_bf16", peft_type="none").optimizer.in_bf16
 
 
 @pytest.mark.parametrize(
@@ -140,6 +141,21 @@ def test_the_course_must_go_down() -> None:
 def test_eight_bits_cannot_be_trained_themselves() -> None:
     assert "set peft_type=lora" in refusal(int8_quantization=True, peft_type="none")
     assert read_settings(parse({"peft_type": "none"}, {"int8_quantization": True})).method.bits == 16
+
+
+def test_weights_in_bf16_are_for_all_weights_on_bf16_compute() -> None:
+    assert refusal(optim="adamw_bf16") == refusal(optim="adamw_bf16", bf16=True) == (
+        "optim=adamw_bf16 with peft_type=lora: an adapter is small and trains in float32; set peft_type=none, or leave "
+        "optim=adamw"
+    )
+    whole = {"optim": "adamw_bf16", "peft_type": "none"}
+    for settings, dtype in (({"fp16": True}, "float16"), ({"bf16": False}, "float32"), ({"mixed_precision": False,
+                            "bf16": True}, "float32")):  # fmt: skip
+        assert refusal(**whole, **settings) == (
+            f"optim=adamw_bf16 with {dtype} compute: it is for bfloat16; set bf16=True, or leave optim=adamw"
+        )
+    for precision in ({}, {"bf16": True}):
+        assert settings_of(**whole, **precision).idle == ()
 
 
 def test_an_adapter_on_weights_that_are_not_kept_is_refused() -> None:

@@ -21,11 +21,13 @@ from training.crew import job, together
 from training.jobs import lay_out, lines, run
 from transformers import GPT2LMHeadModel
 
+from luthier.catalog.hyperparameters import parse
 from luthier.data.batches import Layout, collate
 from luthier.errors import CapacityError
 from luthier.jobfolder import JobFolder
 from luthier.layers.batch import Batch
-from luthier.training.memory import Cutter
+from luthier.training.config import read_settings
+from luthier.training.memory import Cutter, row_limits
 from luthier.training.ranks import Ranks
 from luthier.training.step import StepResult, Window, take_step
 from luthier.weights.model import Model
@@ -260,6 +262,18 @@ def test_a_row_that_no_memory_holds_ends_the_run_in_one_line(
         "set bits=4, or take a smaller model"
     )
     assert caught.value.exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [({}, "set bits=4"), ({"peft_type": "none", "bf16": True}, "set optim=adamw_bf16, set peft_type=lora"),
+     ({"peft_type": "none"}, "set optim=adamw_bf16 and bf16=True, set peft_type=lora"),
+     ({"peft_type": "none", "bf16": True, "optim": "adamw_bf16"}, "set peft_type=lora")],
+)  # fmt: skip
+def test_what_is_advised_is_what_was_not_done(asked: dict[str, Any], expected: str) -> None:
+    settings = read_settings(parse({"gradient_checkpointing": "True"} | {name: str(asked[name]) for name in asked}))
+    limit = row_limits(settings, False, print).training
+    assert limit.advice == f"lower max_input_length, {expected}, or take a smaller model"
 
 
 # Several ranks

@@ -121,7 +121,7 @@ def train(parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer,
         optimizer.step()
 
 
-def fresh() -> tuple[dict[str, nn.Parameter], torch.optim.AdamW]:
+def fresh() -> tuple[dict[str, nn.Parameter], torch.optim.Optimizer]:
     generator = torch.Generator().manual_seed(0)
     shapes = {"a.weight": (4, 3), "a.bias": (4,), "b.weight": (2, 4)}
     parameters = {name: nn.Parameter(torch.randn(shape, generator=generator)) for name, shape in shapes.items()}
@@ -182,6 +182,20 @@ def test_clipping_is_torchs(max_norm: float) -> None:
         assert (parameter.grad is None) == (other.grad is None)
         if parameter.grad is not None and other.grad is not None:
             assert torch.equal(parameter.grad, other.grad)
+
+
+def test_the_norm_of_gradients_in_bf16_is_not_rounded() -> None:
+    """Torch's own would be a number of bf16; of two parameters, one in each type."""
+    parameters = [nn.Parameter(torch.zeros(300_000, dtype=torch.bfloat16)), nn.Parameter(torch.zeros(7))]
+    generator = torch.Generator().manual_seed(7)
+    for parameter in parameters:
+        parameter.grad = torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    exact = torch.cat([gradient.double() for gradient in gradients]).norm().item()
+    assert abs(torch.nn.utils.get_total_norm(gradients[:1]).item() - gradients[0].double().norm()) > 1e-4 * exact
+    assert clip_gradient(parameters, 1.0, Ranks()) == pytest.approx(exact, rel=1e-5)
+    clipped = torch.cat([gradient.double() for gradient in gradients]).norm().item()
+    assert clipped == pytest.approx(1.0, rel=1e-3)
 
 
 def test_without_a_limit_and_without_an_end_nothing_is_scaled() -> None:

@@ -93,13 +93,17 @@ def exchange_without_room(ranks: Ranks) -> dict[str, Any]:
 
 
 def sums(ranks: Ranks) -> list[bool]:
-    """Whether large and small tensors of two types, in many chunks, come out as one process adds them."""
+    """Whether large and small tensors of two types, in many chunks, come out as one process adds them; one is laid
+    otherwise on one rank.
+    """
     shared_sum.CHUNK_BYTES = 64 * 8
     found = []
     for dtype in (torch.float32, torch.bfloat16):
         torch.manual_seed(5)
-        own = [torch.randn(ranks.size, count).to(dtype) for count in (1, 1000, 257, 64)]
+        own = [torch.randn(ranks.size, *shape).to(dtype) for shape in ((1,), (40, 25), (257,), (64,))]
         mine = [each[ranks.rank].clone() for each in own]
+        if ranks.rank == 1:
+            mine[1] = mine[1].t().contiguous().t()
         for _ in range(2):
             ranks.add_up(mine)
             expected = [functools.reduce(torch.add, each.unbind()) for each in own]

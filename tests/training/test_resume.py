@@ -6,6 +6,7 @@ import random
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
@@ -40,16 +41,18 @@ def kill_at(folder: JobFolder, step: int, *arguments: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("architecture", "method"),
-    [("llama", "lora"), ("gpt_neox", "none"), ("gpt2", "lora")],
-)
-def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, architecture: str, method: str) -> None:
+    ("architecture", "asked"),
+    [("llama", {}), ("gpt_neox", {"peft_type": "none"}), ("gpt2", {}),
+     ("llama", {"peft_type": "none", "bf16": True, "optim": "adamw_bf16"})],
+    ids=["llama-lora", "gpt_neox-none", "gpt2-lora", "llama-bf16"],
+)  # fmt: skip
+def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, architecture: str, asked: dict[str, Any]) -> None:
     model = write_model(tmp_path / "model", architecture, dropout=0.1)
     rows = write_rows(tmp_path / "rows" / "train.jsonl", 40).parent
-    whole = lay_out(tmp_path / "whole", model, rows, peft_type=method, **SETTINGS)
+    whole = lay_out(tmp_path / "whole", model, rows, **asked, **SETTINGS)
     finish(whole)
 
-    broken = lay_out(tmp_path / "broken", model, rows, peft_type=method, **SETTINGS)
+    broken = lay_out(tmp_path / "broken", model, rows, **asked, **SETTINGS)
     moments = random.Random(architecture)
     kill_at(broken, moments.randrange(5, 20))
     kill_at(broken, moments.randrange(24, STEPS - 4), "--resume")
@@ -57,7 +60,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, architecture: s
 
     assert "resuming after step" in output
     assert lines(broken) == lines(whole)
-    name = "adapter_model.safetensors" if method == "lora" else "model.safetensors"
+    name = "model.safetensors" if "peft_type" in asked else "adapter_model.safetensors"
     resumed, expected = load_file(broken.model / name), load_file(whole.model / name)
     assert resumed.keys() == expected.keys()
     assert all(resumed[key].equal(expected[key]) for key in expected)

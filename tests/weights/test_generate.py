@@ -138,7 +138,7 @@ def test_nothing_asked_nothing_answered() -> None:
     assert ours(model_of("llama"), [], [0], 4) == []
 
 
-FAST = ("llama", "mistral", "gemma", "qwen2", "qwen3")
+FAST = ("llama", "mistral", "gemma", "qwen2", "qwen3", "gpt_neox")
 
 
 @pytest.mark.parametrize("adapted", [False, True])

@@ -88,6 +88,14 @@ def test_weights_that_train_are_kept_in_fp32(frozen: bool, dtype: torch.dtype, k
     assert model.dtype is dtype
 
 
+@pytest.mark.parametrize("from_scratch", [False, True])
+def test_weights_may_train_in_bf16(from_scratch: bool, sound: Path) -> None:
+    model = load_model(sound, CPU, torch.bfloat16, from_scratch=from_scratch, trained_in=torch.bfloat16)
+    assert {value.dtype for value in model.trainable().values()} == {torch.bfloat16}
+    rotary = next(value for name, value in model.network.named_buffers() if "inv_freq" in name)
+    assert rotary.dtype is torch.float32
+
+
 def test_bf16_weights_are_read_as_fp32_to_train(folder: Path) -> None:
     edit(folder, lambda weights: weights.update({name: value.bfloat16() for name, value in weights.items()}))
     model = load_model(folder, CPU, torch.float32)

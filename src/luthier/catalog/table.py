@@ -76,6 +76,9 @@ _ROWS = [
     _H("double_quant", "bool", True, "method", "4-bit: quantize the scales, too"),
     _H("enable_fsdp", "bool", False, "method", "shard weights, gradients and optimizer state over the ranks (FSDP2)"),
     # The optimizer
+    _H("optim", "choice", "adamw", "optimizer",
+       "adamw: float32 master weights; adamw_bf16: all weights, gradients and moments in bfloat16, rounded by chance",
+       choices=("adamw", "adamw_bf16")),
     _H("learning_rate", "float", 1e-4, "optimizer", "peak learning rate of AdamW", minimum=0, maximum=1, above=True),
     _H("lr_scheduler_type", "choice", "linear", "optimizer", "course of the learning rate after warm-up",
        choices=("linear", "cosine", "constant", "constant_with_warmup", "CosineAnnealing")),

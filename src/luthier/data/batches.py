@@ -113,9 +113,9 @@ class Plan:
     """Which rows each optimizer step takes. `rows` are indices into the token store.
 
     `lengths` of those rows, where they will be padded: then a micro-batch holds rows of like length. `drop_last`:
-    an epoch leaves out the rows, others each time, that do not fill a micro-batch. `sizes` of those rows in tokens,
-    where they will be packed: then the micro-batches of a step hold about as many tokens, so that ranks that take one
-    each end together.
+    an epoch leaves out the rows, others each time, that do not fill a micro-batch. `work` that each of those rows is,
+    in any unit, where they will be packed: then the micro-batches of a step are about as much of it, so that ranks that
+    take one each end together.
     """
 
     rows: np.ndarray
@@ -124,7 +124,7 @@ class Plan:
     seed: int
     lengths: np.ndarray | None = None
     drop_last: bool = False
-    sizes: np.ndarray | None = None
+    work: np.ndarray | None = None
     _orders: dict[int, np.ndarray] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
@@ -145,8 +145,8 @@ class Plan:
         size = self.rows_per_batch
         order = self._order(epoch)
         window = order[place * size * self.accumulation : (place + 1) * size * self.accumulation]
-        if self.sizes is not None:
-            return [self.rows[part].tolist() for part in _balanced(window, self.sizes, size)]
+        if self.work is not None:
+            return [self.rows[part].tolist() for part in _balanced(window, self.work, size)]
         return [self.rows[window[start : start + size]].tolist() for start in range(0, len(window), size)]
 
     def _order(self, epoch: int) -> np.ndarray:
@@ -179,19 +179,38 @@ def _grouped(order: np.ndarray, lengths: np.ndarray, size: int, seed: tuple[int,
     return np.concatenate([*(full[place] for place in places), *rest])
 
 
-def _balanced(window: np.ndarray, sizes: np.ndarray, most: int) -> list[list[int]]:
-    """`window` in parts of `most` at most and of about the same number of rows and of tokens; each part in its order.
+def _balanced(window: np.ndarray, work: np.ndarray, most: int) -> list[list[int]]:
+    """`window` in parts of `most` at most and of about the same number of rows and work; each part in its order.
 
-    The largest row that is left goes where the fewest tokens are (Graham 1969, longest processing time first).
+    The largest row that is left goes where there is least (Graham 1969, longest processing time first); then rows of
+    the fullest and the emptiest part change places as long as that brings the two together.
     """
     count = math.ceil(len(window) / most)
     room = [len(window) // count + (part < len(window) % count) for part in range(count)]
     held, parts = [0] * count, [list[int]() for _ in range(count)]
-    for place in np.argsort(-sizes[window], kind="stable").tolist():
-        part = min((part for part in range(count) if len(parts[part]) < room[part]), key=lambda part: held[part])
+    for place in window[np.argsort(-work[window], kind="stable")].tolist():
+        part = min((part for part in range(count) if len(parts[part]) < room[part]), key=held.__getitem__)
         parts[part].append(place)
-        held[part] += int(sizes[window[place]])
-    return [window[sorted(part)].tolist() for part in parts]
+        held[part] += int(work[place])
+    while _exchanged(parts, held, work):
+        pass
+    before = {place: number for number, place in enumerate(window.tolist())}
+    return [sorted(part, key=before.__getitem__) for part in parts]
+
+
+def _exchanged(parts: list[list[int]], held: list[int], work: np.ndarray) -> bool:
+    """Let the fullest part and the emptiest exchange the two rows that bring them closest; False where none do."""
+    full, empty = held.index(max(held)), held.index(min(held))
+    gap = held[full] - held[empty]
+    moved = work[parts[full]][:, None] - work[parts[empty]][None, :]
+    left = np.where((moved > 0) & (moved < gap), np.abs(gap - 2 * moved), gap)
+    if not left.size or left.min() >= gap:
+        return False
+    one, other = np.unravel_index(left.argmin(), left.shape)
+    parts[full][one], parts[empty][other] = parts[empty][other], parts[full][one]
+    held[full] -= int(moved[one, other])
+    held[empty] += int(moved[one, other])
+    return True
 
 
 def in_order(tokens: TokenStore, rows: np.ndarray, rows_per_batch: int, layout: Layout) -> Iterator[Batch]:

@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from luthier.layers.row_attention import Rows, row_attention
+from luthier.layers.row_attention import Rows
+from luthier.layers.varlen_attention import attend_rows, taken
 
 PACKED = "luthier_packed"
 
@@ -47,7 +48,8 @@ def packed_attention(
 
     Of the other keywords that transformers passes, these count: `sliding_window` in rows longer than it, `softcap` on
     the scores (Gemma 2), `position_bias` (1, H, L, L) added to them (T5), and `source_lengths`, the rows of the keys
-    in cross-attention. On a CPU all but capped scores take row_attention's way.
+    in cross-attention. All but capped scores take row_attention's way on a CPU; on a GPU, where nothing is added to the
+    scores, they take the varlen kernel's if it was proved there.
     """
     lengths: tuple[int, ...] = context["row_lengths"]
     causal: bool = getattr(module, "is_causal", True)
@@ -55,10 +57,13 @@ def packed_attention(
     bias = None if sources else context.get("position_bias")
     window: int | None = context.get("sliding_window")
     softcap: float | None = context.get("softcap")
-    if softcap is None and query_BHTD.device.type == "cpu":
+    if softcap is None:
         scale = query_BHTD.shape[-1] ** -0.5 if scaling is None else scaling
         rows = Rows(lengths, scale, window if causal else None, causal, sources or (), dropout)
-        return _by_products(query_BHTD, key_BKTD, value_BKTD, rows, bias), None
+        query, key, value = (_in_compute_type(x_BHTD) for x_BHTD in (query_BHTD, key_BKTD, value_BKTD))
+        if query.device.type == "cpu" or (bias is None and taken(query, key, rows)):
+            with torch.autocast(query.device.type, enabled=False):
+                return attend_rows(query, key, value, rows, None if bias is None else bias[0])[None], None
     groups = query_BHTD.shape[1] // key_BKTD.shape[1]
     if groups > 1:
         key_BKTD = key_BKTD.repeat_interleave(groups, dim=1)
@@ -81,14 +86,11 @@ def packed_attention(
     return torch.cat(attended, dim=2).transpose(1, 2).contiguous(), None
 
 
-def _by_products(
-    query_BHTD: Tensor, key_BKTD: Tensor, value_BKTD: Tensor, rows: Rows, bias_BHLL: Tensor | None
-) -> Tensor:
-    """row_attention in one type: under autocast rotary angles leave fp32 queries beside bf16 values."""
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query_BHTD.dtype
-    query, key, value = (x_BHTD[0].transpose(0, 1).to(dtype) for x_BHTD in (query_BHTD, key_BKTD, value_BKTD))
-    with torch.autocast("cpu", enabled=False):
-        return row_attention(query, key, value, rows, None if bias_BHLL is None else bias_BHLL[0])[None]
+def _in_compute_type(x_BHTD: Tensor) -> Tensor:
+    """The one sequence (T, H, D): under autocast rotary angles leave fp32 queries beside bf16 values."""
+    device = x_BHTD.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_BHTD.dtype
+    return x_BHTD[0].transpose(0, 1).to(dtype)
 
 
 def _mask(length: int, causal: bool, window: int | None, bias: Tensor | None, like: Tensor) -> Tensor | None:

@@ -2,8 +2,8 @@
 
     embedding --> layers --> last norm at the positions that carry loss
 
-The last layer computes its output and its MLP at those positions alone. The plain twin is transformers' own model
-(tests/architectures/test_fast_path.py).
+The last layer computes its output and its MLP at those positions alone. What a layer is made of it does not know
+(stack.py). The plain twin is transformers' own model (tests/architectures/test_fast_path.py).
 
 Shapes: T packed tokens, N positions that carry loss, D hidden size.
 """
@@ -15,11 +15,10 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from luthier.layers.batch import Batch
-from luthier.layers.decoder_layer import Mlp, Output, Queries
-from luthier.layers.norm import final_norm
-from luthier.layers.recognition import FastLayer, FastStack
 from luthier.layers.rope import Angles
-from luthier.layers.row_attention import Rows, row_attention
+from luthier.layers.row_attention import Rows
+from luthier.layers.stack import FastStack, Layer
+from luthier.layers.varlen_attention import attend_rows
 
 
 def run_decoder(stack: FastStack, batch: Batch, dtype: torch.dtype) -> Tensor:
@@ -41,18 +40,16 @@ def _run(stack: FastStack, batch: Batch, dtype: torch.dtype) -> Tensor:
             x_TD = checkpoint(_layer, layer, x_TD, angles, batch.row_lengths, wanted_N, dtype, use_reentrant=False)
         else:
             x_TD = _layer(layer, x_TD, angles, batch.row_lengths, wanted_N, dtype)
-    return final_norm(x_TD, stack.norm, dtype)
+    return stack.norm(x_TD, dtype)
 
 
 def _layer(
-    layer: FastLayer, x_TD: Tensor, angles: Angles, lengths: tuple[int, ...], wanted_N: Tensor | None,
+    layer: Layer, x_TD: Tensor, angles: Angles, lengths: tuple[int, ...], wanted_N: Tensor | None,
     dtype: torch.dtype,
 ) -> Tensor:
     """The layer's output, of all tokens or of the wanted ones."""
-    queries = Queries(layer.norm, layer.qkv, layer.head_size, layer.head_norms, angles, dtype)
-    q_THD, k_TKD, v_TKD, x_TD = queries(x_TD)
-    attended_THD = row_attention(q_THD, k_TKD, v_TKD, Rows(lengths, layer.scale, layer.window))
+    q_THD, k_TKD, v_TKD, x_TD = layer.queries(x_TD, angles, dtype)
+    attended_THD = attend_rows(q_THD, k_TKD, v_TKD, Rows(lengths, layer.scale, layer.window))
     if wanted_N is not None:
         attended_THD, x_TD = attended_THD.index_select(0, wanted_N), x_TD.index_select(0, wanted_N)
-    h_TD = Output(layer.o, dtype)(attended_THD, x_TD)
-    return Mlp(layer.mlp_norm, layer.gate_up, layer.down, layer.activation, dtype)(h_TD)
+    return layer.rest(attended_THD, x_TD, dtype)

@@ -5,8 +5,7 @@
       keeps x                   q, k, v          attended      h, gate, up
 
 Norms, activations and their products are computed again in the backward pass. It knows tensors and numbers, not where
-they come from (recognition.py). The plain twin is transformers' own layer (tests/layers/test_decoder_layer.py,
-tests/architectures/test_fast_path.py).
+they come from (recognition.py). The plain twin is transformers' own layer (tests/architectures/test_fast_path.py).
 
 Shapes: T packed tokens, D hidden size, H heads, K key/value heads, I intermediate size.
 """
@@ -22,10 +21,73 @@ from torch import Tensor
 
 from luthier.layers.linear import Kept, Linear, linear, linear_backward
 from luthier.layers.norm import Norm, rms_norm, rms_norm_backward
+from luthier.layers.projection import Projection
 from luthier.layers.rope import Angles, rotate
 from luthier.layers.swiglu import Activation, gated, gated_backward
 
 Grads = tuple[Tensor | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LlamaLayer:
+    """One layer's weights and numbers (stack.py's `Layer`). `head_norms` are those of queries and keys (Qwen 3)."""
+
+    norm: Norm
+    qkv: tuple[Linear, Linear, Linear]
+    head_norms: tuple[Norm, Norm] | None
+    o: Linear
+    mlp_norm: Norm
+    gate_up: tuple[Linear, Linear]
+    down: Linear
+    activation: Activation
+    head_size: int
+    scale: float
+    window: int | None
+    recomputed: bool
+
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        return *self.qkv, self.o, *self.gate_up, self.down
+
+    def queries(self, x_TD: Tensor, angles: Angles, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return Queries(self.norm, self.qkv, self.head_size, self.head_norms, angles, dtype)(x_TD)
+
+    def rest(self, attended_THD: Tensor, x_TD: Tensor, dtype: torch.dtype) -> Tensor:
+        h_TD = Output(self.o, dtype)(attended_THD, x_TD)
+        return Mlp(self.mlp_norm, self.gate_up, self.down, self.activation, dtype)(h_TD)
+
+    def laid(self, dtype: torch.dtype, packed: bool) -> LaidLlama:
+        return LaidLlama(self, dtype, packed)
+
+
+class LaidLlama:
+    """The layer with its weights laid out (stack.py's `Laid`)."""
+
+    def __init__(self, layer: LlamaLayer, dtype: torch.dtype, packed: bool) -> None:
+        self._layer, self._dtype = layer, dtype
+        self._qkv = Projection(layer.qkv, dtype, packed)
+        self._o = Projection((layer.o,), dtype, packed)
+        self._gate_up = Projection(layer.gate_up, dtype, packed)
+        self._down = Projection((layer.down,), dtype, packed)
+
+    def queries(self, x_TD: Tensor, angles: Angles) -> tuple[Tensor, Tensor, Tensor]:
+        layer, dtype = self._layer, self._dtype
+        q_THD, k_TKD, v_TKD = (
+            y_TO.reshape(len(y_TO), -1, layer.head_size) for y_TO in self._qkv(rms_norm(x_TD, layer.norm, dtype))
+        )
+        if layer.head_norms:
+            q_THD, k_TKD = (
+                rms_norm(x.flatten(0, 1), norm, dtype).view_as(x)
+                for x, norm in zip((q_THD, k_TKD), layer.head_norms, strict=True)
+            )
+        return rotate(q_THD, angles), rotate(k_TKD, angles), v_TKD
+
+    def rest(self, attended_THD: Tensor, x_TD: Tensor) -> Tensor:
+        layer = self._layer
+        (h_TD,) = self._o(attended_THD.flatten(1), x_TD)
+        gate_TI, up_TI = self._gate_up(rms_norm(h_TD, layer.mlp_norm, self._dtype))
+        (out_TD,) = self._down(gated(gate_TI, up_TI, layer.activation), h_TD)
+        return out_TD
 
 
 @dataclass(frozen=True, slots=True)

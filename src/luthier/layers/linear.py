@@ -78,7 +78,8 @@ def linear(
         if layer.adapter:
             low_TR = times(x_TI if mask_TI is None else x_TI * mask_TI, layer.adapter.a_RI.to(dtype))
             # The small one first: added to a rounded result, it would be rounded away.
-            y_TO = times(x_TI, layer.weight_OI.to(dtype), times(low_TR, _scaled_b(layer.adapter, keep, dtype)))
+            small_TO = times(low_TR, _scaled_b(layer.adapter, keep, dtype))
+            y_TO = times(x_TI, layer.weight_OI.to(dtype), small_TO, used_up=True)
         elif onto_TO is not None and onto_TO.dtype is dtype:
             y_TO = times(x_TI, layer.weight_OI.to(dtype), onto_TO)
         else:
@@ -119,10 +120,10 @@ def linear_backward(
                 small_TI = small_TI if mask_TI is None else small_TI.mul_(mask_TI)
                 grad_x_TI = small_TI if grad_x_TI is None else grad_x_TI.add_(small_TI)
             else:
-                grad_x_TI = times(grad_low_TR, low_a.t(), grad_x_TI)
+                grad_x_TI = times(grad_low_TR, low_a.t(), grad_x_TI, used_up=True)
     for layer, grad_TO in zip(layers, grads_TO, strict=True) if wants_input else ():
         weight_OI = layer.weight_OI.to(grad_TO.dtype)
-        grad_x_TI = times(grad_TO, weight_OI.t(), grad_x_TI)
+        grad_x_TI = times(grad_TO, weight_OI.t(), grad_x_TI, used_up=True)
     return grad_x_TI, found
 
 

@@ -28,6 +28,10 @@ class Norm:
     epsilon: float
     offset: float = 0.0
 
+    def __call__(self, x_TD: Tensor, dtype: torch.dtype) -> Tensor:
+        """The normed input in `dtype`, differentiable in the input and the weight."""
+        return final_norm(x_TD, self, dtype)
+
     def factor_D(self) -> Tensor:
         """What the normed input is multiplied by, in fp32."""
         weight = self.weight_D.detach().float()

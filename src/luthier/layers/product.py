@@ -24,15 +24,18 @@ _CPUINFO = Path("/proc/cpuinfo")
 _NO_ROOM_FOR_A_PROGRAM = "could not create a primitive"
 
 
-def times(a_MK: Tensor, b_NK: Tensor, onto_MN: Tensor | None = None) -> Tensor:
-    """a b' [+ onto] as a new tensor (M, N), without a graph; all of one type."""
+def times(a_MK: Tensor, b_NK: Tensor, onto_MN: Tensor | None = None, used_up: bool = False) -> Tensor:
+    """a b' [+ onto] (M, N), without a graph; all of one type. A new tensor, unless `onto` may be `used_up`."""
     if a_MK.dtype is torch.float32 and a_MK.device.type == "cpu" and a_MK.numel() and mkl_is_slow():
         try:
             return _by_onednn(a_MK, b_NK, onto_MN)
         except RuntimeError as error:
             if _NO_ROOM_FOR_A_PROGRAM not in str(error):
                 raise
-    return a_MK @ b_NK.t() if onto_MN is None else torch.addmm(onto_MN, a_MK, b_NK.t())
+    if onto_MN is None:
+        return a_MK @ b_NK.t()
+    # The same numbers; onto a new tensor, torch would first copy all of `onto` there.
+    return onto_MN.addmm_(a_MK, b_NK.t()) if used_up else torch.addmm(onto_MN, a_MK, b_NK.t())
 
 
 def in_fp32(left_BMK: Tensor, right_BKN: Tensor, scale: float) -> Tensor:

@@ -1,4 +1,5 @@
-"""Rotary positions (Su et al. 2021, arXiv:2104.09864): each head's first half is turned against its second.
+"""Rotary positions (Su et al. 2021, arXiv:2104.09864): each head's first half is turned against its second, or the
+halves of its first part (GPT-NeoX).
 
     y = x * cos + (-second half, first half) * sin
 
@@ -6,7 +7,7 @@ The minus stands in the sine, so the halves are swapped in one copy and no negat
 the opposite angle undoes it, and is its backward pass. Its plain twin is transformers' apply_rotary_pos_emb
 (tests/layers/test_rope.py).
 
-Shapes: T tokens, H heads, D head size.
+Shapes: T tokens, H heads, D head size, X any kinds of them side by side.
 """
 
 from __future__ import annotations
@@ -43,3 +44,11 @@ def rotate(x_THD: Tensor, angles: Angles) -> Tensor:
     turned[..., :half] = x_THD[..., half:]
     turned[..., half:] = x_THD[..., :half]
     return turned.mul_(angles.sin_T1D).addcmul_(x_THD, angles.cos_T1D)
+
+
+def rotate_first(x_XTHD: Tensor, angles: Angles) -> None:
+    """Turn, in place, as much of each head as there are angles (its first part; all of it at most)."""
+    part = x_XTHD[..., : angles.cos_T1D.shape[-1]]
+    # In one piece, and the angles of all heads as well: torch's inner loops are slow where a part is short.
+    cos_THD, sin_THD = (angle.expand(part.shape[-3:]).contiguous() for angle in (angles.cos_T1D, angles.sin_T1D))
+    part.copy_(rotate(part.contiguous(), Angles(cos_THD, sin_THD)))

@@ -20,6 +20,8 @@ def announce_order(console: Console, order: Order, ranks: int) -> None:
     method = order.settings.method
     name = ("rs" if method.rslora else "") + ("DoRA" if method.dora else "LoRA")
     how = f"{name} r={method.r} alpha={method.alpha}" if method.lora else "all weights"
+    if order.settings.optimizer.in_bf16:
+        how += " in bfloat16, rounded stochastically"
     dtype = str(order.dtype).removeprefix("torch.")
     device = order.device.type if ranks > 1 else order.device
     console.print(f"[bold]{order.location.name}[/]  {how}  {dtype} on {device}", highlight=False)

@@ -79,7 +79,10 @@ class MethodSettings:
 
 @dataclass(frozen=True, slots=True)
 class OptimizerSettings:
-    """AdamW, the course of its learning rate, and the smoothing of the targets."""
+    """AdamW, the course of its learning rate, and the smoothing of the targets.
+
+    `in_bf16`: weights, gradients and moments are bf16, rounded stochastically.
+    """
 
     learning_rate: float
     scheduler: str
@@ -92,6 +95,7 @@ class OptimizerSettings:
     min_rate: float
     constant_steps: int
     smoothing: float
+    in_bf16: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +149,7 @@ def read_settings(values: Hyperparameters) -> Settings:
             v["learning_rate"], v["lr_scheduler_type"], v["warmup_ratio"], v["warmup_steps"], v["weight_decay"],
             (v["adam_beta1"], v["adam_beta2"]), v["adam_epsilon"], v["max_grad_norm"],
             v["min_learning_rate"], v["constant_steps"], v["label_smoothing_factor"],
+            v["optim"] == IN_BF16,
         ),
         ValidationSettings(
             strategies["evaluation_strategy"], v["eval_steps"], strategies["save_strategy"], v["save_steps"],
@@ -158,6 +163,7 @@ def read_settings(values: Hyperparameters) -> Settings:
 _INTERVALS = {
     "evaluation_strategy": "eval_steps", "save_strategy": "save_steps", "logging_strategy": "logging_steps"
 }  # fmt: skip
+IN_BF16 = "adamw_bf16"
 Rule = tuple[tuple[str, ...], bool, str]
 """Names, whether they are without effect, and beside what."""
 _DECAYING = ("linear", "cosine", "CosineAnnealing")  # schedulers that go down to min_learning_rate
@@ -187,6 +193,18 @@ def _check_together(values: Hyperparameters) -> None:
         raise SettingError(
             "int8_quantization=True with peft_type=none: 8-bit weights cannot be trained themselves; set peft_type=lora"
         )
+    if v["optim"] == IN_BF16 and v["peft_type"] == "lora":
+        raise SettingError(
+            f"optim={IN_BF16} with peft_type=lora: an adapter is small and trains in float32; set peft_type=none, or "
+            "leave optim=adamw"
+        )
+    if v["optim"] == IN_BF16 and precision(v) in ("fp16", "fp32"):
+        raise SettingError(without_bf16({"fp16": "float16", "fp32": "float32"}[precision(v)]))
+
+
+def without_bf16(dtype: str) -> str:
+    """Why weights in bf16 are refused where products are computed in another type."""
+    return f"optim={IN_BF16} with {dtype} compute: it is for bfloat16; set bf16=True, or leave optim=adamw"
 
 
 def _strategy(values: Hyperparameters, strategy: str, interval: str) -> str:

@@ -31,18 +31,18 @@ class Forecast:
 
 
 def forecast(model: Model, checkpoints_kept: int) -> Forecast:
-    """Compute what a run needs. A checkpoint is the trainable weights and two moments, in fp32.
+    """Compute what a run needs. A checkpoint is the trainable weights and two moments of their type.
 
     One more checkpoint than is kept lies on disk while it is written, and the best one is kept besides.
     """
-    trainable = sum(parameter.numel() for parameter in model.trainable().values())
+    trained = model.trainable().values()
     everything = sum(_bytes(local(parameter)) for parameter in model.network.parameters())
-    held = sum(local(parameter).numel() for parameter in model.trainable().values())
+    held = sum(_bytes(local(parameter)) for parameter in trained)
     everything += statistics_bytes(model.network)
-    one_checkpoint = trainable * 4 * 3
-    weights = trainable * (4 if model.dtype is torch.float32 else 2)
+    one_checkpoint = 3 * sum(_bytes(parameter) for parameter in trained)
+    weights = sum(parameter.numel() for parameter in trained) * (4 if model.dtype is torch.float32 else 2)
     artifact = 2 * max(weights, 1)  # the folder and its archive
-    memory = everything + held * 4 * 3
+    memory = everything + 3 * held
     return Forecast(one_checkpoint * (checkpoints_kept + 2), artifact, memory)
 
 
@@ -64,7 +64,8 @@ def check_room(need: Forecast, folder: Path, device: torch.device, ranks: int = 
     if needed > free_memory + held:
         raise CapacityError(
             f"the run needs {_size(needed)} of memory on {device} before activations, "
-            f"{_size(free_memory + held)} are free; use peft_type=lora, bf16=True, a smaller model or another device"
+            f"{_size(free_memory + held)} are free; use peft_type=lora, bf16=True (for all weights "
+            "with optim=adamw_bf16), a smaller model or another device"
         )
 
 

@@ -199,8 +199,8 @@ def _load_one(stage: Stage) -> Model:
     on_cpu = run.fsdp and stage.ranks.size > 1 and not method.quantization
     model = load_model(
         order.base, torch.device("cpu") if on_cpu else order.device, order.dtype,
-        frozen=method.lora, from_scratch=run.from_scratch, seed=run.seed,
-        quantization=method.quantization,
+        frozen=method.lora, from_scratch=run.from_scratch, seed=run.seed, quantization=method.quantization,
+        trained_in=torch.bfloat16 if order.settings.optimizer.in_bf16 else torch.float32,
     )  # fmt: skip
     if method.quantization:
         stage.say(f"base model in {method.quantization}: {describe(model.plain)}")
@@ -292,8 +292,9 @@ def _layout(stage: Stage, model: Model) -> Layout:
 
 def _plan(stage: Stage, model: Model, state: TrainingState) -> Plan:
     run, rows = stage.order.settings.run, stage.prepared.split.train
-    lengths = stage.prepared.tokens.lengths[rows]
-    padded, packed = (None, lengths) if model.packs else (lengths, None)
+    tokens = stage.prepared.tokens
+    lengths = tokens.lengths[rows]
+    padded, packed = (None, model.work(lengths, tokens.trained_counts[rows])) if model.packs else (lengths, None)
     return Plan(rows, run.rows_per_batch, state.window, run.seed, padded, run.drop_last, packed)
 
 

@@ -218,9 +218,11 @@ def _ending(rank: int, error: Exception) -> Ending:
         return Ending(str(error), error.exit_code, 3)
     first = (str(error).strip().splitlines() or [""])[0]
     lowered = str(error).lower()
-    if isinstance(error, RuntimeError) and ("timed out" in lowered or "timeout" in lowered):
+    exchange = isinstance(error, RuntimeError)  # gloo's and NCCL's, told by their words
+    if isinstance(error, TimeoutError) or (exchange and ("timed out" in lowered or "timeout" in lowered)):
         return Ending(first, 1, 1)
-    if isinstance(error, RuntimeError) and ("connection closed" in lowered or "connection reset" in lowered):
+    lost = exchange and ("connection closed" in lowered or "connection reset" in lowered)
+    if isinstance(error, ConnectionError) or lost:
         return Ending(first, 1, 0)
     hint = "LUTHIER_DEBUG=1 shows the traceback; please report it"
     return Ending(f"rank {rank}: internal error: {type(error).__name__}: {first} ({hint})", 1, 2)

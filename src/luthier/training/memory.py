@@ -35,6 +35,8 @@ def row_limits(settings: Settings, sharded: bool, say: Callable[[str], None]) ->
     changes = ["lower max_input_length"]
     if not settings.run.gradient_checkpointing:
         changes.append("set gradient_checkpointing=True")
+    if not settings.method.lora and not settings.optimizer.in_bf16:
+        changes.append("set optim=adamw_bf16" + ("" if settings.run.precision == "bf16" else " and bf16=True"))
     if not settings.method.lora:
         changes.append("set peft_type=lora")
     elif settings.method.bits == 16:

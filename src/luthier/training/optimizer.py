@@ -10,21 +10,27 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from luthier.errors import CheckpointError
+from luthier.training.bf16_adamw import CACHED, Bf16AdamW
 from luthier.training.config import OptimizerSettings
 from luthier.training.ranks import Ranks
 from luthier.training.tensor_file import laid_like, local
 
 
-def build_optimizer(parameters: Mapping[str, nn.Parameter], settings: OptimizerSettings) -> torch.optim.AdamW:
-    """AdamW with decay on matrices only: norms and biases are not pulled to zero."""
+def build_optimizer(
+    parameters: Mapping[str, nn.Parameter], settings: OptimizerSettings, seed: int = 0
+) -> torch.optim.Optimizer:
+    """AdamW with decay on matrices only: norms and biases are not pulled to zero. `seed` is of the rounding to bf16."""
     matrices = [parameter for parameter in parameters.values() if parameter.ndim >= 2]
     vectors = [parameter for parameter in parameters.values() if parameter.ndim < 2]
     groups = [
         {"params": matrices, "weight_decay": settings.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
+    groups = [group for group in groups if group["params"]]
+    if settings.in_bf16:
+        return Bf16AdamW(groups, settings.learning_rate, settings.betas, settings.epsilon, seed)
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+        groups,
         lr=settings.learning_rate,
         betas=settings.betas,
         eps=settings.epsilon,
@@ -79,7 +85,7 @@ def clip_gradient(parameters: Sequence[nn.Parameter], max_norm: float, ranks: Ra
     0 as `max_norm` scales nothing; neither does a norm that is not finite.
     """
     gradients = [local(parameter.grad) for parameter in parameters if parameter.grad is not None]
-    norm = nn.utils.get_total_norm(gradients)
+    norm = nn.utils.get_total_norm([_norm(each) if each.dtype is torch.bfloat16 else each for each in gradients])
     if any(isinstance(parameter, DTensor) for parameter in parameters):
         (squares,) = ranks.total(norm.item() ** 2)
         norm = torch.tensor(math.sqrt(squares) if squares >= 0 else squares, device=norm.device)
@@ -87,3 +93,10 @@ def clip_gradient(parameters: Sequence[nn.Parameter], max_norm: float, ranks: Ra
     if max_norm > 0 and math.isfinite(found) and gradients:
         torch._foreach_mul_(gradients, torch.clamp(max_norm / (norm + 1e-6), max=1.0))
     return found
+
+
+def _norm(gradient: Tensor) -> Tensor:
+    """The norm in fp32 of a gradient in bf16; torch's would be rounded to bf16, up to 0.4 % off."""
+    pieces = gradient.flatten().split(CACHED if gradient.device.type == "cpu" else max(gradient.numel(), 1))
+    norm: Tensor = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(piece.float()) for piece in pieces]))
+    return norm

@@ -18,9 +18,9 @@ from luthier.catalog.locate import Location, locate
 from luthier.catalog.shape import context_length, read_config
 from luthier.data.kind import resolve_kind
 from luthier.data.settings import DataSettings
-from luthier.errors import EulaError, RunFolderError
+from luthier.errors import EulaError, RunFolderError, SettingError
 from luthier.jobfolder import Job, JobFolder
-from luthier.training.config import Settings, idle_on, read_settings
+from luthier.training.config import Settings, idle_on, read_settings, without_bf16
 from luthier.weights.convert import as_safetensors
 from luthier.weights.load import compute_dtype, find_device
 
@@ -90,6 +90,8 @@ def read_order(folder: JobFolder, say: Callable[[str], None]) -> Order:
     positions = context_length(base, location.entry)
     data = DataSettings.from_hyperparameters(kind, hyperparameters, hyperparameters.given, location.entry, positions)
     dtype = compute_dtype(settings.run.precision, device)
+    if settings.optimizer.in_bf16 and dtype is not torch.bfloat16:
+        raise SettingError(without_bf16(str(dtype).removeprefix("torch.")))
     return Order(job, hyperparameters, settings, location, base, channels, data, device, dtype)
 
 

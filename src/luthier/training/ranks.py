@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from luthier.errors import SettingError
+from luthier.training.barrier import await_others, join, listen
 from luthier.training.shared_sum import SharedSum, reserve
 
 Item = TypeVar("Item")
@@ -35,6 +37,7 @@ TIMEOUT = "LUTHIER_RANK_TIMEOUT"
 DEFAULT_TIMEOUT = 1800.0
 BUCKET_BYTES = 64 * 1024**2
 _POLL_SECONDS = 0.05
+_DOOR = "door"
 
 
 class Ranks:
@@ -141,30 +144,37 @@ class Together(Ranks):
         return [each for each, _ in found]
 
     def add_up(self, tensors: Sequence[Tensor]) -> None:
-        for bucket in _buckets(tensors):
-            joined = torch.cat([tensor.flatten() for tensor in bucket])
-            self._sum(joined)
-            pieces = joined.split([tensor.numel() for tensor in bucket])
-            for tensor, piece in zip(bucket, pieces, strict=True):
-                tensor.copy_(piece.view_as(tensor))
+        for _, same in groupby(tensors, key=lambda tensor: tensor.dtype):
+            group = list(same)
+            shared = self._memory() if group[0].device.type == "cpu" else None
+            if shared is None:
+                _exchange(group)
+                continue
+            laid = [tensor.contiguous() for tensor in group]  # most are; it may not be the same ones on every rank
+            shared.add_up(laid)
+            for tensor, sums in zip(group, laid, strict=True):
+                if sums is not tensor:
+                    tensor.copy_(sums)
 
-    def _sum(self, joined: Tensor) -> None:
-        if joined.device.type == "cpu" and self._shares is None:
+    def _memory(self) -> SharedSum | None:
+        """Memory that the ranks of this machine share; None without room for it, where gloo carries the sums."""
+        if self._shares is None:
             self._share()
-        if joined.device.type == "cpu" and self._shared is not None:
-            self._shared.add_up(joined)
-        else:
-            dist.all_reduce(joined)
+        return self._shared
 
     def _share(self) -> None:
-        """Open memory for all ranks of this machine; without room for it, gloo carries the sums."""
-        path = self.gather(reserve(self.size) if self.leads else None)[0]
-        self._shares = path is not None
-        if path is not None:
-            self._shared = SharedSum(path, self.rank, self.size, dist.barrier)
-            dist.barrier()
-            if self.leads:
-                path.unlink()
+        folder = reserve(self.size) if self.leads else None
+        door = listen(folder / _DOOR) if folder else None
+        folder = self.gather(folder)[0]
+        self._shares = folder is not None
+        if folder is None:
+            return
+        limit = timeout()
+        barrier = await_others(door, self.size, limit) if door else join(folder / _DOOR, limit)
+        self._shared = SharedSum(folder, self.rank, self.size, barrier.wait)
+        barrier.wait()
+        if self.leads:
+            shutil.rmtree(folder)
 
     def reached(self, name: str) -> None:
         self._store.set(_key(name), "1")
@@ -179,19 +189,28 @@ def _key(name: str) -> str:
     return f"luthier/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{name}"
 
 
+def _exchange(tensors: Sequence[Tensor]) -> None:
+    """Replace tensors of one type by their sums over the ranks, through NCCL or gloo."""
+    for bucket in _buckets(tensors):
+        joined = torch.cat([tensor.flatten() for tensor in bucket])
+        dist.all_reduce(joined)
+        pieces = joined.split([tensor.numel() for tensor in bucket])
+        for tensor, piece in zip(bucket, pieces, strict=True):
+            tensor.copy_(piece.view_as(tensor))
+
+
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Tensors of one type in portions of BUCKET_BYTES, so that an exchange is worth its delay and memory is bounded."""
-    for _, same in groupby(tensors, key=lambda tensor: tensor.dtype):
-        bucket: list[Tensor] = []
-        size = 0
-        for tensor in same:
-            bucket.append(tensor)
-            size += tensor.numel() * tensor.element_size()
-            if size >= BUCKET_BYTES:
-                yield bucket
-                bucket, size = [], 0
-        if bucket:
+    """Tensors in portions of BUCKET_BYTES, so that an exchange is worth its delay and memory is bounded."""
+    bucket: list[Tensor] = []
+    size = 0
+    for tensor in tensors:
+        bucket.append(tensor)
+        size += tensor.numel() * tensor.element_size()
+        if size >= BUCKET_BYTES:
             yield bucket
+            bucket, size = [], 0
+    if bucket:
+        yield bucket
 
 
 def under_torchrun() -> bool:

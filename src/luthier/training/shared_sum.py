@@ -6,66 +6,97 @@
                  all slices are there                          │  piece while another still reads this one
                  copies the sums back                         ─┘
 
-Four passes over the numbers at the memory's speed, where gloo sends each of them through a socket. All ranks get the
-same bits. It knows tensors on a CPU and a way to wait for each other, nothing of what is summed.
+Each number is read and written where it stands, once, and goes between the ranks through the processor's cache, where
+gloo sends it through a socket. All ranks get the same bits. It knows tensors on a CPU and a way to wait for each other,
+nothing of what is summed.
+
+Shapes: P numbers of a piece, N of a stretch of one tensor.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
+import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-CHUNK_BYTES = 8 * 1024**2
+CHUNK_BYTES = 2 * 1024**2
+MEMORY = "memory"
+"""The file in a reserved folder."""
 _ROOMS = 2
-_PLACE = Path("/dev/shm")  # noqa: S108 - memory, and the file in it is its owner's alone
+_PLACE = Path("/dev/shm")  # noqa: S108 - memory, and the folder in it is its owner's alone
 
 
 class SharedSum:
-    """The memory of `size` ranks at `path`, of which this is `rank`; `wait` returns when all ranks have called it."""
+    """The memory of `size` ranks in a reserved `folder`, of which this is `rank`.
 
-    def __init__(self, path: Path, rank: int, size: int, wait: Callable[[], None]) -> None:
+    `wait` returns when all ranks have called it.
+    """
+
+    def __init__(self, folder: Path, rank: int, size: int, wait: Callable[[], None]) -> None:
         self.rank, self.size, self._wait = rank, size, wait
-        with open(path, "r+b") as file:
+        with open(folder / MEMORY, "r+b") as file:
             self._memory = torch.frombuffer(mmap.mmap(file.fileno(), 0), dtype=torch.uint8)
         self._turn = 0
 
-    def add_up(self, numbers_N: Tensor) -> None:
-        """Replace the numbers, contiguous and on a CPU, by their sums over the ranks, in the ranks' order."""
-        for chunk in numbers_N.split(CHUNK_BYTES // numbers_N.element_size()):
-            self._add_up(chunk)
+    def add_up(self, tensors: Sequence[Tensor]) -> None:
+        """Replace the numbers, on a CPU and of one type, by their sums over the ranks, in the ranks' order."""
+        for piece in _pieces(tensors):
+            self._add_up(piece)
 
-    def _add_up(self, chunk_C: Tensor) -> None:
+    def _add_up(self, piece: Sequence[Tensor]) -> None:
+        """Of the stretches (N,) of one piece."""
         self._turn = (self._turn + 1) % _ROOMS
         room = self._memory.view(_ROOMS, self.size, CHUNK_BYTES)[self._turn]
-        parts = [part.view(chunk_C.dtype)[: len(chunk_C)] for part in room]
-        parts[self.rank].copy_(chunk_C)
+        sizes = [len(stretch_N) for stretch_N in piece]
+        parts_P = [part.view(piece[0].dtype)[: sum(sizes)] for part in room]
+        for own_N, stretch_N in zip(parts_P[self.rank].split(sizes), piece, strict=True):
+            own_N.copy_(stretch_N)
         self._wait()
-        first, *others = (part.tensor_split(self.size)[self.rank] for part in parts)
+        first, *others = (part_P.tensor_split(self.size)[self.rank] for part_P in parts_P)
         for other in others:
             first += other
         self._wait()
-        chunk_C.copy_(parts[0])
+        for sum_N, stretch_N in zip(parts_P[0].split(sizes), piece, strict=True):
+            stretch_N.copy_(sum_N)
+
+
+def _pieces(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Stretches of the tensors, in their order, in pieces of CHUNK_BYTES."""
+    piece: list[Tensor] = []
+    room = most = CHUNK_BYTES // tensors[0].element_size()
+    for tensor in tensors:
+        rest_N = tensor.view(-1)
+        while len(rest_N):
+            piece.append(rest_N[:room])
+            room, rest_N = room - len(piece[-1]), rest_N[room:]
+            if not room:
+                yield piece
+                piece, room = [], most
+    if piece:
+        yield piece
 
 
 def reserve(size: int) -> Path | None:
-    """A file in memory for `size` ranks, all of it reserved; None where this machine has no room for it."""
+    """A folder of its owner's alone with memory for `size` ranks, all of it there; None where this machine has no room.
+
+    Memory that is written beyond what the machine has would end the process (SIGBUS).
+    """
     if not _PLACE.is_dir():
         return None
     try:
-        handle, name = tempfile.mkstemp(prefix="luthier-", dir=_PLACE)
+        folder = Path(tempfile.mkdtemp(prefix="luthier-", dir=_PLACE))
     except OSError:
         return None
     try:
-        os.posix_fallocate(handle, 0, _ROOMS * size * CHUNK_BYTES)  # written beyond what there is, it would be SIGBUS
+        with open(folder / MEMORY, "wb") as file:
+            os.posix_fallocate(file.fileno(), 0, _ROOMS * size * CHUNK_BYTES)
     except OSError:
-        Path(name).unlink()
+        shutil.rmtree(folder)
         return None
-    finally:
-        os.close(handle)
-    return Path(name)
+    return folder

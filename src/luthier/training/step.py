@@ -78,7 +78,7 @@ def take_step(
             raise LuthierError(_not_finite(window, scale))
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
-    advice = "set peft_type=lora or take a smaller model; the last checkpoint is intact"
+    advice = "set peft_type=lora (or optim=adamw_bf16) or take a smaller model; the last checkpoint is intact"
     with needed_for("updating the weights", advice):
         optimizer.step()
     optimizer.zero_grad()

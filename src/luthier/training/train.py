@@ -86,7 +86,7 @@ class Run:
 def train(run: Run, state: TrainingState, log: MetricsLog | NoLog, bar: TrainingBar) -> None:
     """Train from `state` to the end; `state` is kept current. Raises Interrupted after saving when a stop was asked."""
     parameters = run.model.trainable()
-    optimizer = build_optimizer(parameters, run.settings.optimizer)
+    optimizer = build_optimizer(parameters, run.settings.optimizer, run.settings.run.seed)
     if state.step:
         _restore(run, state, optimizer)
     limit = run.limits.training

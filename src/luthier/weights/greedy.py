@@ -21,8 +21,8 @@ from luthier.layers.decode import Decoding, weights_of
 from luthier.layers.head_loss import Head
 from luthier.layers.linear import Linear
 from luthier.layers.projection import Projection, can_pack
-from luthier.layers.recognition import FastStack
 from luthier.layers.slots import Slots
+from luthier.layers.stack import FastStack
 
 PACKED_BYTES = 2 << 30  # the most that a second copy of the weights may take, laid out for the processor
 PROMPT_TOKENS = 2048  # read at once

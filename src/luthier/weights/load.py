@@ -51,19 +51,20 @@ def load_model(
     from_scratch: bool = False,
     seed: int = 0,
     quantization: Quantization | None = None,
+    trained_in: torch.dtype = torch.float32,
 ) -> Model:
     """Load the weights in `folder`.
 
     `frozen` weights (the base under an adapter, or a model that only scores) are kept in `dtype`, their linear layers
-    in fewer bits where a `quantization` is given; weights that train are kept in fp32, whatever the compute type.
-    `from_scratch` draws new weights from `seed` instead.
+    in fewer bits where a `quantization` is given; weights that train are kept in `trained_in`, whatever the compute
+    type. `from_scratch` draws new weights from `seed` instead.
 
     Raises ModelNotFoundError when there are no safetensors weights, UserError when they cannot be read, do not fit
     config.json, lack a parameter of it, or are stored quantized, SettingError when they cannot be quantized.
     """
     assert frozen or quantization is None, "quantized weights do not train"
     transformers_logging.disable_progress_bar()
-    kept = dtype if frozen else torch.float32
+    kept = dtype if frozen else trained_in
     if from_scratch:
         network = _fresh(folder, kept, seed)
     else:

@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from peft import PeftModel
@@ -106,6 +107,19 @@ class Model:
             return 2**31
         names = ("max_position_embeddings", "n_positions", "max_seq_len")
         return next((int(getattr(config, name)) for name in names if getattr(config, name, None)), 2**31)
+
+    def work(self, tokens_R: np.ndarray, labels_R: np.ndarray) -> np.ndarray:
+        """int64 (R,): about how many multiplications rows of so many tokens and labels are in a forward pass.
+
+        A token meets the layers' weights and the keys before it, a label the head's.
+        """
+        config, plain = self.plain.config.get_text_config(), self.plain
+        head = cast(Tensor, plain.get_output_embeddings().weight)
+        tables = {module.weight for module in plain.modules() if isinstance(module, nn.Embedding)}  # looked up only
+        layers = sum(weight.numel() for weight in plain.parameters()) - sum(each.numel() for each in {head, *tables})
+        reach = int(config.num_hidden_layers) * int(config.hidden_size)
+        found: np.ndarray = tokens_R * (layers + reach * tokens_R) + labels_R * head.numel()
+        return found
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that training changes, by name."""

@@ -1,0 +1,194 @@
+"""A decoder layer of the GPT-NeoX family, forward and backward by hand.
+
+    x --norm--query_key_value--rope-->  attention  --dense--> + y        y: x, in sequence; else what the MLP made of x
+      \\__________ Queries _________/   row_attention  \\_ Output _/
+      keeps x                          q, k, v          attended
+
+    x --norm--up--act--down--> + x                                       x: the attention's output, in sequence
+      \\__________ Mlp _________/
+      keeps x, up
+
+Attention and MLP read the same x side by side (GPT-J's form), or one after the other. Norms and activations are
+computed again in the backward pass. It knows tensors and numbers, not where they come from (recognition.py). The plain
+twin is transformers' own layer (tests/layers/test_neox_layer.py, tests/architectures/test_fast_path.py).
+
+Shapes: T packed tokens, D hidden size (of a head: head size), H heads, O = 3 * H * head size, I intermediate size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from luthier.layers.decoder_layer import Grads, Output
+from luthier.layers.layer_norm import LayerNorm, layer_norm, layer_norm_backward
+from luthier.layers.linear import Kept, Linear, linear, linear_backward
+from luthier.layers.projection import Projection
+from luthier.layers.rope import Angles, rotate_first
+from luthier.layers.swiglu import Activation
+
+
+@dataclass(frozen=True, slots=True)
+class NeoxLayer:
+    """One layer's weights and numbers (stack.py's `Layer`). `parallel`: attention and MLP read the same."""
+
+    norm: LayerNorm
+    qkv: Linear
+    dense: Linear
+    mlp_norm: LayerNorm
+    up: Linear
+    down: Linear
+    activation: Activation
+    head_size: int
+    scale: float
+    parallel: bool
+    recomputed: bool
+    window: None = None
+
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        return self.qkv, self.dense, self.up, self.down
+
+    def queries(self, x_TD: Tensor, angles: Angles, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return Queries(self.norm, self.qkv, self.head_size, angles, dtype)(x_TD)
+
+    def rest(self, attended_THD: Tensor, x_TD: Tensor, dtype: torch.dtype) -> Tensor:
+        output, mlp = Output(self.dense, dtype), Mlp(self.mlp_norm, self.up, self.down, self.activation, dtype)
+        return output(attended_THD, mlp(x_TD)) if self.parallel else mlp(output(attended_THD, x_TD))
+
+    def laid(self, dtype: torch.dtype, packed: bool) -> LaidNeox:
+        return LaidNeox(self, dtype, packed)
+
+
+class LaidNeox:
+    """The layer with its weights laid out (stack.py's `Laid`)."""
+
+    def __init__(self, layer: NeoxLayer, dtype: torch.dtype, packed: bool) -> None:
+        self._layer, self._dtype = layer, dtype
+        self._qkv, self._dense, self._up, self._down = (
+            Projection((linear,), dtype, packed) for linear in layer.linears
+        )
+
+    def queries(self, x_TD: Tensor, angles: Angles) -> tuple[Tensor, Tensor, Tensor]:
+        (y_TO,) = self._qkv(layer_norm(x_TD, self._layer.norm, self._dtype)[0])
+        return _apart(y_TO, self._layer.head_size, angles)
+
+    def rest(self, attended_THD: Tensor, x_TD: Tensor) -> Tensor:
+        parallel = self._layer.parallel
+        (h_TD,) = self._dense(attended_THD.flatten(1), self._mlp(x_TD) if parallel else x_TD)
+        return h_TD if parallel else self._mlp(h_TD)
+
+    def _mlp(self, x_TD: Tensor) -> Tensor:
+        (up_TI,) = self._up(layer_norm(x_TD, self._layer.mlp_norm, self._dtype)[0])
+        (out_TD,) = self._down(self._layer.activation.forward(up_TI), x_TD)
+        return out_TD
+
+
+@dataclass(frozen=True, slots=True)
+class Queries:
+    """From hidden states to queries, keys and values, by one linear layer whose outputs lie head by head."""
+
+    norm: LayerNorm
+    qkv: Linear
+    head_size: int
+    angles: Angles
+    dtype: torch.dtype
+
+    def __call__(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Queries, keys and values (T, H, D); and `x_TD`, for what is added to it later."""
+        apply: Any = _Queries.apply
+        q_THD, k_THD, v_THD, same_TD = apply(x_TD, self, self.norm.weight_D, self.norm.bias_D, *self.qkv.parameters)
+        return q_THD, k_THD, v_THD, same_TD
+
+
+class _Queries(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_TD: Tensor, of: Queries, *_: Tensor) -> tuple[Tensor, ...]:
+        (y_TO,), kept = linear(layer_norm(x_TD, of.norm, of.dtype)[0], (_biased(of.qkv, of.dtype),))
+        ctx.save_for_backward(x_TD, *kept.lows_TR)
+        ctx.of, ctx.seed = of, kept.seed
+        return *_apart(y_TO, of.head_size, of.angles), x_TD
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Tensor) -> Grads:
+        x_TD, *lows = ctx.saved_tensors  # read once: recomputed activations come out a single time
+        of, wants = ctx.of, ctx.needs_input_grad
+        grad_TO = _together(outputs[:3], of.angles)
+        wants_normed = wants[0] or wants[2] or wants[3]
+        normed_TD, moments = layer_norm(x_TD, of.norm, of.dtype)
+        grad_normed, found = linear_backward(
+            [grad_TO], normed_TD, (of.qkv,), Kept(tuple(lows), ctx.seed), wants_normed
+        )
+        if grad_normed is None:
+            return outputs[3], None, None, None, *found
+        grad_x, *grad_norm = layer_norm_backward(grad_normed, x_TD, of.norm, moments, wants[2:4])
+        return grad_x.add_(outputs[3]), None, *grad_norm, *found
+
+
+def _apart(y_TO: Tensor, head_size: int, angles: Angles) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries and keys, turned, and values, each in one piece."""
+    qkv_3THD = y_TO.view(len(y_TO), -1, 3, head_size).permute(2, 0, 1, 3).contiguous()
+    rotate_first(qkv_3THD[:2], angles)
+    return qkv_3THD[0], qkv_3THD[1], qkv_3THD[2]
+
+
+def _together(grads_THD: tuple[Tensor, ...], angles: Angles) -> Tensor:
+    """The gradient of `_apart`'s input."""
+    grad_TH3D = torch.stack(grads_THD, 2)
+    rotate_first(grad_TH3D.permute(2, 0, 1, 3)[:2], angles.opposite())
+    return grad_TH3D.flatten(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Mlp:
+    """The MLP behind its norm."""
+
+    norm: LayerNorm
+    up: Linear
+    down: Linear
+    activation: Activation
+    dtype: torch.dtype
+
+    def __call__(self, x_TD: Tensor) -> Tensor:
+        """x + down(act(up))."""
+        apply: Any = _Mlp.apply
+        out_TD: Tensor = apply(
+            x_TD, self, self.norm.weight_D, self.norm.bias_D, *self.up.parameters, *self.down.parameters
+        )
+        return out_TD
+
+
+class _Mlp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_TD: Tensor, of: Mlp, *_: Tensor) -> Tensor:
+        (up_TI,), kept = linear(layer_norm(x_TD, of.norm, of.dtype)[0], (_biased(of.up, of.dtype),))
+        (out_TD,), kept_down = linear(of.activation.forward(up_TI), (_biased(of.down, of.dtype),), x_TD)
+        ctx.save_for_backward(x_TD, up_TI, *kept.lows_TR, *kept_down.lows_TR)
+        ctx.of, ctx.seeds = of, (kept.seed, kept_down.seed)
+        return out_TD
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Tensor) -> Grads:
+        x_TD, up_TI, low_up, low_down = ctx.saved_tensors
+        of, wants = ctx.of, ctx.needs_input_grad
+        kept, kept_down = Kept((low_up,), ctx.seeds[0]), Kept((low_down,), ctx.seeds[1])
+        active_TI = of.activation.forward(up_TI) if of.down.trains else None
+        grad_TI, found_down = linear_backward([outputs[0].to(of.dtype)], active_TI, (of.down,), kept_down, True)
+        assert grad_TI is not None
+        del active_TI
+        grad_up = of.activation.backward(grad_TI, up_TI)
+        normed_TD, moments = layer_norm(x_TD, of.norm, of.dtype)
+        wants_normed = wants[0] or wants[2] or wants[3]
+        grad_normed, found = linear_backward([grad_up], normed_TD, (of.up,), kept, wants_normed)
+        if grad_normed is None:
+            return outputs[0], None, None, None, *found, *found_down
+        grad_x, *grad_norm = layer_norm_backward(grad_normed, x_TD, of.norm, moments, wants[2:4])
+        return grad_x.add_(outputs[0]), None, *grad_norm, *found, *found_down
+
+
+def _biased(layer: Linear, dtype: torch.dtype) -> Linear:
+    """The layer with its bias in the compute type, which autocast adds, too: adding an fp32 one takes far longer."""
+    return layer if layer.bias_O is None else replace(layer, bias_O=layer.bias_O.detach().to(dtype))

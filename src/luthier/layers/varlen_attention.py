@@ -1,0 +1,95 @@
+"""Attention of packed rows by torch's varlen kernel (FlashAttention-2, Dao 2023, arXiv:2307.08691), for GPUs.
+
+    a GPU, bf16 or fp16, no bias, no dropout    the kernel, once it was tried there and agreed
+    everything else                             row_attention
+
+The kernel is tried on a few rows the first time that a card meets a type and a shape of heads: what it gives, and its
+gradients, must be row_attention's. A torch that has no such kernel, or another signature of it, is thereby no fault
+but a reason. Shapes: as in row_attention.py.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from luthier.layers.row_attention import Rows, row_attention
+
+DTYPES = (torch.bfloat16, torch.float16)
+TOLERANCE = 0.02  # of the size of what is compared; both round to 8 bits or more
+_TRIED = (5, 130, 64)  # rows shorter and longer than a block of row_attention
+
+
+def attend_rows(
+    query_THD: Tensor, key_SKD: Tensor, value_SKD: Tensor, rows: Rows, bias_HLL: Tensor | None = None
+) -> Tensor:
+    """Attention of each row (T, H, D) by the kernel where it is taken; the contract is row_attention's."""
+    if bias_HLL is None and taken(query_THD, key_SKD, rows):
+        return varlen_attention(query_THD, key_SKD, value_SKD, rows)
+    return row_attention(query_THD, key_SKD, value_SKD, rows, bias_HLL)
+
+
+def taken(query_THD: Tensor, key_SKD: Tensor, rows: Rows) -> bool:
+    """Whether these rows go through the kernel."""
+    heads = (query_THD.shape[1], key_SKD.shape[1], query_THD.shape[2])
+    return not rows.dropout and not refusal(query_THD.device, query_THD.dtype, heads)
+
+
+@lru_cache
+def refusal(device: torch.device, dtype: torch.dtype, heads: tuple[int, int, int]) -> str:
+    """Why the kernel is not taken for H, K and D of `heads`; empty where it was tried and agrees."""
+    if device.type != "cuda":
+        return f"none for {device.type}"
+    if dtype not in DTYPES:
+        return f"none for {dtype}"
+    try:
+        worst = disagreement(device, dtype, heads)
+    except (ImportError, RuntimeError, TypeError, ValueError) as error:
+        return str(error).partition("\n")[0]
+    return "" if worst <= TOLERANCE else f"its result is {worst:.1%} off"
+
+
+def disagreement(device: torch.device, dtype: torch.dtype, heads: tuple[int, int, int]) -> float:
+    """The worst distance of the kernel's result and gradients from row_attention's, relative to their size, with and
+    without a window.
+    """
+    count, key_count, size = heads
+    numbers = torch.Generator().manual_seed(0)
+    shapes = [(sum(_TRIED), heads_here, size) for heads_here in (count, key_count, key_count, count)]
+    query, key, value, grad = (torch.randn(shape, generator=numbers).to(device, dtype) for shape in shapes)
+    worst = 0.0
+    for window in (None, 40):
+        rows = Rows(_TRIED, size**-0.5, window)
+        sides = []
+        for way in (varlen_attention, row_attention):
+            leaves = [part.clone().requires_grad_() for part in (query, key, value)]
+            with torch.enable_grad():
+                attended = way(leaves[0], leaves[1], leaves[2], rows)
+                sides.append([attended.detach(), *torch.autograd.grad(attended, leaves, grad)])
+        for found, expected in zip(*sides, strict=True):
+            worst = max(worst, ((found.float() - expected.float()).norm() / expected.float().norm()).item())
+    return worst
+
+
+def varlen_attention(query_THD: Tensor, key_SKD: Tensor, value_SKD: Tensor, rows: Rows) -> Tensor:
+    """Attention of each row (T, H, D) by the kernel, differentiable in all tensors."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    sources = rows.sources or rows.lengths
+    left = -1 if rows.window is None else rows.window - 1  # it counts the keys before the query's own
+    attended = varlen_attn(
+        query_THD, key_SKD, value_SKD, _starts(rows.lengths, query_THD.device), _starts(sources, query_THD.device),
+        max(rows.lengths), max(sources), scale=rows.scale, window_size=(left, 0) if rows.causal else (-1, -1),
+        enable_gqa=True,
+    )  # fmt: skip
+    assert isinstance(attended, Tensor)
+    return attended
+
+
+@lru_cache(maxsize=8)
+def _starts(lengths: tuple[int, ...], device: torch.device) -> Tensor:
+    """int32 (R+1,): where each row starts, and where the last one ends; the same for all layers of a batch."""
+    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
