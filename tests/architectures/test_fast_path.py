@@ -14,7 +14,7 @@ from tiny_models import ALL, config_of, network_of
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from luthier.layers.recognition import UnknownPart
+from luthier.layers.parts import UnknownPart
 from luthier.weights.lora import Adapter, attach, linear_names
 from luthier.weights.model import Model
 

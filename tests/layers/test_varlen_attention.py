@@ -10,7 +10,7 @@ from torch import Tensor
 
 from luthier.layers import varlen_attention as under_test
 from luthier.layers.row_attention import Rows, row_attention
-from luthier.layers.varlen_attention import attend_rows, disagreement, refusal, varlen_attention
+from luthier.layers.varlen_attention import attend_rows, disagreement, refusal, told, varlen_attention
 
 CPU, HEADS = torch.device("cpu"), (4, 2, 16)
 
@@ -44,6 +44,12 @@ def test_elsewhere_rows_are_attended_by_products() -> None:
     assert torch.equal(found, row_attention(*parts(rows), rows))
     assert refusal(CPU, torch.bfloat16, HEADS) == "none for cpu"
     assert refusal(torch.device("cuda"), torch.float32, HEADS) == "none for torch.float32"
+
+
+def test_the_user_is_told_which_way_is_taken_on_a_gpu() -> None:
+    assert told(CPU, torch.bfloat16, HEADS) == ""
+    said = told(torch.device("cuda"), torch.float32, HEADS)
+    assert said == ", attention without torch's varlen kernel (none for torch.float32)"
 
 
 def test_a_kernel_that_is_not_there_is_a_reason_and_no_fault() -> None:

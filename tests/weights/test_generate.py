@@ -12,7 +12,7 @@ import pytest
 import torch
 from tiny_models import ALL, ARCHITECTURES, network_of
 
-from luthier.layers.recognition import UnknownPart
+from luthier.layers.parts import UnknownPart
 from luthier.layers.slots import Slots
 from luthier.weights import greedy
 from luthier.weights.generate import Generation, generate

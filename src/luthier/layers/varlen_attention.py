@@ -38,6 +38,14 @@ def taken(query_THD: Tensor, key_SKD: Tensor, rows: Rows) -> bool:
     return not rows.dropout and not refusal(query_THD.device, query_THD.dtype, heads)
 
 
+def told(device: torch.device, dtype: torch.dtype, heads: tuple[int, int, int]) -> str:
+    """Which way attention takes on a GPU, for the user; empty on a CPU, where there is one way."""
+    if device.type == "cpu":
+        return ""
+    reason = refusal(device, dtype, heads)
+    return f", attention without torch's varlen kernel ({reason})" if reason else ", attention by torch's varlen kernel"
+
+
 @lru_cache
 def refusal(device: torch.device, dtype: torch.dtype, heads: tuple[int, int, int]) -> str:
     """Why the kernel is not taken for H, K and D of `heads`; empty where it was tried and agrees."""

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from luthier.layers.recognition import UnknownPart
+from luthier.layers.parts import UnknownPart
 from luthier.weights.greedy import Greedy
 from luthier.weights.model import Model
 from luthier.weights.row_limit import RowLimit, in_portions, out_of_memory, release

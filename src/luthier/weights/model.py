@@ -28,7 +28,10 @@ from luthier.layers.batch import Batch
 from luthier.layers.decoder import run_decoder
 from luthier.layers.encoder_decoder import run_stack
 from luthier.layers.head_loss import Head, head_loss, head_scores
-from luthier.layers.recognition import FastStack, UnknownPart, fast_layers
+from luthier.layers.parts import UnknownPart
+from luthier.layers.recognition import fast_layers
+from luthier.layers.stack import FastStack
+from luthier.layers.varlen_attention import told
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -69,8 +72,12 @@ class Model:
     @property
     def path(self) -> str:
         """Which layers compute packed rows as the model now stands: the engine's own, or transformers', and why."""
-        found = self._fast()
-        return "the engine's own layers" if isinstance(found, FastStack) else f"transformers' layers ({found})"
+        found, config = self._fast(), self.plain.config.get_text_config()
+        count = int(config.num_attention_heads)
+        size = getattr(config, "head_dim", None) or config.hidden_size // count
+        attention = told(self.device, self.dtype, (count, getattr(config, "num_key_value_heads", None) or count, size))
+        own = isinstance(found, FastStack)
+        return ("the engine's own layers" if own else f"transformers' layers ({found})") + attention
 
     @property
     def answering(self) -> tuple[FastStack, Head] | UnknownPart:
