@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data_room.layout import Preparing, write_jsonl, write_template
+from luthier.data import build, records
 from luthier.data import prepare as prepare_module
 from luthier.data.prepare import DataSettings, Prepared, prepare
 from luthier.data.tokenize import Tokenizer
@@ -305,6 +306,33 @@ def test_the_cache_follows_the_content(preparing: Preparing, tmp_path: Path, cha
     after = preparing(data, **extra)
     assert after.fingerprint != before.fingerprint
     assert after.tokens.folder != before.tokens.folder
+
+
+def test_few_rows_are_parsed_once_and_many_twice(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the store is the same byte for byte."""
+    rows = [{"instruction": f"do {number}", "context": "", "response": "x " * number} for number in range(1, 1300)]
+    write_jsonl(tmp_path / "rows" / "a.jsonl", rows[:700])
+    write_jsonl(tmp_path / "rows" / "b.jsonl", rows[700:])
+    parsed = 0
+
+    def counting(text: str) -> dict[str, Any]:
+        nonlocal parsed
+        parsed += 1
+        return whole(text)
+
+    whole = records.parse_object
+    monkeypatch.setattr(records, "parse_object", counting)
+    stores = []
+    for held, times in ((build._HELD_BYTES, 1), (100, 2)):
+        monkeypatch.setattr(build, "_HELD_BYTES", held)
+        parsed = 0
+        tokens = prepare({"training": tmp_path / "rows"}, DataSettings(), tokenizer, tmp_path / f"cache{times}").tokens
+        assert times * len(rows) <= parsed < times * len(rows) + 10  # a few to tell what kind of rows they are
+        stores.append({file.name: file.read_bytes() for file in tokens.folder.iterdir() if file.suffix != ".json"})
+    assert stores[0] == stores[1]
+    assert "ids.bin" in stores[0]
 
 
 @pytest.mark.parametrize("damage", ["torn", "changed", "meta"])

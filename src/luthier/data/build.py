@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from luthier.data import records
+from luthier.data import records, tables
 from luthier.data.channel import Channel, RowFile
 from luthier.data.chat import ChatError
 from luthier.data.example import Example, Span
@@ -36,17 +36,21 @@ _BATCH_ROWS = 512
 _BATCH_CHARACTERS = 1 << 20
 _IN_HAND = 2  # batches that are tokenized while another is stored
 _SAY_EVERY = 50_000  # rows
+_HELD_BYTES = 32 * 1024**2  # of files whose rows are parsed once
 _TOLD = ("tokens", "completion", "cut", "cut_prompt", "fate", "reason", "stored")  # of a row, beside its own text
 
 
 @dataclass
 class Survey:
-    """What the first pass found."""
+    """What the first pass found. `records`: all rows, file by file, where they are few enough to be held until the
+    second pass; None where that reads them again.
+    """
 
     form: Form
     origin: str
     rows: int
     warnings: list[str] = field(default_factory=list)
+    records: list[list[Record]] | None = None
 
 
 def files_of(channels: Sequence[Channel]) -> list[RowFile]:
@@ -62,10 +66,14 @@ def survey(channels: Sequence[Channel], candidates: Sequence[tuple[str, Form]], 
     reading = Problems()
     judged = [Problems() for _ in candidates]
     lacking: list[dict[str, str]] = [{} for _ in candidates]
-    rows = 0
+    rows, held = 0, _few(files_of(channels))
+    kept: list[list[Record]] = []
     for file in files_of(channels):
+        kept.append([])
         for record in records.read(file, reading):
             rows += 1
+            if held:
+                kept[-1].append(record)
             for place, (_, form) in enumerate(candidates):
                 for fault in form.faults(record):
                     judged[place].add(file.name, record.line, fault.kind, fault.message, fault.field)
@@ -80,7 +88,14 @@ def survey(channels: Sequence[Channel], candidates: Sequence[tuple[str, Form]], 
     if not rows:
         raise DataError(Problem("", 0, "the channels hold no row"))
     blank = [f"{name}: {count} empty line{'s' * (count > 1)} skipped" for name, count in reading.blank_lines.items()]
-    return Survey(candidates[chosen][1], candidates[chosen][0], rows, blank)
+    return Survey(candidates[chosen][1], candidates[chosen][0], rows, blank, kept if held else None)
+
+
+def _few(files: Sequence[RowFile]) -> bool:
+    """Whether rows may be held in memory; a Parquet file's size says little of what is in it."""
+    return sum(file.path.stat().st_size for file in files) <= _HELD_BYTES and not any(
+        tables.is_parquet(file.path) for file in files
+    )
 
 
 def _no_default(candidates: Sequence[tuple[str, Form]], lacking: list[dict[str, str]]) -> list[Problem]:
@@ -122,12 +137,14 @@ def digest(values: Sequence[str]) -> int:
     return int.from_bytes(hashlib.blake2b(joined.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
-def batches(file: RowFile) -> Iterator[list[Record]]:
-    """A file's rows in batches of bounded size; the file was surveyed, so a fault now means that it changed."""
+def batches(file: RowFile, held: Iterable[Record] | None = None) -> Iterator[list[Record]]:
+    """A file's rows in batches of bounded size: those `held` since the survey, or read again, where a fault means that
+    the file changed.
+    """
     problems = Problems()
     batch: list[Record] = []
     size = 0
-    for record in records.read(file, problems):
+    for record in records.read(file, problems) if held is None else held:
         batch.append(record)
         size += sum(len(value) for value in record.fields.values() if isinstance(value, str | list))
         if len(batch) >= _BATCH_ROWS or size >= _BATCH_CHARACTERS:
@@ -151,7 +168,7 @@ class _Rendered:
 @dataclass
 class RowBuilder:
     """The second pass. `window`: tokens kept of a row, or of an encoder-decoder's prompt; `output_window`: of its
-    completion.
+    completion. `held`: the rows of each file, if the survey held them.
     """
 
     form: Form
@@ -161,6 +178,7 @@ class RowBuilder:
     control_tokens: bool
     say: Say
     turns: bool = False
+    held: Sequence[Sequence[Record]] | None = None
     problems: Problems = field(default_factory=Problems)
 
     def build(self, channels: Sequence[Channel], folder: Path) -> None:
@@ -194,7 +212,7 @@ class RowBuilder:
         with ThreadPoolExecutor(_IN_HAND) as tokenizing:
             waiting: deque[_Rendered] = deque()
             for number, file in enumerate(files_of(channels)):
-                for batch in batches(file):
+                for batch in batches(file, self.held[number] if self.held else None):
                     examples = list(self._examples(batch))
                     rows = [] if self.problems else examples
                     encoded = tokenizing.submit(self.tokenizer.encode_rows, rows)

@@ -252,7 +252,7 @@ class _Order:
         else:
             RowBuilder(
                 found.form, self.tokenizer, self.window, self.settings.max_output_length,
-                self.settings.control_tokens, self.say, self._all_turns,
+                self.settings.control_tokens, self.say, self._all_turns, found.records,
             ).build(self.channels, folder)  # fmt: skip
         return {"origin": found.origin, "warnings": warnings}
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
+_WRITTEN_AT_ONCE = 512  # rows
 
 
 def id_type(vocab_size: int) -> str:
@@ -50,6 +51,7 @@ class TokenWriter:
         self.folder = folder
         self._type = np.dtype(id_type(vocab_size))
         self._ids = open(folder / "ids.bin", "wb")  # noqa: SIM115 (closed by `close`)
+        self._waiting: list[Array] = []
         self._offsets = array("q", [0])
         self._spans = SpanWriter()
         self._turns = SpanWriter() if turns else None
@@ -59,7 +61,9 @@ class TokenWriter:
 
     def append(self, ids: Array, spans: Sequence[tuple[int, int]], turns: Sequence[tuple[int, int]] = ()) -> int:
         """Store one row; return its index."""
-        self._ids.write(np.ascontiguousarray(ids, dtype=self._type).data)
+        self._waiting.append(ids)
+        if len(self._waiting) >= _WRITTEN_AT_ONCE:
+            self._write()
         self._offsets.append(self._offsets[-1] + len(ids))
         self._spans.append(spans)
         if self._turns:
@@ -68,11 +72,17 @@ class TokenWriter:
 
     def close(self) -> None:
         """Write the index files; the folder is a complete store afterwards."""
+        self._write()
         self._ids.close()
         np.save(self.folder / "offsets.npy", np.array(self._offsets, dtype=np.int64))
         self._spans.save(self.folder / "spans.npy", self.folder / "spanned.npy")
         if self._turns:
             self._turns.save(self.folder / "turns.npy", self.folder / "turned.npy")
+
+    def _write(self) -> None:
+        if self._waiting:
+            self._ids.write(np.concatenate(self._waiting, dtype=self._type, casting="unsafe").data)
+            self._waiting.clear()
 
 
 class TokenStore:
