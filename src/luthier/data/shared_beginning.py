@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import tokenizers
+from tokenizers import models
 
 FEWEST = 16  # texts for which looking for a beginning pays
 MARGIN = 8  # characters
@@ -36,16 +37,15 @@ class SharedBeginning:
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         self._backend = backend
-        stored = json.loads(backend.to_str())
-        added = [token for token in stored["added_tokens"] if not token["special"]]  # special ones are plain text here
-        self._added = [token["content"] for token in added]
-        self._normalised = stored["normalizer"] is not None
+        added = [token for token in backend.get_added_tokens_decoder().values() if not token.special]
+        self._added = [token.content for token in added]  # special ones are plain text here
+        self._normalised = backend.normalizer is not None
         self.possible = (
-            stored["normalizer"] in (None, {"type": "NFC"})
-            and _cuts_into_words(stored["pre_tokenizer"])
-            and stored["model"]["type"] == "BPE"
-            and not stored["model"].get("dropout")
-            and not any(token["lstrip"] or token["rstrip"] or token["single_word"] for token in added)
+            _stored(backend.normalizer) in (None, {"type": "NFC"})
+            and _cuts_into_words(_stored(backend.pre_tokenizer))
+            and isinstance(backend.model, models.BPE)
+            and not backend.model.dropout
+            and not any(token.lstrip or token.rstrip or token.single_word for token in added)
         )
         self._found: dict[str, tuple[int, list[int]]] = {}
 
@@ -78,6 +78,11 @@ class SharedBeginning:
             for token in self._added
             for at in range(1, len(token))
         )
+
+
+def _stored(step: Any) -> Any:
+    """A part of a tokenizer as its file has it; the whole file would be as large as the vocabulary."""
+    return None if step is None else json.loads(step.__getstate__())
 
 
 def _both_begin_with(one: str, other: str) -> str:
