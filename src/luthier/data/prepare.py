@@ -7,7 +7,9 @@ It knows files, rows and tokens, nothing of models or training.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -243,6 +245,10 @@ class _Order:
 
     def build(self, candidates: Candidates, folder: Path) -> dict[str, Any]:
         """Fill `folder`; return what is worth knowing of it later."""
+        with _uncollected():
+            return self._build(candidates, folder)
+
+    def _build(self, candidates: Candidates, folder: Path) -> dict[str, Any]:
         found = survey(self.channels, candidates, several=candidates[0][0] == DOCUMENTED)
         self.say(f"{found.rows:,} rows read; tokenizing")
         warnings = list(found.warnings)
@@ -302,6 +308,20 @@ class _Order:
             stored = [table.entries["stored"][sides == number] for number in range(len(SIDES))]
         train, validation, test = (rows.astype(np.int64) for rows in stored)
         return Split(train, validation, test, supplied, table, sides, self.settings.split_seed, tuple(said))
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without garbage collection: the many lists of ids would have it go through all rows in hand again and again, and
+    nothing here refers to itself.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _plain(settings: DataSettings) -> dict[str, Any]:
