@@ -180,4 +180,4 @@ def _listen(patch: pytest.MonkeyPatch, done: Done) -> None:
     patch.setattr(Model, "loss", heard_loss)
     patch.setattr(Model, "scores", heard_scores)
     patch.setattr(torch.nn.functional, "scaled_dot_product_attention", heard_attention)
-    patch.setattr(decoder, "row_attention", heard_rows)
+    patch.setattr(decoder, "attend_rows", heard_rows)
