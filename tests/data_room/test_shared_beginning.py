@@ -19,7 +19,7 @@ from luthier.data.tokenize import Tokenizer as OwnTokenizer
 
 ALPACA = ("Below is an instruction that describes a task. Write a response that appropriately completes the request."
           "\n\n### Instruction:\n")
-WORDS = ["a", "Below", " is", "don't", "'ll", "''", " ", "  ", "\n", "\n\n", "\r\n", "\t", "###", ":", " (", "12",
+WORDS = ["a", "Below", " is", "don't", "'ll", "''", " ", "  ", "\n", "\n\n", "\r\n", "\t", "###", ":", " (", "12", "@",
          "3456", "é", "e\u0301", "\u0301", "ß", "日本", "😀", "\u2003", "<tool", "_call>", "<tool_call>", "   ", "x_y",
          "-", ".", "'"]  # fmt: skip
 
@@ -49,7 +49,7 @@ SHARING = {
     "digits": partial(trained, pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), BYTES])),
     "normal form": partial(trained, BYTES, normalizers.NFC()),
     "added": partial(
-        trained, BYTES, None, (AddedToken("<tool_call>"), AddedToken("   ", normalized=True), AddedToken("\n\n#"))
+        trained, BYTES, None, (AddedToken("<tool_call>"), AddedToken("   ", normalized=True), AddedToken("\n\n@"))
     ),
     **{f"pattern {number}": partial(trained, by_pattern(pattern)) for number, pattern in enumerate(sorted(PATTERNS))},
 }
@@ -99,6 +99,12 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_nothing_is_shared_where_it_is_not_proved(name: str) -> None:
     assert SharedBeginning(backend_of(REFUSED[name])).of([f"{ALPACA}{number}" for number in range(FEWEST)]) == (0, [])
+
+
+def test_nothing_is_shared_of_a_template_with_an_added_token_in_it() -> None:
+    """It is found before words are: "'ll" behind one is a word, which it is not behind ">"."""
+    backend = backend_of(SHARING["added"])
+    assert SharedBeginning(backend).of(["<tool_call>'llaBelow, and so on, and so on"] * FEWEST) == (0, [])
 
 
 def test_few_texts_share_nothing() -> None:

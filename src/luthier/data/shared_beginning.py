@@ -63,21 +63,23 @@ class SharedBeginning:
     def _cut(self, common: str) -> tuple[int, list[int]]:
         if self._normalised and not common.isascii():
             return 0, []
+        common = self._without_added(common)
         words = self._backend.pre_tokenizer.pre_tokenize_str(common) if common else []
         for _, (cut, _) in reversed(words):
             rest = common[cut:]
-            if cut and len(rest) >= MARGIN and rest[:-1].strip() and not self._torn(common[:cut], rest):
+            if cut and len(rest) >= MARGIN and rest[:-1].strip():
                 whole = self._backend.encode(common, add_special_tokens=False)  # the end of a text cuts white space
                 return cut, [number for number, (_, end) in zip(whole.ids, whole.offsets, strict=True) if end <= cut]
         return 0, []
 
-    def _torn(self, before: str, rest: str) -> bool:
-        """Whether an added token, which is found before words are, might begin before the cut and end behind it."""
-        return any(
-            before.endswith(token[:at]) and (rest.startswith(token[at:]) or token[at:].startswith(rest))
-            for token in self._added
-            for at in range(1, len(token))
-        )
+    def _without_added(self, common: str) -> str:
+        """The text up to where an added token might begin, which is found before words are; none if it holds a whole
+        one.
+        """
+        if any(token in common for token in self._added):
+            return ""
+        begun = (at for token in self._added for at in range(1, len(token)) if common.endswith(token[:at]))
+        return common[: len(common) - max(begun, default=0)]
 
 
 def _stored(step: Any) -> Any:
