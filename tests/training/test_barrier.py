@@ -21,7 +21,8 @@ def meet(folder: Path, size: int, seconds: float, work: Callable[[int, Barrier],
         try:
             return work(rank, barrier)
         finally:
-            barrier.close()
+            for other in barrier._others:  # as the end of a process does
+                other.close()
 
     with ThreadPoolExecutor(size) as ranks:
         return list(ranks.map(one, range(size)))

@@ -57,11 +57,12 @@ def packed_attention(
     bias = None if sources else context.get("position_bias")
     window: int | None = context.get("sliding_window")
     softcap: float | None = context.get("softcap")
-    if softcap is None:
+    on_cpu = query_BHTD.device.type == "cpu"
+    if softcap is None and (on_cpu or bias is None):
         scale = query_BHTD.shape[-1] ** -0.5 if scaling is None else scaling
         rows = Rows(lengths, scale, window if causal else None, causal, sources or (), dropout)
         query, key, value = (_in_compute_type(x_BHTD) for x_BHTD in (query_BHTD, key_BKTD, value_BKTD))
-        if query.device.type == "cpu" or (bias is None and taken(query, key, rows)):
+        if on_cpu or taken(query, key, rows):
             with torch.autocast(query.device.type, enabled=False):
                 return attend_rows(query, key, value, rows, None if bias is None else bias[0])[None], None
     groups = query_BHTD.shape[1] // key_BKTD.shape[1]

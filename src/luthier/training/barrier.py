@@ -44,11 +44,6 @@ class Barrier:
             if not other.recv(1):
                 raise ConnectionResetError("connection closed by another rank")
 
-    def close(self) -> None:
-        """Let go of the others: who waits for this rank is told that it has ended."""
-        for other in self._others:
-            other.close()
-
 
 def listen(path: Path) -> socket.socket:
     """Rank 0's door at `path`, which must not be there yet."""
