@@ -217,7 +217,7 @@ def check(options: list[str]) -> None:
     install(dev=True)
     os.chdir(ROOT)
     codes = [subprocess.run([str(PYTHON), "-m", *tool.split(), *options], check=False).returncode
-             for tool in ("ruff check", "mypy")]  # fmt: skip
+             for tool in ("ruff check", "ruff format --check", "mypy")]  # fmt: skip
     sys.exit(max(map(abs, codes)))
 
 

@@ -1,6 +1,6 @@
 """Every bench, one after the other, into one file: train, prepare, generate, startup, ranks.
 
-    python3 run.py bench [all] [--peers trl,hf,torchtune,litgpt] [--shape 135m] [--method lora,full] [--json FILE]
+python3 run.py bench [all] [--peers trl,hf,torchtune,litgpt] [--shape 135m] [--method lora,full] [--json FILE]
 """
 
 from __future__ import annotations

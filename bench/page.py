@@ -63,10 +63,12 @@ def _machine(found: Mapping[str, Any]) -> Iterator[str]:
     versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
     yield f"## {facts['date']}, {facts['processor']}"
     yield ""
-    yield (f"{facts['cores']} of {facts['cores_of_machine']} cores, {asked['threads']} threads each, bf16 "
-           f"by {facts['bf16_instructions']}, {facts['memory_gb']:.0f} GB, GPU: {facts['gpu'] or 'none'}; "
-           f"{'tcmalloc' if asked['allocator'] else 'no tcmalloc'}; {facts['system']}, Python {facts['python']}, "
-           f"{versions}.")
+    yield (
+        f"{facts['cores']} of {facts['cores_of_machine']} cores, {asked['threads']} threads each, bf16 "
+        f"by {facts['bf16_instructions']}, {facts['memory_gb']:.0f} GB, GPU: {facts['gpu'] or 'none'}; "
+        f"{'tcmalloc' if asked['allocator'] else 'no tcmalloc'}; {facts['system']}, Python {facts['python']}, "
+        f"{versions}."
+    )
     load = facts["load_before"][0]
     if load > 0.5:
         yield (f"The machine was not idle: {load} processes wanted its {facts['cores_of_machine']} cores when this "

@@ -65,8 +65,7 @@ def speed(asked: Options, case: dict[str, Any], size: int, model: Path, channel:
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text("utf-8").splitlines()]
     steps = [line for line in lines if "loss" in line][asked.warm_up - 1 :]
     return [
-        (after["tokens"] - before["tokens"]) / (after["time"] - before["time"])
-        for before, after in pairwise(steps)
+        (after["tokens"] - before["tokens"]) / (after["time"] - before["time"]) for before, after in pairwise(steps)
     ]
 
 

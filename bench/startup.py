@@ -107,8 +107,10 @@ def show(result: dict[str, Any]) -> None:
     print("\nfrom the command to the end of the first step, caches warm")
     for name, seconds in result["seconds"].items():
         cpu = median(result["cpu_seconds"][name])
-        against = "" if name == table.OWN else (
-            f"  Luthier takes {own / median(seconds):.2f}x of it, {own_cpu / cpu:.2f}x of the CPU seconds"
+        against = (
+            ""
+            if name == table.OWN
+            else (f"  Luthier takes {own / median(seconds):.2f}x of it, {own_cpu / cpu:.2f}x of the CPU seconds")
         )
         spread = f"of {len(seconds)}: {min(seconds):.1f} to {max(seconds):.1f}; CPU {cpu:.1f} s"
         print(f"{name:10} {median(seconds):6.1f} s ({spread}){against}")

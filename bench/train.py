@@ -146,8 +146,10 @@ def show(result: dict[str, Any]) -> None:
     if "disagrees" in agreement:
         print(f"NOT HUGGING FACE'S NUMBERS: {agreement['disagrees']}")
     else:
-        print(f"agrees with plain Hugging Face in fp32: loss to {agreement['loss']:.1e}, the worst of "
-              f"{agreement['tensors']} gradients to {agreement['gradient']:.1e}, on {agreement['rows']} rows")
+        print(
+            f"agrees with plain Hugging Face in fp32: loss to {agreement['loss']:.1e}, the worst of "
+            f"{agreement['tensors']} gradients to {agreement['gradient']:.1e}, on {agreement['rows']} rows"
+        )
     print(table.render(table.rows(result["groups"])))
     for peer, reason in result["missing"].items():
         print(f"{peer}: left out: {reason}")

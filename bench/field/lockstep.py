@@ -129,7 +129,11 @@ class Contender:
 
 
 def race(
-    entries: Sequence[Entry], rounds: int, warm_up: int, budget: float, say: Callable[[str], None],
+    entries: Sequence[Entry],
+    rounds: int,
+    warm_up: int,
+    budget: float,
+    say: Callable[[str], None],
     words: Sequence[str] = (),
 ) -> list[Record]:
     """Run the contenders in lock step; the steps of `rounds` rounds after `warm_up` ones are kept.

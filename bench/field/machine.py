@@ -33,8 +33,7 @@ def describe() -> dict[str, Any]:
         "system": platform.platform(),
         "python": platform.python_version(),
         # Luthier's own as its source says it: an editable install's metadata keeps the number it was installed with.
-        "versions": {"luthier": luthier.__version__}
-        | {name: found for name in LIBRARIES if (found := _version(name))},
+        "versions": {"luthier": luthier.__version__} | {name: found for name in LIBRARIES if (found := _version(name))},
     }
 
 

@@ -82,8 +82,12 @@ def render(lines: Sequence[Sequence[str]]) -> str:
     text = []
     for line in lines:
         if line in whole:
-            text.append("  ".join(cell.ljust(width) if place == 0 else cell.rjust(width)
-                                  for place, (cell, width) in enumerate(zip(line, widths, strict=True))).rstrip())
+            text.append(
+                "  ".join(
+                    cell.ljust(width) if place == 0 else cell.rjust(width)
+                    for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+                ).rstrip()
+            )
         else:
             text.append("  ".join([line[0].ljust(widths[0]), *filter(None, line[1:])]))
     return "\n".join(text)

@@ -28,8 +28,13 @@ from luthier.errors import RunFolderError, UserError
 
 FORMAT_VERSION = 1
 CHANNELS = ("training", "validation", "test")
-CHANNEL_ALIASES = {"train": "training", "training": "training", "validation": "validation", "val": "validation",
-                   "test": "test"}
+CHANNEL_ALIASES = {
+    "train": "training",
+    "training": "training",
+    "validation": "validation",
+    "val": "validation",
+    "test": "test",
+}
 
 
 @dataclass(frozen=True, slots=True)

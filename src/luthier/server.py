@@ -203,9 +203,7 @@ class Program:
 
     def application(self) -> Any:
         """The ASGI application of the one port."""
-        gateway = Gateway(
-            self.operate, KNOWN, authenticator(self.keys, self.options.no_auth), self.metrics.observe
-        )
+        gateway = Gateway(self.operate, KNOWN, authenticator(self.keys, self.options.no_auth), self.metrics.observe)
         doors = {"/_luthier/health": self.health, "/_luthier/metrics": self.figures, "/_luthier/version": self.about,
                  "/_luthier/": self.nowhere}  # fmt: skip
         return application(gateway, doors)

@@ -107,9 +107,7 @@ def test_odd_shapes(
 
 @pytest.mark.parametrize("name", FAST)
 @pytest.mark.parametrize("lora", [False, True])
-def test_bf16_errs_no_more_than_hugging_faces_autocast(
-    name: str, lora: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bf16_errs_no_more_than_hugging_faces_autocast(name: str, lora: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     def gradient(model: Model) -> Tensor:
         model.loss(batch).backward()
         return torch.cat([value.flatten() for value in gradients(model.network).values()])

@@ -55,8 +55,9 @@ def test_epochs_and_seeds_give_other_orders() -> None:
     plan = Plan(np.arange(50), 5, 2, 1)
     assert epoch_of(plan, 0) != epoch_of(plan, 1)
     assert epoch_of(plan, 0) != epoch_of(Plan(np.arange(50), 5, 2, 2), 0)
-    assert epoch_of(plan, 0) != [[list(range(10 * step, 10 * step + 5)), list(range(10 * step + 5, 10 * step + 10))]
-                                 for step in range(5)]
+    assert epoch_of(plan, 0) != [
+        [list(range(10 * step, 10 * step + 5)), list(range(10 * step + 5, 10 * step + 10))] for step in range(5)
+    ]
 
 
 def test_the_last_window_is_partial() -> None:
@@ -145,9 +146,7 @@ def test_no_rows_no_batch(tmp_path: Path, packed: bool) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(2, 60), min_size=1, max_size=200), st.integers(1, 7), st.integers(1, 3))
-def test_grouping_by_length_loses_no_row_and_keeps_every_size(
-    lengths: list[int], size: int, accumulation: int
-) -> None:
+def test_grouping_by_length_loses_no_row_and_keeps_every_size(lengths: list[int], size: int, accumulation: int) -> None:
     rows = np.arange(1000, 1000 + len(lengths))
     plan = Plan(rows, size, accumulation, seed=3, lengths=np.array(lengths))
     usual = Plan(rows, size, accumulation, seed=3)

@@ -50,8 +50,8 @@ def test_the_turns_asked_for_carry_loss(
     ids, trained = prepared.tokens.row(0)
     assert tokenizer.show(ids[trained]) == trained_text
     assert prepared.tokens.trained_counts[0] == trained.sum()
-    held_out = prepared.tokens if prepared.tokens.completion_only else TokenStore(
-        prepared.tokens.folder, tokenizer.vocab_size
+    held_out = (
+        prepared.tokens if prepared.tokens.completion_only else TokenStore(prepared.tokens.folder, tokenizer.vocab_size)
     )
     ids, scored = held_out.row(0)
     assert tokenizer.show(ids[scored]) == trained_text.replace("how many eggs?<|im_end|>", ""), "answers are scored"

@@ -91,9 +91,7 @@ def test_every_token_of_every_record_is_in_one_block(
         ("a.jsonl", '{"text": "NA"}\n{"text": "the\\ncat"}\n{"text": "007"}\n'),
     ],
 )
-def test_the_text_column(
-    preparing: Preparing, tokenizer: Tokenizer, tmp_path: Path, name: str, content: str
-) -> None:
+def test_the_text_column(preparing: Preparing, tokenizer: Tokenizer, tmp_path: Path, name: str, content: str) -> None:
     prepared = preparing(file(tmp_path / "data", name, content), validation_split_ratio=0.0)
     assert prepared.kind == "domain"
     text = tokenizer.show(joined(prepared, prepared.split.train))
@@ -121,9 +119,7 @@ def test_documents_without_an_end(preparing: Preparing, tokenizer: Tokenizer, tm
     assert tokenizer.eos_id not in joined(stream, stream.split.train)
 
 
-def test_one_single_token_is_nothing_to_learn_from(
-    preparing: Preparing, tokenizer: Tokenizer, tmp_path: Path
-) -> None:
+def test_one_single_token_is_nothing_to_learn_from(preparing: Preparing, tokenizer: Tokenizer, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "data" / "a.jsonl", [{"text": "a"}])
     assert not tokenizer.bos
     assert len(preparing(tmp_path / "data", validation_split_ratio=0.0).split.train) == 1

@@ -35,7 +35,10 @@ def prepared(place: Path, folder: Path, **settings: object) -> Prepared:
     write_template(place / "rows", "{q}", "{a}")
     chosen = {"kind": "instruction", "validation_split_ratio": 0.0, "demarcation": False} | settings
     return prepare(
-        {"training": place / "rows"}, DataSettings(**chosen), Tokenizer.load(folder), place / "cache"  # type: ignore[arg-type]
+        {"training": place / "rows"},
+        DataSettings(**chosen),
+        Tokenizer.load(folder),
+        place / "cache",  # type: ignore[arg-type]
     )
 
 

@@ -17,8 +17,10 @@ from luthier.data.example import Example, Piece
 from luthier.data.shared_beginning import FEWEST, PATTERNS, SharedBeginning
 from luthier.data.tokenize import Tokenizer as OwnTokenizer
 
-ALPACA = ("Below is an instruction that describes a task. Write a response that appropriately completes the request."
-          "\n\n### Instruction:\n")
+ALPACA = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+    "\n\n### Instruction:\n"
+)
 WORDS = ["a", "Below", " is", "don't", "'ll", "''", " ", "  ", "\n", "\n\n", "\r\n", "\t", "###", ":", " (", "12", "@",
          "3456", "é", "e\u0301", "\u0301", "ß", "日本", "😀", "\u2003", "<tool", "_call>", "<tool_call>", "   ", "x_y",
          "-", ".", "'"]  # fmt: skip

@@ -20,9 +20,7 @@ LENGTHS = [9, 30, 2, 17, 17, 5, 41, 3]
 
 @pytest.mark.parametrize(("packed", "rows_per_batch"), [(True, 3), (True, 100), (False, 3), (False, 1), (True, 1)])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_each_row_scores_as_it_does_alone(
-    tmp_path: Path, architecture: str, packed: bool, rows_per_batch: int
-) -> None:
+def test_each_row_scores_as_it_does_alone(tmp_path: Path, architecture: str, packed: bool, rows_per_batch: int) -> None:
     network = network_of(architecture)
     store = write_store(tmp_path, LENGTHS)
     model = Model(network, torch.float32, torch.device("cpu"))

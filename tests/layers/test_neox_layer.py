@@ -96,9 +96,7 @@ def test_laid_out_it_gives_the_same(parallel: bool, packed: bool) -> None:
         torch.testing.assert_close(found, tuple(qkv), rtol=1e-5, atol=1e-5)
         assert all(tensor.is_contiguous() for tensor in found)
         attended = torch.randn_like(qkv[0])
-        torch.testing.assert_close(
-            laid.rest(attended, x), layer.rest(attended, x, torch.float32), rtol=1e-5, atol=1e-5
-        )
+        torch.testing.assert_close(laid.rest(attended, x), layer.rest(attended, x, torch.float32), rtol=1e-5, atol=1e-5)
 
 
 def test_of_a_pass_only_inputs_of_products_are_kept() -> None:

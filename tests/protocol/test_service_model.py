@@ -30,8 +30,11 @@ def test_another_service_is_not_loaded() -> None:
 
 
 def test_texts_are_left_out_and_members_are_not() -> None:
-    described = {"documentation": "long", "members": {"documentation": {"shape": "A"}},
-    "list": [{"documentation": "x"}]}
+    described = {
+        "documentation": "long",
+        "members": {"documentation": {"shape": "A"}},
+        "list": [{"documentation": "x"}],
+    }
     assert model._undocumented(described) == {"members": {"documentation": {"shape": "A"}}, "list": [{}]}
 
 

@@ -282,8 +282,10 @@ class Customer:
     def _put(self, key: str, content: bytes, multipart: bool) -> None:
         digest = hashlib.sha256(content).hexdigest()
         self.objects.setdefault(key, {""}).add(digest)  # "": it need not be there
-        acknowledged = self._upload(key, content) if multipart else self.storm.ask(
-            self.storm.s3.put_object, Bucket=BUCKET, Key=key, Body=content
+        acknowledged = (
+            self._upload(key, content)
+            if multipart
+            else self.storm.ask(self.storm.s3.put_object, Bucket=BUCKET, Key=key, Body=content)
         )
         if acknowledged is None:
             self.unanswered += 1
@@ -299,9 +301,7 @@ class Customer:
         done = []
         for number, start in enumerate(range(0, len(content), 5 << 20), 1):
             body = content[start : start + (5 << 20)]
-            part = storm.ask(
-                storm.s3.upload_part, **where, UploadId=begun["UploadId"], PartNumber=number, Body=body
-            )
+            part = storm.ask(storm.s3.upload_part, **where, UploadId=begun["UploadId"], PartNumber=number, Body=body)
             if part is None:
                 return None
             done.append({"PartNumber": number, "ETag": part["ETag"]})

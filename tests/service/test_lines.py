@@ -37,7 +37,7 @@ def test_what_is_kept_is_found_where_it_was(tmp_path: Path, times: int) -> None:
         assert kept <= path.stat().st_size < kept + 150
     low, high = lines.bounds()
     now = list(lines.after(low, high))
-    assert now == before[-len(now):]
+    assert now == before[-len(now) :]
     assert 0 < len(now) < 1000
     assert low == now[0][0] > 0
     assert lines.before(high, low, 1000) == now

@@ -49,8 +49,15 @@ wild_json = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(wild_text, inner, max_size=3), max_leaves=5,
 )  # fmt: skip
 wild_bodies = st.binary(max_size=60) | st.sampled_from(
-    [b"[" * 5000, b"<a>" * 500, b"{}", b"", b"\xff\xfe", b"<!DOCTYPE a [<!ENTITY x 'y'>]><a>&x;</a>",
-     b"5\r\nhello\r\n0\r\n\r\n"]
+    [
+        b"[" * 5000,
+        b"<a>" * 500,
+        b"{}",
+        b"",
+        b"\xff\xfe",
+        b"<!DOCTYPE a [<!ENTITY x 'y'>]><a>&x;</a>",
+        b"5\r\nhello\r\n0\r\n\r\n",
+    ]
 )
 methods = st.sampled_from(["GET", "PUT", "POST", "DELETE", "HEAD", "OPTIONS", "PATCH", "BREW"])
 names = st.sampled_from(

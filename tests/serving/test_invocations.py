@@ -73,9 +73,7 @@ def test_messages(tiny: Endpoint) -> None:
     several = tiny.answer({"messages": TALK, "max_tokens": 5, "temperature": 1.5, "n": 3, "seed": 1, "logprobs": True})
     assert [one["index"] for one in several["choices"]] == [0, 1, 2]
     assert len(several["choices"][0]["logprobs"]["content"]) == 5
-    assert several["usage"]["completion_tokens"] == sum(
-        len(one["logprobs"]["content"]) for one in several["choices"]
-    )
+    assert several["usage"]["completion_tokens"] == sum(len(one["logprobs"]["content"]) for one in several["choices"])
 
 
 def test_details(tiny: Endpoint) -> None:

@@ -144,9 +144,13 @@ def test_eight_bits_cannot_be_trained_themselves() -> None:
 
 
 def test_weights_in_bf16_are_for_all_weights_on_bf16_compute() -> None:
-    assert refusal(optim="adamw_bf16") == refusal(optim="adamw_bf16", bf16=True) == (
-        "optim=adamw_bf16 with peft_type=lora: an adapter is small and trains in float32; set peft_type=none, or leave "
-        "optim=adamw"
+    assert (
+        refusal(optim="adamw_bf16")
+        == refusal(optim="adamw_bf16", bf16=True)
+        == (
+            "optim=adamw_bf16 with peft_type=lora: an adapter is small and trains in float32; set peft_type=none, or "
+            "leave optim=adamw"
+        )
     )
     whole = {"optim": "adamw_bf16", "peft_type": "none"}
     for settings, dtype in (({"fp16": True}, "float16"), ({"bf16": False}, "float32"), ({"mixed_precision": False,

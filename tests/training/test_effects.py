@@ -121,8 +121,13 @@ def _(lab: Lab) -> None:
 
 
 @EFFECTS.of(
-    "logging_nan_inf_filter", "dataloader_num_workers", "eval_accumulation_steps", "deepspeed", "layer_norm_epilson",
-    "tensor_parallel_degree", "pipeline_parallel_degree",
+    "logging_nan_inf_filter",
+    "dataloader_num_workers",
+    "eval_accumulation_steps",
+    "deepspeed",
+    "layer_norm_epilson",
+    "tensor_parallel_degree",
+    "pipeline_parallel_degree",
 )
 def _(lab: Lab) -> None:
     """The values that SageMaker's clients send are taken and change nothing; others are refused with the reason."""

@@ -182,8 +182,10 @@ def test_a_run_goes_on_and_says_so(model: Path, rows: Path, tmp_path: Path, monk
     screen = run(folder)
     assert small.tried[:7] == [8, 4, 2, 2, 2, 2, 2], "what was found is kept"
     assert max(small.tried[3:]) == 2
-    said = [f"out of memory while training on {tried} rows at once: {tried // 2} at once from now on, with the same "
-            "result" for tried in (8, 4)]
+    said = [
+        f"out of memory while training on {tried} rows at once: {tried // 2} at once from now on, with the same result"
+        for tried in (8, 4)
+    ]
     joined = " ".join(screen.split())
     assert all(joined.count(line) == 1 for line in said)
     record = json.loads((folder.root / "run.json").read_text())
@@ -243,8 +245,9 @@ def test_scoring_and_answering_take_fewer_rows_too(
         after = seen[name][next(at for at, size in enumerate(seen[name]) if size <= 2) :]
         assert max(after) <= 2, "what was found is kept"
     for name in ("base.validation.jsonl", "tuned.validation.jsonl"):
-        found, expected = ([json.loads(line) for line in (folder.scores / name).read_text().splitlines()]
-                           for folder in (tight, roomy))
+        found, expected = (
+            [json.loads(line) for line in (folder.scores / name).read_text().splitlines()] for folder in (tight, roomy)
+        )
         assert [line["prediction"] for line in found] == [line["prediction"] for line in expected]
         for one, other in zip(found, expected, strict=True):
             assert one["loss_sum"] == pytest.approx(other["loss_sum"], abs=1e-4)

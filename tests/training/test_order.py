@@ -88,9 +88,7 @@ def test_an_encoder_decoder_takes_its_user_s_word_and_rows_only(tmp_path: Path) 
         order_of(tmp_path / "second", folder, {"messages": [{"role": "user", "content": "a"}]})
 
 
-def test_a_model_fetched_from_the_hub_is_read_like_one_at_hand(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_fetched_from_the_hub_is_read_like_one_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = model_at(tmp_path / "fetched", is_encoder_decoder=True)
     monkeypatch.setattr("luthier.training.order.fetch", lambda location, say: folder)
     order = order_of(tmp_path, "some-org/unheard-of-t5")

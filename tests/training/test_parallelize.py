@@ -47,9 +47,7 @@ def write(root: Path, architecture: str, **shape: Any) -> str:
 def load(root: str, asked: Settings) -> Model:
     """The model that the settings ask for, with an adapter where they do."""
     method = asked.method
-    model = load_model(
-        Path(root) / "model", CPU, torch.float32, frozen=method.lora, quantization=method.quantization
-    )
+    model = load_model(Path(root) / "model", CPU, torch.float32, frozen=method.lora, quantization=method.quantization)
     return attach(model, Adapter(4, 8, 0.0, ("q_proj", "v_proj")), seed=1) if method.lora else model
 
 

@@ -107,8 +107,9 @@ def test_it_is_the_same_model(architecture: str, tmp_path: Path, own_cache: Path
     folder = pickled(sound, tmp_path / "model")
     found, said = converted(folder)
     assert found.parent == own_cache
-    assert said == [f"converting pytorch_model.bin ({(folder / BIN).stat().st_size / 1e6:.1f} MB) to safetensors, "
-                    f"once: {found}"]
+    assert said == [
+        f"converting pytorch_model.bin ({(folder / BIN).stat().st_size / 1e6:.1f} MB) to safetensors, once: {found}"
+    ]
     assert state(found).keys() == state(sound).keys()
     assert all(torch.equal(state(found)[name], value) for name, value in state(sound).items())
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"):
@@ -168,8 +169,9 @@ def test_shards_are_one_model(index: bool, gpt2: Path, folder: Path) -> None:
     assert not list(found.glob("*.bin*"))
 
 
-def test_large_files_come_out_in_pieces(gpt2: Path, folder: Path, tmp_path: Path,
-                                        monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_files_come_out_in_pieces(
+    gpt2: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No more than a piece is ever laid out in memory; in this process, for the child's bound cannot be reached."""
     monkeypatch.setattr(unpickle, "SHARD_BYTES", 20_000)
     (tmp_path / "out").mkdir()
@@ -399,8 +401,10 @@ def test_a_cache_that_cannot_be_written(folder: Path, tmp_path: Path, monkeypatc
 def probe(monkeypatch: pytest.MonkeyPatch, folder: Path, tmp_path: Path, code: str) -> dict[str, Any]:
     """What a child sees that runs `code` after giving its rights away; `code` prints JSON."""
     child = tmp_path / "probe.py"
-    child.write_text(f"import sys; sys.path.insert(0, {str(convert.CHILD.parent)!r})\n"
-                     "import json, os, resource, unpickle\nunpickle.confine([1000])\n" + code)
+    child.write_text(
+        f"import sys; sys.path.insert(0, {str(convert.CHILD.parent)!r})\n"
+        "import json, os, resource, unpickle\nunpickle.confine([1000])\n" + code
+    )
     monkeypatch.setattr(convert, "CHILD", child)
     return convert._run_child(pickled_files(folder), tmp_path)
 

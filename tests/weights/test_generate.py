@@ -171,9 +171,7 @@ def test_a_model_in_training_or_with_angles_that_depend_on_the_length_goes_to_tr
 
 
 @pytest.mark.parametrize("architecture", FAST)
-def test_weights_left_where_they_are_give_the_same_answers(
-    architecture: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_left_where_they_are_give_the_same_answers(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, prompts = model_of(architecture, adapted=True), prompts_of([9, 1, 23, 30])
     expected = ours(model, prompts, [0], 12)
     monkeypatch.setattr(greedy, "PACKED_BYTES", 0)

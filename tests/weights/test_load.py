@@ -203,9 +203,7 @@ def devices(monkeypatch: pytest.MonkeyPatch, cuda: int, mps: bool) -> None:
 @pytest.mark.parametrize(
     ("cuda", "mps", "expected"), [(2, True, "cuda:0"), (1, False, "cuda:0"), (0, True, "mps"), (0, False, "cpu")]
 )
-def test_auto_takes_the_best_there_is(
-    cuda: int, mps: bool, expected: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_auto_takes_the_best_there_is(cuda: int, mps: bool, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     devices(monkeypatch, cuda, mps)
     assert str(find_device("auto")) == expected
     assert find_device("cpu") == CPU  # what is asked for by name is taken

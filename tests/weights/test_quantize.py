@@ -252,6 +252,7 @@ def test_peft_still_makes_bitsandbytes_lose_its_scales(bases: Bases, monkeypatch
 @pytest.mark.parametrize("architecture", TAUGHT)
 def test_an_adapter_learns(bases: Bases, architecture: str, how: str, dora: bool) -> None:
     model = attach(bases.load(architecture, EVERY[how]), _default(bases, architecture, dora), 0)
+
     def frozen() -> dict[str, Tensor]:
         held = ((name, value.data) for name, value in model.network.named_parameters() if not value.requires_grad)
         return {name: value.contiguous().view(torch.uint8).clone() for name, value in held}
@@ -346,9 +347,7 @@ def test_without_the_library(
         assert "\n" not in str(caught.value)
 
 
-def test_what_it_logs_of_nothing_is_dropped_and_the_rest_is_not(
-    bases: Bases, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_what_it_logs_of_nothing_is_dropped_and_the_rest_is_not(bases: Bases, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         logits(bases.load("llama", INT8).network)
         assert [record.message for record in caplog.records if record.name.startswith("bitsandbytes")] == []

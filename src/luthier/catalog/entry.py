@@ -207,9 +207,7 @@ def _tuples(stored: Mapping[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
 
 
-def _faults(
-    place: str, stored: Mapping[Any, Any], known: Mapping[str, Any], required: tuple[str, ...]
-) -> list[str]:
+def _faults(place: str, stored: Mapping[Any, Any], known: Mapping[str, Any], required: tuple[str, ...]) -> list[str]:
     """Unknown, missing and wrongly typed fields of a mapping, and of the mappings inside it."""
     problems = [f"unknown field {f'{place}{name}'!r}" for name in stored if name not in known]
     problems += [f"missing field {f'{place}{name}'!r}" for name in required if name not in stored]

@@ -37,9 +37,11 @@ def fetch(location: Location, say: Callable[[str], None], patterns: tuple[str, .
     tried = "; ".join((*location.looked, *here, "the Hugging Face Hub"))
     token = os.environ.get("HF_TOKEN") or False
     try:
-        files = huggingface_hub.HfApi(token=token).model_info(
-            location.repository, revision=location.revision, files_metadata=True, timeout=10
-        ).siblings
+        files = (
+            huggingface_hub.HfApi(token=token)
+            .model_info(location.repository, revision=location.revision, files_metadata=True, timeout=10)
+            .siblings
+        )
         if WANTED[0] in patterns and not any(Path(file.rfilename).match(WANTED[0]) for file in files or []):
             patterns = (PICKLED, *patterns[1:])
         size = sum(file.size or 0 for file in files or [] if any(Path(file.rfilename).match(p) for p in patterns))
@@ -68,8 +70,11 @@ def _whole(folder: Path, patterns: tuple[str, ...]) -> bool:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, HfHubHTTPError) and error.response is not None:
-        hints = {401: "no such repository, or it needs HF_TOKEN", 403: "access not granted to this HF_TOKEN",
-                 404: "no such repository"}
+        hints = {
+            401: "no such repository, or it needs HF_TOKEN",
+            403: "access not granted to this HF_TOKEN",
+            404: "no such repository",
+        }
         return hints.get(error.response.status_code, f"HTTP {error.response.status_code}")
     return "offline" if isinstance(error, OfflineModeIsEnabled) else f"unreachable: {type(error).__name__}"
 
@@ -79,5 +84,7 @@ def _check_room(size: int, repository: str) -> None:
     existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
     free = shutil.disk_usage(existing).free
     if size > free:
-        raise CapacityError(f"{repository} needs {size / 1e9:.1f} GB, {existing} has {free / 1e9:.1f} GB free; "
-                            "set HF_HUB_CACHE to a larger disk")
+        raise CapacityError(
+            f"{repository} needs {size / 1e9:.1f} GB, {existing} has {free / 1e9:.1f} GB free; "
+            "set HF_HUB_CACHE to a larger disk"
+        )

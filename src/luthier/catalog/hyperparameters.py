@@ -94,11 +94,15 @@ def _check_sizes(raw: Mapping[str, Any]) -> None:
         raise SettingError(f"{len(raw)} hyperparameters are given; SageMaker takes at most {MOST}")
     for name, value in raw.items():
         if len(name) > LONGEST_NAME:
-            raise SettingError(f"hyperparameter {name[:40]!r}...: its name has {len(name)} characters, more than the "
-                               f"{LONGEST_NAME} that SageMaker takes")
+            raise SettingError(
+                f"hyperparameter {name[:40]!r}...: its name has {len(name)} characters, more than the "
+                f"{LONGEST_NAME} that SageMaker takes"
+            )
         if len(str(value)) > LONGEST_VALUE:
-            raise SettingError(f"hyperparameter {name!r}: its value has {len(str(value)):,} characters, more than the "
-                               f"{LONGEST_VALUE:,} that SageMaker takes")
+            raise SettingError(
+                f"hyperparameter {name!r}: its value has {len(str(value)):,} characters, more than the "
+                f"{LONGEST_VALUE:,} that SageMaker takes"
+            )
 
 
 def _rows(ranges: Ranges) -> dict[str, tuple[str, Hyperparameter]]:

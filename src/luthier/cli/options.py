@@ -64,7 +64,9 @@ ScoreRows = Annotated[
 Ranks = Annotated[
     int,
     typer.Option(
-        "--ranks", metavar="N", min=0,
+        "--ranks",
+        metavar="N",
+        min=0,
         help="Processes that train together on this machine; default one for each GPU, one without.",
     ),
 ]

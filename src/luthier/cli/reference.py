@@ -98,8 +98,8 @@ def hyperparameters_page() -> str:
         "file, the later over the earlier. Names are JumpStart's where JumpStart has one. A base model's own defaults "
         "stand before the table's; they are listed [below](#defaults-and-ranges-of-the-models) and by "
         "`luthier models NAME`.\n",
-        "Values may be written as SageMaker's SDK sends them: as text, as JSON (`\"5\"` in quotes of its own, `true`, "
-        f"`[\"q_proj\", \"v_proj\"]`), `None` or `null` for -1 where -1 is allowed. Keys that start with `{RESERVED}` "
+        'Values may be written as SageMaker\'s SDK sends them: as text, as JSON (`"5"` in quotes of its own, `true`, '
+        f'`["q_proj", "v_proj"]`), `None` or `null` for -1 where -1 is allowed. Keys that start with `{RESERVED}` '
         "are SageMaker's own: they are set aside and recorded. A job takes at most "
         f"{MOST} names of at most {LONGEST_NAME} characters, with values of at most {LONGEST_VALUE:,}.\n",
         "Each row is shown at work by a test of its name: "

@@ -84,7 +84,9 @@ def tune(
         own = ("--ranks", str(ranks)) if _is_given(context, "ranks") else ()  # may differ: the rows of a step stay
         return Call("luthier.training", (str(out.absolute()), "--resume", *own))
     if data is None:
-        raise UserError("no DATA is given; expected: luthier tune DATA (a folder of rows, a file, or s3://bucket/prefix)")
+        raise UserError(
+            "no DATA is given; expected: luthier tune DATA (a folder of rows, a file, or s3://bucket/prefix)"
+        )
     location = locate(model)
     check_tunable(location.entry)
     job = replace(job, eula=_accepted(location.entry, accept_eula))

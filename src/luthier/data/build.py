@@ -100,8 +100,10 @@ def _few(files: Sequence[RowFile]) -> bool:
 
 def _no_default(candidates: Sequence[tuple[str, Form]], lacking: list[dict[str, str]]) -> list[Problem]:
     first = next(iter(lacking[0].values()))
-    reasons = [f"{origin} needs {', '.join(map(repr, missing))}, which not every row has"
-               for (origin, _), missing in zip(candidates, lacking, strict=True)]
+    reasons = [
+        f"{origin} needs {', '.join(map(repr, missing))}, which not every row has"
+        for (origin, _), missing in zip(candidates, lacking, strict=True)
+    ]
     advice = 'put a template.json beside the rows, such as {"prompt": "{question}", "completion": "{answer}"}'
     return [Problem("", 0, f"there is no template.json, and {'; '.join(reasons)}; {advice} (first: {first})")]
 
@@ -221,9 +223,7 @@ class RowBuilder:
                         yield waiting.popleft()
             yield from waiting
 
-    def _store(
-        self, rendered: _Rendered, encoded: Sequence[EncodedRow], entries: Array, writer: TokenWriter
-    ) -> None:
+    def _store(self, rendered: _Rendered, encoded: Sequence[EncodedRow], entries: Array, writer: TokenWriter) -> None:
         """Store a batch's rows, and say in `entries` how each ended."""
         told: dict[str, list[int]] = {name: [] for name in _TOLD}
         for record, example, row in zip(rendered.batch, rendered.examples, encoded, strict=True):

@@ -78,8 +78,10 @@ def _check_turns(roles: list[str]) -> None:
         expected = ("user", "assistant")[place % 2]
         if role != expected:
             number = place + 1 + len(roles) - len(turns)
-            raise ChatError(f"message {number} is the {role}'s where the {expected}'s is due; after an optional system "
-                            "message, user and assistant take turns")
+            raise ChatError(
+                f"message {number} is the {role}'s where the {expected}'s is due; after an optional system "
+                "message, user and assistant take turns"
+            )
     if not turns or turns[-1] != "assistant":
         raise ChatError("the conversation does not end with the assistant, so its last message has no answer to learn")
 
@@ -97,8 +99,11 @@ class ChatTemplate:
         """The conversation as text; `generation`: with the opening of an assistant turn at the end."""
         try:
             return self._compiled.render(
-                messages=[dict(message) for message in messages], tools=None, documents=None,
-                add_generation_prompt=generation, **self._names,
+                messages=[dict(message) for message in messages],
+                tools=None,
+                documents=None,
+                add_generation_prompt=generation,
+                **self._names,
             )
         except jinja2.TemplateError as error:
             raise ChatError(f"the model's chat template refuses this conversation: {error.message}") from None
@@ -130,8 +135,10 @@ class ChatTemplate:
             advice = "this template cannot be trained on"
             if place + 1 < len(messages) and text.startswith(self.render(messages[:-1], generation=True)):
                 advice = "train_on_turns=last trains the last turn alone, whose prompts are the same"
-            raise ChatError("the model's chat template rewrites earlier turns when later ones follow, so its training "
-                            f"and serving prompts differ; {advice}")
+            raise ChatError(
+                "the model's chat template rewrites earlier turns when later ones follow, so its training "
+                f"and serving prompts differ; {advice}"
+            )
         start, limit = len(opened), len(closed)
         return start, next((end for begin, end in markers if begin >= start and end <= limit), limit)
 
@@ -152,8 +159,10 @@ class ChatTemplate:
             hidden = self.render([*masked, *messages[place + 1 :]])
             start, end = hidden.find(mask), hidden.rfind(mask) + 1
             if len(hidden) != len(text) or end - start != len(words):
-                raise ChatError("the model's chat template changes what the user says, so it cannot be told from the "
-                                "template's own text; train_on_turns=assistant needs not tell it")
+                raise ChatError(
+                    "the model's chat template changes what the user says, so it cannot be told from the "
+                    "template's own text; train_on_turns=assistant needs not tell it"
+                )
             begin, limit = next((marker for marker in markers if marker[0] >= end), (end, end))
             closed = text[begin:limit] == closing and not text[end:begin].strip()
             found.append((start, limit if closed else end))
@@ -188,8 +197,10 @@ class ChatTemplate:
             masked = [message | {"content": self._controls.sub(_masked, message["content"])} for message in messages]
             hidden = self.render(masked, generation)
             if len(hidden) != len(text):
-                raise ChatError("the model's chat template changes special-token strings inside messages, so they "
-                                "cannot be told from its own markers")
+                raise ChatError(
+                    "the model's chat template changes special-token strings inside messages, so they "
+                    "cannot be told from its own markers"
+                )
             text = hidden
         return [match.span() for match in self._controls.finditer(text)]
 

@@ -106,8 +106,14 @@ class BlockBuilder:
         blocks.finish()
         writer.close()
         if blocks.unpredictable:
-            raise DataError(Problem("", 0, f"the {blocks.unpredictable[0]} text is one single token, so there is "
-                                    "nothing to predict; give more text, or leave append_eod True"))
+            raise DataError(
+                Problem(
+                    "",
+                    0,
+                    f"the {blocks.unpredictable[0]} text is one single token, so there is "
+                    "nothing to predict; give more text, or leave append_eod True",
+                )
+            )
         np.save(folder / "entries.npy", table.entries)
         np.save(folder / "owner.npy", np.array(blocks.owners, np.int64))
         np.save(folder / "sides.npy", sides)

@@ -69,8 +69,13 @@ def detect(channel: Channel) -> str:
     """The kind that a training channel's files look like."""
     suffixes = {".parquet" if tables.is_parquet(file.path) else file.suffix for file in channel.files}
     if len(suffixes) > 1:
-        raise DataError(Problem(str(channel.root), 0, f"the training channel mixes {' and '.join(sorted(suffixes))} "
-                                "files; keep one format, or give --kind"))
+        raise DataError(
+            Problem(
+                str(channel.root),
+                0,
+                f"the training channel mixes {' and '.join(sorted(suffixes))} files; keep one format, or give --kind",
+            )
+        )
     suffix = suffixes.pop()
     if suffix == ".jsonl":
         return _kind_of_lines(channel)
@@ -101,13 +106,23 @@ def _kind_of_lines(channel: Channel) -> str:
 
 def check_files(kind: str, channels: list[Channel]) -> None:
     """Refuse files that a kind cannot read, each by name; DataError."""
-    problems = [Problem(file.name, 0, f"{kind} data are {' or '.join(SUFFIXES[kind])} files")
-                for channel in channels for file in channel.files if not _fits(kind, file)]
+    problems = [
+        Problem(file.name, 0, f"{kind} data are {' or '.join(SUFFIXES[kind])} files")
+        for channel in channels
+        for file in channel.files
+        if not _fits(kind, file)
+    ]
     for channel in channels:
         if kind == "domain" and len(channel.files) > 1:
             names = ", ".join(file.name for file in channel.files[:3])
-            problems.append(Problem("", 0, f"domain adaptation takes exactly one file in the {channel.name} channel; "
-                                    f"it holds {len(channel.files)} ({names} ...)"))
+            problems.append(
+                Problem(
+                    "",
+                    0,
+                    f"domain adaptation takes exactly one file in the {channel.name} channel; "
+                    f"it holds {len(channel.files)} ({names} ...)",
+                )
+            )
     formats = {tables.is_parquet(file.path) for channel in channels for file in channel.files}
     if kind == "autopilot" and not problems and len(formats) > 1:
         problems.append(Problem("", 0, "CSV and Parquet files are mixed; all channels must be of one format"))

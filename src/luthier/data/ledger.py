@@ -101,8 +101,10 @@ def say_losses(table: RowTable, window: int) -> list[str]:
     cut = np.flatnonzero(entries["fate"] == Fate.TRUNCATED)
     if len(cut):
         tokens = int(entries["cut"][cut].sum(dtype=np.int64))
-        said.append(f"{_some(len(cut), len(table))} truncated to {window:,} tokens: {tokens:,} tokens cut "
-                    f"on the right, the end-of-text token with them (first: {table.name(int(cut[0]))})")
+        said.append(
+            f"{_some(len(cut), len(table))} truncated to {window:,} tokens: {tokens:,} tokens cut "
+            f"on the right, the end-of-text token with them (first: {table.name(int(cut[0]))})"
+        )
     for reason in Reason:
         rows = np.flatnonzero((entries["reason"] == reason) & (entries["fate"] == Fate.DROPPED))
         if len(rows):

@@ -112,8 +112,9 @@ def _join(signatures: Array) -> Array:
         first = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]])) if rows else np.empty(0, np.int64)
         leader = order[np.repeat(first, np.diff(np.append(first, rows)))]
         same = np.flatnonzero(ordered[1:] == ordered[:-1])
-        pairs = np.concatenate([np.stack([order[same], order[same + 1]], 1),
-                                np.stack([leader[same + 1], order[same + 1]], 1)])
+        pairs = np.concatenate(
+            [np.stack([order[same], order[same + 1]], 1), np.stack([leader[same + 1], order[same + 1]], 1)]
+        )
         for chunk in range(0, len(pairs), _CHUNK):
             part = pairs[chunk : chunk + _CHUNK]
             part = part[parent[part[:, 0]] != parent[part[:, 1]]]

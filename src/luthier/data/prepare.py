@@ -144,11 +144,19 @@ def prepare(
 def _check_pairs(kind: str, settings: DataSettings) -> None:
     """An encoder-decoder learns a completion from a prompt, and nothing else."""
     if kind not in ("instruction", "autopilot"):
-        raise DataError(Problem("", 0, f"the model is an encoder-decoder (T5), and the rows are {kind} data; it learns "
-                                "prompt/completion rows only: write those, or choose a causal model"))
+        raise DataError(
+            Problem(
+                "",
+                0,
+                f"the model is an encoder-decoder (T5), and the rows are {kind} data; it learns "
+                "prompt/completion rows only: write those, or choose a causal model",
+            )
+        )
     if not settings.completion_only:
-        raise SettingError("completion_only_loss=False: an encoder-decoder only reads the prompt and has no loss on "
-                           "it; leave it True, or choose a causal model")
+        raise SettingError(
+            "completion_only_loss=False: an encoder-decoder only reads the prompt and has no loss on "
+            "it; leave it True, or choose a causal model"
+        )
 
 
 Candidates = list[tuple[str, Form]]
@@ -179,8 +187,14 @@ class _Order:
             return [("the Autopilot columns", TemplateForm(template, exact=True))]
         if self.kind == "chat":
             if self.tokenizer.chat is None:
-                raise DataError(Problem("", 0, "the rows are conversations, and the model's tokenizer has no chat "
-                                        "template; choose a model that has one, or write prompt/completion rows"))
+                raise DataError(
+                    Problem(
+                        "",
+                        0,
+                        "the rows are conversations, and the model's tokenizer has no chat "
+                        "template; choose a model that has one, or write prompt/completion rows",
+                    )
+                )
             return [("the model's chat template", ChatForm(self.tokenizer.chat, self.settings.train_on_turns))]
         return [("plain text", self._text_form(warnings))]
 
@@ -200,8 +214,10 @@ class _Order:
         found = find_template(self.channels, self._demarcation)
         if found is not None:
             if self._demarcation and "### Response:" in found.prompt:
-                warnings.append("template.json: the prompt has its own '### Response:', and "
-                                "add_input_output_demarcation_key=True puts one more after it; switch one off")
+                warnings.append(
+                    "template.json: the prompt has its own '### Response:', and "
+                    "add_input_output_demarcation_key=True puts one more after it; switch one off"
+                )
             return [("template.json", found)]
         documented = Template(DEFAULT.prompt, DEFAULT.completion, self._demarcation)
         templates = [(DOCUMENTED, documented)]
@@ -228,8 +244,12 @@ class _Order:
         """Everything that the tokenized data depend on; the split only where blocks are cut after it."""
         settings = self.settings
         facts: dict[str, Any] = {
-            "format": FORMAT_VERSION, "kind": self.kind, "files": list(self.hashes.items()), "window": self.window,
-            "tokenizer": self.tokenizer.fingerprint, "control_tokens": settings.control_tokens,
+            "format": FORMAT_VERSION,
+            "kind": self.kind,
+            "files": list(self.hashes.items()),
+            "window": self.window,
+            "tokenizer": self.tokenizer.fingerprint,
+            "control_tokens": settings.control_tokens,
             "candidates": [(origin, _stored(form)) for origin, form in candidates],
         }
         if self.kind == "chat" and settings.train_on_turns != ASSISTANT:
@@ -238,9 +258,16 @@ class _Order:
             facts["output_window"] = settings.max_output_length
         if self.kind == "domain":
             facts["append_eod"] = settings.append_eod
-            facts["split"] = [settings.validation_split_ratio, settings.test_split_ratio, settings.split_seed,
-                              settings.max_train_samples, settings.max_val_samples, settings.group_near_duplicates,
-                              settings.scoring, sorted(settings.given & {"validation_split_ratio", "test_split_ratio"})]
+            facts["split"] = [
+                settings.validation_split_ratio,
+                settings.test_split_ratio,
+                settings.split_seed,
+                settings.max_train_samples,
+                settings.max_val_samples,
+                settings.group_near_duplicates,
+                settings.scoring,
+                sorted(settings.given & {"validation_split_ratio", "test_split_ratio"}),
+            ]
         return facts
 
     def build(self, candidates: Candidates, folder: Path) -> dict[str, Any]:
@@ -328,9 +355,7 @@ def _plain(settings: DataSettings) -> dict[str, Any]:
     """The settings as JSON, without those at their defaults and those that change no token and no side."""
     usual = asdict(DataSettings())
     silent = ("given", "workers")
-    return {
-        name: value for name, value in asdict(settings).items() if value != usual[name] and name not in silent
-    }
+    return {name: value for name, value in asdict(settings).items() if value != usual[name] and name not in silent}
 
 
 def _stored(form: Form) -> Any:
@@ -349,12 +374,19 @@ def _say_duplicates(table: RowTable, sides: Array, grouped: bool) -> list[str]:
     said = []
     for pairs, what, advice in (
         (exact, "an exact duplicate", "their scores say less about new rows"),
-        (near, "a near-duplicate", "they are in one group that the shares had to cut, or on a supplied side" if grouped
-         else "group_near_duplicates=True keeps such rows on one side"),
+        (
+            near,
+            "a near-duplicate",
+            "they are in one group that the shares had to cut, or on a supplied side"
+            if grouped
+            else "group_near_duplicates=True keeps such rows on one side",
+        ),
     ):
         if pairs:
             held_out, training = pairs[0]
             rows = "held-out row has" if len(pairs) == 1 else "held-out rows have"
-            said.append(f"{len(pairs):,} {rows} {what} among the training rows; {advice} (first: "
-                        f"{table.name(held_out)} and {table.name(training)})")
+            said.append(
+                f"{len(pairs):,} {rows} {what} among the training rows; {advice} (first: "
+                f"{table.name(held_out)} and {table.name(training)})"
+            )
     return said

@@ -96,8 +96,10 @@ def _settled(prepared: Prepared) -> Text:
         for name, rows in zip(SIDES, (split.train, split.validation, split.test), strict=True)
     )
     turns = f"\nturns      {TRAINED[prepared.turns]}" if prepared.turns else ""
-    return Text(f"template   {prepared.template_origin}{turns}\nwindow     {prepared.window:,} tokens\n"
-                f"split      {sides} {unit}, seed {split.seed}")
+    return Text(
+        f"template   {prepared.template_origin}{turns}\nwindow     {prepared.window:,} tokens\n"
+        f"split      {sides} {unit}, seed {split.seed}"
+    )
 
 
 def histogram(lengths: Array) -> Text:
@@ -122,8 +124,9 @@ def _examples(prepared: Prepared, tokenizer: Tokenizer) -> RenderableType:
         Panel(Text.assemble(*coloured(prepared, tokenizer, int(row))), title=source, title_align="left")
         for row, source in zip(rows, sources, strict=True)
     ]
-    return Group(Text.assemble("training examples: ", ("these tokens carry loss", "bold green"), ", the others do not"),
-                 *panels)
+    return Group(
+        Text.assemble("training examples: ", ("these tokens carry loss", "bold green"), ", the others do not"), *panels
+    )
 
 
 def coloured(prepared: Prepared, tokenizer: Tokenizer, row: int) -> Iterator[tuple[str, str]]:

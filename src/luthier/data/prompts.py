@@ -22,9 +22,7 @@ from luthier.errors import UserError
 Render = Callable[[Mapping[str, Any]], Example]
 
 
-def renderer(
-    provenance: Mapping[str, Any], tokenizer: Tokenizer, raw: bool, trusted: bool | None = None
-) -> Render:
+def renderer(provenance: Mapping[str, Any], tokenizer: Tokenizer, raw: bool, trusted: bool | None = None) -> Render:
     """How a row's fields become a prompt: as the run was trained, or (`raw`) the plain text of its field `prompt`.
 
     `trusted`: special-token strings in the fields become control tokens; None leaves it to what the run was trained

@@ -62,8 +62,10 @@ class Split:
         for name, rows in self._rows().items():
             listed = stored.get(name, [])
             if len(listed) != len(rows) or any(a != b for a, b in zip(listed, self.table.names(rows), strict=True)):
-                raise RunFolderError(f"{path}: the stored {name} rows are not what data and settings give now; "
-                                     "restore the data, or start a new run")
+                raise RunFolderError(
+                    f"{path}: the stored {name} rows are not what data and settings give now; "
+                    "restore the data, or start a new run"
+                )
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -158,8 +160,11 @@ def _sample(entries: Array, sides: Array, settings: DataSettings, contiguous: bo
 
 
 def _ignored(settings: DataSettings, supplied: frozenset[str]) -> list[str]:
-    return [f"{name}_split_ratio has no effect: the {name} rows are supplied"
-            for name in sorted(supplied) if f"{name}_split_ratio" in settings.given]
+    return [
+        f"{name}_split_ratio has no effect: the {name} rows are supplied"
+        for name in sorted(supplied)
+        if f"{name}_split_ratio" in settings.given
+    ]
 
 
 def _checks(sides: Array, settings: DataSettings) -> list[str]:
@@ -171,8 +176,10 @@ def _checks(sides: Array, settings: DataSettings) -> list[str]:
     if settings.scoring:
         return []
     if not counts[1] and settings.validation_split_ratio > 0:
-        return [f"the validation side is empty: {counts[0]} training rows at validation_split_ratio="
-                f"{settings.validation_split_ratio:g} give none; the last checkpoint is kept unchosen"]
+        return [
+            f"the validation side is empty: {counts[0]} training rows at validation_split_ratio="
+            f"{settings.validation_split_ratio:g} give none; the last checkpoint is kept unchosen"
+        ]
     return [] if counts[1] else ["the validation side is empty: the last checkpoint is kept unchosen"]
 
 

@@ -106,8 +106,10 @@ def parquet(file: RowFile, problems: Problems) -> Iterator[tuple[int, dict[str, 
     row = 0
     try:
         for batch in opened.iter_batches(batch_size=_BATCH, use_threads=False):
-            cells = [column.to_pylist() if name in texts else [Typed(str(column.type))] * len(batch)
-                     for name, column in zip(batch.schema.names, batch.columns, strict=True)]
+            cells = [
+                column.to_pylist() if name in texts else [Typed(str(column.type))] * len(batch)
+                for name, column in zip(batch.schema.names, batch.columns, strict=True)
+            ]
             for values in zip(*cells, strict=True):
                 row += 1
                 yield row, dict(zip(schema.names, values, strict=True))

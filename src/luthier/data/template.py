@@ -95,8 +95,10 @@ class Template:
             raise _fault("expected an object with the strings 'prompt' and 'completion'", path.name)
         for name in stored:
             if name not in expected:
-                raise _fault(f"unknown key {name!r}{did_you_mean(name, expected)}; expected exactly 'prompt' and "
-                             "'completion'", path.name)
+                raise _fault(
+                    f"unknown key {name!r}{did_you_mean(name, expected)}; expected exactly 'prompt' and 'completion'",
+                    path.name,
+                )
         for name in expected:
             if not isinstance(stored.get(name), str):
                 raise _fault(f"{name!r} must be a string", path.name)
@@ -156,4 +158,3 @@ DEFAULT = Template(
     "{response}",
 )
 AUTOPILOT = Template("{input}", "{output}")
-

@@ -109,8 +109,10 @@ class Tokenizer:
         whole = (folder / "tokenizer.json").exists()
         if not whole and not (folder / "merges.txt").exists():
             # What transformers makes of a bare SentencePiece model depends on the class that asks.
-            raise ModelNotFoundError(f"{folder}: no usable tokenizer: no tokenizer.json (nor GPT-2's vocab.json and "
-                                     "merges.txt); save the tokenizer with transformers once")
+            raise ModelNotFoundError(
+                f"{folder}: no usable tokenizer: no tokenizer.json (nor GPT-2's vocab.json and "
+                "merges.txt); save the tokenizer with transformers once"
+            )
         kind = AutoTokenizer if whole or (folder / "config.json").exists() else GPT2Tokenizer
         try:
             source = kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -138,9 +140,7 @@ class Tokenizer:
         """Ids of the pieces, each tokenized apart; no BOS, no EOS."""
         return [int(number) for number in self.encode_batch([pieces])[0][0]]
 
-    def encode_batch(
-        self, batch: Sequence[Sequence[Piece]], place: Place = Place.START
-    ) -> list[tuple[Array, Array]]:
+    def encode_batch(self, batch: Sequence[Sequence[Piece]], place: Place = Place.START) -> list[tuple[Array, Array]]:
         """For each sequence of pieces: ids int64 (T,) and trained bool (T,). Same ids as `encode` one by one.
 
         `place`: where the first piece of each stands; CONTINUING for text that goes on from an earlier one.
@@ -258,9 +258,7 @@ class Tokenizer:
 
     def _control_spans(self, piece: Piece) -> list[Span]:
         return [
-            match.span()
-            for start, end in piece.controls
-            for match in self._markers.finditer(piece.text, start, end)
+            match.span() for start, end in piece.controls for match in self._markers.finditer(piece.text, start, end)
         ]
 
     def _encode_plain(self, texts: Sequence[_Text]) -> list[Array]:
@@ -319,8 +317,11 @@ class Tokenizer:
         """Where each token of a plain stretch stands in its piece, in characters."""
         whole = self._backends[text.place].encode(text.text, add_special_tokens=False)
         stretches = self._stretches(text) if self._forbidden[whole.ids].any() else [(0, whole)]
-        return [(text.start + start + first, text.start + start + last)
-                for start, encoding in stretches for first, last in encoding.offsets]
+        return [
+            (text.start + start + first, text.start + start + last)
+            for start, encoding in stretches
+            for first, last in encoding.offsets
+        ]
 
     def _frame(self, source: Any) -> tuple[list[int], list[int]]:
         """Ids that the tokenizer itself puts before and after a text."""
@@ -383,8 +384,10 @@ def _unprefixed(node: Any, first_only: bool) -> Any:
     kind = node.get("type")
     if kind == "Prepend" and not first_only:
         return {"type": "Replace", "pattern": {"String": "\x00"}, "content": "\x00"}  # changes nothing
-    changed = {name: value if name in ("model", "added_tokens", "decoder") else _unprefixed(value, first_only)
-               for name, value in node.items()}
+    changed = {
+        name: value if name in ("model", "added_tokens", "decoder") else _unprefixed(value, first_only)
+        for name, value in node.items()
+    }
     if kind == "Metaspace" and (not first_only or node.get("prepend_scheme") == "first"):
         changed["prepend_scheme"] = "never"
     if kind == "ByteLevel" and not first_only:

@@ -35,8 +35,10 @@ def answer(request: dict[str, Any], console: Console) -> None:
     device = find_device(request.get("device", "auto"))
     tokenizer = Tokenizer.load(target.base, target.chat_template)
     render = renderer(target.provenance, tokenizer, raw=bool(request.get("raw")))
-    prompts = _prompts_of_file(Path(request["file"]), render) if request.get("file") else iter(
-        [render(_fields_of_text(request["text"], target, raw=bool(request.get("raw"))))]
+    prompts = (
+        _prompts_of_file(Path(request["file"]), render)
+        if request.get("file")
+        else iter([render(_fields_of_text(request["text"], target, raw=bool(request.get("raw"))))])
     )
     model = target.load(device, target.dtype or compute_dtype("auto", device))
     as_lines = bool(request.get("json")) or bool(request.get("file"))

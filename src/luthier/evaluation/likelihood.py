@@ -29,7 +29,12 @@ class RowLikelihood:
 
 
 def score_rows(
-    model: Model, tokens: TokenStore, rows: np.ndarray, *, rows_per_batch: int, layout: Layout,
+    model: Model,
+    tokens: TokenStore,
+    rows: np.ndarray,
+    *,
+    rows_per_batch: int,
+    layout: Layout,
     limit: RowLimit | None = None,
 ) -> Iterator[RowLikelihood]:
     """Score each of `rows` (indices into `tokens`) once, longest first. `limit` learns how many fit in memory."""

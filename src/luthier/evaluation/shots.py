@@ -36,9 +36,7 @@ class ShotRows:
         self.rows = np.arange(len(rows))
         self._prepared = prepared
         self._original = rows
-        self._before = tuple(
-            replace(piece, trained=False) for shot in shots for piece in (*shot.pieces, SEPARATOR)
-        )
+        self._before = tuple(replace(piece, trained=False) for shot in shots for piece in (*shot.pieces, SEPARATOR))
         with closing(TokenWriter(folder, tokenizer.vocab_size)) as writer:
             for example in self.examples(self.rows):
                 ids, trained = tokenizer.encode_examples([example])[0]

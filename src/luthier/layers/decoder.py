@@ -44,7 +44,11 @@ def _run(stack: FastStack, batch: Batch, dtype: torch.dtype) -> Tensor:
 
 
 def _layer(
-    layer: Layer, x_TD: Tensor, angles: Angles, lengths: tuple[int, ...], wanted_N: Tensor | None,
+    layer: Layer,
+    x_TD: Tensor,
+    angles: Angles,
+    lengths: tuple[int, ...],
+    wanted_N: Tensor | None,
     dtype: torch.dtype,
 ) -> Tensor:
     """The layer's output, of all tokens or of the wanted ones."""

@@ -64,9 +64,7 @@ def seed_of(layers: Sequence[Linear]) -> int:
     return draw_seed() if any(map(_dropout, layers)) else 0
 
 
-def linear(
-    x_TI: Tensor, layers: Sequence[Linear], onto_TO: Tensor | None = None
-) -> tuple[list[Tensor], Kept]:
+def linear(x_TI: Tensor, layers: Sequence[Linear], onto_TO: Tensor | None = None) -> tuple[list[Tensor], Kept]:
     """The outputs of the layers, without a graph. With `onto_TO`, each is added to it and of its type, which may be
     wider than the input's.
     """

@@ -119,9 +119,7 @@ class _Queries(torch.autograd.Function):
         grad_TO = _together(outputs[:3], of.angles)
         wants_normed = wants[0] or wants[2] or wants[3]
         normed_TD, moments = layer_norm(x_TD, of.norm, of.dtype)
-        grad_normed, found = linear_backward(
-            [grad_TO], normed_TD, (of.qkv,), Kept(tuple(lows), ctx.seed), wants_normed
-        )
+        grad_normed, found = linear_backward([grad_TO], normed_TD, (of.qkv,), Kept(tuple(lows), ctx.seed), wants_normed)
         if grad_normed is None:
             return outputs[3], None, None, None, *found
         grad_x, *grad_norm = layer_norm_backward(grad_normed, x_TD, of.norm, moments, wants[2:4])

@@ -229,5 +229,3 @@ def _host(request: Request) -> str:
 
 def _is_form(request: Request) -> bool:
     return request.headers.get("content-type", "").split(";")[0].strip().lower() == FORM
-
-

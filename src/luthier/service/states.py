@@ -1,7 +1,7 @@
 """Which status a resource may take after which: one table for each kind.
 
-    training job, AutoML job    InProgress ──► Completed | Failed          InProgress ──► Stopping ──► Stopped | Failed
-    endpoint                    Creating ──► InService ⇄ Updating | SystemUpdating         any ──► Failed | Deleting
+training job, AutoML job    InProgress ──► Completed | Failed          InProgress ──► Stopping ──► Stopped | Failed
+endpoint                    Creating ──► InService ⇄ Updating | SystemUpdating         any ──► Failed | Deleting
 """
 
 from __future__ import annotations

@@ -39,7 +39,13 @@ class Served:
     """
 
     def __init__(
-        self, target: Target, tokenizer: Tokenizer, model: Model, *, name: str = "", context: int = 8_192,
+        self,
+        target: Target,
+        tokenizer: Tokenizer,
+        model: Model,
+        *,
+        name: str = "",
+        context: int = 8_192,
         batch_tokens: int = 32_768,
     ) -> None:
         self.name = name or target.name
@@ -52,7 +58,13 @@ class Served:
 
     @classmethod
     def load(
-        cls, name: str, device: str, say: Callable[[str], None], *, called: str = "", context: int = 8_192,
+        cls,
+        name: str,
+        device: str,
+        say: Callable[[str], None],
+        *,
+        called: str = "",
+        context: int = 8_192,
         batch_tokens: int = 32_768,
     ) -> Served:
         """Load an artifact folder, a run, or a base model by name; `called`: the name that its answers bear."""
@@ -239,9 +251,7 @@ def _beams(asked: Parameters) -> Beams | None:
 
 def _choices(asked: Parameters, count: int) -> list[Choice]:
     """How each of a prompt's `count` answers is chosen: drawn by the seed, the seed after it, and so on."""
-    choice = Choice(
-        repetition_penalty=asked.repetition_penalty, no_repeat_ngram_size=asked.no_repeat_ngram_size
-    )
+    choice = Choice(repetition_penalty=asked.repetition_penalty, no_repeat_ngram_size=asked.no_repeat_ngram_size)
     if not asked.samples:
         return [choice] * count
     drawn = replace(choice, temperature=asked.temperature or 1.0, top_k=asked.top_k or 0, top_p=asked.top_p or 1.0)

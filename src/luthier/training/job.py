@@ -80,7 +80,6 @@ class Stage:
     def say(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False)
 
-
     def heed(self, text: str) -> None:
         """Say what changed while the run went on, and keep it with what deserves a second look. Any rank may."""
         if self.ranks.leads:

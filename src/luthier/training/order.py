@@ -95,9 +95,7 @@ def read_order(folder: JobFolder, say: Callable[[str], None]) -> Order:
     return Order(job, hyperparameters, settings, location, base, channels, data, device, dtype)
 
 
-def _read(
-    asked: Mapping[str, Any], entry: Entry | None, kind: str, training: Path
-) -> tuple[Hyperparameters, str]:
+def _read(asked: Mapping[str, Any], entry: Entry | None, kind: str, training: Path) -> tuple[Hyperparameters, str]:
     """The hyperparameters over the entry's, and the kind of the rows, which must be one that the entry takes."""
     hyperparameters = parse_for(entry, asked)
     found = resolve_kind(kind, hyperparameters, hyperparameters.given, training)

@@ -20,8 +20,14 @@ from luthier.weights.quantize import count_weights
 
 
 def write_metrics(
-    folder: JobFolder, order: Order, state: TrainingState, model: Model, sides: list[str], epochs: float,
-    seconds: Mapping[str, float], peaks: Sequence[Peak],
+    folder: JobFolder,
+    order: Order,
+    state: TrainingState,
+    model: Model,
+    sides: list[str],
+    epochs: float,
+    seconds: Mapping[str, float],
+    peaks: Sequence[Peak],
 ) -> dict[str, Any]:
     """Write and return metrics.json.
 

@@ -65,7 +65,7 @@ class Recipe:
 def pretrain(corpus: Path, out: Path, recipe: Recipe, overrides: Mapping[str, str], console: Console) -> Path:
     """Pretrain and return the model folder (`out`/model). A second call goes on where the first was stopped."""
     if not corpus.is_file() or corpus.suffix != ".jsonl":
-        raise UserError(f"{corpus}: expected a .jsonl file of {{\"text\": ...}} lines")
+        raise UserError(f'{corpus}: expected a .jsonl file of {{"text": ...}} lines')
     start = out / "start"
     if not (start / "tokenizer.json").exists():
         console.print(f"training a tokenizer of {recipe.vocab_size:,} pieces")

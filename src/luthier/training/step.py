@@ -1,7 +1,7 @@
 """One optimizer step: the gradient of a window of micro-batches, as if it were one big batch.
 
-    ranks     deal the micro-batches; each adds up the gradient of its own, then the gradients are added up
-    weights   a micro-batch counts by its share of the label tokens of all ranks, so N ranks do what one would
+ranks     deal the micro-batches; each adds up the gradient of its own, then the gradients are added up
+weights   a micro-batch counts by its share of the label tokens of all ranks, so N ranks do what one would
 """
 
 from __future__ import annotations
@@ -50,8 +50,13 @@ class StepResult:
 
 
 def take_step(
-    model: Model, optimizer: torch.optim.Optimizer, window: Window, learning_rate: float, max_norm: float,
-    smoothing: float = 0.0, scale: LossScale | None = None,
+    model: Model,
+    optimizer: torch.optim.Optimizer,
+    window: Window,
+    learning_rate: float,
+    max_norm: float,
+    smoothing: float = 0.0,
+    scale: LossScale | None = None,
 ) -> StepResult:
     """Accumulate the window's gradient weighted by label tokens, clip it, and update the weights.
 

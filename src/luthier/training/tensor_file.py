@@ -42,9 +42,7 @@ def local(tensor: Tensor) -> Tensor:
 def laid_like(value: Tensor, target: Tensor) -> Tensor:
     """A whole tensor on the device of `target`, and sharded as it is where shapes agree."""
     if isinstance(target, DTensor) and value.shape == target.shape:
-        return distribute_tensor(
-            value.to(target.device), target.device_mesh, target.placements, src_data_rank=None
-        )
+        return distribute_tensor(value.to(target.device), target.device_mesh, target.placements, src_data_rank=None)
     return value.to(target.device)
 
 

@@ -1,11 +1,11 @@
 """The artifact: what a run leaves behind for others to load, as a folder and as model.tar.gz.
 
-    adapter_model.safetensors, adapter_config.json       LoRA: loads in plain peft on the base model it names
-    model.safetensors, config.json, generation_config    full or merged: loads in plain transformers
-    tokenizer.json, tokenizer_config.json, ...           the base model's tokenizer, unchanged; if it has no template
-                                                         of conversations, the catalogue's in chat_template.jinja
-    template.json                                        the template that rendered the rows, if there was one
-    luthier.json                                         provenance: base model, data hashes, settings, versions
+adapter_model.safetensors, adapter_config.json       LoRA: loads in plain peft on the base model it names
+model.safetensors, config.json, generation_config    full or merged: loads in plain transformers
+tokenizer.json, tokenizer_config.json, ...           the base model's tokenizer, unchanged; if it has no template
+                                                     of conversations, the catalogue's in chat_template.jinja
+template.json                                        the template that rendered the rows, if there was one
+luthier.json                                         provenance: base model, data hashes, settings, versions
 """
 
 from __future__ import annotations
@@ -36,7 +36,11 @@ TOKENIZER_FILES = (
 
 
 def save_artifact(
-    model: Model, base: Path, folder: Path, template: Mapping[str, str] | None, provenance: Mapping[str, Any],
+    model: Model,
+    base: Path,
+    folder: Path,
+    template: Mapping[str, str] | None,
+    provenance: Mapping[str, Any],
     chat_template: str | None = None,
 ) -> None:
     """Write the artifact folder anew: adapter or full weights, the tokenizer of `base`, template and provenance.

@@ -82,8 +82,10 @@ def pickled_files(folder: Path) -> list[Path]:
         names = [f"pytorch_model-{n + 1:05}-of-{count:05}.bin" for count in counts for n in range(count)]
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
-        raise UserError(f"{folder}: {len(missing)} of {len(names)} weight files are missing (first: {missing[0]}); "
-                        "copy the whole model again")
+        raise UserError(
+            f"{folder}: {len(missing)} of {len(names)} weight files are missing (first: {missing[0]}); "
+            "copy the whole model again"
+        )
     return [folder / name for name in names]
 
 
@@ -207,8 +209,10 @@ def _check_room(cache: Path, size: int) -> None:
     existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
     free = shutil.disk_usage(existing).free
     if size > free:
-        raise CapacityError(f"{cache}: converting the weights to safetensors needs {_size(size)} of disk and "
-                            f"{_size(free)} are free; set LUTHIER_CACHE to a larger disk")
+        raise CapacityError(
+            f"{cache}: converting the weights to safetensors needs {_size(size)} of disk and "
+            f"{_size(free)} are free; set LUTHIER_CACHE to a larger disk"
+        )
 
 
 def _size(count: int) -> str:

@@ -94,7 +94,9 @@ def _in_slots(
 
 
 def _in_batches(
-    model: Model, batches: list[tuple[int, list[int]]], work: Callable[[Sequence[int], int], list[Generation]],
+    model: Model,
+    batches: list[tuple[int, list[int]]],
+    work: Callable[[Sequence[int], int], list[Generation]],
     fits: RowLimit,
 ) -> Iterator[tuple[list[int], list[Generation]]]:
     """Batches answered by transformers, as many rows of one at once as fit."""

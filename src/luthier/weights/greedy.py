@@ -75,7 +75,11 @@ class Greedy:
                 _write(at_work, self._likeliest(self._decoding.step(held, ids)))
 
     def _begin(
-        self, held: Slots, at_work: list[_Row], places: Sequence[int], fresh: Sequence[_Row],
+        self,
+        held: Slots,
+        at_work: list[_Row],
+        places: Sequence[int],
+        fresh: Sequence[_Row],
         prompts: Mapping[int, Sequence[int]],
     ) -> None:
         """Read the prompts of fresh rows and write each one's first token."""

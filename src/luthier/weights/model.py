@@ -250,9 +250,7 @@ class Model:
         with self._attention(batch):
             if batch.attention_mask_BT is None:
                 encoded = run_stack(plain.encoder, source.input_ids_BS, source.row_lengths)
-                return run_stack(
-                    plain.decoder, batch.input_ids_BT, batch.row_lengths, encoded, source.row_lengths
-                )
+                return run_stack(plain.decoder, batch.input_ids_BT, batch.row_lengths, encoded, source.row_lengths)
             return _pair_states(
                 plain, source.input_ids_BS, source.attention_mask_BS, batch.input_ids_BT, batch.attention_mask_BT
             )

@@ -208,8 +208,15 @@ class Beams:
 
 @torch.no_grad()
 def search(
-    model: Model, prompt: Sequence[int], room: int, choice: Choice, beams: Beams, *, stop_ids: Sequence[int],
-    pad_id: int, most_seconds: float | None = None,
+    model: Model,
+    prompt: Sequence[int],
+    room: int,
+    choice: Choice,
+    beams: Beams,
+    *,
+    stop_ids: Sequence[int],
+    pad_id: int,
+    most_seconds: float | None = None,
 ) -> list[Generation]:
     """The likeliest continuations of one prompt by beam search; of a choice with a seed, beams that are drawn."""
     input_ids = torch.tensor([list(prompt)], device=model.device)
@@ -259,8 +266,9 @@ def _row(model: Model, ids: list[int]) -> Batch:
     tokens = torch.tensor([ids])
     mask = None if model.packs else torch.ones_like(tokens)
     places = torch.arange(len(ids) - 1)
-    return Batch(tokens, torch.arange(len(ids))[None], mask, (len(ids),), places, tokens[0, 1:],
-                 torch.zeros_like(places), (0,))
+    return Batch(
+        tokens, torch.arange(len(ids))[None], mask, (len(ids),), places, tokens[0, 1:], torch.zeros_like(places), (0,)
+    )
 
 
 def _pair(model: Model, prompt: Sequence[int], answer: Sequence[int]) -> Batch:

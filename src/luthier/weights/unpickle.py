@@ -69,8 +69,9 @@ class Writer:
         """Write what waits. Every tensor is laid out on its own, so that none shares memory with another."""
         if self._waiting:
             part = self.folder / f"part-{len(self.parts)}"
-            laid_out = {name: tensor.clone(memory_format=torch.contiguous_format)
-                        for name, tensor in self._waiting.items()}
+            laid_out = {
+                name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in self._waiting.items()
+            }
             save_file(laid_out, part, metadata={"format": "pt"})
             self.parts.append(part)
             self.bytes += self._size
@@ -182,4 +183,3 @@ def reason_of(error: Exception) -> str:
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))
-

@@ -18,9 +18,7 @@ from luthier.service.service import Service, Settings
 from luthier.service.store import Store
 
 CACHE = {"models_manifest.json": b"[]", "specs/a.json": b"{}", "specs/b.json": b'{"b": 1}'}
-VIRTUAL = VirtualBucket(
-    r"jumpstart-cache-prod-[a-z0-9-]+", lambda bucket, key: CACHE.get(key), lambda bucket: CACHE
-)
+VIRTUAL = VirtualBucket(r"jumpstart-cache-prod-[a-z0-9-]+", lambda bucket, key: CACHE.get(key), lambda bucket: CACHE)
 
 
 @dataclass(frozen=True, slots=True)

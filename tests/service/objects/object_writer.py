@@ -79,8 +79,6 @@ def _upload(objects: ObjectStore, key: str) -> None:
     uploads.complete("room", key, begun.id, listed, Whole())
 
 
-
-
 def main() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the killed are not waited for
     for line in sys.stdin:

@@ -67,15 +67,23 @@ def test_a_version_may_be_named(desk: Desk) -> None:
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        (HUB | {"HubContentName": f"{LLAMA}x"},
-         f"Could not find Model {LLAMA}x in hub SageMakerPublicHub; did you mean '{LLAMA}'?."),
-        (HUB | {"HubContentName": LLAMA, "HubContentType": "Notebook"},
-         f"Could not find Notebook {LLAMA} in hub SageMakerPublicHub."),
-        (HUB | {"HubContentName": LLAMA, "HubContentVersion": "9.9.9"},
-         f"Could not find version 9.9.9 of {LLAMA} in hub SageMakerPublicHub; it has 1.0.0, 2.0.0, 3.0.0, 4.0.0, "
-         "5.0.0."),
-        (HUB | {"HubContentName": LLAMA, "HubName": "mine"},
-         "Could not find hub mine; there is SageMakerPublicHub only."),
+        (
+            HUB | {"HubContentName": f"{LLAMA}x"},
+            f"Could not find Model {LLAMA}x in hub SageMakerPublicHub; did you mean '{LLAMA}'?.",
+        ),
+        (
+            HUB | {"HubContentName": LLAMA, "HubContentType": "Notebook"},
+            f"Could not find Notebook {LLAMA} in hub SageMakerPublicHub.",
+        ),
+        (
+            HUB | {"HubContentName": LLAMA, "HubContentVersion": "9.9.9"},
+            f"Could not find version 9.9.9 of {LLAMA} in hub SageMakerPublicHub; it has 1.0.0, 2.0.0, 3.0.0, 4.0.0, "
+            "5.0.0.",
+        ),
+        (
+            HUB | {"HubContentName": LLAMA, "HubName": "mine"},
+            "Could not find hub mine; there is SageMakerPublicHub only.",
+        ),
     ],
 )
 def test_what_is_not_there(desk: Desk, parameters: dict[str, str], message: str) -> None:

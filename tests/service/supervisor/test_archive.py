@@ -39,8 +39,11 @@ def test_a_model_is_unpacked(tmp_path: Path, zipped: bool) -> None:
         add(tar, "./" + "n" * 120 + "/model.bin", b"x" * 9_000_000)  # its name needs a header of its own
 
     archive.unpack(packed(tmp_path, fill, zipped), tmp_path / "model")
-    files = {path.relative_to(tmp_path / "model").as_posix(): path.stat().st_size
-             for path in (tmp_path / "model").rglob("*") if path.is_file()}
+    files = {
+        path.relative_to(tmp_path / "model").as_posix(): path.stat().st_size
+        for path in (tmp_path / "model").rglob("*")
+        if path.is_file()
+    }
     assert files == {"code/inference.py": 4, "n" * 120 + "/model.bin": 9_000_000}
 
 

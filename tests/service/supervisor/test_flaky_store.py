@@ -85,9 +85,7 @@ def test_an_upload_that_fails_for_a_while(home: Bench, port: Flaky, store: LiveO
 
 
 @pytest.mark.parametrize("how", ["reset", "SlowDown"])
-def test_a_store_that_does_not_come_back(
-    home: Bench, port: Flaky, how: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_store_that_does_not_come_back(home: Bench, port: Flaky, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patience, "UNREACHABLE_SECONDS", 3.0)
     port.fail(how, 10_000)
     (done,) = home.finish(home.order("given-up"))

@@ -22,8 +22,10 @@ from luthier.service.store import Resource
 
 RUN_SUPERVISOR = Path(__file__).with_name("run_supervisor.py")
 VICTIMS = ("supervisor", "engine", "both")
-ROWS = [{"instruction": f"Say {word}", "context": "", "response": f"{word} it is"}
-        for word in ("red", "blue", "green", "white", "black", "pink", "brown", "grey", "gold", "teal", "lime", "plum")]
+ROWS = [
+    {"instruction": f"Say {word}", "context": "", "response": f"{word} it is"}
+    for word in ("red", "blue", "green", "white", "black", "pink", "brown", "grey", "gold", "teal", "lime", "plum")
+]
 FAKE: dict[str, Any] = {"steps": 60, "step_seconds": 0.02, "save_steps": 3}
 REAL: dict[str, Any] = {"max_steps": 12, "instruction_tuned": "True", "evaluation_strategy": "steps", "eval_steps": 4,
                         "save_steps": 2, "save_strategy": "steps", "logging_steps": 1,

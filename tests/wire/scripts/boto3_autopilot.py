@@ -22,10 +22,16 @@ def describe(name: str) -> Any:
 
 
 def start(name: str, **more: Any) -> Any:
-    channel = {"ChannelType": "training", "ContentType": "text/csv;header=present", "CompressionType": "None",
-               "DataSource": {"S3DataSource": {"S3DataType": "S3Prefix", "S3Uri": "s3://wire-boto3/rows/"}}}
-    generation = {"BaseModelName": "FlanT5L",
-                  "TextGenerationHyperParameters": {"epochCount": "1", "batchSize": "4", "learningRate": "0.001"}}
+    channel = {
+        "ChannelType": "training",
+        "ContentType": "text/csv;header=present",
+        "CompressionType": "None",
+        "DataSource": {"S3DataSource": {"S3DataType": "S3Prefix", "S3Uri": "s3://wire-boto3/rows/"}},
+    }
+    generation = {
+        "BaseModelName": "FlanT5L",
+        "TextGenerationHyperParameters": {"epochCount": "1", "batchSize": "4", "learningRate": "0.001"},
+    }
     return sagemaker.create_auto_ml_job_v2(
         AutoMLJobName=name, AutoMLJobInputDataConfig=[channel], RoleArn=ROLE,
         OutputDataConfig={"S3OutputPath": "s3://wire-boto3/out"},

@@ -1,8 +1,8 @@
 """JumpStart's cache buckets, whose objects are made when they are asked for.
 
-    jumpstart-cache-prod-<region>            models_manifest.json, proprietary-sdk-manifest.json, a spec for each id and
-                                             version, and what stands for artifacts and scripts
-    jumpstart-private-cache-prod-<region>    what stands for the artifacts of gated models
+jumpstart-cache-prod-<region>            models_manifest.json, proprietary-sdk-manifest.json, a spec for each id and
+                                         version, and what stands for artifacts and scripts
+jumpstart-private-cache-prod-<region>    what stands for the artifacts of gated models
 """
 
 from __future__ import annotations

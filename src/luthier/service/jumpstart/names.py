@@ -1,8 +1,8 @@
 """JumpStart's names: the ids under which clients ask for an entry, and the buckets, keys and URIs that hold them.
 
-    s3://jumpstart-cache-prod-<region>/luthier/<id>/<version>/train/        the base model's artifact
-    s3://jumpstart-private-cache-prod-<region>/...                          the same for a gated one
-    arn:aws:sagemaker:<region>:aws:hub-content/SageMakerPublicHub/Model/<id>/<version>
+s3://jumpstart-cache-prod-<region>/luthier/<id>/<version>/train/        the base model's artifact
+s3://jumpstart-private-cache-prod-<region>/...                          the same for a gated one
+arn:aws:sagemaker:<region>:aws:hub-content/SageMakerPublicHub/Model/<id>/<version>
 """
 
 from __future__ import annotations

@@ -166,8 +166,10 @@ class Running:
 def _limited(launch: Launch) -> list[str]:
     if not launch.limits:
         return list(launch.command)
-    settings = [f"ulimit -{letter} {value // unit}"
-                for letter, unit, value in ((*_ULIMITS[name], value) for name, value in launch.limits.items())]
+    settings = [
+        f"ulimit -{letter} {value // unit}"
+        for letter, unit, value in ((*_ULIMITS[name], value) for name, value in launch.limits.items())
+    ]
     return ["/bin/sh", "-c", " && ".join([*settings, 'exec "$0" "$@"']), *launch.command]
 
 
@@ -217,9 +219,7 @@ def find(trace: Trace) -> psutil.Process | None:
     return None
 
 
-def end(
-    processes: Sequence[psutil.Process], grace: float = 0, meanwhile: Callable[[], None] = lambda: None
-) -> None:
+def end(processes: Sequence[psutil.Process], grace: float = 0, meanwhile: Callable[[], None] = lambda: None) -> None:
     """End processes that need not be ours: those at their top are asked first, where there is `grace` (seconds).
 
     `meanwhile` is called about every second of it.

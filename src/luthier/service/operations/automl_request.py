@@ -103,8 +103,10 @@ def _split_faults(given: Mapping[str, Any]) -> Iterator[str]:
 def _hyperparameter_faults(given: Mapping[str, str]) -> Iterator[str]:
     for name in given:
         if name not in AUTOPILOT:
-            yield (f"TextGenerationHyperParameters: unknown hyperparameter {name!r}{did_you_mean(name, AUTOPILOT)}; "
-                   f"expected some of {', '.join(AUTOPILOT)}")
+            yield (
+                f"TextGenerationHyperParameters: unknown hyperparameter {name!r}{did_you_mean(name, AUTOPILOT)}; "
+                f"expected some of {', '.join(AUTOPILOT)}"
+            )
 
 
 def _criteria_faults(criteria: Mapping[str, int]) -> Iterator[str]:

@@ -1,9 +1,9 @@
 """One endpoint: its variants kept running as long as it exists, and its status brought to what they are.
 
-    Creating ─► InService ⇄ SystemUpdating      a variant died and is started again
-        │           ⇅
-        │       Updating                        others are started beside those that answer, to take over
-        └────────── Failed                      a variant cannot be had, or dies again and again
+Creating ─► InService ⇄ SystemUpdating      a variant died and is started again
+    │           ⇅
+    │       Updating                        others are started beside those that answer, to take over
+    └────────── Failed                      a variant cannot be had, or dies again and again
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The folder of a service job: the engine's job folder, with the supervisor's own files beside it.
 
-    request.json          the request, for whoever looks into the folder
-    service.json          how far the job is (Marks): what makes each stage repeatable after a kill
-    logs/engine.log       what the engine writes
-    logs/events.jsonl     the same, line by line, with the time of each
+request.json          the request, for whoever looks into the folder
+service.json          how far the job is (Marks): what makes each stage repeatable after a kill
+logs/engine.log       what the engine writes
+logs/events.jsonl     the same, line by line, with the time of each
 """
 
 from __future__ import annotations

@@ -176,9 +176,7 @@ class JobWork:
         if marks.artifact:
             facts |= self._results()
             collect.sweep(self.folder)
-        facts["transitions"] = moved(
-            self.resource.facts.get("transitions", ()), marks.secondary, now, marks.failure
-        )
+        facts["transitions"] = moved(self.resource.facts.get("transitions", ()), marks.secondary, now, marks.failure)
         self._update(marks.status, marks.secondary, facts)
         self.shop.slots.give(self.resource.id)
         self.over = True

@@ -133,9 +133,7 @@ class Supervisor:
             pass
 
     def _take(self, kinds: tuple[str, ...], only: Sequence[str] | None = None) -> bool:
-        resource = self.shop.store.claim(
-            self.shop.owner, kinds, time.time() + LEASE, but=list(self._works), only=only
-        )
+        resource = self.shop.store.claim(self.shop.owner, kinds, time.time() + LEASE, but=list(self._works), only=only)
         if resource is None:
             return False
         _log.info("%s %s: claimed", resource.kind, resource.name)

@@ -163,5 +163,6 @@ def _metrics(path: Path) -> dict[str, Any]:
 
 def _data(curve: Curve, pairs: Iterable[tuple[str, Any]]) -> list[dict[str, Any]]:
     stamp = curve.latest.get("time") or time.time()
-    return [{"MetricName": name, "Value": float(value), "Timestamp": stamp} for name, value in pairs
-            if value is not None]
+    return [
+        {"MetricName": name, "Value": float(value), "Timestamp": stamp} for name, value in pairs if value is not None
+    ]
