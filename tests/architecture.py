@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 OPEN = frozenset({"errors", "storage", "jobfolder", "door", "home", "allocator"})
+CONTROL = frozenset({"catalog", "protocol", "jobs", "launchers", "objects", "api", "supervisor"})
 ENGINE = OPEN | {"catalog", "layers", "data", "weights"}
 # Room -> the rooms whose modules it may import, beside its own.
 FLOORS: dict[str, frozenset[str]] = {
@@ -25,14 +26,19 @@ FLOORS: dict[str, frozenset[str]] = {
     "serving": ENGINE,
     "training": ENGINE | {"evaluation"},
     "protocol": OPEN,
-    "service": OPEN | {"catalog", "protocol"},
-    "server": OPEN | {"catalog", "protocol", "service"},
+    "jobs": OPEN | {"catalog", "protocol"},
+    "launchers": OPEN,
+    "objects": OPEN | {"protocol", "jobs"},
+    "api": OPEN | {"catalog", "protocol", "jobs"},
+    "supervisor": OPEN | {"catalog", "jobs", "launchers"},
+    "service": OPEN | CONTROL,
+    "server": OPEN | CONTROL | {"service"},
     "client": OPEN,
     "cli": OPEN | {"catalog", "client"},
     "__main__": frozenset({"cli"}),
     "__init__": frozenset(),
 }
-CONTROL_PLANE = OPEN | {"catalog", "protocol", "service", "server", "client", "cli", "__main__", "__init__"}
+CONTROL_PLANE = OPEN | CONTROL | {"service", "server", "client", "cli", "__main__", "__init__"}
 HEAVY = frozenset({"torch", "transformers", "peft", "accelerate", "bitsandbytes", "safetensors", "tokenizers"})
 FORBIDDEN_NAMES = ("manager", "helper", "utils", "util", "common", "misc", "processor")
 LINES, FUNCTION_LINES, PARAMETERS, FIELDS = 500, 60, 8, 20

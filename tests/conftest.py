@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 from child import Luthier
+from databases import database_url, postgres_server, store
+
+__all__ = ["database_url", "postgres_server", "store"]
 
 
 @pytest.fixture(autouse=True)

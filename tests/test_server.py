@@ -17,23 +17,23 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import postgres
 import psutil
 import pytest
 import sqlalchemy as sa
 from botocore.exceptions import ClientError
 from served import Served, command, server
-from service import postgres
 from typer.testing import CliRunner
 
 from luthier import __version__
 from luthier.cli.app import app
 from luthier.cli.engine import Call
 from luthier.errors import LuthierError
+from luthier.jobs.settings import Settings
+from luthier.jobs.store import Store
 from luthier.protocol.call import Principal
 from luthier.server import main
 from luthier.service.keys import Keys
-from luthier.service.service import Settings
-from luthier.service.store import Store
 
 MEGABYTES = 150
 EVERYBODY = Principal().arn
@@ -118,7 +118,7 @@ def test_it_is_light_and_loads_no_engine(served: Served) -> None:
     mapped = {Path(region.path).name for region in process.memory_maps() if region.path}
     assert not [name for name in mapped if re.match(r"libtorch|_C\.cpython|libarrow", name)]
     (supervisor,) = process.children()
-    assert "luthier.service.supervisor" in supervisor.cmdline()
+    assert "luthier.service.supervisor_program" in supervisor.cmdline()
 
 
 def call_something_unknown(served: Served, service: str) -> None:

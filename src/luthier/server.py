@@ -23,12 +23,17 @@ from urllib.parse import urlsplit
 import sqlalchemy as sa
 
 from luthier import __version__, door
+from luthier.api.service import Service
 from luthier.errors import LuthierError, SettingError, UserError
+from luthier.jobs.settings import Settings
+from luthier.jobs.store import Store
+from luthier.objects.forwarding import ForwardedObjects
+from luthier.objects.store import Objects, ObjectStore
 from luthier.protocol.asgi import application
 from luthier.protocol.call import ACCOUNT, Call
 from luthier.protocol.gateway import Gateway
 from luthier.protocol.message import Request, Response
-from luthier.service import jumpstart, sdk_defaults
+from luthier.service import jumpstart_bucket, sdk_defaults
 from luthier.service.child import Child
 from luthier.service.devices import device, slots
 from luthier.service.journal import open_journal
@@ -36,19 +41,13 @@ from luthier.service.keys import Keys, authenticator
 from luthier.service.limits import limits, seconds
 from luthier.service.listener import listen, serve
 from luthier.service.metrics import CONTENT_TYPE, Metrics
-from luthier.service.objects.forwarding import ForwardedObjects
-from luthier.service.objects.operations import OPERATIONS as S3_OPERATIONS
-from luthier.service.objects.store import Objects, ObjectStore
-from luthier.service.operations import OPERATIONS
+from luthier.service.operations import KNOWN, operate
 from luthier.service.proxy import Authority, Proxy
-from luthier.service.service import Service, Settings
-from luthier.service.store import Store
-from luthier.service.supervisor.loop import beat_file
-from luthier.service.supervisor.options import start
+from luthier.service.supervisor_settings import start
+from luthier.supervisor.loop import beat_file
 
 LOOPBACK = "127.0.0.1"
 DEFAULT_PORT = 8777
-KNOWN = {**OPERATIONS, "s3": S3_OPERATIONS}
 BEAT_SECONDS = 30.0  # without a sign of life, after which the supervisor counts as gone
 SWEEP_SECONDS = 3600.0  # between two looks for what kills left in the object store
 _log = logging.getLogger(__name__)
@@ -110,7 +109,7 @@ def main() -> None:
         open_journal(log)
         objects = _objects(settings, store)
         stack.callback(objects.close)
-        program = Program(Service(settings, store, objects), keys, options, proxy)
+        program = Program(Service(settings, store), objects, keys, options, proxy)
         supervisor = Child("supervisor", lambda: start(settings))
         supervisor.start()
         stack.callback(supervisor.stop, settings.stop_seconds + 30)
@@ -164,7 +163,7 @@ def _proxy(options: Options, settings: Settings, stack: ExitStack) -> Proxy | No
 
 
 def _objects(settings: Settings, store: Store) -> Objects:
-    objects = ObjectStore(store.engine, settings.home / "objects", (jumpstart.bucket(), sdk_defaults.bucket()))
+    objects = ObjectStore(store.engine, settings.home / "objects", (jumpstart_bucket.bucket(), sdk_defaults.bucket()))
     objects.sweep_every(SWEEP_SECONDS)
     return ForwardedObjects(settings.objects, objects) if settings.objects else objects
 
@@ -191,8 +190,8 @@ def _greet(program: Program, log: Path | None) -> None:
 class Program:
     """The running service: its wire, its own doors, and how its supervisor is started."""
 
-    def __init__(self, service: Service, keys: Keys, options: Options, proxy: Proxy | None) -> None:
-        self.service, self.keys, self.options, self.proxy = service, keys, options, proxy
+    def __init__(self, service: Service, objects: Objects, keys: Keys, options: Options, proxy: Proxy | None) -> None:
+        self.service, self.objects, self.keys, self.options, self.proxy = service, objects, keys, options, proxy
         self.metrics = Metrics(service.store, self.beat_age)
         self._started = time.time()
 
@@ -210,7 +209,7 @@ class Program:
 
     def operate(self, call: Call) -> dict[str, Any]:
         """Do what a call asks for."""
-        return KNOWN[call.service][call.operation](call, self.service)
+        return operate(call, self.service, self.objects)
 
     def beat_age(self) -> float | None:
         """Seconds since the supervisor's last sign of life; None when there was none since we started."""

@@ -36,9 +36,9 @@ def prepared(place: Path, folder: Path, **settings: object) -> Prepared:
     chosen = {"kind": "instruction", "validation_split_ratio": 0.0, "demarcation": False} | settings
     return prepare(
         {"training": place / "rows"},
-        DataSettings(**chosen),
+        DataSettings(**chosen),  # type: ignore[arg-type]
         Tokenizer.load(folder),
-        place / "cache",  # type: ignore[arg-type]
+        place / "cache",
     )
 
 

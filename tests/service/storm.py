@@ -26,8 +26,8 @@ import psutil
 from botocore.config import Config
 from botocore.exceptions import ClientError, ConnectionError, HTTPClientError
 
-from luthier.service.launchers.process import marked
-from luthier.service.supervisor.folder import ServiceFolder
+from luthier.launchers.process import marked
+from luthier.supervisor.folder import ServiceFolder
 
 BUCKET, REGION = "storm", "us-west-2"
 ROLE = "arn:aws:iam::123456789012:role/storm"

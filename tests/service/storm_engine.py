@@ -7,7 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from service.supervisor import fake_engine
+from supervisor import fake_engine
 
 SETTINGS = {"steps": "60", "step_seconds": "0.02", "save_steps": "3"}
 

@@ -12,10 +12,10 @@ from functools import partial
 from pathlib import Path
 
 from luthier import door, server
-from luthier.service.service import Settings
-from luthier.service.supervisor import __main__ as supervisor
-from luthier.service.supervisor.options import written
-from luthier.service.supervisor.workshop import Workshop
+from luthier.jobs.settings import Settings
+from luthier.service import supervisor_program as supervisor
+from luthier.service.supervisor_settings import written
+from luthier.supervisor.workshop import Workshop
 
 ENGINE = (sys.executable, str(Path(__file__).with_name("storm_engine.py")))
 

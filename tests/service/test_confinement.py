@@ -13,8 +13,8 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+from api.desk import automl_job, channel, training_job
 from served import Served, server
-from service.desk import automl_job, channel, training_job
 from service.whole_wire import VARIANT, WholeWire, whole_wire
 
 from luthier.errors import LuthierError

@@ -16,12 +16,12 @@ import botocore.credentials
 import pytest
 
 from luthier.errors import SettingError, UserError
+from luthier.jobs.store import Store
 from luthier.protocol.call import ACCOUNT, Principal
 from luthier.protocol.errors import WireError
 from luthier.protocol.message import Request
 from luthier.service import keys as keys_module
 from luthier.service.keys import AccessKey, Keys, authenticator
-from luthier.service.store import Store
 
 
 @pytest.fixture

@@ -12,13 +12,13 @@ from typer.testing import CliRunner
 from luthier.cli.app import app
 from luthier.cli.engine import Call
 from luthier.errors import SettingError
+from luthier.jobs.settings import Settings
+from luthier.launchers.process import check_limits
 from luthier.server import Options
-from luthier.service.launchers.process import check_limits
+from luthier.service import supervisor_program as program
 from luthier.service.limits import LIMITS, limits, seconds
-from luthier.service.service import Settings
-from luthier.service.supervisor import __main__ as program
-from luthier.service.supervisor.options import read, written
-from luthier.service.supervisor.workshop import Workshop
+from luthier.service.supervisor_settings import read, written
+from luthier.supervisor.workshop import Workshop
 
 
 def test_sizes_and_numbers() -> None:

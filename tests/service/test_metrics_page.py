@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from luthier.jobs.store import Store
 from luthier.service.metrics import Metrics
-from luthier.service.store import Store
 
 OWNER = ("123456789012", "us-west-2")
 

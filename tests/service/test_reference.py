@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from luthier.service.operations import OPERATIONS
+from luthier.api import OPERATIONS
 from luthier.service.reference import page
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"

@@ -11,16 +11,16 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 import pytest
+from api.desk import automl_job, training_job
+from api.shape_values import WORDS, anything
 from botocore.serialize import create_serializer
 from hypothesis import HealthCheck, Phase, Verbosity, given, settings
 from hypothesis import strategies as st
-from service.desk import automl_job, training_job
-from service.shape_values import WORDS, anything
 from service.whole_wire import VARIANT, WholeWire, whole_wire
 
 from luthier.protocol import model
 from luthier.protocol.message import Request
-from luthier.server import KNOWN
+from luthier.service.operations import KNOWN
 
 FEW, MANY = 400, 20_000
 SEEDED_EVERY = 100

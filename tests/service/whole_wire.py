@@ -13,17 +13,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from service.desk import ROLE, automl_job, training_job
+from api.desk import ROLE, automl_job, training_job
 
+from luthier.api.service import Service
+from luthier.jobs.schema import resources, tags
+from luthier.jobs.settings import Settings
+from luthier.jobs.store import Store
+from luthier.objects.store import ObjectStore
 from luthier.protocol.call import ACCOUNT, REGION, Call, Principal
 from luthier.protocol.gateway import Gateway
 from luthier.protocol.message import Request, Response
-from luthier.server import KNOWN
-from luthier.service import jumpstart, sdk_defaults
-from luthier.service.objects.store import ObjectStore
-from luthier.service.schema import resources, tags
-from luthier.service.service import Service, Settings
-from luthier.service.store import Store
+from luthier.service import jumpstart_bucket, sdk_defaults
+from luthier.service.operations import KNOWN, operate
 
 OWNER = (ACCOUNT, REGION)
 WORK_SECONDS = 5.0  # of processor time that one answer may take
@@ -61,8 +62,10 @@ class WholeWire:
     def __init__(self, home: Path) -> None:
         self.home = home
         self.store = Store.open(f"sqlite:///{home / 'luthier.sqlite'}")
-        self.objects = ObjectStore(self.store.engine, home / "objects", (jumpstart.bucket(), sdk_defaults.bucket()))
-        self.service = Service(Settings(home), self.store, self.objects)
+        self.objects = ObjectStore(
+            self.store.engine, home / "objects", (jumpstart_bucket.bucket(), sdk_defaults.bucket())
+        )
+        self.service = Service(Settings(home), self.store)
         self.gateway = Gateway(self._operate, KNOWN, lambda request, service: Principal())
         self.statuses: Counter[int] = Counter()
         self.asked: Counter[str] = Counter()
@@ -80,7 +83,7 @@ class WholeWire:
 
     def _operate(self, call: Call) -> dict[str, Any]:
         self.asked[f"{call.service}.{call.operation}"] += 1
-        return KNOWN[call.service][call.operation](call, self.service)
+        return operate(call, self.service, self.objects)
 
     def seed(self) -> None:
         """A bucket with objects and an upload that goes on, jobs at several stations with logs, a served endpoint."""

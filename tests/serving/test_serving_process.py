@@ -21,8 +21,8 @@ import pytest
 from finished_runs import FinishedRuns
 
 from luthier.errors import ModelNotFoundError, SettingError
-from luthier.service.supervisor.archive import unpack
 from luthier.serving.__main__ import _unix, main
+from luthier.supervisor.archive import unpack
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM
 from luthier.data.template import Template
 from luthier.errors import UserError
 from luthier.jobfolder import FORMAT_VERSION
-from luthier.service.supervisor.archive import unpack
+from luthier.supervisor.archive import unpack
 from luthier.weights.artifact import PROVENANCE, pack, read_provenance, save_network
 from luthier.weights.fingerprint import weights_hash
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from luthier.errors import ModelNotFoundError, RunFolderError
 from luthier.jobfolder import Job, JobFolder
-from luthier.service.supervisor.archive import unpack
+from luthier.supervisor.archive import unpack
 from luthier.weights.fingerprint import weights_hash
 from luthier.weights.target import Target, find_target
 

@@ -9,6 +9,7 @@ from luthier.protocol.message import Request
 
 ACCOUNT = "123456789012"  # everybody's, until several accounts exist
 REGION = "us-east-1"  # of a request that names none
+ROLE = f"arn:aws:iam::{ACCOUNT}:role/LuthierExecutionRole"  # the execution role that clients are given
 
 
 @dataclass(frozen=True, slots=True)

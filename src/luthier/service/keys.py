@@ -24,13 +24,13 @@ import sqlalchemy as sa
 
 from luthier import door
 from luthier.errors import SettingError, UserError, did_you_mean
+from luthier.jobs.schema import access_keys
+from luthier.jobs.settings import Settings
+from luthier.jobs.store import Store, database_file
 from luthier.protocol.call import ACCOUNT, Principal
 from luthier.protocol.errors import WireError
 from luthier.protocol.message import Request
 from luthier.protocol.signature import verify
-from luthier.service.schema import access_keys
-from luthier.service.service import Settings
-from luthier.service.store import Store, database_file
 
 PREFIX = "LKIA"  # AWS's start with AKIA; a key found somewhere says whose it is
 # What this machine's programs call it; AWS's names come through the HTTPS proxy.

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import yaml
 
-from luthier.protocol.call import ACCOUNT
-from luthier.service.objects.virtual import VirtualBucket
+from luthier.objects.virtual import VirtualBucket
+from luthier.protocol.call import ACCOUNT, ROLE
 
 BUCKET, KEY = "local-sagemaker-config", "config.yaml"
 DEFAULT_BUCKET = f"sagemaker-local-{ACCOUNT}"
-ROLE = f"arn:aws:iam::{ACCOUNT}:role/LuthierExecutionRole"
 
 _ROLE = {"RoleArn": ROLE}
 _CONTENT = {

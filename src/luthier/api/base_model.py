@@ -1,0 +1,168 @@
+"""The base model that a request names: an entry of the catalogue, a repository of the Hub, or weights in a bucket.
+
+    CreateTrainingJob       tag sagemaker-sdk:jumpstart-model-id     the SageMaker SDK's JumpStartEstimator
+                            channel `model`                          a JumpStart artifact, a hub content, or own weights
+                            Environment LUTHIER_MODEL                everybody else
+    CreateAutoMLJobV2       BaseModelName
+
+With own weights the tag names the model that they were tuned from, whose licence and hyperparameters they have.
+
+Whether the weights are at hand is for the engine to find out; that the licence was accepted is settled here.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from luthier.catalog import jumpstart
+from luthier.catalog.entry import Entry, check_tunable, entries, meant
+from luthier.errors import EulaError, UserError
+
+TAG = "sagemaker-sdk:jumpstart-model-id"
+VARIABLE = "LUTHIER_MODEL"
+AUTOPILOT_DEFAULT = "Falcon7BInstruct"
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+_HOW = (
+    f"name one by the tag {TAG} (the SDK's JumpStartEstimator sets it), by a channel `model` that points at a "
+    f"JumpStart artifact or at a folder in Hugging Face layout, or by Environment {VARIABLE}"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class BaseModel:
+    """`name` is what the engine is told: an entry's id, ORG/NAME, or the s3:// prefix of the weights.
+
+    `entry` is None where the catalogue knows nothing of it.
+    """
+
+    name: str
+    entry: Entry | None
+
+
+def of_training_job(parameters: Mapping[str, Any], labels: Mapping[str, str]) -> BaseModel:
+    """The base model of a CreateTrainingJob; UserError when none, two, or an unknown one is named."""
+    named: dict[str, BaseModel] = {}
+    if TAG in labels:
+        named[f"tag {TAG}"] = BaseModel(*_known(labels[TAG], f"tag {TAG}"))
+    variable = parameters.get("Environment", {}).get(VARIABLE, "")
+    if variable:
+        named[f"Environment {VARIABLE}"] = _free(variable)
+    source = _model_source(parameters)
+    own = None
+    if source is not None:
+        found = _of_source(source)
+        if found is not None:
+            named["channel model"] = found
+        elif jumpstart.is_cache_uri(source["S3Uri"]):
+            if not named:
+                found = source["S3Uri"]
+                raise UserError(f"channel model: {found} is no artifact of a JumpStart model known here; {_HOW}")
+        else:
+            own = source["S3Uri"]
+    chosen = _agreed(named)
+    if own is not None and variable:
+        raise UserError(
+            f"CreateTrainingJob names two base models: {variable} (Environment {VARIABLE}) and the weights at {own} "
+            "(channel model); leave one of them out"
+        )
+    if own is not None:
+        return BaseModel(own, chosen.entry if chosen else None)
+    if chosen is None:
+        raise UserError(f"CreateTrainingJob names no base model; {_HOW}")
+    check_tunable(chosen.entry)
+    return chosen
+
+
+def of_autopilot(name: str) -> Entry:
+    """The entry of a BaseModelName, in any case; UserError for one that Autopilot does not tune.
+
+    Beside Autopilot's own names, the id of any other entry that takes its rows stands for that entry.
+    """
+    known = autopilot_names()
+    if name.lower() in known:
+        return known[name.lower()][1]
+    close = meant(name, (shown for shown, _ in known.values()))
+    raise UserError(
+        f"BaseModelName {name!r} is not supported{close}; expected one of "
+        f"{', '.join(entry.autopilot.name for entry in entries() if entry.autopilot)}, or the JumpStart id of an entry "
+        "that `luthier models --kind autopilot` lists"
+    )
+
+
+def autopilot_names() -> dict[str, tuple[str, Entry]]:
+    """By name in lower case: the name as written and its entry."""
+    found: dict[str, tuple[str, Entry]] = {}
+    for entry in entries():
+        if "autopilot" in entry.kinds:
+            own = (entry.autopilot.name,) if entry.autopilot else ()
+            for name in (*own, *jumpstart.ids(entry)):
+                found[name.lower()] = (name, entry)
+    return found
+
+
+def accepted(entry: Entry | None, accept: bool, by: str, how: str) -> dict[str, str] | None:
+    """The record of an accepted licence, None where none is asked for; EulaError, saying `how`, when it must be."""
+    if entry is None or not entry.licence.eula:
+        return None
+    if not accept:
+        raise EulaError(
+            f"{entry.id} is licensed under {entry.licence.name}, which must be accepted first: read "
+            f"{entry.licence.url}, then {how}"
+        )
+    when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return {"accepted": when, "licence": entry.licence.name, "url": entry.licence.url, "by": by}
+
+
+def eula_accepted(parameters: Mapping[str, Any]) -> bool:
+    """Whether a CreateTrainingJob accepts the base model's licence."""
+    source = _model_source(parameters) or {}
+    variable = str(parameters.get("Environment", {}).get("accept_eula", ""))
+    return bool(source.get("ModelAccessConfig", {}).get("AcceptEula")) or variable.lower() == "true"
+
+
+def _model_source(parameters: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    for channel in parameters.get("InputDataConfig", []):
+        if channel["ChannelName"] == "model":
+            source: Mapping[str, Any] | None = channel["DataSource"].get("S3DataSource")
+            return source
+    return None
+
+
+def _of_source(source: Mapping[str, Any]) -> BaseModel | None:
+    """The model of a hub content, or of a JumpStart artifact's key."""
+    content = source.get("HubAccessConfig", {}).get("HubContentArn", "")
+    if content:
+        return BaseModel(*_known(jumpstart.content_name(content), "channel model, HubContentArn"))
+    entry = jumpstart.base_model_of_key(source["S3Uri"])
+    return BaseModel(entry.id, entry) if entry else None
+
+
+def _free(name: str) -> BaseModel:
+    """LUTHIER_MODEL: an entry, or a repository of the Hub. A path is none: requests reach no folder of the server's."""
+    entry = jumpstart.entry_of(name)
+    if entry is None and _REPOSITORY.fullmatch(name):
+        return BaseModel(name, None)
+    return BaseModel(*_known(name, f"Environment {VARIABLE}"))
+
+
+def _known(name: str, where: str) -> tuple[str, Entry]:
+    entry = jumpstart.entry_of(name)
+    if entry is None:
+        names = (known for entry in entries() for known in (*jumpstart.ids(entry), *entry.names))
+        raise UserError(f"{where}: unknown model {name!r}{meant(name, names)}; `luthier models` lists them")
+    return entry.id, entry
+
+
+def _agreed(named: Mapping[str, BaseModel]) -> BaseModel | None:
+    models = list(named.items())
+    for where, other in models[1:]:
+        if other.name != models[0][1].name:
+            raise UserError(
+                f"CreateTrainingJob names two base models: {models[0][1].name} ({models[0][0]}) and {other.name} "
+                f"({where}); leave one of them out"
+            )
+    return models[0][1] if models else None

@@ -1,0 +1,61 @@
+"""The channels of a training job: which names there are, and what each may be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from luthier.catalog import jumpstart
+from luthier.errors import UserError
+from luthier.jobfolder import CHANNEL_ALIASES
+
+MODEL = "model"
+SCRIPTS = ("code", "sm_drivers")  # what the SDKs send for a container that is not started here
+
+
+def check(channels: Sequence[Mapping[str, Any]], hyperparameters: Mapping[str, str]) -> None:
+    """UserError, in one line, for the first fault of a training job's channels and scripts."""
+    for fault in (*_faults(channels), *_script_faults(channels, hyperparameters)):
+        raise UserError(fault)
+
+
+def _faults(channels: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    seen: dict[str, str] = {}
+    for channel in channels:
+        name = channel["ChannelName"]
+        place = f"InputDataConfig, channel {name}"
+        meant = CHANNEL_ALIASES.get(name, name)
+        if name not in (*CHANNEL_ALIASES, MODEL, *SCRIPTS):
+            yield f"{place}: no such channel; expected one of {', '.join((*CHANNEL_ALIASES, MODEL))}"
+        if meant in seen:
+            yield f"{place}: given twice (as {seen[meant]} and as {name}); keep one of them"
+        seen[meant] = name
+        yield from _source_faults(place, channel)
+    if "training" not in seen:
+        yield "InputDataConfig: no channel training (or train) is given; it holds the rows to train on"
+
+
+def _source_faults(place: str, channel: Mapping[str, Any]) -> Iterator[str]:
+    source = channel["DataSource"].get("S3DataSource")
+    if source is None:
+        found = ", ".join(channel["DataSource"]) or "nothing"
+        yield f"{place}: DataSource holds {found}; expected S3DataSource"
+        return
+    if source["S3DataType"] != "S3Prefix":
+        yield f"{place}: S3DataType {source['S3DataType']} is not supported; expected S3Prefix"
+    if not source["S3Uri"].startswith("s3://"):
+        yield f"{place}: S3Uri {source['S3Uri']}: expected s3://BUCKET/PREFIX"
+    if channel.get("CompressionType", "None") != "None":
+        yield f"{place}: CompressionType {channel['CompressionType']} is not supported; expected None: unpack the rows"
+    if channel.get("RecordWrapperType", "None") != "None":
+        yield f"{place}: RecordWrapperType {channel['RecordWrapperType']} is not supported; expected None"
+
+
+def _script_faults(channels: Sequence[Mapping[str, Any]], hyperparameters: Mapping[str, str]) -> Iterator[str]:
+    """A script of the user's own: it would not run, and the job would train something else than it says."""
+    script = hyperparameters.get("sagemaker_submit_directory", "").strip('"')
+    if script and not jumpstart.is_cache_uri(script):
+        yield (
+            f"HyperParameters, sagemaker_submit_directory={script}: Luthier's own program trains, and runs no script "
+            "of yours; leave entry_point and source_dir out"
+        )

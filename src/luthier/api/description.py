@@ -1,0 +1,44 @@
+"""What a Describe answers: the stored request, as far as the answer's shape has its members, and what became of it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from luthier.jobs.store import Resource
+from luthier.protocol import model
+
+LONGEST_REASON = 1024
+
+
+def described(resource: Resource, operation: str) -> dict[str, Any]:
+    """The members of the stored request that the answer of SageMaker's `operation` has, too."""
+    members = _members(operation)
+    return {name: value for name, value in resource.request.items() if name in members}
+
+
+@functools.cache
+def _members(operation: str) -> frozenset[str]:
+    shape = model.operation("sagemaker", operation).output_shape
+    return frozenset(shape.members) if shape is not None else frozenset()
+
+
+def present(members: Mapping[str, Any]) -> dict[str, Any]:
+    """The members that are known: those that are not None."""
+    return {name: value for name, value in members.items() if value is not None}
+
+
+def seconds(moment: Any) -> float | None:
+    """A timestamp of a request as seconds since 1970; None where it was left out."""
+    if isinstance(moment, datetime):
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    return None if moment is None else float(moment)
+
+
+def reason(text: str | None) -> str | None:
+    """A FailureReason, which AWS bounds at 1,024 characters; the whole text is in the job's log."""
+    if not text:
+        return None
+    return text if len(text) <= LONGEST_REASON else f"{text[: LONGEST_REASON - 4]} ..."

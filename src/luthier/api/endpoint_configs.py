@@ -1,0 +1,51 @@
+"""Endpoint configs: which models an endpoint serves, each as a production variant with its weight."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from luthier.api import hosting, without_meaning
+from luthier.api.hosting import CONFIG, MODEL
+from luthier.api.service import Service
+from luthier.errors import UserError
+from luthier.protocol.call import Call
+
+MOST_WEIGHT = 1e6
+UNSUPPORTED = ("AsyncInferenceConfig", "ExplainerConfig", "ShadowProductionVariants")
+
+
+def create(call: Call, service: Service) -> dict[str, Any]:
+    given = call.parameters
+    for fault in _faults(given):
+        raise UserError(fault)
+    without_meaning.refuse_keys(call)
+    for variant in given["ProductionVariants"]:
+        hosting.find(call, service, MODEL, variant["ModelName"])
+        variant.setdefault("InitialVariantWeight", 1.0)
+    without_meaning.note(call, service)
+    return {"EndpointConfigArn": hosting.make(call, service, CONFIG, given["EndpointConfigName"]).arn}
+
+
+def _faults(given: Mapping[str, Any]) -> Iterator[str]:
+    for name in UNSUPPORTED:
+        if given.get(name):
+            yield f"{name} is not supported; leave it out"
+    if given.get("DataCaptureConfig", {}).get("EnableCapture"):
+        yield "DataCaptureConfig.EnableCapture is not supported; set it to false"
+    variants = given["ProductionVariants"]
+    for name, count in Counter(variant["VariantName"] for variant in variants).items():
+        if count > 1:
+            yield f"ProductionVariants: {count} variants are named {name}; expected a name of its own for each"
+    for variant in variants:
+        if not variant.get("ModelName"):
+            place = f"ProductionVariants, {variant['VariantName']}"
+            yield f"{place}: no ModelName is given; inference components are not supported"
+        if not variant.get("InitialVariantWeight", 1.0) <= MOST_WEIGHT:
+            yield f"ProductionVariants, {variant['VariantName']}: InitialVariantWeight is above {MOST_WEIGHT:,.0f}"
+    if all(variant.get("InitialVariantWeight") == 0 for variant in variants):
+        yield "ProductionVariants: every InitialVariantWeight is 0, so none would be called; give one of them a weight"
+
+
+OPERATIONS = {"CreateEndpointConfig": create, **hosting.plain(CONFIG, "EndpointConfig")}

@@ -1,0 +1,119 @@
+"""SageMaker's public hub, made of the catalogue: its contents are the base models, under their JumpStart ids."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+from luthier.api.description import seconds
+from luthier.api.jumpstart.document import document
+from luthier.api.paging import sliced
+from luthier.api.service import Service
+from luthier.catalog import jumpstart as names
+from luthier.catalog.entry import Entry, meant
+from luthier.protocol.call import Call
+from luthier.protocol.errors import WireError
+
+SCHEMA = "2.3.0"
+SINCE = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
+MOST = 100
+_KEYWORDS = 50
+
+
+def describe_hub(call: Call, service: Service) -> dict[str, Any]:
+    _check_hub(call)
+    return _hub(call)
+
+
+def list_hubs(call: Call, service: Service) -> dict[str, Any]:
+    hubs = [_hub(call)] if call.parameters.get("NameContains", "") in names.HUB and _timely(call) else []
+    found, more = sliced(call, hubs, MOST)
+    return {"HubSummaries": found} | more
+
+
+def describe_content(call: Call, service: Service) -> dict[str, Any]:
+    _check_hub(call)
+    given = call.parameters
+    name, version = given["HubContentName"], given.get("HubContentVersion", names.LATEST)
+    known = names.contents()
+    if given["HubContentType"] != "Model" or name not in known:
+        kind = given["HubContentType"]
+        close = meant(name, known) if kind == "Model" else ""
+        raise WireError("ResourceNotFound", f"Could not find {kind} {name} in hub {names.HUB}{close}.")
+    if version not in names.VERSIONS:
+        raise WireError(
+            "ResourceNotFound",
+            f"Could not find version {version} of {name} in hub {names.HUB}; it has {', '.join(names.VERSIONS)}.",
+        )
+    return _content(call, name, known[name], version) | {
+        "HubName": names.HUB,
+        "HubArn": names.hub_arn(call.region),
+        "HubContentMarkdown": known[name].description,
+        "HubContentDocument": json.dumps(document(known[name], name, version, call.region)),
+        "LastModifiedTime": SINCE,
+    }
+
+
+def list_contents(call: Call, service: Service) -> dict[str, Any]:
+    _check_hub(call)
+    given = call.parameters
+    known = names.contents() if given["HubContentType"] == "Model" and _timely(call) else {}
+    ordered = sorted((name for name in known if given.get("NameContains", "") in name),
+                     reverse=given.get("SortOrder") == "Descending")  # fmt: skip
+    found, more = sliced(call, ordered, MOST)
+    return {"HubContentSummaries": [_content(call, name, known[name], names.LATEST) for name in found]} | more
+
+
+def _hub(call: Call) -> dict[str, Any]:
+    return {
+        "HubName": names.HUB,
+        "HubArn": names.hub_arn(call.region),
+        "HubDisplayName": "Luthier's catalogue",
+        "HubDescription": "The base models that can be fine-tuned here",
+        "HubStatus": "InService",
+        "CreationTime": SINCE,
+        "LastModifiedTime": SINCE,
+    }
+
+
+def _content(call: Call, name: str, entry: Entry, version: str) -> dict[str, Any]:
+    """What a description and a list say of a content alike."""
+    return {
+        "HubContentName": name,
+        "HubContentArn": names.content_arn(name, version, call.region),
+        "HubContentVersion": version,
+        "HubContentType": "Model",
+        "DocumentSchemaVersion": SCHEMA,
+        "HubContentDisplayName": entry.name,
+        "HubContentDescription": f"{entry.name}, {entry.licence.name}",
+        "HubContentSearchKeywords": ["@framework:huggingface", *(f"@kind:{kind}" for kind in entry.kinds)][:_KEYWORDS],
+        "HubContentStatus": "Available",
+        "SupportStatus": "Supported",
+        "CreationTime": SINCE,
+    }
+
+
+def _timely(call: Call) -> bool:
+    """Whether the time filters let through what has been there since SINCE."""
+    given = call.parameters
+    after = (seconds(given.get(name)) for name in ("CreationTimeAfter", "LastModifiedTimeAfter"))
+    before = (seconds(given.get(name)) for name in ("CreationTimeBefore", "LastModifiedTimeBefore"))
+    return all(moment is None or moment <= SINCE for moment in after) and all(
+        moment is None or moment >= SINCE for moment in before
+    )
+
+
+def _check_hub(call: Call) -> None:
+    """HubName is a name or an ARN; ResourceNotFound for any hub but the public one."""
+    asked = call.parameters["HubName"]
+    if asked not in (names.HUB, names.hub_arn(call.region)):
+        raise WireError("ResourceNotFound", f"Could not find hub {asked}; there is {names.HUB} only.")
+
+
+OPERATIONS = {
+    "DescribeHub": describe_hub,
+    "ListHubs": list_hubs,
+    "DescribeHubContent": describe_content,
+    "ListHubContents": list_contents,
+}

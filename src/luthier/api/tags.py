@@ -1,0 +1,72 @@
+"""Tags of resources, by ARN: at most 50 each."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import Any
+
+from luthier.api.paging import sliced
+from luthier.api.service import Service
+from luthier.jobs import trial
+from luthier.jobs.states import STATES
+from luthier.jobs.store import Resource
+from luthier.protocol.call import Call
+from luthier.protocol.errors import WireError
+
+MOST = 50
+_ARN = re.compile(r"arn:aws[a-z-]*:sagemaker:([a-z0-9-]+):(\d{12}):([a-z-]+)/([A-Za-z0-9-]{1,63})")
+
+
+def given_tags(call: Call) -> dict[str, str]:
+    """The tags that a call gives; ValidationException for a key that is given twice."""
+    listed = call.parameters.get("Tags", [])
+    for key, count in Counter(tag["Key"] for tag in listed).items():
+        if count > 1:
+            raise WireError("ValidationException", f"Tag keys must be unique: {key!r} is given {count} times.")
+    return {tag["Key"]: tag["Value"] for tag in listed}
+
+
+def add(call: Call, service: Service) -> dict[str, Any]:
+    resource = _tagged(call, service)
+    given = given_tags(call)
+    before = service.store.tags(resource.arn)
+    if len(before | given) > MOST:
+        count = len(before | given)
+        raise WireError(
+            "ResourceLimitExceeded", f"{resource.arn} would have {count} tags; a resource has at most {MOST}"
+        )
+    service.store.add_tags(resource.arn, given)
+    return {"Tags": _listed(before | given)}
+
+
+def list_(call: Call, service: Service) -> dict[str, Any]:
+    found, more = sliced(call, _listed(service.store.tags(_tagged(call, service).arn)), MOST)
+    return {"Tags": found} | more
+
+
+def delete(call: Call, service: Service) -> dict[str, Any]:
+    service.store.delete_tags(_tagged(call, service).arn, call.parameters["TagKeys"])
+    return {}
+
+
+def _listed(labels: dict[str, str]) -> list[dict[str, str]]:
+    return [{"Key": key, "Value": value} for key, value in sorted(labels.items())]
+
+
+def _tagged(call: Call, service: Service) -> Resource:
+    """The caller's resource of the ARN; ValidationException for any other."""
+    arn = call.parameters["ResourceArn"]
+    match = _ARN.fullmatch(arn)
+    if match is None or match[3] not in STATES or (match[1], match[2]) != (call.region, call.account):
+        raise WireError("ValidationException", f"Invalid ARN {arn}: expected that of a resource in {call.region}.")
+    owner = call.account, call.region
+    found = service.store.find(match[3], owner, match[4]) or service.store.of_arn(arn)
+    if found is None and match[3] == "training-job":
+        found = trial.find(service.store, owner, match[4])
+    if found is None:
+        raise WireError("ValidationException", f"Could not find resource {arn}.")
+    return found
+
+
+OPERATIONS = {"AddTags": add, "ListTags": list_, "DeleteTags": delete}

@@ -1,0 +1,277 @@
+"""The logs of jobs and endpoints as CloudWatch Logs shows them: groups, streams, events in pages.
+
+    /aws/sagemaker/TrainingJobs             <job>/algo-1-<seconds>          training jobs and AutoML jobs
+    /aws/sagemaker/Endpoints/<endpoint>     <variant>/i-<id>                each variant of an endpoint
+
+The events lie in the folders that the supervisor keeps (events.jsonl: one JSON line each, times never going back).
+Tokens are places in that file (lines.py), so a page is found without reading those before it. Knows files and names, no
+wire.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from luthier.jobs import trial
+from luthier.jobs.lines import Lines
+from luthier.jobs.settings import Settings
+from luthier.jobs.store import Listing, Resource, Store
+from luthier.protocol.errors import WireError
+
+TRAINING = "/aws/sagemaker/TrainingJobs"
+ENDPOINTS = "/aws/sagemaker/Endpoints/"
+MOST_EVENTS = 10_000
+MOST_BYTES = 1 << 20  # of a page's events
+MOST_READ = 16 << 20  # bytes that one call of `filter` looks through
+_JOBS = ("training-job", "automl-job")
+_TOKEN = re.compile(r"([fb])/(\d{1,20})")
+
+Owner = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A log group; times in milliseconds since 1970, `size` in bytes."""
+
+    name: str
+    created: int
+    size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """A log stream and the file of its events; `first` and `last` are the times of its events, None without any."""
+
+    group: str
+    name: str
+    path: Path
+    created: int
+    first: int | None = None
+    last: int | None = None
+    size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One line of a log. `id` is unique, and grows with time within its stream."""
+
+    timestamp: int
+    message: str
+    id: str = ""
+    stream: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """What of a log is wanted: from `start` on, before `end` (ms, None: no bound), at most `limit` events."""
+
+    start: int | None = None
+    end: int | None = None
+    limit: int = MOST_EVENTS
+
+
+@dataclass(frozen=True, slots=True)
+class EventPage:
+    """Events, oldest first, and the tokens of the pages after and before; at an end it is the token that was given."""
+
+    events: list[Event]
+    forward: str
+    backward: str
+
+
+@dataclass(frozen=True, slots=True)
+class FilteredPage:
+    """Events that match, the names of the streams that were looked through, and the token to go on; None at the end."""
+
+    events: list[Event]
+    searched: list[str]
+    token: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Logs:
+    """All logs of one home."""
+
+    settings: Settings
+    store: Store
+
+    def groups(self, owner: Owner, prefix: str = "") -> list[Group]:
+        """The log groups of an account and region whose names begin with `prefix`, by name."""
+        found = []
+        if TRAINING.startswith(prefix):
+            oldest = [page[0].created for kind in _JOBS if (page := self._listed(owner, kind, "", 1, False))]
+            if oldest:
+                found.append(Group(TRAINING, int(min(oldest) * 1000)))
+        wanted = prefix[len(ENDPOINTS) :] if prefix.startswith(ENDPOINTS) else ""
+        if prefix.startswith(ENDPOINTS) or ENDPOINTS.startswith(prefix):
+            for endpoint in self._listed(owner, "endpoint", wanted):
+                if endpoint.name.startswith(wanted):
+                    found.append(Group(ENDPOINTS + endpoint.name, int(endpoint.created * 1000)))
+        return sorted(found, key=lambda group: group.name)
+
+    def streams(self, owner: Owner, group: str, prefix: str = "") -> list[Stream]:
+        """The streams of a group whose names begin with `prefix`, by name. WireError where there is no such group."""
+        if group == TRAINING:
+            found = [stream for job in self._jobs(owner, prefix) for stream in self._of_job(job)]
+        else:
+            found = self._of_endpoint(self._endpoint(owner, group))
+        return sorted((one for one in found if one.name.startswith(prefix)), key=lambda stream: stream.name)
+
+    def stream(self, owner: Owner, group: str, name: str) -> Stream:
+        """One stream; WireError where there is none of that name."""
+        for stream in self.streams(owner, group, name):
+            if stream.name == name:
+                return stream
+        raise WireError("ResourceNotFoundException", "The specified log stream does not exist.")
+
+    def events(self, stream: Stream, window: Window, token: str | None = None, from_head: bool = False) -> EventPage:
+        """A page of a stream: the newest events, or from the oldest on, or where a token of an earlier page says."""
+        lines = Lines(stream.path, MOST_BYTES)
+        low, high = lines.bounds(window.start, window.end)
+        backwards, place = not from_head, high if not from_head else low
+        if token is not None:
+            match = _TOKEN.fullmatch(token)
+            if match is None:
+                raise WireError("InvalidParameterException", "The specified nextToken is invalid.")
+            backwards, place = match[1] == "b", int(match[2])
+        place = min(max(place, low), max(low, high))
+        limit = min(window.limit, MOST_EVENTS)
+        found = list(lines.before(place, low, limit) if backwards else lines.after(place, high, limit))
+        first, last = (found[0][0], found[-1][1]) if found else (place, place)
+        events = [_event(stream, start, text) for start, _, text in found]
+        return EventPage(events, f"f/{last:020d}", f"b/{first:020d}")
+
+    def filter(
+        self, streams: Sequence[Stream], window: Window, pattern: str = "", token: str | None = None
+    ) -> FilteredPage:
+        """Events of several streams that match `pattern`, stream by stream, by time within each.
+
+        A page may hold fewer than there are, or none, and still have a token: a call looks through a bounded amount.
+        """
+        match = Pattern(pattern)
+        name, place = _filter_token(token)
+        found: list[Event] = []
+        searched: list[str] = []
+        read = size = 0
+        for stream in sorted(streams, key=lambda one: one.name):
+            if name is not None and stream.name < name:
+                continue
+            lines = Lines(stream.path)
+            low, high = lines.bounds(window.start, window.end)
+            start = max(low, place) if stream.name == name else low
+            for begin, end, text in lines.after(start, high):
+                read += end - begin
+                event = _event(stream, begin, text)
+                if match(event.message):
+                    found.append(event)
+                    size += len(text)
+                if len(found) >= min(window.limit, MOST_EVENTS) or size >= MOST_BYTES or read >= MOST_READ:
+                    return FilteredPage(found, searched, f"{end}/{stream.name}")
+            searched.append(stream.name)
+        return FilteredPage(found, searched, None)
+
+    def _jobs(self, owner: Owner, prefix: str) -> list[Resource]:
+        """Jobs whose logs may begin so; an AutoML job's training job only when it is named, lists have it once."""
+        name, slash, _ = prefix.partition("/")
+        if slash:
+            found = [self.store.find(kind, owner, name) for kind in _JOBS]
+        else:
+            found = [job for kind in _JOBS for job in self._listed(owner, kind, prefix)]
+        return [job for job in (*found, trial.find(self.store, owner, name)) if job is not None]
+
+    def _listed(
+        self, owner: Owner, kind: str, contains: str, limit: int | None = None, descending: bool = True
+    ) -> list[Resource]:
+        found: list[Resource] = []
+        listing = Listing(kind, *owner, name_contains=contains, descending=descending, limit=limit or 100)
+        while True:
+            page = self.store.list(listing)
+            found += page.found
+            if page.after is None or limit is not None:
+                return found
+            listing = Listing(
+                kind, *owner, name_contains=contains, descending=descending, limit=1000, after=page.after
+            )  # fmt: skip
+
+    def _of_job(self, job: Resource) -> Iterator[Stream]:
+        path = self.settings.jobs / job.id / "logs" / "events.jsonl"
+        yield from self._stream(TRAINING, f"{job.name}/algo-1-{int(job.created)}", path, job.created)
+
+    def _endpoint(self, owner: Owner, group: str) -> Resource:
+        found = self.store.find("endpoint", owner, group[len(ENDPOINTS) :]) if group.startswith(ENDPOINTS) else None
+        if found is None:
+            raise WireError("ResourceNotFoundException", "The specified log group does not exist.")
+        return found
+
+    def _of_endpoint(self, endpoint: Resource) -> list[Stream]:
+        found: list[Stream] = []
+        pending = endpoint.facts.get("pending") or {}
+        for variant in (*endpoint.facts.get("variants", ()), *pending.get("variants", ())):
+            folder, number = variant.get("Folder", variant["VariantName"]), variant.get("Folder", "").partition(".")[2]
+            path = self.settings.endpoints / endpoint.id / folder / "logs" / "events.jsonl"
+            name = f"{variant['VariantName']}/i-{endpoint.id[: 17 - len(number)]}{number}"
+            found += self._stream(ENDPOINTS + endpoint.name, name, path, endpoint.created)
+        return found
+
+    def _stream(self, group: str, name: str, path: Path, created: float) -> Iterator[Stream]:
+        """The stream of a file, where there is one with events."""
+        size = path.stat().st_size if path.is_file() else 0
+        low, high = Lines(path).bounds() if size else (0, 0)
+        first = next(Lines(path).after(low, high, 1), None) if size else None
+        last = next(iter(Lines(path).before(high, low, 1)), None) if first else None
+        if first and last:
+            times = (json.loads(first[2])["timestamp"], json.loads(last[2])["timestamp"])
+            yield Stream(group, name, path, int(created * 1000), *times, size)
+
+
+class Pattern:
+    """A filter pattern: terms that a message must hold, `-term` that it must not, `?term` of which one suffices.
+
+    "Words in quotes" are one term. CloudWatch's patterns of JSON and of columns are refused.
+    """
+
+    def __init__(self, text: str) -> None:
+        if text.strip()[:1] in ("{", "[", "%"):
+            raise WireError(
+                "InvalidParameterException",
+                "Invalid filter pattern: only terms are supported, such as: \"validation loss\" -warning ?error",
+            )  # fmt: skip
+        try:
+            terms = [term for term in _terms(text) if term.strip("-?")]
+        except ValueError:
+            raise WireError("InvalidParameterException", "Invalid filter pattern: a quote is not closed") from None
+        self._without = [term[1:] for term in terms if term.startswith("-")]
+        self._any = [term[1:] for term in terms if term.startswith("?")]
+        self._all = [term for term in terms if term[0] not in "-?"]
+
+    def __call__(self, message: str) -> bool:
+        return (
+            all(term in message for term in self._all)
+            and not any(term in message for term in self._without)
+            and (not self._any or bool(self._all) or any(term in message for term in self._any))
+        )
+
+
+def _terms(text: str) -> list[str]:
+    reader = shlex.shlex(text, posix=True, punctuation_chars=False)
+    reader.whitespace_split, reader.commenters, reader.quotes, reader.escape = True, "", '"', "\\"
+    return list(reader)
+
+
+def _event(stream: Stream, start: int, text: bytes) -> Event:
+    stored = json.loads(text)
+    return Event(stored["timestamp"], stored["message"], f"{stored['timestamp']:020d}{start:020d}", stream.name)
+
+
+def _filter_token(token: str | None) -> tuple[str | None, int]:
+    if token is None:
+        return None, 0
+    place, slash, name = token.partition("/")
+    if not slash or not place.isdigit() or len(place) > 20:
+        raise WireError("InvalidParameterException", "The specified nextToken is invalid.")
+    return name, int(place)

@@ -1,0 +1,207 @@
+"""The checksums that S3 knows: computed while bytes pass, compared with what the client said, kept, combined.
+
+XXHASH checksums are refused: no library that Luthier depends on computes them.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from luthier.objects.crc import CRC32, CRC32C, CRC64NVME, Crc, joined
+from luthier.objects.faults import refusal
+
+HEADER = "x-amz-checksum-"
+FULL, COMPOSITE = "FULL_OBJECT", "COMPOSITE"
+
+
+class Running(Protocol):
+    """A checksum that is being computed, as hashlib's are."""
+
+    def update(self, data: bytes, /) -> object: ...
+
+    def digest(self) -> bytes: ...
+
+
+class _Zlib:
+    def __init__(self) -> None:
+        self._state = 0
+
+    def update(self, data: bytes) -> None:
+        self._state = zlib.crc32(data, self._state)
+
+    def digest(self) -> bytes:
+        return self._state.to_bytes(4, "big")
+
+
+ALGORITHMS: Mapping[str, Callable[[], Running]] = {
+    "CRC32": _Zlib,
+    "CRC32C": lambda: Crc(CRC32C),
+    "CRC64NVME": lambda: Crc(CRC64NVME),
+    "SHA1": lambda: hashlib.sha1(usedforsecurity=False),
+    "SHA256": hashlib.sha256,
+    "SHA512": hashlib.sha512,
+    "MD5": lambda: hashlib.md5(usedforsecurity=False),
+}
+UNKNOWN = ("XXHASH64", "XXHASH3", "XXHASH128")
+FORMS = {"CRC32": CRC32, "CRC32C": CRC32C, "CRC64NVME": CRC64NVME}  # those of which a whole is had from its parts
+
+
+@dataclass(frozen=True, slots=True)
+class Checksum:
+    """`value` is base64; a composite one ends in -N for N parts."""
+
+    algorithm: str
+    value: str
+    kind: str = FULL
+
+    def members(self) -> dict[str, str]:
+        """As members of an S3 answer."""
+        return {f"Checksum{self.algorithm}": self.value, "ChecksumType": self.kind}
+
+    def row(self) -> list[str]:
+        return [self.algorithm, self.value, self.kind]
+
+
+def of_row(row: Sequence[str]) -> Checksum | None:
+    """What `Checksum.row` made; None for an object that has none."""
+    return Checksum(*row) if row else None
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a request says of its body: its MD5 in hexadecimal, a checksum to compute, the value it has to have.
+
+    `trailers` are the fields sent after the body, which may hold that value; filled while the body is read.
+    """
+
+    algorithm: str = ""
+    value: str = ""
+    md5: str = ""
+    trailers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def expected(self) -> str:
+        """The checksum's value as it was sent before the body, or after it; empty for none."""
+        return self.value or self.trailers.get(f"{HEADER}{self.algorithm.lower()}", "")
+
+
+def demanded(parameters: Mapping[str, Any], announced: str = "", trailers: Mapping[str, str] | None = None) -> Demand:
+    """Read a request's Content-MD5, checksum and algorithm; WireError for malformed or unknown ones.
+
+    `announced` is the header x-amz-trailer: names of the fields that follow the body.
+    """
+    sent = {name: str(parameters[f"Checksum{name}"]) for name in ALGORITHMS if parameters.get(f"Checksum{name}")}
+    for name in UNKNOWN:
+        if parameters.get(f"Checksum{name}"):
+            raise _unknown(name)
+    if len(sent) > 1:
+        raise refusal("InvalidRequest", "Expecting a single x-amz-checksum- header. Multiple checksum Types are not "
+                      "allowed.")  # fmt: skip
+    later = [name.strip()[len(HEADER) :] for name in announced.lower().split(",") if name.strip().startswith(HEADER)]
+    named = known(parameters.get("ChecksumAlgorithm") or next(iter(later), ""))
+    for name, value in sent.items():
+        if not _is_base64(value, len(ALGORITHMS[name]().digest())):
+            raise refusal("InvalidRequest", f"Value for x-amz-checksum-{name.lower()} header is invalid.")
+    algorithm = next(iter(sent), named)
+    after = {} if trailers is None else trailers  # the same mapping, which is still to be filled
+    return Demand(algorithm, sent.get(algorithm, ""), _md5(parameters.get("ContentMD5")), after)
+
+
+def known(algorithm: str) -> str:
+    """`algorithm` itself where it can be computed ("" stands for none); WireError else."""
+    if algorithm and algorithm.upper() not in ALGORITHMS:
+        if algorithm.upper() in UNKNOWN:
+            raise _unknown(algorithm)
+        raise refusal("InvalidRequest", "Checksum algorithm provided is unsupported. Please try again with any of the "
+                      f"valid types: [{', '.join(ALGORITHMS)}]")  # fmt: skip
+    return algorithm.upper()
+
+
+def _unknown(algorithm: str) -> Exception:
+    return refusal("NotImplemented", f"checksum {algorithm}: not offered here; expected one of {', '.join(ALGORITHMS)}")
+
+
+def _md5(sent: str | None) -> str:
+    if sent is None:
+        return ""
+    if not _is_base64(sent, 16):
+        raise refusal("InvalidDigest")
+    return base64.b64decode(sent).hex()
+
+
+def _is_base64(text: str, size: int) -> bool:
+    try:
+        return len(base64.b64decode(text, validate=True)) == size
+    except (binascii.Error, ValueError):
+        return False
+
+
+class Digest:
+    """Size, MD5 and any further checksums of a body that passes by."""
+
+    def __init__(self, algorithms: Iterable[str] = ()) -> None:
+        self.size = 0
+        self._md5 = hashlib.md5(usedforsecurity=False)
+        self._running = {name: ALGORITHMS[name]() for name in algorithms if name}
+
+    def update(self, data: bytes) -> None:
+        self.size += len(data)
+        self._md5.update(data)
+        for running in self._running.values():
+            running.update(data)
+
+    @property
+    def etag(self) -> str:
+        return self._md5.hexdigest()
+
+    def value(self, algorithm: str) -> str:
+        return base64.b64encode(self._running[algorithm].digest()).decode("ascii")
+
+    def checksum(self, algorithm: str) -> Checksum | None:
+        return Checksum(algorithm, self.value(algorithm)) if algorithm else None
+
+    def verify(self, demand: Demand) -> None:
+        """BadDigest where the body is not what the client said it sent."""
+        if demand.md5 and demand.md5 != self.etag:
+            raise refusal("BadDigest", "The Content-MD5 you specified did not match what we received.")
+        if demand.expected and demand.expected != self.value(demand.algorithm):
+            raise refusal("BadDigest", f"The {demand.algorithm} you specified did not match the calculated checksum.")
+
+
+def multipart_etag(etags: Sequence[str]) -> str:
+    """S3's: the MD5 of the parts' MD5s, and how many there are."""
+    return f"{hashlib.md5(bytes.fromhex(''.join(etags)), usedforsecurity=False).hexdigest()}-{len(etags)}"
+
+
+def multipart_kind(algorithm: str, asked: str) -> str:
+    """Whether an upload's checksum is of the whole object or of its parts' checksums; WireError for what S3 refuses."""
+    if not algorithm:
+        if asked:
+            raise refusal("InvalidRequest", "The x-amz-checksum-type header can only be used with the "
+                          "x-amz-checksum-algorithm header.")  # fmt: skip
+        return ""
+    kind = asked or (FULL if algorithm == "CRC64NVME" else COMPOSITE)
+    possible = [*([FULL] if algorithm in FORMS else []), *([COMPOSITE] if algorithm != "CRC64NVME" else [])]
+    if kind not in possible:
+        raise refusal("InvalidRequest", f"The {kind} checksum type cannot be used with the {algorithm.lower()} "
+                      "checksum algorithm.")  # fmt: skip
+    return kind
+
+
+def multipart_checksum(algorithm: str, kind: str, parts: Sequence[tuple[str, int]]) -> Checksum:
+    """An object's checksum from (value, size) of each of its parts."""
+    digests = [base64.b64decode(value) for value, _ in parts]
+    if kind == COMPOSITE:
+        running = ALGORITHMS[algorithm]()
+        running.update(b"".join(digests))
+        return Checksum(algorithm, f"{base64.b64encode(running.digest()).decode('ascii')}-{len(parts)}", COMPOSITE)
+    whole = digests[0]
+    for digest, (_, size) in zip(digests[1:], parts[1:], strict=True):
+        whole = joined(whole, digest, size, FORMS[algorithm])
+    return Checksum(algorithm, base64.b64encode(whole).decode("ascii"), FULL)

@@ -1,0 +1,51 @@
+"""Objects kept in an S3 elsewhere, asked by boto3 with the credentials of the server's environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from luthier import storage
+from luthier.errors import UserError
+from luthier.objects.names import parse_uri
+
+
+class ExternalObjects:
+    """`endpoint` is the URL of the S3; an Objects (store.py), without a store behind it."""
+
+    def __init__(self, endpoint: str) -> None:
+        self.endpoint = endpoint
+
+    def exists(self, uri: str) -> bool:
+        bucket, key = parse_uri(uri)
+        with storage.s3(uri, self.endpoint) as client:
+            try:
+                client.head_object(Bucket=bucket, Key=key)
+            except client.exceptions.ClientError as error:
+                if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
+                    return False
+                raise
+        return True
+
+    def read(self, uri: str, limit: int) -> bytes:
+        bucket, key = parse_uri(uri)
+        with storage.s3(uri, self.endpoint) as client, client.get_object(Bucket=bucket, Key=key)["Body"] as body:
+            data: bytes = body.read(limit + 1)
+        if len(data) > limit:
+            raise UserError(f"{uri}: more than {limit:,} bytes, expected at most that many")
+        return data
+
+    def names(self, uri: str) -> list[str]:
+        parse_uri(uri)
+        return storage.names(uri, self.endpoint)
+
+    def download_prefix(self, uri: str, folder: Path) -> Path:
+        parse_uri(uri)
+        return storage.download(uri, folder, self.endpoint)
+
+    def upload_file(self, path: Path, uri: str) -> None:
+        bucket, key = parse_uri(uri)
+        with storage.s3(uri, self.endpoint) as client:
+            client.upload_file(str(path), bucket, key)
+
+    def close(self) -> None:
+        """Nothing is held between calls."""

@@ -1,0 +1,80 @@
+"""JumpStart's cache buckets, whose objects are made when they are asked for.
+
+jumpstart-cache-prod-<region>            models_manifest.json, proprietary-sdk-manifest.json, a spec for each id and
+                                         version, and what stands for artifacts and scripts
+jumpstart-private-cache-prod-<region>    what stands for the artifacts of gated models
+"""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+
+from luthier.api.jumpstart.spec import MIN_SDK, spec
+from luthier.catalog.entry import Entry
+from luthier.catalog.jumpstart import BUCKETS, VERSIONS, is_private, key, known, region_of
+from luthier.objects.virtual import VirtualBucket
+
+MANIFEST, PROPRIETARY = "models_manifest.json", "proprietary-sdk-manifest.json"
+_NOTE = b"Luthier finds this model's weights by itself; this object stands for them.\n"
+_EMPTY_TAR = gzip.compress(bytes(10240), mtime=0)
+
+
+def bucket() -> VirtualBucket:
+    """All of the cache buckets, of every region."""
+    return VirtualBucket(BUCKETS, _read, _keys)
+
+
+def manifest() -> list[dict[str, str]]:
+    """Every id in every version, as SDK v2 reads it."""
+    return [
+        {"model_id": identity, "version": version, "min_version": MIN_SDK,
+         "spec_key": key(identity, version, "spec.json")}
+        for identity in sorted(known())
+        for version in VERSIONS
+    ]  # fmt: skip
+
+
+def _read(bucket: str, asked: str) -> bytes | None:
+    read = _objects(bucket, os.environ.get("LUTHIER_ENTRIES", "")).get(asked)
+    return read() if read else None
+
+
+def _keys(bucket: str) -> Iterable[str]:
+    return _objects(bucket, os.environ.get("LUTHIER_ENTRIES", ""))
+
+
+@functools.lru_cache(maxsize=8)
+def _objects(bucket: str, entries: str) -> Mapping[str, Callable[[], bytes]]:
+    """How each object of a cache bucket is made; `entries` is the folder that the catalogue was read from."""
+    region = region_of(bucket) or ""
+    found: dict[str, Callable[[], bytes]] = {}
+    if not is_private(bucket):
+        found[MANIFEST] = lambda: _json(manifest())
+        found[PROPRIETARY] = lambda: _json([])
+    for identity, entry in known().items():
+        for version in VERSIONS:
+            if not is_private(bucket):
+                found[key(identity, version, "spec.json")] = functools.partial(_spec, entry, identity, version, region)
+                found[key(identity, version, "sourcedir.tar.gz")] = lambda: _EMPTY_TAR
+            if entry.licence.eula:
+                found[key(identity, version, "eula.txt")] = functools.partial(_eula, entry)
+            if entry.licence.eula == is_private(bucket):
+                for folder in ("train", "infer"):
+                    found[key(identity, version, f"{folder}/README.txt")] = lambda: _NOTE
+    return found
+
+
+def _spec(entry: Entry, identity: str, version: str, region: str) -> bytes:
+    return _json(spec(entry, identity, version, region))
+
+
+def _eula(entry: Entry) -> bytes:
+    return f"{entry.name} is licensed under {entry.licence.name}: {entry.licence.url}\n".encode()
+
+
+def _json(content: object) -> bytes:
+    return json.dumps(content, indent=1).encode()

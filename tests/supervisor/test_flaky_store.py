@@ -1,0 +1,148 @@
+"""An S3 elsewhere that fails: it is given time, and what it does is not called the user's fault."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from live_wire import KEY, SECRET
+from objects.live_objects import LiveObjects, live_objects
+from supervisor.flaky import Flaky, flaky
+from supervisor.test_endpoints import FAKE_SERVER, order, status
+from supervisor.workbench import Bench, bench
+
+from luthier.errors import UnreachableError, UserError
+from luthier.objects.external import ExternalObjects
+from luthier.supervisor import patience
+from luthier.supervisor.patience import Patience
+
+ROWS = b'{"instruction": "a", "context": "", "response": "b"}\n'
+PASSING = ["reset", "break off", "SlowDown", "InternalError"]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveObjects]:
+    root = tmp_path_factory.mktemp("store")
+    with live_objects(f"sqlite:///{root / 'elsewhere.sqlite'}", root) as running:
+        for bucket in ("data", "results", "models"):
+            running.objects.create_bucket(bucket, "123456789012", "us-east-1")
+        client = running.client()
+        client.put_object(Bucket="data", Key="rows/train.jsonl", Body=ROWS)
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+            tar.addfile(tarfile.TarInfo("config.json"))
+        client.put_object(Bucket="models", Key="a/model.tar.gz", Body=packed.getvalue())
+        yield running
+
+
+@pytest.fixture
+def port(store: LiveObjects, monkeypatch: pytest.MonkeyPatch) -> Iterator[Flaky]:
+    """The store's port, by a way that fails; boto3 tries each request once, so that every failure is seen."""
+    for name, value in {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_DEFAULT_REGION": "us-east-1",
+                        "AWS_MAX_ATTEMPTS": "1"}.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(patience, "LONGEST_WAIT", 0.05)
+    with flaky(store.wire.port) as made:
+        yield made
+
+
+@pytest.fixture
+def home(port: Flaky, tmp_path: Path) -> Iterator[Bench]:
+    with bench(tmp_path) as made:
+        given: Any = ExternalObjects(port.url)
+        made.objects = given
+        made.new_supervisor(serving=FAKE_SERVER)
+        yield made
+
+
+def log(home: Bench, job: Any) -> str:
+    return (home.folder(job) / "logs" / "events.jsonl").read_text()
+
+
+@pytest.mark.parametrize("how", PASSING)
+def test_a_download_that_fails_for_a_while(home: Bench, port: Flaky, how: str) -> None:
+    port.fail(how, 4)
+    job = home.order("patient", steps=1)
+    (done,) = home.finish(job)
+    assert (done.status, done.facts.get("failure")) == ("Completed", None)
+    assert port.failed == 4
+    assert f"the object store {port.url} fails: " in log(home, job)
+
+
+@pytest.mark.parametrize("how", ["reset", "SlowDown"])
+def test_an_upload_that_fails_for_a_while(home: Bench, port: Flaky, store: LiveObjects, how: str) -> None:
+    job = home.order(f"uploading-{how.lower()}", steps=2, step_seconds=0.3)
+    home.until(lambda: home.runs(job) > 0)
+    port.fail(how, 3)
+    (done,) = home.finish(job)
+    assert done.status == "Completed"
+    assert port.failed == 3
+    assert store.objects.exists(f"s3://results/out/{job.name}/output/model.tar.gz")
+
+
+@pytest.mark.parametrize("how", ["reset", "SlowDown"])
+def test_a_store_that_does_not_come_back(home: Bench, port: Flaky, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "UNREACHABLE_SECONDS", 3.0)
+    port.fail(how, 10_000)
+    (done,) = home.finish(home.order("given-up"))
+    assert done.status == "Failed"
+    reason = done.facts["failure"]
+    assert reason.startswith(f"InternalServerError: the object store {port.url} fails: s3://data/rows: ")
+    assert "it was tried" in reason
+    assert port.failed > 2
+
+
+def test_a_port_where_nothing_listens(tmp_path: Path, port: Flaky) -> None:
+    port.close()
+    with pytest.raises(UnreachableError, match=f"the object store {port.url} fails"):
+        ExternalObjects(port.url).download_prefix("s3://data/rows", tmp_path)
+
+
+def test_a_refusal_is_not_tried_again(home: Bench, port: Flaky) -> None:
+    port.fail("AccessDenied", 10_000)
+    (done,) = home.finish(home.order("refused"))
+    assert done.status == "Failed"
+    said = "ClientError: Data download failed for channel 'training': s3://data/rows: "
+    assert done.facts["failure"].startswith(said)
+    assert port.failed == 1
+
+
+def test_an_upload_that_is_refused_is_the_users(port: Flaky, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    external = ExternalObjects(port.url)
+    port.fail("AccessDenied", 1)
+    with pytest.raises(UserError, match="AccessDenied"):
+        external.upload_file(tmp_path / "file", "s3://results/file")
+    port.fail("SlowDown", 1)
+    with pytest.raises(UnreachableError, match="SlowDown"):
+        external.upload_file(tmp_path / "file", "s3://results/file")
+
+
+def test_the_model_of_an_endpoint_is_fetched_again(home: Bench, port: Flaky) -> None:
+    port.fail("SlowDown", 3)
+    endpoint = order(home, "s3://models/a/model.tar.gz")
+    home.until(lambda: status(home, endpoint) in ("InService", "Failed"))
+    assert status(home, endpoint) == "InService"
+    assert port.failed == 3
+
+
+def test_waits_grow_and_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr("luthier.supervisor.patience.time.monotonic", lambda: now)
+    waiting, waits = Patience(), []
+    while waiting.again(UnreachableError("gone")):
+        begun = now
+        while waiting.waits:
+            now += 0.5
+        waits.append(now - begun)
+    assert waits[:6] == [1, 2, 4, 8, 16, 30]
+    assert 600 <= now - 1000 < 640
+    assert str(waiting.final(UnreachableError("gone"))) == f"gone; it was tried {len(waits) + 1} times in 601 seconds"
+    waiting.succeeded()
+    assert waiting.again(UnreachableError("gone"))
+    assert not waiting.again(UserError("wrong"))
+    assert str(waiting.final(UserError("wrong"))) == "wrong"

@@ -1,0 +1,145 @@
+"""A supervisor in this process, on a home of its own, with the fake engine and folders for buckets."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tarfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from luthier.errors import UserError
+from luthier.jobs.settings import Settings
+from luthier.jobs.store import Resource, Store
+from luthier.supervisor.loop import Supervisor, new_owner
+from luthier.supervisor.workshop import Slots, Workshop
+
+FAKE_ENGINE = (sys.executable, str(Path(__file__).with_name("fake_engine.py")))
+OWNER = ("123456789012", "us-east-1")
+ROLE = "arn:aws:iam::123456789012:role/tester"
+
+
+class FolderObjects:
+    """Buckets as folders; `faults` are raised, one for each transfer."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.faults: list[Exception] = []
+
+    def path(self, uri: str) -> Path:
+        return self.root / uri.removeprefix("s3://")
+
+    def _fault(self) -> None:
+        if self.faults:
+            raise self.faults.pop(0)
+
+    def download_prefix(self, uri: str, folder: Path) -> Path:
+        self._fault()
+        source = self.path(uri)
+        if source.is_file():
+            shutil.copyfile(source, folder / source.name)
+        elif source.is_dir():
+            shutil.copytree(source, folder, dirs_exist_ok=True)
+        else:
+            raise UserError(f"{uri}: no objects are there")
+        return folder
+
+    def upload_file(self, path: Path, uri: str) -> None:
+        self._fault()
+        target = self.path(uri)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.part")
+        shutil.copyfile(path, temporary)
+        temporary.replace(target)
+
+
+class Bench:
+    """One home with its store and buckets; supervisors come and go."""
+
+    def __init__(self, root: Path, **settings: Any) -> None:
+        self.settings = replace(Settings(root / "home", stop_seconds=5.0), **settings)
+        self.objects = FolderObjects(root / "buckets")
+        self.store = Store.open(self.settings.database_url)
+        rows = self.objects.path("s3://data/rows")
+        rows.mkdir(parents=True)
+        (rows / "train.jsonl").write_text('{"instruction": "a", "context": "", "response": "b"}\n')
+        self.supervisor = self.new_supervisor()
+
+    def new_supervisor(self, engine: tuple[str, ...] = FAKE_ENGINE, **options: Any) -> Supervisor:
+        """A supervisor with a name of its own, as after a restart; nothing of it has begun."""
+        slots = Slots(self.settings.slots)
+        shop = Workshop(self.settings, self.store, self.objects, new_owner(), slots, engine=engine, **options)
+        self.supervisor = Supervisor(shop)
+        return self.supervisor
+
+    def order(self, name: str, request: Mapping[str, Any] | None = None, facts: Mapping[str, Any] | None = None,
+              **hyperparameters: Any) -> Resource:  # fmt: skip
+        """Queue a training job as CreateTrainingJob does."""
+        channel = {"S3DataSource": {"S3DataType": "S3Prefix", "S3Uri": "s3://data/rows"}}
+        asked = {
+            "TrainingJobName": name,
+            "RoleArn": ROLE,
+            "InputDataConfig": [{"ChannelName": "training", "DataSource": channel}],
+            "OutputDataConfig": {"S3OutputPath": "s3://results/out/"},
+            "StoppingCondition": {"MaxRuntimeInSeconds": 3600},
+        }
+        known = {
+            "base_model": "luthier/tiny", "kind": "instruction", "eula": None,
+            "hyperparameters": {key: str(value) for key, value in hyperparameters.items()},
+        }  # fmt: skip
+        return self.store.create(
+            "training-job", OWNER, name, {**asked, **(request or {})}, secondary="Starting",
+            facts={**known, **(facts or {})},
+        )  # fmt: skip
+
+    def now(self, resource: Resource) -> Resource:
+        found = self.store.get(resource.id)
+        assert found is not None
+        return found
+
+    def until(self, reached: Callable[[], Any], seconds: float = 20) -> None:
+        """Let the supervisor work until `reached`."""
+        deadline = time.monotonic() + seconds
+        while not reached():
+            assert time.monotonic() < deadline, "it was not reached in time"
+            self.supervisor.round()
+            time.sleep(0.02)
+
+    def finish(self, *jobs: Resource, seconds: float = 20) -> list[Resource]:
+        """Let the supervisor work until all `jobs` have ended."""
+        self.until(lambda: all(self.now(job).ended for job in jobs), seconds)
+        return [self.now(job) for job in jobs]
+
+    def folder(self, job: Resource) -> Path:
+        return self.settings.jobs / job.id
+
+    def runs(self, job: Resource) -> int:
+        """How often the engine was started on a job."""
+        path = self.folder(job) / "runs"
+        return len(path.read_text().splitlines()) if path.exists() else 0
+
+    def weights(self, job: Resource) -> bytes:
+        """The uploaded model's weights."""
+        archive = self.objects.path(f"s3://results/out/{job.name}/output/model.tar.gz")
+        with tarfile.open(archive) as tar:
+            inside = [name for name in tar.getnames() if name.endswith("model.safetensors")]
+            handle = tar.extractfile(inside[0])
+            assert handle is not None
+            return handle.read()
+
+    def close(self) -> None:
+        self.supervisor.let_go()
+        self.store.close()
+
+
+@contextmanager
+def bench(root: Path, **settings: Any) -> Iterator[Bench]:
+    made = Bench(root, **settings)
+    try:
+        yield made
+    finally:
+        made.close()
