@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PRETRAINING = ROOT / "pretraining"
 REVIEWS = ROOT / "examples" / "reviews"
-GSM8K = ROOT / "tests" / "data" / "gsm8k"
+GSM8K = ROOT / "tests" / "samples" / "gsm8k"
 # The sources alone take about 1.7 MB and are in at any size; the rest of the sample is generated.
 MEGABYTES = 4.0
 # Shorter fields, such as the label, occur in any English text.

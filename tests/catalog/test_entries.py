@@ -255,7 +255,7 @@ def test_a_value_outside_of_the_entry_s_range_is_refused(entry: Entry) -> None:
     ("model", "documented"),
     [
         (model, values)
-        for model, values in json.loads((ROOT / "tests/data/jumpstart/defaults.json").read_text("utf-8")).items()
+        for model, values in json.loads((ROOT / "tests/samples/jumpstart/defaults.json").read_text("utf-8")).items()
         if "neuron" not in model
     ],
 )

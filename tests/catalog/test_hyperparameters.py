@@ -14,7 +14,7 @@ from luthier.catalog.entry import find
 from luthier.catalog.hyperparameters import AUTOPILOT, TABLE, Hyperparameter, parse, precision
 from luthier.errors import SettingError
 
-DATA = Path(__file__).resolve().parent.parent / "data"
+DATA = Path(__file__).resolve().parent.parent / "samples"
 NUMBERS = [row for row in TABLE.values() if row.type in ("int", "optional_int", "float") and not row.choices]
 SPECS: dict[str, dict[str, Any]] = json.loads((DATA / "jumpstart" / "defaults.json").read_text("utf-8"))
 ALL_NAMES = [*AUTOPILOT, *(alias for row in TABLE.values() for alias in (row.name, *row.aliases))]

@@ -13,7 +13,7 @@ from training.jobs import lay_out, run
 
 from luthier.jobfolder import find_channels
 
-DATA = Path(__file__).parents[1] / "data"
+DATA = Path(__file__).parents[1] / "samples"
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 # folder -> the kind that is found

@@ -142,7 +142,9 @@ def _(lab: Lab) -> None:
         assert str(caught.value) == f"{name}=2: {row.help}; leave it {row.default}"
 
 
-SPECS = json.loads((Path(__file__).resolve().parent.parent / "data" / "jumpstart" / "defaults.json").read_text("utf-8"))
+SPECS = json.loads(
+    (Path(__file__).resolve().parent.parent / "samples" / "jumpstart" / "defaults.json").read_text("utf-8")
+)
 ANY = {"prompt": "{text}", "completion": " {context}"}
 
 

@@ -7,7 +7,7 @@ word by itself (byte-level BPE), if no match that begins before the cut can look
 at the word, the white space behind it and three more characters at most; so P must go on behind the cut for MARGIN
 characters and have a character there that is no white space. For every other tokenizer (SentencePiece merges across
 words) nothing is shared. It knows tokenizers and texts, nothing of rows. Its plain twin is the tokenizer itself, whole
-text by whole text (tests/data_room/test_shared_beginning.py).
+text by whole text (tests/data/test_shared_beginning.py).
 """
 
 from __future__ import annotations

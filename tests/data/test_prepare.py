@@ -9,17 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from data.layout import Preparing, write_jsonl, write_template
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_room.layout import Preparing, write_jsonl, write_template
 from luthier.data import build, records
 from luthier.data import prepare as prepare_module
 from luthier.data.prepare import DataSettings, Prepared, prepare
 from luthier.data.tokenize import Tokenizer
 from luthier.errors import DataError, UserError
 
-GSM8K = Path(__file__).parent.parent / "data" / "gsm8k"
+GSM8K = Path(__file__).parent.parent / "samples" / "gsm8k"
 ROWS = [{"q": f"How many eggs are {number}?", "a": f"{number} eggs"} for number in range(10)]
 DOLLY = [{"instruction": f"Name {number}", "context": "", "response": "ok", "category": "x"} for number in range(10)]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from data.layout import Preparing, make_tokenizer
 
-from data_room.layout import Preparing, make_tokenizer
 from luthier.data.prepare import DataSettings, Prepared, prepare
 from luthier.data.tokenize import Tokenizer
 

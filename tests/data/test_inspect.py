@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from data.layout import Preparing, write_jsonl, write_template
 from rich.console import Console
 
-from data_room.layout import Preparing, write_jsonl, write_template
 from luthier.data.preview import as_json, coloured, histogram, show
 from luthier.data.tokenize import Tokenizer
 

@@ -8,11 +8,11 @@ from functools import partial
 from typing import Any
 
 import pytest
+from data.layout import CORPUS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from data_room.layout import CORPUS
 from luthier.data.example import Example, Piece
 from luthier.data.shared_beginning import FEWEST, PATTERNS, SharedBeginning
 from luthier.data.tokenize import Tokenizer as OwnTokenizer

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from data.layout import CHATML, make_tokenizer
+from data.makes import metaspace_tokenizer, unigram_tokenizer
 
-from data_room.layout import CHATML, make_tokenizer
-from data_room.makes import metaspace_tokenizer, unigram_tokenizer
 from luthier.data.chat import ChatError, ChatTemplate, messages_of
 from luthier.data.example import Example
 from luthier.data.tokenize import Tokenizer

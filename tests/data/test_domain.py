@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from data.layout import Preparing, write_jsonl
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_room.layout import Preparing, write_jsonl
 from luthier.data.prepare import DataSettings, Prepared, prepare
 from luthier.data.tokenize import Tokenizer
 from luthier.errors import DataError

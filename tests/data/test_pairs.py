@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from data.layout import write_jsonl, write_template
 from tiny_models import write_tokenizer
 from transformers import AutoTokenizer
 
-from data_room.layout import write_jsonl, write_template
 from luthier.data.batches import Layout, collate
 from luthier.data.ledger import lines
 from luthier.data.prepare import DataSettings, Prepared, prepare

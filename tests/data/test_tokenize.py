@@ -6,18 +6,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from data.makes import metaspace_tokenizer, unigram_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from data_room.makes import metaspace_tokenizer, unigram_tokenizer
 from luthier.data.build import spans_of
 from luthier.data.example import Example, Piece
 from luthier.data.template import DEMARCATION, Template
 from luthier.data.tokenize import Place, Tokenizer
 from luthier.errors import ModelNotFoundError
 
-GPT2 = Path(__file__).parent.parent / "data" / "gpt2"
+GPT2 = Path(__file__).parent.parent / "samples" / "gpt2"
 MARKERS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 TEXTS = st.text(st.characters(exclude_categories=["Cs"])) | st.lists(
     st.sampled_from([*MARKERS, "a", " ", "\n", "é", "<|im_", "end|>", "<|"]), max_size=8

@@ -6,8 +6,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from data.layout import Preparing, write_jsonl, write_template
 
-from data_room.layout import Preparing, write_jsonl, write_template
 from luthier.data.channel import open_channels
 from luthier.data.kind import detect, resolve_kind
 from luthier.errors import DataError, SettingError

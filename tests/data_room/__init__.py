@@ -1,1 +1,0 @@
-"""Tests of the data room (src/luthier/data); tests/data holds fixtures."""
