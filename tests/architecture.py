@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 
-OPEN = frozenset({"errors", "storage", "jobfolder", "door", "home", "allocator"})
+OPEN = frozenset({"errors", "storage", "jobfolder", "entrypoint", "home", "allocator"})
 CONTROL = frozenset({"catalog", "protocol", "jobs", "launchers", "objects", "api", "supervisor"})
 ENGINE = OPEN | {"catalog", "layers", "data", "weights"}
 # Room -> the rooms whose modules it may import, beside its own.
@@ -15,7 +15,7 @@ FLOORS: dict[str, frozenset[str]] = {
     "errors": frozenset(),
     "storage": frozenset({"errors"}),
     "jobfolder": frozenset({"errors"}),
-    "door": frozenset({"errors"}),
+    "entrypoint": frozenset({"errors"}),
     "home": frozenset(),
     "allocator": frozenset({"errors"}),
     "catalog": OPEN,

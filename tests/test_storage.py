@@ -14,7 +14,7 @@ from child import Luthier
 from moto.server import ThreadedMotoServer
 
 from luthier import storage
-from luthier.errors import UnreachableError, UserError
+from luthier.errors import ObjectStoreUnreachableError, UserError
 from luthier.jobfolder import JobFolder
 
 
@@ -143,7 +143,7 @@ def test_a_list_that_breaks_off_is_not_taken_for_an_empty_one(s3: Any, monkeypat
         answering = threading.Thread(target=serve)
         answering.start()
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        with pytest.raises(UnreachableError, match="the list of s3://bucket/rows broke off"):
+        with pytest.raises(ObjectStoreUnreachableError, match="the list of s3://bucket/rows broke off"):
             storage.names("s3://bucket/rows", url)
         answering.join()
 

@@ -1,18 +1,18 @@
-"""Every error a user can meet, as one tree.
+"""Every error that a user can meet, as one tree.
 
-    LuthierError                  exit 1   InternalFailure
-    ├── UserError                 exit 2   ValidationException       the caller can fix it
-    │   ├── DataError             exit 2   ValidationException       a file, a row or a field
-    │   ├── SettingError          exit 2   ValidationException       a hyperparameter or an option
-    │   ├── ModelNotFoundError    exit 2   ResourceNotFound          a model that is not to be had
-    │   ├── EulaError             exit 2   ValidationException       a licence that was not accepted
-    │   └── RunFolderError        exit 2   ResourceInUse             a run folder that cannot be used as asked
-    ├── CapacityError             exit 1   ResourceLimitExceeded     disk or memory does not suffice
-    ├── UnreachableError          exit 1   InternalFailure           a store elsewhere that does not answer now
-    ├── CheckpointError           exit 1   InternalFailure           no readable checkpoint where one is needed
-    └── Interrupted               exit 130 InternalFailure           stopped by the user, can be resumed
+    LuthierError                     exit 1   InternalFailure
+    ├── UserError                    exit 2   ValidationException    the caller can fix it
+    │   ├── DataError                exit 2   ValidationException    a file, a row or a field is wrong
+    │   ├── SettingError             exit 2   ValidationException    a hyperparameter or an option is wrong
+    │   ├── ModelNotFoundError       exit 2   ResourceNotFound       the base model was not found
+    │   ├── EulaError                exit 2   ValidationException    the licence was not accepted
+    │   └── RunFolderError           exit 2   ResourceInUse          the run folder cannot be used for this run
+    ├── CapacityError                exit 1   ResourceLimitExceeded  not enough disk or memory
+    ├── ObjectStoreUnreachableError  exit 1   InternalFailure        the external object store fails; retry later
+    ├── CheckpointError              exit 1   InternalFailure        a checkpoint is needed and none is readable
+    └── Interrupted                  exit 130 InternalFailure        stopped by the user; can be resumed
 
-Each message is one clear line: where (file, line, field), what was found, what was expected, how to fix it.
+Each message is one line: where (file, line, field), what was found, what was expected, how to fix it.
 The command line prints it without a traceback and exits with `exit_code`; the wire answers with `wire_code`.
 """
 
@@ -24,14 +24,14 @@ from dataclasses import dataclass
 
 
 class LuthierError(Exception):
-    """Root of the tree; caught once, at each program's outermost door."""
+    """Root of the tree; caught once, in entrypoint.py."""
 
     exit_code = 1
     wire_code = "InternalFailure"
 
 
 class UserError(LuthierError):
-    """Something the caller asked for or supplied is wrong."""
+    """The request or its input is wrong; the caller can fix it."""
 
     exit_code = 2
     wire_code = "ValidationException"
@@ -39,9 +39,9 @@ class UserError(LuthierError):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One fault in the data: where it is and what to do about it.
+    """One fault in the data: its place and how to fix it.
 
-    `file` is relative to its channel; `line` counts from 1, 0 when the fault is of the whole file.
+    `file` is relative to its channel; `line` counts from 1 and is 0 for a fault of the whole file.
     """
 
     file: str
@@ -55,7 +55,7 @@ class Problem:
 
 
 class DataError(UserError):
-    """The data cannot be trained on as it is; `problems` lists every fault that was found."""
+    """The data cannot be used for training; `problems` lists every fault found."""
 
     def __init__(self, problems: Problem | Iterable[Problem]) -> None:
         self.problems = [problems] if isinstance(problems, Problem) else list(problems)
@@ -67,33 +67,33 @@ class SettingError(UserError):
 
 
 class ModelNotFoundError(UserError):
-    """A base model is neither in the catalogue, nor in a folder, nor to be had from the Hub."""
+    """A base model was found neither in the catalogue, nor in a folder, nor on the Hub."""
 
     wire_code = "ResourceNotFound"
 
 
 class EulaError(UserError):
-    """A gated model was asked for without accepting its licence."""
+    """The request names a gated model without accepting its licence."""
 
 
 class RunFolderError(UserError):
-    """A run folder is in use, not empty, of a newer format, or does not belong to the run asked for."""
+    """A run folder is in use, is not empty, has a newer format, or belongs to another run."""
 
     wire_code = "ResourceInUse"
 
 
 class CapacityError(LuthierError):
-    """Disk or memory does not suffice; checked before work starts wherever it can be."""
+    """Not enough disk or memory; checked before work starts where possible."""
 
     wire_code = "ResourceLimitExceeded"
 
 
-class UnreachableError(LuthierError):
-    """A store elsewhere does not answer, or says that it cannot now; later it may."""
+class ObjectStoreUnreachableError(LuthierError):
+    """The external object store does not answer or reports a temporary fault; a retry may succeed."""
 
 
 class CheckpointError(LuthierError):
-    """No checkpoint of a run can be read."""
+    """No checkpoint of the run is readable."""
 
 
 class Interrupted(LuthierError):
@@ -103,6 +103,7 @@ class Interrupted(LuthierError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return ``; did you mean 'x'?`` for the closest known name, or an empty string."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    """Return ``; did you mean 'x'?`` for the closest known name in any case, or an empty string."""
+    names = {candidate.lower(): candidate for candidate in known}
+    close = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.6)
+    return f"; did you mean {names[close[0]]!r}?" if close else ""

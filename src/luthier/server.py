@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 import sqlalchemy as sa
 
-from luthier import __version__, door
+from luthier import __version__, entrypoint
 from luthier.api.service import Service
 from luthier.errors import LuthierError, SettingError, UserError
 from luthier.jobs.settings import Settings
@@ -257,4 +257,4 @@ def _json(content: Mapping[str, Any], status: int = 200) -> Response:
 
 
 if __name__ == "__main__":
-    door.run(main)
+    entrypoint.run(main)

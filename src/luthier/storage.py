@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from luthier.errors import UnreachableError, UserError
+from luthier.errors import ObjectStoreUnreachableError, UserError
 
 SCHEME = "s3://"
 _BUSY = frozenset({"SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "TooManyRequests",
@@ -107,7 +107,7 @@ def _objects(client: Any, location: str) -> Iterator[tuple[str, str]]:
     found = False
     for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
         if "IsTruncated" not in page:  # an answer that broke off: botocore takes it for an empty one
-            raise UnreachableError(f"the object store fails: the list of {location} broke off")
+            raise ObjectStoreUnreachableError(f"the object store fails: the list of {location} broke off")
         for item in page.get("Contents", []):
             key = item["Key"]
             if key == prefix and not key.endswith("/"):
@@ -124,8 +124,8 @@ def _objects(client: Any, location: str) -> Iterator[tuple[str, str]]:
 def s3(location: str, endpoint: str | None = None) -> Iterator[Any]:
     """boto3's S3 client; its errors leave as one line that names the address.
 
-    UnreachableError, which names the store, where another attempt may do: no connection, a time-out, a fault of the
-    store's own. UserError for the rest.
+    ObjectStoreUnreachableError, naming the store, when a retry may succeed: no connection, a timeout, a server error.
+    UserError otherwise.
     """
     # 0.2 s to import: only who asks for s3:// pays for it.
     boto3 = importlib.import_module("boto3")
@@ -137,7 +137,9 @@ def s3(location: str, endpoint: str | None = None) -> Iterator[Any]:
     except (faults.BotoCoreError, faults.ClientError, transfers.Boto3Error) as error:
         said = f"{location}: {' '.join(str(error).split())}"
         if _may_pass(error, faults, transfers):
-            raise UnreachableError(f"the object store {endpoint or 'of the environment'} fails: {said}") from error
+            raise ObjectStoreUnreachableError(
+                f"the object store {endpoint or 'of the environment'} fails: {said}"
+            ) from error
         raise UserError(said) from error
 
 

@@ -12,7 +12,7 @@ from live_wire import Echo, LiveWire, live_wire
 from typer.testing import CliRunner
 
 from luthier.cli.app import app
-from luthier.client.client import Client, UnreachableError
+from luthier.client.client import Client, ServiceUnreachableError
 from luthier.errors import UserError
 from luthier.protocol.call import Call, Principal
 from luthier.protocol.errors import WireError
@@ -177,5 +177,8 @@ def test_a_refusal_is_one_line_with_its_code(wire: LiveWire) -> None:
 
 
 def test_nothing_that_answers_is_one_line() -> None:
-    with Client("http://127.0.0.1:1") as client, pytest.raises(UnreachableError, match="start it with: luthier serve"):
+    with (
+        Client("http://127.0.0.1:1") as client,
+        pytest.raises(ServiceUnreachableError, match="start it with: luthier serve"),
+    ):
         client.jobs()

@@ -11,7 +11,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from luthier import door, server
+from luthier import entrypoint, server
 from luthier.jobs.settings import Settings
 from luthier.service import supervisor_program as supervisor
 from luthier.service.supervisor_settings import written
@@ -40,4 +40,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    door.run(main)
+    entrypoint.run(main)

@@ -15,7 +15,7 @@ from supervisor.flaky import Flaky, flaky
 from supervisor.test_endpoints import FAKE_SERVER, order, status
 from supervisor.workbench import Bench, bench
 
-from luthier.errors import UnreachableError, UserError
+from luthier.errors import ObjectStoreUnreachableError, UserError
 from luthier.objects.external import ExternalObjects
 from luthier.supervisor import patience
 from luthier.supervisor.patience import Patience
@@ -98,7 +98,7 @@ def test_a_store_that_does_not_come_back(home: Bench, port: Flaky, how: str, mon
 
 def test_a_port_where_nothing_listens(tmp_path: Path, port: Flaky) -> None:
     port.close()
-    with pytest.raises(UnreachableError, match=f"the object store {port.url} fails"):
+    with pytest.raises(ObjectStoreUnreachableError, match=f"the object store {port.url} fails"):
         ExternalObjects(port.url).download_prefix("s3://data/rows", tmp_path)
 
 
@@ -118,7 +118,7 @@ def test_an_upload_that_is_refused_is_the_users(port: Flaky, tmp_path: Path) -> 
     with pytest.raises(UserError, match="AccessDenied"):
         external.upload_file(tmp_path / "file", "s3://results/file")
     port.fail("SlowDown", 1)
-    with pytest.raises(UnreachableError, match="SlowDown"):
+    with pytest.raises(ObjectStoreUnreachableError, match="SlowDown"):
         external.upload_file(tmp_path / "file", "s3://results/file")
 
 
@@ -134,15 +134,18 @@ def test_waits_grow_and_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     monkeypatch.setattr("luthier.supervisor.patience.time.monotonic", lambda: now)
     waiting, waits = Patience(), []
-    while waiting.again(UnreachableError("gone")):
+    while waiting.again(ObjectStoreUnreachableError("gone")):
         begun = now
         while waiting.waits:
             now += 0.5
         waits.append(now - begun)
     assert waits[:6] == [1, 2, 4, 8, 16, 30]
     assert 600 <= now - 1000 < 640
-    assert str(waiting.final(UnreachableError("gone"))) == f"gone; it was tried {len(waits) + 1} times in 601 seconds"
+    assert (
+        str(waiting.final(ObjectStoreUnreachableError("gone")))
+        == f"gone; it was tried {len(waits) + 1} times in 601 seconds"
+    )
     waiting.succeeded()
-    assert waiting.again(UnreachableError("gone"))
+    assert waiting.again(ObjectStoreUnreachableError("gone"))
     assert not waiting.again(UserError("wrong"))
     assert str(waiting.final(UserError("wrong"))) == "wrong"

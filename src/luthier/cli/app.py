@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from luthier import __version__, door
+from luthier import __version__, entrypoint
 from luthier.cli import (
     artifact,
     cache,
@@ -76,7 +76,7 @@ def _options(
 
 def main() -> None:
     """Run one command line, then leave the process or become the engine program that the command asks for."""
-    door.run(_run)
+    entrypoint.run(_run)
 
 
 def _run() -> None:

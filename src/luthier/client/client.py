@@ -23,7 +23,7 @@ ENDED = frozenset({"Completed", "Failed", "Stopped"})
 MISSING = frozenset({"ResourceNotFound", "ResourceNotFoundException", "ValidationException"})
 
 
-class UnreachableError(LuthierError):
+class ServiceUnreachableError(LuthierError):
     """Nothing answers where the service was to be."""
 
 
@@ -110,7 +110,7 @@ class Client:
             said = error.response.get("Error", {})
             raise UserError(f"{about}: {said.get('Code', 'error')}: {said.get('Message', error)}") from None
         except (self._faults.EndpointConnectionError, self._faults.ConnectTimeoutError):
-            raise UnreachableError(f"nothing answers at {self.endpoint}; start it with: luthier serve") from None
+            raise ServiceUnreachableError(f"nothing answers at {self.endpoint}; start it with: luthier serve") from None
         except self._faults.BotoCoreError as error:
             raise LuthierError(f"{about}: {' '.join(str(error).split())}") from None
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
-from luthier import door
+from luthier import entrypoint
 from luthier.catalog.entry import check_kind, parse_for
 from luthier.catalog.hub import TOKENIZER_ONLY, fetch
 from luthier.catalog.locate import locate
@@ -83,4 +83,4 @@ def _print_json(content: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    door.run(lambda: main(sys.argv[1:]))
+    entrypoint.run(lambda: main(sys.argv[1:]))

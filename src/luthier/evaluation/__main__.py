@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from luthier import door
+from luthier import entrypoint
 from luthier.errors import UserError
 from luthier.evaluation.answer import answer
 from luthier.evaluation.evaluate import evaluate
@@ -51,4 +51,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    door.run(main)
+    entrypoint.run(main)

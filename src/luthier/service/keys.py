@@ -22,7 +22,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from luthier import door
+from luthier import entrypoint
 from luthier.errors import SettingError, UserError, did_you_mean
 from luthier.jobs.schema import access_keys
 from luthier.jobs.settings import Settings
@@ -189,4 +189,4 @@ def _show_new(key: AccessKey) -> None:
 
 
 if __name__ == "__main__":
-    door.run(main)
+    entrypoint.run(main)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
-from luthier import door
+from luthier import entrypoint
 from luthier.jobs.settings import Settings
 from luthier.jobs.store import Store
 from luthier.objects.external import ExternalObjects
@@ -79,4 +79,4 @@ def leaving(parent: int) -> Callable[[], bool]:
 
 
 if __name__ == "__main__":
-    door.run(lambda: main(sys.argv[1:]))
+    entrypoint.run(lambda: main(sys.argv[1:]))

@@ -24,7 +24,7 @@ from typing import Any
 
 import uvicorn
 
-from luthier import door
+from luthier import entrypoint
 from luthier.errors import LuthierError, SettingError
 from luthier.serving.app import Door
 
@@ -184,4 +184,4 @@ def _say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    door.run(lambda: main(sys.argv[1:]))
+    entrypoint.run(lambda: main(sys.argv[1:]))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.catalog.jumpstart import image
-from luthier.errors import LuthierError, UnreachableError, UserError
+from luthier.errors import LuthierError, ObjectStoreUnreachableError, UserError
 from luthier.jobs import trial
 from luthier.jobs.store import Resource
 from luthier.supervisor import metrics, order
@@ -23,7 +23,7 @@ def upload(folder: ServiceFolder, resource: Resource, objects: Objects) -> None:
     for path, uri in _pairs(folder, resource):
         try:
             objects.upload_file(path, uri)
-        except UnreachableError:
+        except ObjectStoreUnreachableError:
             raise  # none of the request's faults, and to be tried again
         except LuthierError as error:
             raise UserError(f"Artifact upload failed: {error}") from error

@@ -11,7 +11,7 @@ import shutil
 import signal
 from pathlib import Path
 
-from luthier.errors import CapacityError, LuthierError, UnreachableError, UserError
+from luthier.errors import CapacityError, LuthierError, ObjectStoreUnreachableError, UserError
 from luthier.supervisor.folder import ServiceFolder
 
 LONGEST = 1024
@@ -86,7 +86,7 @@ def of_fault(error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     if disk_full(error):
         return _bounded(f"InternalServerError: the disk is full: {text}; make room, and start the job again")
-    if isinstance(error, (CapacityError, UnreachableError)):
+    if isinstance(error, (CapacityError, ObjectStoreUnreachableError)):
         return _bounded(f"InternalServerError: {text}")
     if isinstance(error, LuthierError):
         return _bounded(text if text.startswith(_PREFIXES) else f"ClientError: {text}")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 
-from luthier.errors import LuthierError, UnreachableError
+from luthier.errors import LuthierError, ObjectStoreUnreachableError
 from luthier.supervisor import ending
 
 UNREACHABLE_SECONDS = 600.0  # from its first failure on, that a store elsewhere has to answer again
@@ -36,7 +36,7 @@ class Patience:
         now = time.monotonic()
         self._first = self._first if self.failures else now
         self.failures += 1
-        if isinstance(error, UnreachableError):
+        if isinstance(error, ObjectStoreUnreachableError):
             self._next = now + min(LONGEST_WAIT, 2.0 ** (self.failures - 1))
             return now - self._first < UNREACHABLE_SECONDS
         self._next = now + 4.0 ** (self.failures - 1)
@@ -44,7 +44,7 @@ class Patience:
 
     def final(self, error: Exception) -> Exception:
         """The error to end with when it is not tried again."""
-        if not isinstance(error, UnreachableError):
+        if not isinstance(error, ObjectStoreUnreachableError):
             return error
         seconds = time.monotonic() - self._first
-        return UnreachableError(f"{error}; it was tried {self.failures} times in {seconds:,.0f} seconds")
+        return ObjectStoreUnreachableError(f"{error}; it was tried {self.failures} times in {seconds:,.0f} seconds")

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 from rich.console import Console
 
-from luthier import door
+from luthier import entrypoint
 from luthier.errors import LuthierError
 from luthier.jobfolder import JobFolder
 from luthier.training import launch
@@ -88,7 +88,7 @@ def _leave(code: int) -> NoReturn:
 
 def run_job(*arguments: Any, **options: Any) -> None:
     """`job.run_job`; what it needs is loaded where a job runs, not where ranks are only watched."""
-    with door.loading():
+    with entrypoint.without_garbage_collection():
         job = importlib.import_module("luthier.training.job")
     job.run_job(*arguments, **options)
 
@@ -106,4 +106,4 @@ def write_failure(folder: JobFolder, reason: str) -> None:
 
 
 if __name__ == "__main__":
-    door.run(lambda: main(sys.argv[1:]))
+    entrypoint.run(lambda: main(sys.argv[1:]))

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from luthier import __version__, allocator, door
+from luthier import __version__, allocator, entrypoint
 from luthier.home import cache_root
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "peft", "safetensors", "numpy", "pyarrow", "huggingface_hub")
@@ -182,4 +182,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    door.run(main)
+    entrypoint.run(main)

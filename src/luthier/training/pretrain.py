@@ -24,7 +24,7 @@ from rich.console import Console
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig
 
-from luthier import door
+from luthier import entrypoint
 from luthier.errors import SettingError, UserError, did_you_mean
 from luthier.jobfolder import Job, JobFolder, write_json
 from luthier.training.job import run_job
@@ -153,4 +153,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    door.run(main)
+    entrypoint.run(main)
