@@ -29,7 +29,7 @@ from luthier import __version__
 from luthier.cli.app import app
 from luthier.cli.engine import Call
 from luthier.errors import LuthierError
-from luthier.jobs.settings import Settings
+from luthier.jobs.settings import ServiceSettings
 from luthier.jobs.store import Store
 from luthier.protocol.call import Principal
 from luthier.server import main
@@ -159,7 +159,7 @@ def test_a_port_in_use(tmp_path: Path) -> None:
 
 
 def with_key(home: Path) -> None:
-    store = Store.open(Settings(home).database_url)
+    store = Store.open(ServiceSettings(home=home).database_url)
     Keys(store).create("ann")
     store.close()
 

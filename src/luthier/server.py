@@ -25,7 +25,7 @@ import sqlalchemy as sa
 from luthier import __version__, entrypoint
 from luthier.api.service import Service
 from luthier.errors import LuthierError, SettingError, UserError
-from luthier.jobs.settings import Settings
+from luthier.jobs.settings import ServiceSettings
 from luthier.jobs.store import Store
 from luthier.objects.forwarding import ForwardedObjects
 from luthier.objects.store import Objects, ObjectStore
@@ -60,7 +60,7 @@ class Options:
     `proxy_port` is None without a proxy; `log` is a file, "-" for stderr, "" for HOME/logs/server.log.
     """
 
-    settings: Settings
+    settings: ServiceSettings
     proxy_port: int | None
     no_auth: bool
     log: str
@@ -72,12 +72,18 @@ class Options:
         where = urlsplit(objects)
         if objects and not (where.scheme in ("http", "https") and where.hostname):
             raise SettingError(f"--objects {objects}: expected http://HOST or https://HOST")
-        settings = Settings(
-            Path(request["home"]), request["host"], request["port"], request["database"], objects,
-            slots(request["slots"]), seconds(request["stall_seconds"], "--stall-seconds", 1),
-            seconds(request["stop_seconds"], "--stop-seconds", 0), device(request["serve_on"], "--serve-on"),
-            limits(request["limits"]),
-        )  # fmt: skip
+        settings = ServiceSettings(
+            home=Path(request["home"]),
+            host=request["host"],
+            port=request["port"],
+            database=request["database"],
+            objects=objects,
+            slots=slots(request["slots"]),
+            stall_seconds=seconds(request["stall_seconds"], "--stall-seconds", 1),
+            stop_seconds=seconds(request["stop_seconds"], "--stop-seconds", 0),
+            serving_device=device(request["serve_on"], "--serve-on"),
+            limits=limits(request["limits"]),
+        )
         return cls(settings, request["proxy_port"], request["no_auth"], request["log"])
 
     @property
@@ -151,7 +157,7 @@ def _check_reach(options: Options, keys: Keys) -> None:
         )
 
 
-def _proxy(options: Options, settings: Settings, stack: ExitStack) -> Proxy | None:
+def _proxy(options: Options, settings: ServiceSettings, stack: ExitStack) -> Proxy | None:
     if options.proxy_port is None:
         return None
     listener = stack.enter_context(listen(LOOPBACK, options.proxy_port, "--proxy-port"))
@@ -162,7 +168,7 @@ def _proxy(options: Options, settings: Settings, stack: ExitStack) -> Proxy | No
     return proxy
 
 
-def _objects(settings: Settings, store: Store) -> Objects:
+def _objects(settings: ServiceSettings, store: Store) -> Objects:
     objects = ObjectStore(store.engine, settings.home / "objects", (jumpstart_bucket.bucket(), sdk_defaults.bucket()))
     objects.sweep_every(SWEEP_SECONDS)
     return ForwardedObjects(settings.objects, objects) if settings.objects else objects

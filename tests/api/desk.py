@@ -20,7 +20,7 @@ from botocore.validate import ParamValidator
 from luthier.api import OPERATIONS
 from luthier.api.service import Service
 from luthier.jobs.schema import resources, tags
-from luthier.jobs.settings import Settings
+from luthier.jobs.settings import ServiceSettings
 from luthier.jobs.store import Store
 from luthier.protocol import model
 from luthier.protocol.call import REGION, Call, Principal
@@ -38,7 +38,7 @@ class Desk:
 
     def __init__(self, folder: Path) -> None:
         self.store = Store.open(f"sqlite:///{folder / 'luthier.sqlite'}")
-        self.service = Service(Settings(folder), self.store)
+        self.service = Service(ServiceSettings(home=folder), self.store)
         self.principal = Principal()
         self._gateway = Gateway(self._operate, OPERATIONS, lambda request, service: self.principal)
         self._clients: dict[tuple[str, str], Any] = {}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from luthier.jobs.logs import ENDPOINTS, TRAINING, Logs, Stream, Window
-from luthier.jobs.settings import Settings
+from luthier.jobs.settings import ServiceSettings
 from luthier.jobs.store import Resource, Store
 from luthier.protocol.errors import WireError
 
@@ -19,7 +19,7 @@ OWNER = ("123456789012", "us-east-1")
 
 @pytest.fixture
 def logs(tmp_path: Path) -> Iterator[Logs]:
-    settings = Settings(tmp_path)
+    settings = ServiceSettings(home=tmp_path)
     store = Store.open(settings.database_url)
     yield Logs(settings, store)
     store.close()

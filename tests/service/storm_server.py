@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from luthier import entrypoint, server
-from luthier.jobs.settings import Settings
+from luthier.jobs.settings import ServiceSettings
 from luthier.service import supervisor_program as supervisor
 from luthier.service.supervisor_settings import written
 from luthier.supervisor.workshop import Workshop
@@ -20,7 +20,7 @@ from luthier.supervisor.workshop import Workshop
 ENGINE = (sys.executable, str(Path(__file__).with_name("storm_engine.py")))
 
 
-def start(settings: Settings) -> subprocess.Popen[bytes]:
+def start(settings: ServiceSettings) -> subprocess.Popen[bytes]:
     """As options.start, but for the program."""
     command = [sys.executable, __file__, "supervisor", str(settings.home)]
     child = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from luthier.cli.app import app
 from luthier.cli.engine import Call
 from luthier.errors import SettingError
-from luthier.jobs.settings import Settings
+from luthier.jobs.settings import ServiceSettings
 from luthier.launchers.process import check_limits
 from luthier.server import Options
 from luthier.service import supervisor_program as program
@@ -98,7 +98,7 @@ def test_without_options_nothing_is_limited_but_core_files(tmp_path: Path) -> No
     call: Any = CliRunner().invoke(app, ["serve", "--home", str(tmp_path), "--slots", "cpu"],
                                    standalone_mode=False).return_value  # fmt: skip
     settings = Options.read(call.request).settings
-    usual = Settings(tmp_path)
+    usual = ServiceSettings(home=tmp_path)
     assert (settings.limits, settings.stall_seconds, settings.stop_seconds) == (
         usual.limits, usual.stall_seconds, usual.stop_seconds
     )  # fmt: skip

@@ -17,7 +17,7 @@ from api.desk import ROLE, automl_job, training_job
 
 from luthier.api.service import Service
 from luthier.jobs.schema import resources, tags
-from luthier.jobs.settings import Settings
+from luthier.jobs.settings import ServiceSettings
 from luthier.jobs.store import Store
 from luthier.objects.store import ObjectStore
 from luthier.protocol.call import ACCOUNT, REGION, Call, Principal
@@ -65,7 +65,7 @@ class WholeWire:
         self.objects = ObjectStore(
             self.store.engine, home / "objects", (jumpstart_bucket.bucket(), sdk_defaults.bucket())
         )
-        self.service = Service(Settings(home), self.store)
+        self.service = Service(ServiceSettings(home=home), self.store)
         self.gateway = Gateway(self._operate, KNOWN, lambda request, service: Principal())
         self.statuses: Counter[int] = Counter()
         self.asked: Counter[str] = Counter()

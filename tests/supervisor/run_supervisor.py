@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from supervisor.workbench import FAKE_ENGINE, FolderObjects
 
-from luthier.jobs.settings import Settings
+from luthier.jobs.settings import ServiceSettings
 from luthier.jobs.store import Store
 from luthier.service.journal import open_journal
 from luthier.service.supervisor_program import leaving
@@ -22,7 +22,7 @@ from luthier.supervisor.workshop import ENGINE, Slots, Workshop
 def main(home: Path, buckets: Path, engine: str) -> None:
     leave = leaving(os.getppid())
     open_journal(home / "supervisor.log")
-    settings = Settings(home, stop_seconds=10.0)
+    settings = ServiceSettings(home=home, stop_seconds=10.0)
     with alone(home, leave, lambda text: print(text, flush=True)) as held:
         if held:
             store = Store.open(settings.database_url)

@@ -16,7 +16,7 @@ import pytest
 from supervisor.test_kill_storm import REAL, ROWS
 from supervisor.workbench import OWNER, ROLE
 
-from luthier.jobs.settings import Settings
+from luthier.jobs.settings import ServiceSettings
 from luthier.jobs.store import Resource, Store
 from luthier.launchers.process import marked
 from luthier.objects.store import ObjectStore
@@ -26,13 +26,15 @@ from luthier.supervisor.serving import UnixConnection
 
 
 def test_settings_travel_whole(tmp_path: Path) -> None:
-    settings = Settings(tmp_path, database="postgresql://user:secret@host/db", slots=("0+1", "cpu"), stop_seconds=3.5)
+    settings = ServiceSettings(
+        home=tmp_path, database="postgresql://user:secret@host/db", slots=("0+1", "cpu"), stop_seconds=3.5
+    )
     assert read(tmp_path, written(settings)) == settings
-    assert read(tmp_path, b"") == Settings(tmp_path)
+    assert read(tmp_path, b"") == ServiceSettings(home=tmp_path)
 
 
 @contextmanager
-def started(settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
+def started(settings: ServiceSettings) -> Iterator[subprocess.Popen[bytes]]:
     supervisor = start(settings)
     try:
         yield supervisor
@@ -44,7 +46,7 @@ def started(settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def test_the_program_supervises_until_it_is_asked_to_leave(tmp_path: Path) -> None:
-    settings = Settings(tmp_path)
+    settings = ServiceSettings(home=tmp_path)
     with started(settings) as supervisor:
         deadline = time.monotonic() + 30
         while not beat_file(tmp_path).exists():
@@ -78,7 +80,7 @@ def weights(objects: ObjectStore, name: str, folder: Path) -> bytes:
 
 @pytest.mark.slow
 def test_a_trained_model_is_served_until_its_endpoint_is_deleted(tmp_path: Path) -> None:
-    settings = Settings(tmp_path / "home")
+    settings = ServiceSettings(home=tmp_path / "home")
     store = Store.open(settings.database_url)
     objects = ObjectStore(store.engine, settings.home / "objects")
     objects.create_bucket("data", *OWNER)
@@ -121,7 +123,7 @@ def test_a_real_training_that_was_struck_has_the_undisturbed_weights(
 ) -> None:
     """kill -9 of engine and supervisor in the middle of training."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    settings = Settings(tmp_path / "home")
+    settings = ServiceSettings(home=tmp_path / "home")
     store = Store.open(settings.database_url)
     objects = ObjectStore(store.engine, settings.home / "objects")
     objects.create_bucket("data", *OWNER)

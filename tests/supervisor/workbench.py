@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.errors import UserError
-from luthier.jobs.settings import Settings
+from luthier.jobs.settings import ServiceSettings
 from luthier.jobs.store import Resource, Store
 from luthier.supervisor.loop import Supervisor, new_owner
 from luthier.supervisor.workshop import Slots, Workshop
@@ -61,7 +61,7 @@ class Bench:
     """One home with its store and buckets; supervisors come and go."""
 
     def __init__(self, root: Path, **settings: Any) -> None:
-        self.settings = replace(Settings(root / "home", stop_seconds=5.0), **settings)
+        self.settings = replace(ServiceSettings(home=root / "home", stop_seconds=5.0), **settings)
         self.objects = FolderObjects(root / "buckets")
         self.store = Store.open(self.settings.database_url)
         rows = self.objects.path("s3://data/rows")

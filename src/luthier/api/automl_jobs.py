@@ -6,7 +6,7 @@ from typing import Any
 
 from luthier.api import automl_request, base_model, without_meaning
 from luthier.api.description import described, present, reason
-from luthier.api.paging import Order, listed, sliced
+from luthier.api.paging import SortOrder, listed, sliced
 from luthier.api.service import Service
 from luthier.api.tags import given_tags
 from luthier.api.training_jobs import ask_stop, engine_settings, first_facts
@@ -18,7 +18,7 @@ from luthier.protocol.call import Call
 from luthier.protocol.errors import WireError
 
 KIND = "automl-job"
-ORDER = Order(sort="Name")
+ORDER = SortOrder(sort="Name")
 MOST_CANDIDATES = 10
 _PROBLEM = automl_request.PROBLEM
 

@@ -20,7 +20,7 @@ from typing import Any
 from luthier.api import hosting, models, without_meaning
 from luthier.api.description import described, present, reason
 from luthier.api.hosting import CONFIG, ENDPOINT, MODEL
-from luthier.api.paging import Order, listed
+from luthier.api.paging import SortOrder, listed
 from luthier.api.service import Service
 from luthier.errors import UserError
 from luthier.jobs.states import IllegalMoveError
@@ -94,7 +94,7 @@ def describe(call: Call, service: Service) -> dict[str, Any]:
 
 
 def list_(call: Call, service: Service) -> dict[str, Any]:
-    found, more = listed(call, service, ENDPOINT, Order(), _summary)
+    found, more = listed(call, service, ENDPOINT, SortOrder(), _summary)
     return {"Endpoints": found} | more
 
 

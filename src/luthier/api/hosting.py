@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from luthier.api.description import described
-from luthier.api.paging import Order, listed
+from luthier.api.paging import SortOrder, listed
 from luthier.api.service import Operations, Service
 from luthier.api.tags import given_tags
 from luthier.jobs.store import Resource, TakenError
@@ -54,7 +54,7 @@ def plain(kind: str, noun: str) -> Operations:
         return described(found, f"Describe{noun}") | summary(found)
 
     def list_(call: Call, service: Service) -> dict[str, Any]:
-        found, more = listed(call, service, kind, Order(), summary)
+        found, more = listed(call, service, kind, SortOrder(), summary)
         return {f"{noun}s": found} | more
 
     def delete(call: Call, service: Service) -> dict[str, Any]:

@@ -25,7 +25,7 @@ _PAGE = ("NextToken", "MaxResults", "nextToken", "limit")
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class SortOrder:
     """How a List operation sorts when it is not told, and how many it answers at once."""
 
     sort: str = "CreationTime"
@@ -34,7 +34,7 @@ class Order:
 
 
 def listed(
-    call: Call, service: Service, kind: str, order: Order, summary: Callable[[Resource], dict[str, Any]],
+    call: Call, service: Service, kind: str, order: SortOrder, summary: Callable[[Resource], dict[str, Any]],
     also: Mapping[str, Any] | None = None,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:  # fmt: skip
     """One page of the caller's resources of a kind, each as `summary`, and the page's NextToken, if there is one.
@@ -76,7 +76,7 @@ def _token(call: Call, after: tuple[Any, str] | None, name: str = "NextToken") -
     return {name: base64.urlsafe_b64encode(text.encode()).decode()}
 
 
-def _descending(given: Mapping[str, Any], order: Order) -> bool:
+def _descending(given: Mapping[str, Any], order: SortOrder) -> bool:
     return bool(given["SortOrder"] == "Descending") if "SortOrder" in given else order.descending
 
 

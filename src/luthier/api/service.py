@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from luthier.jobs.settings import Settings
+from luthier.jobs.settings import ServiceSettings
 from luthier.jobs.store import Store
 from luthier.protocol.call import Call
 
@@ -15,7 +15,7 @@ from luthier.protocol.call import Call
 class Service:
     """`notes` holds what was said once and need not be said again (fields without local meaning, by name)."""
 
-    settings: Settings
+    settings: ServiceSettings
     store: Store
     notes: set[str] = field(default_factory=set)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from luthier.api import base_model, channels, without_meaning
 from luthier.api.description import described, present, reason
-from luthier.api.paging import Order, listed
+from luthier.api.paging import SortOrder, listed
 from luthier.api.service import Service
 from luthier.api.tags import given_tags
 from luthier.api.waiting import waiting
@@ -26,7 +26,7 @@ from luthier.protocol.errors import WireError
 
 KIND = "training-job"
 DEFAULT_RUNTIME = 24 * 3600  # seconds; CreateTrainingJob's default of StoppingCondition
-ORDER = Order(descending=False)
+ORDER = SortOrder(descending=False)
 # The training jobs of AutoML jobs are listed among the others.
 TRIALS = {"kind": "automl-job", "suffix": trial.SUFFIX, "begun": True}
 _WORDS = {KIND: "training job", "automl-job": "AutoML job"}

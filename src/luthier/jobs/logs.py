@@ -19,7 +19,7 @@ from pathlib import Path
 
 from luthier.jobs import trial
 from luthier.jobs.lines import Lines
-from luthier.jobs.settings import Settings
+from luthier.jobs.settings import ServiceSettings
 from luthier.jobs.store import Listing, Resource, Store
 from luthier.protocol.errors import WireError
 
@@ -97,7 +97,7 @@ class FilteredPage:
 class Logs:
     """All logs of one home."""
 
-    settings: Settings
+    settings: ServiceSettings
     store: Store
 
     def groups(self, owner: Owner, prefix: str = "") -> list[Group]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceSettings:
     """How a server was started.
 
     `database` is an SQLAlchemy URL; empty: HOME/luthier.sqlite. `objects` is the endpoint of an S3 elsewhere; empty:

@@ -85,7 +85,7 @@ class Listing:
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class ResourcePage:
     """Resources of one page and the cursor of the next; None where this was the last."""
 
     found: list[Resource] = field(default_factory=list)
@@ -205,7 +205,7 @@ class Store:
             connection.execute(tags.delete().where(tags.c.arn == _resource(row).arn))
             return True
 
-    def list(self, *listings: Listing) -> Page:
+    def list(self, *listings: Listing) -> ResourcePage:
         """One page of resources, by a cursor that stays right while others come and go.
 
         Several listings, of different kinds in the same order, are one list.
@@ -217,7 +217,7 @@ class Store:
             rows = connection.execute(sa.select(whole).order_by(*order).limit(first.limit + 1)).all()
         found = [_resource(row) for row in rows[: first.limit]]
         more = len(rows) > first.limit
-        return Page(found, (rows[first.limit - 1].place, found[-1].id) if more else None)
+        return ResourcePage(found, (rows[first.limit - 1].place, found[-1].id) if more else None)
 
     # Tags
 

@@ -25,7 +25,7 @@ import sqlalchemy as sa
 from luthier import entrypoint
 from luthier.errors import SettingError, UserError, did_you_mean
 from luthier.jobs.schema import access_keys
-from luthier.jobs.settings import Settings
+from luthier.jobs.settings import ServiceSettings
 from luthier.jobs.store import Store, database_file
 from luthier.protocol.call import ACCOUNT, Principal
 from luthier.protocol.errors import WireError
@@ -149,7 +149,7 @@ def _key(row: Any) -> AccessKey:
 
 @contextmanager
 def _opened(request: Mapping[str, Any]) -> Iterator[Keys]:
-    settings = Settings(Path(request["home"]), database=request["database"])
+    settings = ServiceSettings(home=Path(request["home"]), database=request["database"])
     file = database_file(settings.database_url)
     if request["do"] != "create" and file is not None and not file.exists():
         raise UserError(f"{file}: no service was ever started there, and no key made; expected the --home of a service")

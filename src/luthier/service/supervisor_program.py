@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 from luthier import entrypoint
-from luthier.jobs.settings import Settings
+from luthier.jobs.settings import ServiceSettings
 from luthier.jobs.store import Store
 from luthier.objects.external import ExternalObjects
 from luthier.objects.store import Objects, ObjectStore
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> None:
             supervise(settings, leave)
 
 
-def supervise(settings: Settings, leave: Callable[[], bool]) -> None:
+def supervise(settings: ServiceSettings, leave: Callable[[], bool]) -> None:
     """Open what is needed and work until `leave` says so."""
     store = Store.open(settings.database_url)
     try:
@@ -58,7 +58,7 @@ def supervise(settings: Settings, leave: Callable[[], bool]) -> None:
         store.close()
 
 
-def open_objects(settings: Settings, store: Store) -> Objects:
+def open_objects(settings: ServiceSettings, store: Store) -> Objects:
     """The objects where the server keeps them."""
     if settings.objects:
         return ExternalObjects(settings.objects)

@@ -12,12 +12,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from luthier.jobs.settings import Settings
+from luthier.jobs.settings import ServiceSettings
 
 MODULE = "luthier.service.supervisor_program"
 
 
-def start(settings: Settings) -> subprocess.Popen[bytes]:
+def start(settings: ServiceSettings) -> subprocess.Popen[bytes]:
     """Start the supervisor of `settings` as a child that ends when this process does.
 
     It has a session of its own, so that a Ctrl-C reaches it through its server alone.
@@ -33,14 +33,14 @@ def start(settings: Settings) -> subprocess.Popen[bytes]:
     return child
 
 
-def written(settings: Settings) -> bytes:
+def written(settings: ServiceSettings) -> bytes:
     """The settings as they are sent."""
     return json.dumps({**asdict(settings), "home": str(settings.home)}).encode()
 
 
-def read(home: Path, sent: bytes) -> Settings:
+def read(home: Path, sent: bytes) -> ServiceSettings:
     """The settings of `home` as `written` sent them; the defaults where nothing was sent."""
     given: dict[str, Any] = json.loads(sent) if sent.strip() else {}
     if "slots" in given:
         given["slots"] = tuple(given["slots"])
-    return Settings(**{**given, "home": home.absolute()})
+    return ServiceSettings(**{**given, "home": home.absolute()})

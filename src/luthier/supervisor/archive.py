@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING, cast
 from luthier.errors import CapacityError, UserError
 
 if TYPE_CHECKING:
-    from luthier.supervisor.layout import Objects
+    from luthier.supervisor.layout import ArtifactStore
 
 MOST_MEMBERS = 100_000
 MOST_AT_ONCE = 4 << 20  # bytes that are read in one piece
@@ -26,7 +26,7 @@ RESERVE = 256 << 20  # bytes of disk that are left free
 _SUFFIXES = (".tar.gz", ".tgz", ".tar")
 
 
-def fetch(objects: Objects, uri: str, folder: Path) -> None:
+def fetch(objects: ArtifactStore, uri: str, folder: Path) -> None:
     """Bring the model at `uri`, an archive or a prefix of files, to `folder`, whole or not at all.
 
     UserError for what is not there, is no sound archive, or is none of a model's files; CapacityError for too much.

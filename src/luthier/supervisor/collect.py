@@ -13,12 +13,12 @@ from luthier.jobs import trial
 from luthier.jobs.store import Resource
 from luthier.supervisor import metrics, order
 from luthier.supervisor.folder import ServiceFolder
-from luthier.supervisor.layout import Objects
+from luthier.supervisor.layout import ArtifactStore
 
 BESIDE = ("report.html", "metrics.json", "ledger.jsonl")
 
 
-def upload(folder: ServiceFolder, resource: Resource, objects: Objects) -> None:
+def upload(folder: ServiceFolder, resource: Resource, objects: ArtifactStore) -> None:
     """Upload everything; the same objects again when it is repeated, and the model last."""
     for path, uri in _pairs(folder, resource):
         try:

@@ -19,7 +19,7 @@ from luthier.supervisor import archive, order
 from luthier.supervisor.folder import ServiceFolder
 
 
-class Objects(Protocol):
+class ArtifactStore(Protocol):
     """What the supervisor needs of the object store. UserError for what is not there or may not be."""
 
     def download_prefix(self, uri: str, folder: Path) -> Any:
@@ -31,10 +31,10 @@ class Objects(Protocol):
         ...
 
 
-Fetch = Callable[[Objects, str, Path], None]
+Fetch = Callable[[ArtifactStore, str, Path], None]
 
 
-def lay_out(folder: ServiceFolder, resource: Resource, objects: Objects, device: str) -> None:
+def lay_out(folder: ServiceFolder, resource: Resource, objects: ArtifactStore, device: str) -> None:
     """Download the channels and write the engine's order. UserError for rows or weights that are not to be had."""
     shutil.rmtree(folder.root / "input", ignore_errors=True)
     found = {
@@ -60,12 +60,12 @@ def put_on(folder: ServiceFolder, device: str) -> None:
         write_json(folder.job.config / "job.json", {name: getattr(stored, name) for name in stored.__slots__})
 
 
-def _rows(objects: Objects, uri: str, folder: Path) -> None:
+def _rows(objects: ArtifactStore, uri: str, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     objects.download_prefix(uri, folder)
 
 
-def _download(objects: Objects, what: str, uri: str, target: Path, fetch: Fetch = _rows) -> Path:
+def _download(objects: ArtifactStore, what: str, uri: str, target: Path, fetch: Fetch = _rows) -> Path:
     try:
         fetch(objects, uri, target)
     except UserError as error:

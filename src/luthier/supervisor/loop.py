@@ -99,7 +99,7 @@ class Supervisor:
             _log.error("nothing can be claimed: %s", error)
 
     def let_go(self) -> None:
-        """End what runs, as gently as Settings.stop_seconds allow, and give everything back to the queue."""
+        """End what runs, as gently as ServiceSettings.stop_seconds allow, and give everything back to the queue."""
         for work in self._works.values():
             work.ask()
         deadline = time.monotonic() + self.shop.settings.stop_seconds + 1

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from luthier.jobs.settings import Settings
+from luthier.jobs.settings import ServiceSettings
 from luthier.jobs.store import Store
 from luthier.launchers.process import CPU, Launch, environment
-from luthier.supervisor.layout import Objects
+from luthier.supervisor.layout import ArtifactStore
 
 ENGINE = (sys.executable, "-P", "-m", "luthier.training")
 SERVING = (sys.executable, "-P", "-m", "luthier.serving")
@@ -56,9 +56,9 @@ class Workshop:
     After so many `deaths` by a signal that was not ours, without progress between them, a job is given up.
     """
 
-    settings: Settings
+    settings: ServiceSettings
     store: Store
-    objects: Objects
+    objects: ArtifactStore
     owner: str
     slots: Slots
     engine: Sequence[str] = ENGINE
