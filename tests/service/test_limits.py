@@ -18,7 +18,7 @@ from luthier.server import Options
 from luthier.service import supervisor_program as program
 from luthier.service.limits import LIMITS, limits, seconds
 from luthier.service.supervisor_settings import read, written
-from luthier.supervisor.workshop import Workshop
+from luthier.supervisor.context import SupervisorContext
 
 
 def test_sizes_and_numbers() -> None:
@@ -79,18 +79,18 @@ def test_what_serve_is_given_reaches_the_supervisors_work(tmp_path: Path, monkey
     assert call.request is not None
     settings = Options.read(call.request).settings
     assert (settings.stall_seconds, settings.stop_seconds) == (90, 2.5)
-    shops: list[Workshop] = []
+    contexts: list[SupervisorContext] = []
 
     class Watched:
-        def __init__(self, shop: Workshop) -> None:
-            shops.append(shop)
+        def __init__(self, context: SupervisorContext) -> None:
+            contexts.append(context)
 
         def run(self, leave: Any) -> None: ...
 
     monkeypatch.setattr(program, "Supervisor", Watched)
     program.supervise(read(tmp_path, written(settings)), lambda: True)
-    assert shops[0].settings == settings
-    launch = shops[0].launch(tmp_path, tmp_path / "log", "cpu", False)
+    assert contexts[0].settings == settings
+    launch = contexts[0].launch(tmp_path, tmp_path / "log", "cpu", False)
     assert launch.limits == {"RLIMIT_CORE": 0, "RLIMIT_NOFILE": 300, "RLIMIT_AS": 3 << 30}
 
 

@@ -8,15 +8,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from supervisor.workbench import FAKE_ENGINE, FolderObjects
+from supervisor.supervisor_harness import FAKE_ENGINE, FolderObjects
 
 from luthier.jobs.settings import ServiceSettings
 from luthier.jobs.store import Store
 from luthier.service.journal import open_journal
 from luthier.service.supervisor_program import leaving
+from luthier.supervisor.context import ENGINE, DevicePool, SupervisorContext
 from luthier.supervisor.lock import alone
 from luthier.supervisor.loop import Supervisor, new_owner
-from luthier.supervisor.workshop import ENGINE, Slots, Workshop
 
 
 def main(home: Path, buckets: Path, engine: str) -> None:
@@ -26,11 +26,12 @@ def main(home: Path, buckets: Path, engine: str) -> None:
     with alone(home, leave, lambda text: print(text, flush=True)) as held:
         if held:
             store = Store.open(settings.database_url)
-            shop = Workshop(
-                settings, store, FolderObjects(buckets), new_owner(), Slots(settings.slots),
-                engine=FAKE_ENGINE if engine == "fake" else ENGINE, deaths=1000,
+            context = SupervisorContext(
+                settings=settings, store=store, objects=FolderObjects(buckets), owner=new_owner(),
+                devices=DevicePool(settings.slots),
+                engine=FAKE_ENGINE if engine == "fake" else ENGINE, max_crashes=1000,
             )  # fmt: skip
-            Supervisor(shop).run(leave)
+            Supervisor(context).run(leave)
             store.close()
 
 

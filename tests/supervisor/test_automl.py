@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from supervisor.workbench import OWNER, ROLE, Bench, bench
+from supervisor.supervisor_harness import OWNER, ROLE, Harness, supervisor_harness
 
 from luthier.jobs.store import Resource
 from luthier.supervisor import order
@@ -18,13 +18,13 @@ FAKE_SERVER = (sys.executable, str(Path(__file__).with_name("fake_server.py")))
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Iterator[Bench]:
-    with bench(tmp_path) as made:
-        made.new_supervisor(serving=FAKE_SERVER)
-        yield made
+def harness(tmp_path: Path) -> Iterator[Harness]:
+    with supervisor_harness(tmp_path) as opened:
+        opened.new_supervisor(serving=FAKE_SERVER)
+        yield opened
 
 
-def create(home: Bench, name: str, base: str = "falcon-7b-instruct", sides: tuple[str, ...] = ("training",),
+def create(harness: Harness, name: str, base: str = "falcon-7b-instruct", sides: tuple[str, ...] = ("training",),
            hyperparameters: dict[str, str] | None = None, criteria: dict[str, int] | None = None,
            **more: Any) -> Resource:  # fmt: skip
     """Queue a job as CreateAutoMLJobV2 does."""
@@ -38,22 +38,22 @@ def create(home: Bench, name: str, base: str = "falcon-7b-instruct", sides: tupl
         **more,
     }
     facts = {"base_model": base, "kind": "autopilot", "eula": None, "hyperparameters": hyperparameters or {}}
-    return home.store.create("automl-job", OWNER, name, request, secondary="Starting", facts=facts)
+    return harness.store.create("automl-job", OWNER, name, request, secondary="Starting", facts=facts)
 
 
 def stations(job: Resource) -> list[str]:
     return [station["Status"] for station in job.facts["transitions"]]
 
 
-def test_a_job_ends_with_its_candidate(home: Bench) -> None:
-    (done,) = home.finish(create(home, "auto"))
+def test_a_job_ends_with_its_candidate(harness: Harness) -> None:
+    (done,) = harness.run_to_end(create(harness, "auto"))
     assert (done.status, done.secondary) == ("Completed", "Completed"), done.facts.get("failure")
     assert stations(done) == ["Starting", "PreTraining", "TrainingModels", "Completed"]
     candidate = done.facts["candidate"]
     assert (candidate["CandidateName"], candidate["CandidateStatus"]) == ("auto-trial-1", "Completed")
     (container,) = candidate["InferenceContainers"]
     assert container["ModelDataUrl"] == "s3://results/auto/auto/auto-trial-1/output/model.tar.gz"
-    assert home.objects.path(container["ModelDataUrl"]).exists()
+    assert harness.objects.path(container["ModelDataUrl"]).exists()
     assert container["Environment"] == {"HF_TASK": "text-generation"}
     assert ".us-east-1." in container["Image"]
     found = {(one["StandardMetricName"], one["Set"]): one["Value"]
@@ -65,33 +65,33 @@ def test_a_job_ends_with_its_candidate(home: Bench) -> None:
     }  # fmt: skip
 
 
-def test_autopilots_limits_are_in_the_order(home: Bench) -> None:
-    job = create(home, "auto", base="falcon-7b-instruct")
-    home.finish(job)
-    stored = json.loads((home.folder(job) / "input/config/job.json").read_text())
+def test_autopilots_limits_are_in_the_order(harness: Harness) -> None:
+    job = create(harness, "auto", base="falcon-7b-instruct")
+    harness.run_to_end(job)
+    stored = json.loads((harness.folder(job) / "input/config/job.json").read_text())
     assert (stored["kind"], stored["max_rows"], stored["max_truncated"]) == ("autopilot", 1000, 0.6)
-    settings = json.loads((home.folder(job) / "input/config/hyperparameters.json").read_text())
+    settings = json.loads((harness.folder(job) / "input/config/hyperparameters.json").read_text())
     assert settings == {"validation_split_ratio": "0.2", "max_input_length": "1024"}
 
 
-def test_settings_follow_sides_share_and_family(home: Bench) -> None:
-    split = create(home, "split", DataSplitConfig={"ValidationFraction": 0.3})
+def test_settings_follow_sides_share_and_family(harness: Harness) -> None:
+    split = create(harness, "split", DataSplitConfig={"ValidationFraction": 0.3})
     assert order.hyperparameters(split, {"training": 1})["validation_split_ratio"] == "0.3"
-    both = create(home, "both", sides=("training", "validation"))
+    both = create(harness, "both", sides=("training", "validation"))
     assert "validation_split_ratio" not in order.hyperparameters(both, {"training": 1, "validation": 1})
-    pairs = create(home, "pairs", base="flan-t5-large", hyperparameters={"epoch": "3"})
+    pairs = create(harness, "pairs", base="flan-t5-large", hyperparameters={"epoch": "3"})
     assert order.hyperparameters(pairs, {"training": 1}) == {
         "validation_split_ratio": "0.2", "max_input_length": "1024", "max_output_length": "1024", "epoch": "3",
     }  # fmt: skip
 
 
-def test_the_limit_of_run_time_ends_it_without_a_model(home: Bench) -> None:
-    job = create(home, "slow", hyperparameters={"steps": "1000", "step_seconds": "0.05"},
+def test_the_limit_of_run_time_ends_it_without_a_model(harness: Harness) -> None:
+    job = create(harness, "slow", hyperparameters={"steps": "1000", "step_seconds": "0.05"},
                  criteria={"MaxAutoMLJobRuntimeInSeconds": 1}, ModelDeployConfig={"EndpointName": "never"})  # fmt: skip
-    (stopped,) = home.finish(job)
+    (stopped,) = harness.run_to_end(job)
     assert (stopped.status, stopped.secondary) == ("Stopped", "MaxAutoMLJobRuntimeReached")
     assert "candidate" not in stopped.facts
-    assert home.store.find("endpoint", OWNER, "never") is None
+    assert harness.store.find("endpoint", OWNER, "never") is None
 
 
 @pytest.mark.parametrize(
@@ -103,46 +103,46 @@ def test_the_limit_of_run_time_ends_it_without_a_model(home: Bench) -> None:
          "CompletionCriteria.MaxRuntimePerTrainingJobInSeconds"),
     ],
 )  # fmt: skip
-def test_the_least_limit_counts(home: Bench, criteria: dict[str, int], seconds: float, member: str) -> None:
-    limit = order.limit(create(home, "limited", criteria=criteria))
+def test_the_least_limit_counts(harness: Harness, criteria: dict[str, int], seconds: float, member: str) -> None:
+    limit = order.limit(create(harness, "limited", criteria=criteria))
     assert (limit.seconds, limit.member) == (seconds, member)
 
 
 @pytest.mark.parametrize("asked", [{"EndpointName": "mine"}, {"AutoGenerateEndpointName": True}])
-def test_a_model_is_deployed(home: Bench, asked: dict[str, Any]) -> None:
-    (done,) = home.finish(create(home, "auto", ModelDeployConfig=asked))
+def test_a_model_is_deployed(harness: Harness, asked: dict[str, Any]) -> None:
+    (done,) = harness.run_to_end(create(harness, "auto", ModelDeployConfig=asked))
     assert (done.status, done.secondary) == ("Completed", "Completed"), done.facts
     assert stations(done) == ["Starting", "PreTraining", "TrainingModels", "DeployingModel", "Completed"]
     name = done.facts["deployed"]
     assert name == asked.get("EndpointName", name)
-    endpoint = home.store.find("endpoint", OWNER, name)
+    endpoint = harness.store.find("endpoint", OWNER, name)
     assert endpoint is not None
     assert endpoint.status == "InService"
-    config = home.store.find("endpoint-config", OWNER, endpoint.request["EndpointConfigName"])
+    config = harness.store.find("endpoint-config", OWNER, endpoint.request["EndpointConfigName"])
     assert config is not None
     (variant,) = config.request["ProductionVariants"]
-    model = home.store.find("model", OWNER, variant["ModelName"])
+    model = harness.store.find("model", OWNER, variant["ModelName"])
     assert model is not None
     assert model.request["PrimaryContainer"] == done.facts["candidate"]["InferenceContainers"][0]
     assert len(name) <= 63
 
 
-def test_a_deployment_that_fails_leaves_the_job_completed(home: Bench) -> None:
-    home.store.create("endpoint", OWNER, "taken", {}, facts={"variants": []})
-    (done,) = home.finish(create(home, "auto", ModelDeployConfig={"EndpointName": "taken"}))
+def test_a_deployment_that_fails_leaves_the_job_completed(harness: Harness) -> None:
+    harness.store.create("endpoint", OWNER, "taken", {}, facts={"variants": []})
+    (done,) = harness.run_to_end(create(harness, "auto", ModelDeployConfig={"EndpointName": "taken"}))
     assert (done.status, done.secondary) == ("Completed", "ModelDeploymentError")
     assert "deployed" not in done.facts
     assert "taken" in done.facts["deploy_failure"]
     assert done.facts["candidate"]
 
 
-def test_a_deployment_goes_on_after_a_restart(home: Bench) -> None:
-    job = create(home, "auto", ModelDeployConfig={"EndpointName": "mine"})
-    home.until(lambda: home.store.find("endpoint", OWNER, "mine"))
-    for work in home.supervisor._works.values():
+def test_a_deployment_goes_on_after_a_restart(harness: Harness) -> None:
+    job = create(harness, "auto", ModelDeployConfig={"EndpointName": "mine"})
+    harness.run_until(lambda: harness.store.find("endpoint", OWNER, "mine"))
+    for work in harness.supervisor._works.values():
         work.kill()
-    home.new_supervisor(serving=FAKE_SERVER)
-    home.supervisor.recover()
-    (done,) = home.finish(job)
+    harness.new_supervisor(serving=FAKE_SERVER)
+    harness.supervisor.recover()
+    (done,) = harness.run_to_end(job)
     assert (done.secondary, done.facts["deployed"]) == ("Completed", "mine")
-    assert home.runs(job) == 1
+    assert harness.run_count(job) == 1

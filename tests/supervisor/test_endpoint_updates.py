@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from supervisor.supervisor_harness import Harness, supervisor_harness
 from supervisor.test_endpoints import FAKE_SERVER, order, put, reach
-from supervisor.workbench import Bench, bench
 
 from luthier.jobs.logs import Logs
 from luthier.jobs.store import Resource
@@ -19,68 +19,70 @@ from luthier.supervisor.serving import ping
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+def harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Harness]:
     monkeypatch.setattr(endpoints, "LINGER", 0.05)
-    with bench(tmp_path) as made:
-        made.new_supervisor(serving=FAKE_SERVER)
-        yield made
+    with supervisor_harness(tmp_path) as opened:
+        opened.new_supervisor(serving=FAKE_SERVER)
+        yield opened
 
 
 @pytest.fixture
-def served(home: Bench) -> Resource:
+def served(harness: Harness) -> Resource:
     """An endpoint in service."""
-    endpoint = order(home, put(home, "s3://models/a/model.tar.gz", {"config.json": "{}"}))
-    found = reach(home, endpoint, "InService")
+    endpoint = order(harness, put(harness, "s3://models/a/model.tar.gz", {"config.json": "{}"}))
+    found = reach(harness, endpoint, "InService")
     assert found is not None
     return found
 
 
-def update(home: Bench, endpoint: Resource, uri: str, number: int = 1) -> None:
+def update(harness: Harness, endpoint: Resource, uri: str, number: int = 1) -> None:
     """What UpdateEndpoint leaves in the store."""
     variant = {**endpoint.facts["variants"][0], "ModelData": uri, "Folder": f"v0.{number}"}
     del variant["address"]
     pending = {"number": number, "EndpointConfigName": f"new-{number}", "started": time.time(), "variants": [variant]}
-    home.store.update(endpoint.id, "Updating", facts={"pending": pending, "updates": number, "failure": None})
+    harness.store.update(endpoint.id, "Updating", facts={"pending": pending, "updates": number, "failure": None})
 
 
-def models(home: Bench) -> list[str]:
+def models(harness: Harness) -> list[str]:
     """The models that are being served, by their folders' names."""
-    return sorted(Path(process.cwd()).name for process in marked(home.settings.endpoints))
+    return sorted(Path(process.cwd()).name for process in marked(harness.settings.endpoints))
 
 
-def restart(home: Bench) -> None:
+def restart(harness: Harness) -> None:
     """The supervisor is killed, and another one started."""
-    abandoned = home.supervisor
-    home.new_supervisor(serving=FAKE_SERVER)
-    home.supervisor.recover()
+    abandoned = harness.supervisor
+    harness.new_supervisor(serving=FAKE_SERVER)
+    harness.supervisor.recover()
     assert all(work.gone() for work in abandoned._works.values())
 
 
-def test_the_new_model_takes_over_and_the_old_one_goes(home: Bench, served: Resource) -> None:
-    update(home, served, put(home, "s3://models/b/model.tar.gz", {"config.json": "{}", "b": "1"}))
-    home.supervisor.round()
-    now = home.now(served)
+def test_the_new_model_takes_over_and_the_old_one_goes(harness: Harness, served: Resource) -> None:
+    update(harness, served, put(harness, "s3://models/b/model.tar.gz", {"config.json": "{}", "b": "1"}))
+    harness.supervisor.round()
+    now = harness.reload(served)
     assert (now.status, now.facts["address"]) == ("Updating", served.facts["address"])
     ping(served.facts["address"])
-    done = reach(home, served, "InService")
+    done = reach(harness, served, "InService")
     assert done is not None
     assert done.request["EndpointConfigName"] == "new-1"
     assert (done.facts["pending"], done.facts["failure"]) == (None, None)
     assert done.facts["address"] == done.facts["variants"][0]["address"] != served.facts["address"]
     ping(done.facts["address"])
-    home.until(lambda: models(home) == ["v0.1"])
-    folder = home.settings.endpoints / served.id
-    home.until(lambda: not (folder / "v0").exists())
+    harness.run_until(lambda: models(harness) == ["v0.1"])
+    folder = harness.settings.endpoints / served.id
+    harness.run_until(lambda: not (folder / "v0").exists())
     assert (folder / "v0.1" / "model" / "b").read_text() == "1"
-    home.until(lambda: (folder / "v0.1" / "logs" / "events.jsonl").exists())
-    (stream,) = Logs(home.settings, home.store).streams(("123456789012", "us-east-1"), "/aws/sagemaker/Endpoints/chat")
+    harness.run_until(lambda: (folder / "v0.1" / "logs" / "events.jsonl").exists())
+    (stream,) = Logs(harness.settings, harness.store).streams(
+        ("123456789012", "us-east-1"), "/aws/sagemaker/Endpoints/chat"
+    )
     assert stream.name == f"v0/i-{served.id[:16]}1"
-    update(home, done, put(home, "s3://models/c/model.tar.gz", {"config.json": "{}"}), 2)
-    reach(home, served, "InService")
-    home.until(lambda: models(home) == ["v0.2"])
-    home.store.update(served.id, "Deleting")
-    reach(home, served, "gone")
-    assert (models(home), folder.exists()) == ([], False)
+    update(harness, done, put(harness, "s3://models/c/model.tar.gz", {"config.json": "{}"}), 2)
+    reach(harness, served, "InService")
+    harness.run_until(lambda: models(harness) == ["v0.2"])
+    harness.store.update(served.id, "Deleting")
+    reach(harness, served, "gone")
+    assert (models(harness), folder.exists()) == ([], False)
 
 
 @pytest.mark.parametrize(
@@ -88,41 +90,41 @@ def test_the_new_model_takes_over_and_the_old_one_goes(home: Bench, served: Reso
     [({"refuse": ""}, "told to refuse"), (None, "s3://models/none/model.tar.gz: no objects are there")],
 )
 def test_a_model_that_cannot_be_had_leaves_the_old_one_as_it_is(
-    home: Bench, served: Resource, files: dict[str, str] | None, words: str
+    harness: Harness, served: Resource, files: dict[str, str] | None, words: str
 ) -> None:
-    uri = "s3://models/none/model.tar.gz" if files is None else put(home, "s3://models/b/model.tar.gz", files)
-    update(home, served, uri)
-    now = reach(home, served, "InService")
+    uri = "s3://models/none/model.tar.gz" if files is None else put(harness, "s3://models/b/model.tar.gz", files)
+    update(harness, served, uri)
+    now = reach(harness, served, "InService")
     assert now is not None
     assert now.facts["failure"].startswith("The update to endpoint config new-1 failed: ")
     assert words in now.facts["failure"]
     assert (now.request["EndpointConfigName"], now.facts["pending"]) == ("chat", None)
     assert now.facts["address"] == served.facts["address"]
     ping(served.facts["address"])
-    assert models(home) == ["v0"]
-    assert not (home.settings.endpoints / served.id / "v0.1").exists()
-    update(home, now, put(home, "s3://models/c/model.tar.gz", {"config.json": "{}"}), 2)
-    again = reach(home, served, "InService")
+    assert models(harness) == ["v0"]
+    assert not (harness.settings.endpoints / served.id / "v0.1").exists()
+    update(harness, now, put(harness, "s3://models/c/model.tar.gz", {"config.json": "{}"}), 2)
+    again = reach(harness, served, "InService")
     assert again is not None
     assert again.facts["failure"] is None
 
 
-def test_an_update_goes_on_after_the_supervisor_was_killed(home: Bench, served: Resource) -> None:
-    slow = put(home, "s3://models/b/model.tar.gz", {"slow": "", "config.json": "{}"})
-    update(home, served, slow)
-    home.until(lambda: models(home) == ["v0", "v0.1"])
-    restart(home)
-    home.until(lambda: models(home) == ["v0", "v0.1"])
-    ping_when_up(home, served)
-    assert home.now(served).status == "Updating"
-    (home.settings.endpoints / served.id / "v0.1" / "model" / "slow").unlink()
-    done = reach(home, served, "InService")
+def test_an_update_goes_on_after_the_supervisor_was_killed(harness: Harness, served: Resource) -> None:
+    slow = put(harness, "s3://models/b/model.tar.gz", {"slow": "", "config.json": "{}"})
+    update(harness, served, slow)
+    harness.run_until(lambda: models(harness) == ["v0", "v0.1"])
+    restart(harness)
+    harness.run_until(lambda: models(harness) == ["v0", "v0.1"])
+    ping_when_up(harness, served)
+    assert harness.reload(served).status == "Updating"
+    (harness.settings.endpoints / served.id / "v0.1" / "model" / "slow").unlink()
+    done = reach(harness, served, "InService")
     assert done is not None
     assert done.request["EndpointConfigName"] == "new-1"
-    home.until(lambda: models(home) == ["v0.1"])
+    harness.run_until(lambda: models(harness) == ["v0.1"])
 
 
-def ping_when_up(home: Bench, endpoint: Resource) -> None:
+def ping_when_up(harness: Harness, endpoint: Resource) -> None:
     def answers() -> bool:
         try:
             ping(endpoint.facts["address"])
@@ -130,36 +132,36 @@ def ping_when_up(home: Bench, endpoint: Resource) -> None:
             return False
         return True
 
-    home.until(answers)
+    harness.run_until(answers)
 
 
-def test_what_a_killed_supervisor_left_of_replaced_variants_is_removed(home: Bench, served: Resource) -> None:
-    left: Any = home.settings.endpoints / served.id / "v0.7" / "model"
+def test_what_a_killed_supervisor_left_of_replaced_variants_is_removed(harness: Harness, served: Resource) -> None:
+    left: Any = harness.settings.endpoints / served.id / "v0.7" / "model"
     left.mkdir(parents=True)
-    restart(home)
-    reach(home, served, "SystemUpdating")
+    restart(harness)
+    reach(harness, served, "SystemUpdating")
     assert not left.parent.exists()
-    reach(home, served, "InService")
+    reach(harness, served, "InService")
 
 
-def test_an_endpoint_that_is_deleted_during_an_update_leaves_nothing(home: Bench, served: Resource) -> None:
-    update(home, served, put(home, "s3://models/b/model.tar.gz", {"slow": "", "config.json": "{}"}))
-    home.until(lambda: models(home) == ["v0", "v0.1"])
-    home.store.update(served.id, "Deleting")
-    reach(home, served, "gone")
-    assert models(home) == []
-    assert not (home.settings.endpoints / served.id).exists()
+def test_an_endpoint_that_is_deleted_during_an_update_leaves_nothing(harness: Harness, served: Resource) -> None:
+    update(harness, served, put(harness, "s3://models/b/model.tar.gz", {"slow": "", "config.json": "{}"}))
+    harness.run_until(lambda: models(harness) == ["v0", "v0.1"])
+    harness.store.update(served.id, "Deleting")
+    reach(harness, served, "gone")
+    assert models(harness) == []
+    assert not (harness.settings.endpoints / served.id).exists()
 
 
-def test_without_an_old_one_that_answers_a_failed_update_fails_the_endpoint(home: Bench, served: Resource) -> None:
-    update(home, served, put(home, "s3://models/b/model.tar.gz", {"slow": "", "config.json": "{}"}))
-    home.until(lambda: models(home) == ["v0", "v0.1"])
-    work: Any = home.supervisor._works[served.id]
+def test_without_an_old_one_that_answers_a_failed_update_fails_the_endpoint(harness: Harness, served: Resource) -> None:
+    update(harness, served, put(harness, "s3://models/b/model.tar.gz", {"slow": "", "config.json": "{}"}))
+    harness.run_until(lambda: models(harness) == ["v0", "v0.1"])
+    work: Any = harness.supervisor._works[served.id]
     work._variants[0].kill()
     work._variants[0].state, work._variants[0].failure = "failed", "it died four times"
-    home.supervisor.round()
-    assert home.now(served).status == "Updating"
+    harness.supervisor.round()
+    assert harness.reload(served).status == "Updating"
     work._next[0].state, work._next[0].failure = "failed", "neither does this"
-    failed = reach(home, served, "Failed")
+    failed = reach(harness, served, "Failed")
     assert failed is not None
     assert failed.facts["failure"] == "it died four times"

@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
-from supervisor.workbench import OWNER, Bench, bench
+from supervisor.supervisor_harness import OWNER, Harness, supervisor_harness
 
 from luthier.jobs.logs import ENDPOINTS, Logs, Window
 from luthier.jobs.store import Resource
@@ -27,14 +27,14 @@ FAKE_SERVER = (sys.executable, str(Path(__file__).with_name("fake_server.py")))
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Iterator[Bench]:
-    with bench(tmp_path) as made:
-        made.new_supervisor(serving=FAKE_SERVER)
-        yield made
+def harness(tmp_path: Path) -> Iterator[Harness]:
+    with supervisor_harness(tmp_path) as opened:
+        opened.new_supervisor(serving=FAKE_SERVER)
+        yield opened
 
 
-def put(home: Bench, uri: str, files: Mapping[str, str]) -> str:
-    path = home.objects.path(uri)
+def put(harness: Harness, uri: str, files: Mapping[str, str]) -> str:
+    path = harness.objects.path(uri)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w:gz") as tar:
         for name, text in files.items():
@@ -44,7 +44,7 @@ def put(home: Bench, uri: str, files: Mapping[str, str]) -> str:
     return uri
 
 
-def order(home: Bench, *models: str, name: str = "chat") -> Resource:
+def order(harness: Harness, *models: str, name: str = "chat") -> Resource:
     """What CreateEndpoint leaves in the store."""
     variants: list[dict[str, Any]] = [
         {"VariantName": f"v{number}", "ModelName": f"m{number}", "Image": "", "ModelData": uri, "Environment": {},
@@ -52,30 +52,32 @@ def order(home: Bench, *models: str, name: str = "chat") -> Resource:
         for number, uri in enumerate(models)
     ]  # fmt: skip
     request = {"EndpointName": name, "EndpointConfigName": name}
-    return home.store.create("endpoint", OWNER, name, request, facts={"variants": variants})
+    return harness.store.create("endpoint", OWNER, name, request, facts={"variants": variants})
 
 
-def status(home: Bench, endpoint: Resource) -> str:
-    found = home.store.get(endpoint.id)
+def status(harness: Harness, endpoint: Resource) -> str:
+    found = harness.store.get(endpoint.id)
     return found.status if found else "gone"
 
 
-def reach(home: Bench, endpoint: Resource, wanted: str) -> Resource | None:
-    home.until(lambda: status(home, endpoint) == wanted)
-    return home.store.get(endpoint.id)
+def reach(harness: Harness, endpoint: Resource, wanted: str) -> Resource | None:
+    harness.run_until(lambda: status(harness, endpoint) == wanted)
+    return harness.store.get(endpoint.id)
 
 
-def test_the_logs_of_an_endpoint_are_bounded_and_lose_no_line(home: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_logs_of_an_endpoint_are_bounded_and_lose_no_line(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(serving, "LOG_BYTES", 20_000)
     monkeypatch.setattr(serving, "EVENT_BYTES", 400_000)
     count = 20_000  # 220 kB of lines, 1.4 MB of events
-    endpoint = order(home, put(home, "s3://models/a/model.tar.gz", {"chatty": str(count)}))
-    logs = home.settings.endpoints / endpoint.id / "v0" / "logs"
-    home.until(lambda: (logs / "events.jsonl").exists() and f"line {count - 1}\"".encode() in
+    endpoint = order(harness, put(harness, "s3://models/a/model.tar.gz", {"chatty": str(count)}))
+    logs = harness.settings.endpoints / endpoint.id / "v0" / "logs"
+    harness.run_until(lambda: (logs / "events.jsonl").exists() and f"line {count - 1}\"".encode() in
                (logs / "events.jsonl").read_bytes()[-2000:], 60)  # fmt: skip
-    home.until(lambda: (logs / "engine.log").stat().st_size <= 20_000)
+    harness.run_until(lambda: (logs / "engine.log").stat().st_size <= 20_000)
     assert 400_000 <= (logs / "events.jsonl").stat().st_size <= 800_100
-    found = Logs(home.settings, home.store)
+    found = Logs(harness.settings, harness.store)
     (stream,) = found.streams(OWNER, f"{ENDPOINTS}chat")
     said: list[str] = []
     page = found.events(stream, Window(), from_head=True)
@@ -89,23 +91,23 @@ def test_the_logs_of_an_endpoint_are_bounded_and_lose_no_line(home: Bench, monke
     assert all(line.startswith(("line ", "supervisor: ")) for line in said)
 
 
-def test_an_endpoint_unpacks_its_model_and_answers(home: Bench) -> None:
-    endpoint = order(home, put(home, "s3://models/a/model.tar.gz", {"config.json": "{}", "sub/x": "1"}))
-    served = reach(home, endpoint, "InService")
+def test_an_endpoint_unpacks_its_model_and_answers(harness: Harness) -> None:
+    endpoint = order(harness, put(harness, "s3://models/a/model.tar.gz", {"config.json": "{}", "sub/x": "1"}))
+    served = reach(harness, endpoint, "InService")
     assert served is not None
     assert served.facts["variants"][0]["address"] == served.facts["address"]
     ping(served.facts["address"])
-    folder = home.settings.endpoints / endpoint.id / "v0"
+    folder = harness.settings.endpoints / endpoint.id / "v0"
     assert (folder / "model" / "sub" / "x").read_text() == "1"
-    home.until(lambda: (folder / "logs" / "events.jsonl").exists())
+    harness.run_until(lambda: (folder / "logs" / "events.jsonl").exists())
     assert "loading model" in (folder / "logs" / "events.jsonl").read_text()
 
 
-def test_variants_have_a_process_each(home: Bench) -> None:
-    (home.objects.path("s3://models/loose")).mkdir(parents=True)
-    (home.objects.path("s3://models/loose") / "config.json").write_text("{}")
-    endpoint = order(home, put(home, "s3://models/a/model.tar.gz", {"config.json": "{}"}), "s3://models/loose")
-    served = reach(home, endpoint, "InService")
+def test_variants_have_a_process_each(harness: Harness) -> None:
+    (harness.objects.path("s3://models/loose")).mkdir(parents=True)
+    (harness.objects.path("s3://models/loose") / "config.json").write_text("{}")
+    endpoint = order(harness, put(harness, "s3://models/a/model.tar.gz", {"config.json": "{}"}), "s3://models/loose")
+    served = reach(harness, endpoint, "InService")
     assert served is not None
     addresses = [variant["address"] for variant in served.facts["variants"]]
     assert len(set(addresses)) == 2
@@ -113,47 +115,47 @@ def test_variants_have_a_process_each(home: Bench) -> None:
         ping(address)
 
 
-def test_a_base_model_is_served_by_name(home: Bench) -> None:
+def test_a_base_model_is_served_by_name(harness: Harness) -> None:
     uri = "s3://jumpstart-cache-prod-us-east-1/luthier/huggingface-text2text-flan-t5-small/1.0.0/infer/"
-    endpoint = order(home, uri)
-    reach(home, endpoint, "InService")
-    (process,) = marked(home.settings.endpoints)
+    endpoint = order(harness, uri)
+    reach(harness, endpoint, "InService")
+    (process,) = marked(harness.settings.endpoints)
     assert "flan-t5-small" in process.cmdline()
 
 
-def test_a_deleted_endpoint_leaves_nothing(home: Bench) -> None:
-    endpoint = order(home, put(home, "s3://models/a/model.tar.gz", {"config.json": "{}"}))
-    reach(home, endpoint, "InService")
-    home.store.update(endpoint.id, "Deleting")
-    reach(home, endpoint, "gone")
-    assert marked(home.settings.endpoints) == []
-    assert not (home.settings.endpoints / endpoint.id).exists()
+def test_a_deleted_endpoint_leaves_nothing(harness: Harness) -> None:
+    endpoint = order(harness, put(harness, "s3://models/a/model.tar.gz", {"config.json": "{}"}))
+    reach(harness, endpoint, "InService")
+    harness.store.update(endpoint.id, "Deleting")
+    reach(harness, endpoint, "gone")
+    assert marked(harness.settings.endpoints) == []
+    assert not (harness.settings.endpoints / endpoint.id).exists()
 
 
-def test_a_process_that_dies_is_started_again(home: Bench) -> None:
-    endpoint = order(home, put(home, "s3://models/a/model.tar.gz", {"config.json": "{}"}))
-    reach(home, endpoint, "InService")
-    (process,) = marked(home.settings.endpoints)
+def test_a_process_that_dies_is_started_again(harness: Harness) -> None:
+    endpoint = order(harness, put(harness, "s3://models/a/model.tar.gz", {"config.json": "{}"}))
+    reach(harness, endpoint, "InService")
+    (process,) = marked(harness.settings.endpoints)
     os.kill(process.pid, signal.SIGKILL)
-    reach(home, endpoint, "SystemUpdating")
-    served = reach(home, endpoint, "InService")
+    reach(harness, endpoint, "SystemUpdating")
+    served = reach(harness, endpoint, "InService")
     assert served is not None
     ping(served.facts["address"])
 
 
 @pytest.mark.parametrize(("told", "starts"), [("refuse", 1), ("die", 2)])
 def test_a_model_that_cannot_be_served_fails_with_the_last_line(
-    home: Bench, monkeypatch: pytest.MonkeyPatch, told: str, starts: int
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, told: str, starts: int
 ) -> None:
     monkeypatch.setattr(serving, "DEATHS", 2)
-    endpoint = order(home, put(home, "s3://models/a/model.tar.gz", {told: ""}))
-    failed = reach(home, endpoint, "Failed")
+    endpoint = order(harness, put(harness, "s3://models/a/model.tar.gz", {told: ""}))
+    failed = reach(harness, endpoint, "Failed")
     assert failed is not None
     assert failed.facts["failure"].endswith(f"the last line of its log: luthier: error: told to {told}")
-    pids = (home.settings.endpoints / endpoint.id / "v0" / "pids").read_text().split()
+    pids = (harness.settings.endpoints / endpoint.id / "v0" / "pids").read_text().split()
     assert len(pids) == starts
-    home.store.update(endpoint.id, "Deleting")
-    reach(home, endpoint, "gone")
+    harness.store.update(endpoint.id, "Deleting")
+    reach(harness, endpoint, "gone")
 
 
 def evil(name: str, kind: bytes, target: str = "") -> bytes:
@@ -179,49 +181,49 @@ def evil(name: str, kind: bytes, target: str = "") -> bytes:
     ],
     ids=["text", "outside", "link out", "link in", "hard link", "fifo", "device", "torn"],
 )
-def test_an_archive_that_is_no_model_is_refused_and_writes_nothing(home: Bench, content: bytes) -> None:
-    path = home.objects.path("s3://models/evil/model.tar.gz")
+def test_an_archive_that_is_no_model_is_refused_and_writes_nothing(harness: Harness, content: bytes) -> None:
+    path = harness.objects.path("s3://models/evil/model.tar.gz")
     path.parent.mkdir(parents=True)
     path.write_bytes(content)
-    endpoint = order(home, "s3://models/evil/model.tar.gz")
-    failed = reach(home, endpoint, "Failed")
+    endpoint = order(harness, "s3://models/evil/model.tar.gz")
+    failed = reach(harness, endpoint, "Failed")
     assert failed is not None
     assert "not a sound model archive" in failed.facts["failure"]
-    left = [path for path in (home.settings.endpoints / endpoint.id).rglob("*") if path.is_file()]
+    left = [path for path in (harness.settings.endpoints / endpoint.id).rglob("*") if path.is_file()]
     assert left == []
 
 
-def test_a_model_that_is_not_there_fails_in_words(home: Bench) -> None:
-    failed = reach(home, order(home, "s3://models/none/model.tar.gz"), "Failed")
+def test_a_model_that_is_not_there_fails_in_words(harness: Harness) -> None:
+    failed = reach(harness, order(harness, "s3://models/none/model.tar.gz"), "Failed")
     assert failed is not None
     assert failed.facts["failure"] == "ClientError: s3://models/none/model.tar.gz: no objects are there"
 
 
-def test_a_new_supervisor_serves_again(home: Bench) -> None:
-    endpoint = order(home, put(home, "s3://models/a/model.tar.gz", {"config.json": "{}"}))
-    reach(home, endpoint, "InService")
-    (before,) = marked(home.settings.endpoints)
-    abandoned = home.supervisor
-    home.new_supervisor(serving=FAKE_SERVER)  # the one before is as good as killed
-    home.supervisor.recover()
+def test_a_new_supervisor_serves_again(harness: Harness) -> None:
+    endpoint = order(harness, put(harness, "s3://models/a/model.tar.gz", {"config.json": "{}"}))
+    reach(harness, endpoint, "InService")
+    (before,) = marked(harness.settings.endpoints)
+    abandoned = harness.supervisor
+    harness.new_supervisor(serving=FAKE_SERVER)  # the one before is as good as killed
+    harness.supervisor.recover()
     assert not before.is_running() or before.status() == psutil.STATUS_ZOMBIE
     assert all(work.gone() for work in abandoned._works.values())
-    reach(home, endpoint, "SystemUpdating")
-    reach(home, endpoint, "InService")
+    reach(harness, endpoint, "SystemUpdating")
+    reach(harness, endpoint, "InService")
 
 
 def test_a_long_home_has_its_sockets_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("luthier.supervisor.serving.tempfile.gettempdir", lambda: "/tmp")
-    with bench(tmp_path / ("x" * 100)) as home:
-        home.new_supervisor(serving=FAKE_SERVER)
-        endpoint = order(home, put(home, "s3://models/a/model.tar.gz", {"config.json": "{}"}))
-        served = reach(home, endpoint, "InService")
+    with supervisor_harness(tmp_path / ("x" * 100)) as harness:
+        harness.new_supervisor(serving=FAKE_SERVER)
+        endpoint = order(harness, put(harness, "s3://models/a/model.tar.gz", {"config.json": "{}"}))
+        served = reach(harness, endpoint, "InService")
         assert served is not None
         address = served.facts["address"]
         assert len(address) <= 100
         assert Path(address).parent.stat().st_mode & 0o077 == 0
-        home.store.update(endpoint.id, "Deleting")
-        reach(home, endpoint, "gone")
+        harness.store.update(endpoint.id, "Deleting")
+        reach(harness, endpoint, "gone")
         assert not Path(address).exists()
 
 
@@ -235,11 +237,11 @@ def test_ping_is_an_error_until_it_is_answered(tmp_path: Path) -> None:
 
 
 def test_the_settings_name_the_device(tmp_path: Path) -> None:
-    with bench(tmp_path) as home:
-        home.settings = replace(home.settings, serving_device="1")
-        home.new_supervisor(serving=FAKE_SERVER)
-        endpoint = order(home, put(home, "s3://models/a/model.tar.gz", {"config.json": "{}"}))
-        reach(home, endpoint, "InService")
-        (process,) = marked(home.settings.endpoints)
+    with supervisor_harness(tmp_path) as harness:
+        harness.settings = replace(harness.settings, serving_device="1")
+        harness.new_supervisor(serving=FAKE_SERVER)
+        endpoint = order(harness, put(harness, "s3://models/a/model.tar.gz", {"config.json": "{}"}))
+        reach(harness, endpoint, "InService")
+        (process,) = marked(harness.settings.endpoints)
         assert process.cmdline()[-2:] == ["--device", "cuda"]
         assert process.environ()["CUDA_VISIBLE_DEVICES"] == "1"

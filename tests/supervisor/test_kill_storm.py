@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
-from supervisor.workbench import Bench, bench
+from supervisor.supervisor_harness import Harness, supervisor_harness
 
 from luthier.jobs.store import Resource
 from luthier.launchers.process import marked
@@ -33,21 +33,21 @@ REAL: dict[str, Any] = {"max_steps": 12, "instruction_tuned": "True", "evaluatio
 
 
 class Storm:
-    """A supervisor as a process on a bench, with somebody who kills it and its engines."""
+    """A supervisor as a process on a home of its own, with somebody who kills it and its engines."""
 
-    def __init__(self, home: Bench, engine: str, seed: int) -> None:
-        self.home, self.engine = home, engine
+    def __init__(self, harness: Harness, engine: str, seed: int) -> None:
+        self.harness, self.engine = harness, engine
         self.draw = random.Random(seed)
         self.supervisor: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        command = [sys.executable, str(RUN_SUPERVISOR), str(self.home.settings.home), str(self.home.objects.root),
+        command = [sys.executable, str(RUN_SUPERVISOR), str(self.harness.settings.home), str(self.harness.objects.root),
                    self.engine]  # fmt: skip
         self.supervisor = subprocess.Popen(command)
 
     def strike(self, victim: str) -> None:
         if victim in ("engine", "both"):
-            for process in marked(self.home.settings.jobs):
+            for process in marked(self.harness.settings.jobs):
                 with suppress(psutil.NoSuchProcess):
                     process.kill()
         if victim in ("supervisor", "both"):
@@ -70,53 +70,53 @@ class Storm:
         return moments
 
     def over(self, jobs: list[Resource]) -> bool:
-        return all(self.home.now(job).ended for job in jobs)
+        return all(self.harness.reload(job).ended for job in jobs)
 
     def calm(self, jobs: list[Resource], seconds: float) -> None:
         deadline = time.monotonic() + seconds
         while not self.over(jobs):
-            assert time.monotonic() < deadline, [(job.name, self.home.now(job).secondary) for job in jobs]
+            assert time.monotonic() < deadline, [(job.name, self.harness.reload(job).secondary) for job in jobs]
             time.sleep(0.1)
 
 
 @contextmanager
 def storm(root: Path, engine: str, seed: int) -> Iterator[Storm]:
-    with bench(root) as home:
-        rows = home.objects.path("s3://data/rows/train.jsonl")
+    with supervisor_harness(root) as harness:
+        rows = harness.objects.path("s3://data/rows/train.jsonl")
         rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-        made = Storm(home, engine, seed)
+        storm = Storm(harness, engine, seed)
         try:
-            made.start()
-            yield made
+            storm.start()
+            yield storm
         finally:
-            made.end()
-            for process in marked(home.settings.home):
+            storm.end()
+            for process in marked(harness.settings.home):
                 process.kill()
 
 
-def check(home: Bench, jobs: list[Resource], expected: bytes, last_words: str) -> None:
-    for job in map(home.now, jobs):
+def check(harness: Harness, jobs: list[Resource], expected: bytes, last_words: str) -> None:
+    for job in map(harness.reload, jobs):
         assert job.status == "Completed", (job.name, job.facts.get("failure"))
-        assert home.weights(job) == expected, f"{job.name}: other weights than the undisturbed run's"
+        assert harness.weights(job) == expected, f"{job.name}: other weights than the undisturbed run's"
         stations = [station["Status"] for station in job.facts["transitions"]]
         assert stations == ["Starting", "Downloading", "Training", "Uploading", "Completed"]
-        events = (home.folder(job) / "logs" / "events.jsonl").read_text().splitlines()
+        events = (harness.folder(job) / "logs" / "events.jsonl").read_text().splitlines()
         seen = [json.loads(line)["message"] for line in events]
-        log = (home.folder(job) / "logs" / "engine.log").read_text().splitlines()
+        log = (harness.folder(job) / "logs" / "engine.log").read_text().splitlines()
         assert [line for line in seen if not line.startswith("supervisor: ")] == log
         assert sum(last_words in line for line in log) == 1, f"{job.name}: its engine finished twice"
-    assert marked(home.settings.home) == []
+    assert marked(harness.settings.home) == []
 
 
 @pytest.mark.parametrize("seed", [1])
 def test_a_small_storm_over_fake_engines(tmp_path: Path, seed: int) -> None:
     with storm(tmp_path, "fake", seed) as it:
-        jobs = [it.home.order(f"job-{number}", **FAKE) for number in range(4)]
+        jobs = [it.harness.create_job(f"job-{number}", **FAKE) for number in range(4)]
         it.rage(jobs, 5, 2.0)
         it.calm(jobs, 60)
-        undisturbed = it.home.order("undisturbed", **FAKE)
+        undisturbed = it.harness.create_job("undisturbed", **FAKE)
         it.calm([undisturbed], 30)
-        check(it.home, [*jobs, undisturbed], it.home.weights(undisturbed), "done")
+        check(it.harness, [*jobs, undisturbed], it.harness.weights(undisturbed), "done")
 
 
 @pytest.mark.slow
@@ -124,14 +124,14 @@ def test_a_small_storm_over_fake_engines(tmp_path: Path, seed: int) -> None:
 def test_a_long_storm_over_real_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     with storm(tmp_path, "real", seed) as it:
-        undisturbed = it.home.order("undisturbed", **REAL)
+        undisturbed = it.harness.create_job("undisturbed", **REAL)
         it.calm([undisturbed], 120)
         struck, jobs = 0, []
         while struck < 25:
-            jobs += [it.home.order(f"job-{struck}-{number}", **REAL) for number in range(3)]
+            jobs += [it.harness.create_job(f"job-{struck}-{number}", **REAL) for number in range(3)]
             struck += it.rage(jobs, 25 - struck, 12.0)
         it.calm(jobs, 900)
-        check(it.home, jobs, it.home.weights(undisturbed), "artifact ")
+        check(it.harness, jobs, it.harness.weights(undisturbed), "artifact ")
 
 
 @pytest.mark.slow
@@ -139,9 +139,9 @@ def test_a_long_storm_over_fake_engines(tmp_path: Path) -> None:
     with storm(tmp_path, "fake", 7) as it:
         struck, jobs = 0, []
         while struck < 100:
-            jobs += [it.home.order(f"job-{struck}-{number}", **FAKE) for number in range(4)]
+            jobs += [it.harness.create_job(f"job-{struck}-{number}", **FAKE) for number in range(4)]
             struck += it.rage(jobs, 100 - struck, 2.5)
         it.calm(jobs, 600)
-        undisturbed = it.home.order("undisturbed", **FAKE)
+        undisturbed = it.harness.create_job("undisturbed", **FAKE)
         it.calm([undisturbed], 60)
-        check(it.home, jobs, it.home.weights(undisturbed), "done")
+        check(it.harness, jobs, it.harness.weights(undisturbed), "done")

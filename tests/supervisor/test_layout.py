@@ -7,25 +7,25 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from supervisor.workbench import Bench, bench
+from supervisor.supervisor_harness import Harness, supervisor_harness
 
 from luthier.errors import UserError
 from luthier.supervisor.folder import ServiceFolder
 from luthier.supervisor.layout import lay_out
 
 
-def laid_out(home: Bench, uri: str) -> ServiceFolder:
-    job = home.order("tuned-again", facts={"base_model": uri})
-    folder = ServiceFolder(home.folder(job))
+def laid_out(harness: Harness, uri: str) -> ServiceFolder:
+    job = harness.create_job("tuned-again", facts={"base_model": uri})
+    folder = ServiceFolder(harness.folder(job))
     folder.create(job.request)
-    lay_out(folder, job, home.objects, "cpu")
+    lay_out(folder, job, harness.objects, "cpu")
     return folder
 
 
 @pytest.mark.parametrize("packed", [True, False])
 def test_own_weights_may_be_an_archive_or_its_files(tmp_path: Path, packed: bool) -> None:
-    with bench(tmp_path) as home:
-        path = home.objects.path("s3://models/first/output/model.tar.gz")
+    with supervisor_harness(tmp_path) as harness:
+        path = harness.objects.path("s3://models/first/output/model.tar.gz")
         path.parent.mkdir(parents=True)
         if packed:
             with tarfile.open(path, "w:gz") as tar:
@@ -35,18 +35,18 @@ def test_own_weights_may_be_an_archive_or_its_files(tmp_path: Path, packed: bool
         else:
             (path.parent / "config.json").write_text("{}")
         uri = "s3://models/first/output/model.tar.gz" if packed else "s3://models/first/output"
-        folder = laid_out(home, uri)
+        folder = laid_out(harness, uri)
         assert [path.name for path in (folder.root / "input" / "base").iterdir()] == ["config.json"]
         assert folder.job.read_job().model == str(folder.root / "input" / "base")
         assert [path.name for path in (folder.downloads / "training").iterdir()] == ["train.jsonl"]
 
 
 def test_a_hostile_archive_is_refused_by_the_channels_name(tmp_path: Path) -> None:
-    with bench(tmp_path) as home:
-        path = home.objects.path("s3://models/model.tar.gz")
+    with supervisor_harness(tmp_path) as harness:
+        path = harness.objects.path("s3://models/model.tar.gz")
         path.parent.mkdir(parents=True)
         with tarfile.open(path, "w:gz") as tar:
             tar.addfile(tarfile.TarInfo("../../evil"))
         with pytest.raises(UserError, match=r"failed for channel .model.: model\.tar\.gz: not a sound"):
-            laid_out(home, "s3://models/model.tar.gz")
+            laid_out(harness, "s3://models/model.tar.gz")
         assert not list(tmp_path.rglob("evil"))

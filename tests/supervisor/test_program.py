@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from supervisor.supervisor_harness import OWNER, ROLE
 from supervisor.test_kill_storm import REAL, ROWS
-from supervisor.workbench import OWNER, ROLE
 
 from luthier.jobs.settings import ServiceSettings
 from luthier.jobs.store import Resource, Store

@@ -22,9 +22,9 @@ from luthier.objects.external import ExternalObjects
 from luthier.objects.store import Objects, ObjectStore
 from luthier.service.journal import open_journal
 from luthier.service.supervisor_settings import read
+from luthier.supervisor.context import LIMITS, DevicePool, SupervisorContext
 from luthier.supervisor.lock import alone
 from luthier.supervisor.loop import Supervisor, new_owner
-from luthier.supervisor.workshop import LIMITS, Slots, Workshop
 
 _log = logging.getLogger("luthier.supervisor")
 
@@ -50,8 +50,11 @@ def supervise(settings: ServiceSettings, leave: Callable[[], bool]) -> None:
         objects = open_objects(settings, store)
         try:
             limits = {**LIMITS, **settings.limits}
-            shop = Workshop(settings, store, objects, new_owner(), Slots(settings.slots), limits=limits)
-            Supervisor(shop).run(leave)
+            context = SupervisorContext(
+                settings=settings, store=store, objects=objects, owner=new_owner(), devices=DevicePool(settings.slots),
+                limits=limits,
+            )  # fmt: skip
+            Supervisor(context).run(leave)
         finally:
             objects.close()
     finally:

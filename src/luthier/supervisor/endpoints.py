@@ -20,8 +20,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from luthier.jobs.states import IllegalMoveError
 from luthier.jobs.store import GoneError, Resource
 from luthier.supervisor import ending
+from luthier.supervisor.context import SupervisorContext
 from luthier.supervisor.serving import Variant
-from luthier.supervisor.workshop import Workshop
 
 LINGER = 2.0  # seconds that processes which were replaced stay, for who has just read their address
 _log = logging.getLogger(__name__)
@@ -39,10 +39,10 @@ class _Leaving:
 class EndpointWork:
     """The work on one endpoint that this supervisor holds."""
 
-    def __init__(self, resource: Resource, shop: Workshop) -> None:
+    def __init__(self, resource: Resource, context: SupervisorContext) -> None:
         self.resource = resource
-        self.shop = shop
-        self.folder = shop.settings.endpoints / resource.id
+        self.context = context
+        self.folder = context.settings.endpoints / resource.id
         self._variants: list[Variant] | None = None
         self._next: list[Variant] = []
         self._update_number: int | None = None  # of the update that `_next` are for
@@ -132,13 +132,13 @@ class EndpointWork:
             if age > 0 and not one.asked:
                 one.variant.ask()
                 one.asked = True
-            if age > self.shop.settings.stop_seconds or (one.asked and one.variant.gone()):
+            if age > self.context.settings.stop_seconds or (one.asked and one.variant.gone()):
                 self._drop([one.variant])
                 self._leaving.remove(one)
 
     def _made(self, given: Sequence[Mapping[str, Any]]) -> list[Variant]:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return [Variant(self.folder, one, self.shop) for one in given]
+        return [Variant(self.folder, one, self.context) for one in given]
 
     def _drop(self, variants: Sequence[Variant]) -> None:
         for variant in variants:
@@ -164,12 +164,12 @@ class EndpointWork:
         self.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
         if resource is not None:
-            self.shop.store.delete(resource.id)
+            self.context.store.delete(resource.id)
         return True
 
     def _update(self, status: str, facts: dict[str, Any], request: Mapping[str, Any] | None = None) -> None:
-        self.resource = self.shop.store.update(
-            self.resource.id, status, facts=facts, request=request, owner=self.shop.owner
+        self.resource = self.context.store.update(
+            self.resource.id, status, facts=facts, request=request, owner=self.context.owner
         )
 
 

@@ -22,16 +22,16 @@ from luthier.jobs.store import GoneError, Resource
 from luthier.launchers import process
 from luthier.launchers.process import Running
 from luthier.supervisor import collect, ending, metrics, order
+from luthier.supervisor.context import SupervisorContext
 from luthier.supervisor.deploy import deploy
 from luthier.supervisor.folder import ServiceFolder
 from luthier.supervisor.layout import lay_out, put_on
 from luthier.supervisor.metrics import Curve
-from luthier.supervisor.patience import Patience
+from luthier.supervisor.retry import RetryPolicy
 from luthier.supervisor.tail import EventLog
 from luthier.supervisor.transfer import Transfer
 from luthier.supervisor.transitions import moved
 from luthier.supervisor.watch import Watch
-from luthier.supervisor.workshop import Workshop
 
 SHOWN_EVERY = 2.0  # seconds between two updates of a running job's numbers
 KEPT_EVERY = 5.0  # seconds between two savings of the time worked
@@ -47,16 +47,16 @@ _log = logging.getLogger(__name__)
 class JobWork:
     """The work on one job that this supervisor holds."""
 
-    def __init__(self, resource: Resource, shop: Workshop) -> None:
+    def __init__(self, resource: Resource, context: SupervisorContext) -> None:
         self.resource = resource
-        self.shop = shop
-        self.folder = ServiceFolder(shop.settings.jobs / resource.id)
+        self.context = context
+        self.folder = ServiceFolder(context.settings.jobs / resource.id)
         self.events = EventLog(self.folder.log, self.folder.events)
         self.curve = Curve(self.folder.job.metrics_lines)
         self.over = False
         self._watch: Watch | None = None
         self._transfer: Transfer | None = None
-        self._patience = Patience()
+        self._retry = RetryPolicy()
         self._since = self._shown = time.monotonic()
         self._stages: Mapping[str, Callable[[], bool]] = {
             "prepare": self._prepare, "download": self._download, "train": self._train, "upload": self._upload,
@@ -107,11 +107,11 @@ class JobWork:
     def _download(self) -> bool:
         if self._asked:
             return self._settle("Stopped")
-        device = self.shop.slots.take(self.resource.id)
+        device = self.context.devices.acquire(self.resource.id)
         if device is None:
             return False
         self._show()
-        resource, folder, objects = self.resource, self.folder, self.shop.objects
+        resource, folder, objects = self.resource, self.folder, self.context.objects
         if not self._done(lambda: lay_out(folder, resource, objects, device)):
             return self._past_limit() and self._settle(*self._stopped_by_limit())
         return self._go_on("train")
@@ -121,7 +121,7 @@ class JobWork:
             while self.events.follow(last=True):  # what an engine wrote while no supervisor was there
                 pass
             if self.folder.finished:
-                self.shop.slots.give(self.resource.id)
+                self.context.devices.release(self.resource.id)
                 return self._go_on("upload")
             if self.folder.marks.ending or self._asked:
                 return self._ended_early()
@@ -142,7 +142,7 @@ class JobWork:
 
     def _upload(self) -> bool:
         self._show()
-        resource, folder, objects = self.resource, self.folder, self.shop.objects
+        resource, folder, objects = self.resource, self.folder, self.context.objects
         if not self._done(lambda: collect.upload(folder, resource, objects)):
             return False
         self.folder.marks.artifact = collect.artifact(resource)
@@ -158,7 +158,7 @@ class JobWork:
         if self._asked:
             return self._settle("Stopped")
         self._show()
-        deployment = deploy(self.shop.store, self.resource)
+        deployment = deploy(self.context.store, self.resource)
         if deployment.failure:
             self._update(facts={"deploy_failure": deployment.failure})
             self._say(f"the model could not be deployed: {deployment.failure}")
@@ -178,20 +178,20 @@ class JobWork:
             collect.sweep(self.folder)
         facts["transitions"] = moved(self.resource.facts.get("transitions", ()), marks.secondary, now, marks.failure)
         self._update(marks.status, marks.secondary, facts)
-        self.shop.slots.give(self.resource.id)
+        self.context.devices.release(self.resource.id)
         self.over = True
         return False
 
     # The engine
 
     def _launch(self) -> bool:
-        device = self.shop.slots.take(self.resource.id)
+        device = self.context.devices.acquire(self.resource.id)
         if device is None:
             return False
         self._show()
         put_on(self.folder, device)
         resume = self.folder.job.split.exists() or self.folder.job.checkpoints.exists()
-        launch = self.shop.launch(self.folder.root, self.folder.log, device, resume)
+        launch = self.context.launch(self.folder.root, self.folder.log, device, resume)
         running = Running(launch)
         self.folder.marks.process = {"pid": running.trace.pid, "created": running.trace.created}
         self._watch = Watch(running, self.folder, self.events, self.curve)
@@ -206,15 +206,15 @@ class JobWork:
                 self._update(move, move, {"transitions": self._stations("Stopping")})
             self.folder.marks.ending = why
             self._keep()
-            self._say(f"{text}; it gets {self.shop.settings.stop_seconds:g} s to write a checkpoint")
-        self._watch.ask(self.shop.settings.stop_seconds)
+            self._say(f"{text}; it gets {self.context.settings.stop_seconds:g} s to write a checkpoint")
+        self._watch.ask(self.context.settings.stop_seconds)
 
     def _engine_ended(self, code: int) -> bool:
         self._watch = None
         process.end(process.marked(self.folder.root))
         self.folder.marks.process = None
         if code == 0 and self.folder.finished:
-            self.shop.slots.give(self.resource.id)
+            self.context.devices.release(self.resource.id)
             return self._go_on("upload")
         if self.folder.marks.ending:
             return self._ended_early()
@@ -230,23 +230,23 @@ class JobWork:
         if self.folder.progress > marks.progress:
             marks.progress, marks.deaths = self.folder.progress, 0
         marks.deaths += 1
-        if marks.deaths >= self.shop.deaths:
+        if marks.deaths >= self.context.max_crashes:
             text = ending.reason(self.folder, code, self.events.last_line())
             return self._give_up(f"{text} (it happened {marks.deaths} times without progress between)")
         self._keep()
         self._say(f"the engine {how}; it is started again from its checkpoint "
-                  f"({marks.deaths} of at most {self.shop.deaths - 1} times without progress)")  # fmt: skip
+                  f"({marks.deaths} of at most {self.context.max_crashes - 1} times without progress)")  # fmt: skip
         return True
 
     def _ended_early(self) -> bool:
         why = self.folder.marks.ending or "asked"
         if why == "stalled":
-            return self._give_up(ending.stalled(self.shop.settings.stall_seconds))
+            return self._give_up(ending.stalled(self.context.settings.stall_seconds))
         return self._settle(*(("Stopped", "Stopped") if why == "asked" else self._stopped_by_limit()))
 
     def _idle(self) -> bool:
         assert self._watch is not None
-        limit = self.shop.settings.stall_seconds
+        limit = self.context.settings.stall_seconds
         return self._watch.idle_seconds(min(10.0, limit / 20)) > limit
 
     # Leaving
@@ -254,7 +254,7 @@ class JobWork:
     def ask(self) -> None:
         """The supervisor is about to leave: let the engine write its checkpoint and end."""
         if self._watch is not None:
-            self._watch.ask(self.shop.settings.stop_seconds)
+            self._watch.ask(self.context.settings.stop_seconds)
 
     def gone(self) -> bool:
         """Whether nothing of this work is running any more."""
@@ -270,7 +270,7 @@ class JobWork:
             self._watch.running.kill()
             self._watch.look()
             self._watch = None
-        self.shop.slots.give(self.resource.id)
+        self.context.devices.release(self.resource.id)
 
     def beat(self) -> None:
         """Called now and then: keep the time that was worked."""
@@ -298,7 +298,7 @@ class JobWork:
     def _done(self, work: Callable[[], None]) -> bool:
         """Whether `work`, begun beside the loop if it was not, is done. What it raised is raised here."""
         if self._transfer is None:
-            if self._patience.waits:
+            if self._retry.is_waiting:
                 return False
             self._transfer = Transfer(work, f"{self.folder.marks.stage}-{self.resource.id}")
             self._transfer.join(0.05)
@@ -306,10 +306,10 @@ class JobWork:
             return False
         error, self._transfer = self._transfer.error, None
         if error is None:
-            self._patience.succeeded()
+            self._retry.reset()
             return True
-        if not self._patience.again(error):
-            raise self._patience.final(error)
+        if not self._retry.should_retry(error):
+            raise self._retry.final_error(error)
         self._say(f"{self.folder.marks.stage}: {' '.join(str(error).split())}; it is tried again")
         return False
 
@@ -383,8 +383,8 @@ class JobWork:
     def _update(
         self, status: str | None = None, secondary: str | None = None, facts: Mapping[str, Any] | None = None
     ) -> None:
-        self.resource = self.shop.store.update(
-            self.resource.id, status, secondary=secondary, facts=facts, owner=self.shop.owner
+        self.resource = self.context.store.update(
+            self.resource.id, status, secondary=secondary, facts=facts, owner=self.context.owner
         )
 
     def _say(self, text: str) -> None:

@@ -18,11 +18,11 @@ from typing import Protocol
 from sqlalchemy.exc import SQLAlchemyError
 
 from luthier.jobs.store import Resource
+from luthier.supervisor.context import SupervisorContext
 from luthier.supervisor.ending import of_fault
 from luthier.supervisor.endpoints import EndpointWork
 from luthier.supervisor.job import JobWork
 from luthier.supervisor.recovery import beyond_devices, recover
-from luthier.supervisor.workshop import Workshop
 
 JOBS = ("training-job", "automl-job")
 ENDPOINTS = ("endpoint",)
@@ -51,10 +51,10 @@ def new_owner() -> str:
 
 
 class Supervisor:
-    """Runs what the store has queued, by the means of `shop`."""
+    """Runs what the store has queued, by the means of `context`."""
 
-    def __init__(self, shop: Workshop) -> None:
-        self.shop = shop
+    def __init__(self, context: SupervisorContext) -> None:
+        self.context = context
         self._works: dict[str, Work] = {}
         self._resting: dict[str, float] = {}
         self._beaten = self._stops_seen = float("-inf")
@@ -69,9 +69,9 @@ class Supervisor:
 
     def recover(self) -> None:
         """Put right what an earlier supervisor left; jobs whose engine is done go on at once, whatever the queue."""
-        beat_file(self.shop.settings.home).touch()
-        recover(self.shop, beat_file(self.shop.settings.home).touch)
-        waiting = list(beyond_devices(self.shop.settings.jobs, self.shop.store.waiting(JOBS)))
+        beat_file(self.context.settings.home).touch()
+        recover(self.context, beat_file(self.context.settings.home).touch)
+        waiting = list(beyond_devices(self.context.settings.jobs, self.context.store.waiting(JOBS)))
         while waiting and self._take(JOBS, only=waiting):
             pass
 
@@ -79,7 +79,7 @@ class Supervisor:
         """Look at everything once."""
         try:
             self._beat()
-            held = {one.id: one for one in self.shop.store.held(self.shop.owner, list(self._works))}
+            held = {one.id: one for one in self.context.store.held(self.context.owner, list(self._works))}
         except SQLAlchemyError as error:
             _log.error("the database does not answer: %s", error)
             time.sleep(1)
@@ -102,38 +102,40 @@ class Supervisor:
         """End what runs, as gently as ServiceSettings.stop_seconds allow, and give everything back to the queue."""
         for work in self._works.values():
             work.ask()
-        deadline = time.monotonic() + self.shop.settings.stop_seconds + 1
+        deadline = time.monotonic() + self.context.settings.stop_seconds + 1
         while time.monotonic() < deadline and [work for work in self._works.values() if not work.gone()]:
             time.sleep(0.05)
             self._quietly(self._beat)
         for name, work in self._works.items():
             work.kill()
-            self._quietly(partial(self.shop.store.release, name, self.shop.owner))
+            self._quietly(partial(self.context.store.release, name, self.context.owner))
         self._works.clear()
 
     def _beat(self) -> None:
         if time.monotonic() - self._beaten < BEAT:
             return
-        self.shop.store.beat(self.shop.owner, time.time() + LEASE)
+        self.context.store.beat(self.context.owner, time.time() + LEASE)
         for work in self._works.values():
             work.beat()
-        beat_file(self.shop.settings.home).touch()
+        beat_file(self.context.settings.home).touch()
         self._beaten = time.monotonic()
 
     def _claim(self) -> None:
-        store = self.shop.store
+        store = self.context.store
         if time.monotonic() - self._stops_seen > STOPS:
             self._stops_seen = time.monotonic()
             stopping = store.waiting(JOBS, to_stop=True)
             while stopping and self._take(JOBS, only=stopping):
                 pass
-        while self.shop.slots.free and store.waiting(JOBS, limit=1) and self._take(JOBS):
+        while self.context.devices.has_free and store.waiting(JOBS, limit=1) and self._take(JOBS):
             pass
         while store.waiting(ENDPOINTS, limit=1) and self._take(ENDPOINTS):
             pass
 
     def _take(self, kinds: tuple[str, ...], only: Sequence[str] | None = None) -> bool:
-        resource = self.shop.store.claim(self.shop.owner, kinds, time.time() + LEASE, but=list(self._works), only=only)
+        resource = self.context.store.claim(
+            self.context.owner, kinds, time.time() + LEASE, but=list(self._works), only=only
+        )
         if resource is None:
             return False
         _log.info("%s %s: claimed", resource.kind, resource.name)
@@ -142,15 +144,15 @@ class Supervisor:
         except Exception as error:  # its folder cannot be read
             _log.exception("%s %s cannot be begun", resource.kind, resource.name)
             facts = {"failure": of_fault(error), "ended": time.time()}
-            self.shop.store.update(resource.id, "Failed", secondary="Failed", facts=facts, owner=self.shop.owner)
+            self.context.store.update(resource.id, "Failed", secondary="Failed", facts=facts, owner=self.context.owner)
         return True
 
     def _begun(self, resource: Resource, in_turn: bool) -> Work:
         if resource.kind not in JOBS:
-            return EndpointWork(resource, self.shop)
-        work = JobWork(resource, self.shop)
+            return EndpointWork(resource, self.context)
+        work = JobWork(resource, self.context)
         if work.needs_device and in_turn:
-            self.shop.slots.take(resource.id)
+            self.context.devices.acquire(resource.id)
         return work
 
     def _until_reached(self, do: Callable[[], None], leave: Callable[[], bool]) -> None:

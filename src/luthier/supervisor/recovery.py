@@ -12,29 +12,29 @@ import psutil
 
 from luthier.jobs.store import Store
 from luthier.launchers import process
+from luthier.supervisor.context import SupervisorContext
 from luthier.supervisor.folder import read_marks
-from luthier.supervisor.workshop import Workshop
 
 _log = logging.getLogger(__name__)
 
 
-def recover(shop: Workshop, beat: Callable[[], None]) -> None:
+def recover(context: SupervisorContext, beat: Callable[[], None]) -> None:
     """End every process that still works for this home, and free what other supervisors hold of its store.
 
     Engines are asked first, so that what they did since their last checkpoint is not lost; `beat` tells meanwhile that
     somebody is at it.
     """
-    left = leftovers(shop)
+    left = leftovers(context)
     if left:
         _log.warning("ending %d processes that outlived their supervisor", len(left))
-        process.end(left, shop.settings.stop_seconds, beat)
-    for folder in (shop.settings.jobs, shop.settings.endpoints):
+        process.end(left, context.settings.stop_seconds, beat)
+    for folder in (context.settings.jobs, context.settings.endpoints):
         process.end(process.marked(folder))  # what those started while they ended
-    freed = shop.store.release_others(shop.owner)
+    freed = context.store.release_others(context.owner)
     if freed:
         _log.warning("going on with %d jobs and endpoints of an earlier supervisor", freed)
-    for folder in (shop.settings.jobs, shop.settings.endpoints):
-        remove_orphans(folder, shop.store)
+    for folder in (context.settings.jobs, context.settings.endpoints):
+        remove_orphans(folder, context.store)
 
 
 def remove_orphans(folder: Path, store: Store) -> None:
@@ -44,11 +44,11 @@ def remove_orphans(folder: Path, store: Store) -> None:
         shutil.rmtree(folder / name, ignore_errors=True)
 
 
-def leftovers(shop: Workshop) -> list[psutil.Process]:
+def leftovers(context: SupervisorContext) -> list[psutil.Process]:
     """Processes by their mark, and by the folders' own records where an environment cannot be read."""
-    found = {each.pid: each for each in process.marked(shop.settings.home)}
-    for resource in shop.store.held_by_others(shop.owner):
-        trace = read_marks(shop.settings.jobs / resource.id).trace
+    found = {each.pid: each for each in process.marked(context.settings.home)}
+    for resource in context.store.held_by_others(context.owner):
+        trace = read_marks(context.settings.jobs / resource.id).trace
         each = process.find(trace) if trace else None
         if each is not None and each.pid != os.getpid():
             found[each.pid] = each

@@ -28,10 +28,10 @@ from luthier.jobfolder import write_json
 from luthier.launchers import process
 from luthier.launchers.process import CPU, Launch, Running, environment
 from luthier.supervisor import archive, ending
-from luthier.supervisor.patience import Patience
+from luthier.supervisor.context import SupervisorContext
+from luthier.supervisor.retry import RetryPolicy
 from luthier.supervisor.tail import EventLog
 from luthier.supervisor.transfer import Transfer
-from luthier.supervisor.workshop import Workshop
 
 DEATHS = 4  # in a row, each soon after the start, after which a variant is given up
 STEADY_SECONDS = 60.0  # ready for so long, deaths start over
@@ -47,10 +47,10 @@ _log = logging.getLogger(__name__)
 class Variant:
     """One production variant. `state` is fetching, starting, waiting, ready or failed; then `failure` says why."""
 
-    def __init__(self, folder: Path, given: Mapping[str, Any], shop: Workshop) -> None:
+    def __init__(self, folder: Path, given: Mapping[str, Any], context: SupervisorContext) -> None:
         self.name = str(given["VariantName"])
         self.model = str(given.get("ModelData") or "")
-        self.shop = shop
+        self.context = context
         self.folder = folder / str(given.get("Folder") or self.name)
         self.address = _socket(self.folder)
         self.state, self.failure = "fetching", ""
@@ -60,7 +60,7 @@ class Variant:
         self._since = 0.0
         self._deaths = 0
         self._log_bytes = LOG_BYTES
-        self._patience = Patience()
+        self._retry = RetryPolicy()
 
     def step(self) -> None:
         """Go on as far as is possible without waiting."""
@@ -95,18 +95,18 @@ class Variant:
         if not self.model:
             raise UserError(f"variant {self.name}: its model has no artifact (ModelDataUrl or ModelDataSource)")
         if self._work is None:
-            if self._patience.waits:
+            if self._retry.is_waiting:
                 return
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            objects, uri, target = self.shop.objects, self.model, self.folder / "model"
+            objects, uri, target = self.context.objects, self.model, self.folder / "model"
             self._work = Transfer(lambda: archive.fetch(objects, uri, target), f"fetch-{self.name}")
         if self._work.running:
             return
         error, self._work = self._work.error, None
         if error is not None:
             _log.warning("variant %s: %s", self.name, error)
-            if not self._patience.again(error):
-                self._fail(ending.of_fault(self._patience.final(error)))
+            if not self._retry.should_retry(error):
+                self._fail(ending.of_fault(self._retry.final_error(error)))
             return
         write_json(self.folder / "fetched.json", {"model": self.model})
         self._launch()
@@ -122,13 +122,20 @@ class Variant:
         return entry.id if entry else ""
 
     def _launch(self) -> None:
-        device = self.shop.settings.serving_device
+        device = self.context.settings.serving_device
         target = self._base() or str(self.folder / "model")
-        command = (*self.shop.serving, target, "--socket", self.address, "--device", CPU if device == CPU else "cuda")
+        command = (
+            *self.context.serving,
+            target,
+            "--socket",
+            self.address,
+            "--device",
+            CPU if device == CPU else "cuda",
+        )
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         Path(self.address).unlink(missing_ok=True)
         self._running = Running(Launch(
-            command, self.folder, self.folder / "logs" / "engine.log", environment(device), self.shop.limits
+            command, self.folder, self.folder / "logs" / "engine.log", environment(device), self.context.limits
         ))  # fmt: skip
         self.state, self._since = "starting", time.monotonic()
 

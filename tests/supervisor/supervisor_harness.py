@@ -15,8 +15,8 @@ from typing import Any
 from luthier.errors import UserError
 from luthier.jobs.settings import ServiceSettings
 from luthier.jobs.store import Resource, Store
+from luthier.supervisor.context import DevicePool, SupervisorContext
 from luthier.supervisor.loop import Supervisor, new_owner
-from luthier.supervisor.workshop import Slots, Workshop
 
 FAKE_ENGINE = (sys.executable, str(Path(__file__).with_name("fake_engine.py")))
 OWNER = ("123456789012", "us-east-1")
@@ -57,7 +57,7 @@ class FolderObjects:
         temporary.replace(target)
 
 
-class Bench:
+class Harness:
     """One home with its store and buckets; supervisors come and go."""
 
     def __init__(self, root: Path, **settings: Any) -> None:
@@ -71,12 +71,15 @@ class Bench:
 
     def new_supervisor(self, engine: tuple[str, ...] = FAKE_ENGINE, **options: Any) -> Supervisor:
         """A supervisor with a name of its own, as after a restart; nothing of it has begun."""
-        slots = Slots(self.settings.slots)
-        shop = Workshop(self.settings, self.store, self.objects, new_owner(), slots, engine=engine, **options)
-        self.supervisor = Supervisor(shop)
+        devices = DevicePool(self.settings.slots)
+        context = SupervisorContext(
+            settings=self.settings, store=self.store, objects=self.objects, owner=new_owner(), devices=devices,
+            engine=engine, **options,
+        )  # fmt: skip
+        self.supervisor = Supervisor(context)
         return self.supervisor
 
-    def order(self, name: str, request: Mapping[str, Any] | None = None, facts: Mapping[str, Any] | None = None,
+    def create_job(self, name: str, request: Mapping[str, Any] | None = None, facts: Mapping[str, Any] | None = None,
               **hyperparameters: Any) -> Resource:  # fmt: skip
         """Queue a training job as CreateTrainingJob does."""
         channel = {"S3DataSource": {"S3DataType": "S3Prefix", "S3Uri": "s3://data/rows"}}
@@ -96,12 +99,12 @@ class Bench:
             facts={**known, **(facts or {})},
         )  # fmt: skip
 
-    def now(self, resource: Resource) -> Resource:
+    def reload(self, resource: Resource) -> Resource:
         found = self.store.get(resource.id)
         assert found is not None
         return found
 
-    def until(self, reached: Callable[[], Any], seconds: float = 20) -> None:
+    def run_until(self, reached: Callable[[], Any], seconds: float = 20) -> None:
         """Let the supervisor work until `reached`."""
         deadline = time.monotonic() + seconds
         while not reached():
@@ -109,15 +112,15 @@ class Bench:
             self.supervisor.round()
             time.sleep(0.02)
 
-    def finish(self, *jobs: Resource, seconds: float = 20) -> list[Resource]:
+    def run_to_end(self, *jobs: Resource, seconds: float = 20) -> list[Resource]:
         """Let the supervisor work until all `jobs` have ended."""
-        self.until(lambda: all(self.now(job).ended for job in jobs), seconds)
-        return [self.now(job) for job in jobs]
+        self.run_until(lambda: all(self.reload(job).ended for job in jobs), seconds)
+        return [self.reload(job) for job in jobs]
 
     def folder(self, job: Resource) -> Path:
         return self.settings.jobs / job.id
 
-    def runs(self, job: Resource) -> int:
+    def run_count(self, job: Resource) -> int:
         """How often the engine was started on a job."""
         path = self.folder(job) / "runs"
         return len(path.read_text().splitlines()) if path.exists() else 0
@@ -137,9 +140,9 @@ class Bench:
 
 
 @contextmanager
-def bench(root: Path, **settings: Any) -> Iterator[Bench]:
-    made = Bench(root, **settings)
+def supervisor_harness(root: Path, **settings: Any) -> Iterator[Harness]:
+    harness = Harness(root, **settings)
     try:
-        yield made
+        yield harness
     finally:
-        made.close()
+        harness.close()

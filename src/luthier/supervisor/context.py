@@ -1,4 +1,4 @@
-"""What all of the supervisor's works share: the store, the objects, the devices, and the programs to run."""
+"""What every part of the supervisor shares: settings, store, artifact store, devices, and the programs it starts."""
 
 from __future__ import annotations
 
@@ -18,55 +18,55 @@ SERVING = (sys.executable, "-P", "-m", "luthier.serving")
 LIMITS: Mapping[str, int] = {"RLIMIT_CORE": 0}
 
 
-class Slots:
-    """The devices of one job each, and who has which. A slot may be there several times ("cpu", "cpu")."""
+class DevicePool:
+    """The devices that jobs run on, one job each, and which job holds which. A name may occur twice ("cpu", "cpu")."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = tuple(names)
         self._free = list(names)
-        self._taken: dict[str, str] = {}
+        self._held: dict[str, str] = {}
 
     @property
-    def free(self) -> bool:
+    def has_free(self) -> bool:
         return bool(self._free)
 
-    def take(self, job: str) -> str | None:
-        """The slot of this job, taken now unless it has one; None when all are taken."""
-        if job not in self._taken:
+    def acquire(self, job: str) -> str | None:
+        """The device of this job, acquired now unless it holds one; None when none is free."""
+        if job not in self._held:
             if not self._free:
                 return None
-            self._taken[job] = self._free.pop(0)
-        return self._taken[job]
+            self._held[job] = self._free.pop(0)
+        return self._held[job]
 
-    def give(self, job: str) -> None:
-        """Free the slot of this job, if it has one."""
-        name = self._taken.pop(job, None)
+    def release(self, job: str) -> None:
+        """Free the device of this job, if it holds one."""
+        name = self._held.pop(job, None)
         if name is not None:
             self._free.append(name)
 
     def sharing(self, name: str) -> int:
-        """How many engines may run on the cores of this machine's CPU beside each other, with one on slot `name`."""
+        """How many engines may share the CPU's cores with one on device `name`, itself included."""
         return self.names.count(CPU) if name == CPU else 1
 
 
-@dataclass(frozen=True, slots=True)
-class Workshop:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SupervisorContext:
     """`owner` names this supervisor in the store; `engine` and `serving` are the commands, a folder to be added.
 
-    After so many `deaths` by a signal that was not ours, without progress between them, a job is given up.
+    A job fails after `max_crashes` ends by a signal that the supervisor did not send, without progress between them.
     """
 
     settings: ServiceSettings
     store: Store
     objects: ArtifactStore
     owner: str
-    slots: Slots
+    devices: DevicePool
     engine: Sequence[str] = ENGINE
     serving: Sequence[str] = SERVING
     limits: Mapping[str, int] = field(default_factory=lambda: LIMITS)
-    deaths: int = 3
+    max_crashes: int = 3
 
     def launch(self, folder: Path, log: Path, device: str, resume: bool) -> Launch:
         """How the engine is started on a job folder."""
         command = (*self.engine, str(folder), *(("--resume",) if resume else ()))
-        return Launch(command, folder, log, environment(device, self.slots.sharing(device)), self.limits)
+        return Launch(command, folder, log, environment(device, self.devices.sharing(device)), self.limits)

@@ -16,7 +16,7 @@ ANSWERS = {
 }
 
 
-class Flaky:
+class FailingPort:
     """The next `left` connections fail in the way `how` names: reset, break off (of the answer), or a code of S3's."""
 
     def __init__(self, target: int) -> None:
@@ -96,9 +96,9 @@ def _copy(source: socket.socket, target: socket.socket, broken: bool) -> None:
 
 
 @contextmanager
-def flaky(target: int) -> Iterator[Flaky]:
-    made = Flaky(target)
+def failing_port(target: int) -> Iterator[FailingPort]:
+    port = FailingPort(target)
     try:
-        yield made
+        yield port
     finally:
-        made.close()
+        port.close()
