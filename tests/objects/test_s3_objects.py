@@ -10,20 +10,20 @@ import time
 import urllib.error
 import urllib.request
 import zlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from awscrt import checksums as crt
 from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 from botocore.exceptions import ClientError
 from live_wire import KEY, SECRET
 from objects.live_objects import LiveObjects
-
-from luthier.objects.crc import CRC32C, CRC64NVME, Crc
 
 
 def refused(call: Any, **parameters: Any) -> tuple[str, int]:
@@ -127,16 +127,10 @@ def test_overrides_of_an_answer(s3: Any, bucket: str) -> None:
     assert got["ExpiresString"] == "Mon, 03 Feb 2031 00:00:00 GMT"
 
 
-def _crc(form: tuple[int, int], data: bytes) -> bytes:
-    running = Crc(form)
-    running.update(data)
-    return running.digest()
-
-
-CHECKSUMS = {
+CHECKSUMS: dict[str, Callable[[bytes], bytes]] = {
     "CRC32": lambda data: zlib.crc32(data).to_bytes(4, "big"),
-    "CRC32C": lambda data: _crc(CRC32C, data),
-    "CRC64NVME": lambda data: _crc(CRC64NVME, data),
+    "CRC32C": lambda data: crt.crc32c(data).to_bytes(4, "big"),
+    "CRC64NVME": lambda data: crt.crc64nvme(data).to_bytes(8, "big"),
     "SHA1": lambda data: hashlib.sha1(data).digest(),
     "SHA256": lambda data: hashlib.sha256(data).digest(),
     "SHA512": lambda data: hashlib.sha512(data).digest(),

@@ -8,10 +8,9 @@ import zlib
 from typing import Any
 
 import pytest
+from awscrt import checksums as crt
 from botocore.exceptions import ClientError
 from objects.live_objects import LiveObjects
-
-from luthier.objects.crc import CRC32C, CRC64NVME, Crc
 
 FIVE = 5 * 1024**2
 PARTS = [b"a" * FIVE, b"b" * (FIVE + 1), b"c" * 10]
@@ -132,20 +131,14 @@ def test_wrong_numbers_ids_and_bodies(s3: Any, bucket: str) -> None:
     assert s3.list_parts(**upload).get("Parts", []) == []
 
 
-def _crc(form: tuple[int, int], data: bytes) -> bytes:
-    running = Crc(form)
-    running.update(data)
-    return running.digest()
-
-
 @pytest.mark.parametrize(
     ("algorithm", "kind", "digest"),
     [
         ("CRC32", "FULL_OBJECT", lambda data: zlib.crc32(data).to_bytes(4, "big")),
         ("CRC32", "COMPOSITE", lambda data: zlib.crc32(data).to_bytes(4, "big")),
         ("SHA256", "COMPOSITE", lambda data: hashlib.sha256(data).digest()),
-        ("CRC64NVME", "FULL_OBJECT", lambda data: _crc(CRC64NVME, data)),
-        ("CRC32C", "FULL_OBJECT", lambda data: _crc(CRC32C, data)),
+        ("CRC64NVME", "FULL_OBJECT", lambda data: crt.crc64nvme(data).to_bytes(8, "big")),
+        ("CRC32C", "FULL_OBJECT", lambda data: crt.crc32c(data).to_bytes(4, "big")),
     ],
 )
 def test_checksums_of_uploads(s3: Any, bucket: str, algorithm: str, kind: str, digest: Any) -> None:

@@ -1,6 +1,6 @@
 """The checksums that S3 knows: computed while bytes pass, compared with what the client said, kept, combined.
 
-XXHASH checksums are refused: no library that Luthier depends on computes them.
+XXHASH checksums are refused.
 """
 
 from __future__ import annotations
@@ -11,16 +11,18 @@ import hashlib
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
-from luthier.objects.crc import CRC32, CRC32C, CRC64NVME, Crc, joined
+from awscrt import checksums as crt
+
 from luthier.objects.faults import refusal
 
 HEADER = "x-amz-checksum-"
 FULL, COMPOSITE = "FULL_OBJECT", "COMPOSITE"
 
 
-class Running(Protocol):
+class Hasher(Protocol):
     """A checksum that is being computed, as hashlib's are."""
 
     def update(self, data: bytes, /) -> object: ...
@@ -28,28 +30,42 @@ class Running(Protocol):
     def digest(self) -> bytes: ...
 
 
-class _Zlib:
-    def __init__(self) -> None:
-        self._state = 0
+@dataclass(frozen=True, slots=True)
+class _CrcFunctions:
+    """`update(data, crc)` continues a CRC, `combine(first, second, second_size)` is the CRC of two blocks in a row."""
+
+    size: int
+    update: Callable[[bytes, int], int]
+    combine: Callable[[int, int, int], int]
+
+
+CRCS: Mapping[str, _CrcFunctions] = {
+    "CRC32": _CrcFunctions(4, zlib.crc32, crt.combine_crc32),
+    "CRC32C": _CrcFunctions(4, crt.crc32c, crt.combine_crc32c),
+    "CRC64NVME": _CrcFunctions(8, crt.crc64nvme, crt.combine_crc64nvme),
+}
+
+
+class _Crc:
+    def __init__(self, algorithm: str) -> None:
+        self._functions = CRCS[algorithm]
+        self._crc = 0
 
     def update(self, data: bytes) -> None:
-        self._state = zlib.crc32(data, self._state)
+        self._crc = self._functions.update(data, self._crc)
 
     def digest(self) -> bytes:
-        return self._state.to_bytes(4, "big")
+        return self._crc.to_bytes(self._functions.size, "big")
 
 
-ALGORITHMS: Mapping[str, Callable[[], Running]] = {
-    "CRC32": _Zlib,
-    "CRC32C": lambda: Crc(CRC32C),
-    "CRC64NVME": lambda: Crc(CRC64NVME),
+ALGORITHMS: Mapping[str, Callable[[], Hasher]] = {
+    **{name: partial(_Crc, name) for name in CRCS},
     "SHA1": lambda: hashlib.sha1(usedforsecurity=False),
     "SHA256": hashlib.sha256,
     "SHA512": hashlib.sha512,
     "MD5": lambda: hashlib.md5(usedforsecurity=False),
 }
 UNKNOWN = ("XXHASH64", "XXHASH3", "XXHASH128")
-FORMS = {"CRC32": CRC32, "CRC32C": CRC32C, "CRC64NVME": CRC64NVME}  # those of which a whole is had from its parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,20 +164,20 @@ class Digest:
     def __init__(self, algorithms: Iterable[str] = ()) -> None:
         self.size = 0
         self._md5 = hashlib.md5(usedforsecurity=False)
-        self._running = {name: ALGORITHMS[name]() for name in algorithms if name}
+        self._hashers = {name: ALGORITHMS[name]() for name in algorithms if name}
 
     def update(self, data: bytes) -> None:
         self.size += len(data)
         self._md5.update(data)
-        for running in self._running.values():
-            running.update(data)
+        for hasher in self._hashers.values():
+            hasher.update(data)
 
     @property
     def etag(self) -> str:
         return self._md5.hexdigest()
 
     def value(self, algorithm: str) -> str:
-        return base64.b64encode(self._running[algorithm].digest()).decode("ascii")
+        return base64.b64encode(self._hashers[algorithm].digest()).decode("ascii")
 
     def checksum(self, algorithm: str) -> Checksum | None:
         return Checksum(algorithm, self.value(algorithm)) if algorithm else None
@@ -187,7 +203,7 @@ def multipart_kind(algorithm: str, asked: str) -> str:
                           "x-amz-checksum-algorithm header.")  # fmt: skip
         return ""
     kind = asked or (FULL if algorithm == "CRC64NVME" else COMPOSITE)
-    possible = [*([FULL] if algorithm in FORMS else []), *([COMPOSITE] if algorithm != "CRC64NVME" else [])]
+    possible = [*([FULL] if algorithm in CRCS else []), *([COMPOSITE] if algorithm != "CRC64NVME" else [])]
     if kind not in possible:
         raise refusal("InvalidRequest", f"The {kind} checksum type cannot be used with the {algorithm.lower()} "
                       "checksum algorithm.")  # fmt: skip
@@ -198,10 +214,10 @@ def multipart_checksum(algorithm: str, kind: str, parts: Sequence[tuple[str, int
     """An object's checksum from (value, size) of each of its parts."""
     digests = [base64.b64decode(value) for value, _ in parts]
     if kind == COMPOSITE:
-        running = ALGORITHMS[algorithm]()
-        running.update(b"".join(digests))
-        return Checksum(algorithm, f"{base64.b64encode(running.digest()).decode('ascii')}-{len(parts)}", COMPOSITE)
-    whole = digests[0]
+        hasher = ALGORITHMS[algorithm]()
+        hasher.update(b"".join(digests))
+        return Checksum(algorithm, f"{base64.b64encode(hasher.digest()).decode('ascii')}-{len(parts)}", COMPOSITE)
+    functions, whole = CRCS[algorithm], int.from_bytes(digests[0], "big")
     for digest, (_, size) in zip(digests[1:], parts[1:], strict=True):
-        whole = joined(whole, digest, size, FORMS[algorithm])
-    return Checksum(algorithm, base64.b64encode(whole).decode("ascii"), FULL)
+        whole = functions.combine(whole, int.from_bytes(digest, "big"), size)
+    return Checksum(algorithm, base64.b64encode(whole.to_bytes(functions.size, "big")).decode("ascii"), FULL)
