@@ -1,4 +1,4 @@
-"""The type of the `luthier` fixture (conftest.py): arguments in, a finished child process out."""
+"""Type of the `luthier` fixture (conftest.py): a function of arguments that returns the finished child process."""
 
 import subprocess
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The allocator that the engine's programs are started with."""
+"""tcmalloc is preloaded into the engine's programs when it is installed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from luthier.allocator import find, preload
+from luthier.allocator import find_tcmalloc, preload
 from luthier.errors import SettingError
 
 
@@ -18,7 +18,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_tcmalloc_is_taken_where_it_lies_and_nothing_else_was_chosen(
+def test_tcmalloc_is_preloaded_unless_the_user_chose_otherwise(
     folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "platform", "linux")
@@ -33,16 +33,16 @@ def test_tcmalloc_is_taken_where_it_lies_and_nothing_else_was_chosen(
     assert preload({}, [folder]) == {}
 
 
-def test_an_unknown_choice_is_one_line() -> None:
+def test_an_unknown_choice_is_refused() -> None:
     with pytest.raises(SettingError, match="LUTHIER_ALLOCATOR=sytem; did you mean 'system'"):
         preload({"LUTHIER_ALLOCATOR": "sytem"})
 
 
-@pytest.mark.skipif(find() is None, reason="tcmalloc is not installed")
-@pytest.mark.parametrize(("chosen", "loaded"), [("auto", True), ("system", False)])
-def test_a_command_of_the_engine_runs_with_it(chosen: str, loaded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LUTHIER_ALLOCATOR", chosen)
+@pytest.mark.skipif(find_tcmalloc() is None, reason="tcmalloc is not installed")
+@pytest.mark.parametrize(("choice", "is_loaded"), [("auto", True), ("system", False)])
+def test_an_engine_program_runs_with_it(choice: str, is_loaded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LUTHIER_ALLOCATOR", choice)
     done = subprocess.run(
         [sys.executable, "-m", "luthier", "doctor", "--json"], check=True, capture_output=True, text=True, timeout=120
     )
-    assert ('"tcmalloc": "in use"' in done.stdout) == loaded
+    assert ('"tcmalloc": "in use"' in done.stdout) == is_loaded

@@ -27,7 +27,7 @@ from typer.testing import CliRunner
 
 from luthier import __version__
 from luthier.cli.app import app
-from luthier.cli.engine import Call
+from luthier.cli.program import Program
 from luthier.errors import LuthierError
 from luthier.jobs.settings import ServiceSettings
 from luthier.jobs.store import Store
@@ -48,7 +48,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 def refused(home: Path, *arguments: str) -> str:
     """The one line with which a start is refused, asked in this process."""
     call = CliRunner().invoke(app, ["serve", "--port", "0", "--home", str(home), *arguments], standalone_mode=False)
-    assert isinstance(call.return_value, Call)
+    assert isinstance(call.return_value, Program)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdin", io.StringIO(json.dumps(call.return_value.request)))
         mask = os.umask(0o077)

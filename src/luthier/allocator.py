@@ -1,6 +1,6 @@
-"""tcmalloc for the engine's programs, where it is installed: glibc's allocator costs threads that train on a CPU time.
+"""Preloads tcmalloc into the engine's programs if it is installed: it is faster than glibc for CPU training threads.
 
-LUTHIER_ALLOCATOR: auto (the default) takes tcmalloc where it is found, system leaves the C library's.
+LUTHIER_ALLOCATOR: auto (the default) uses tcmalloc if it is found, system keeps the C library's allocator.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ _FOLDERS = tuple(
 )
 
 
-def find(folders: Iterable[Path] = _FOLDERS) -> Path | None:
-    """tcmalloc's library on this machine, or None."""
+def find_tcmalloc(folders: Iterable[Path] = _FOLDERS) -> Path | None:
+    """Return the path of tcmalloc's library, or None."""
     return next((folder / name for folder in folders for name in _NAMES if (folder / name).exists()), None)
 
 
 def preload(environment: Mapping[str, str], folders: Iterable[Path] = _FOLDERS) -> dict[str, str]:
-    """What to add to the environment of a program of the engine; nothing where the user preloads something already."""
-    chosen = environment.get("LUTHIER_ALLOCATOR", "auto")
-    if chosen not in CHOICES:
+    """Return variables to add to an engine program's environment; none if the user already preloads a library."""
+    choice = environment.get("LUTHIER_ALLOCATOR", "auto")
+    if choice not in CHOICES:
         raise SettingError(
-            f"LUTHIER_ALLOCATOR={chosen}{did_you_mean(chosen, CHOICES)}; expected one of {', '.join(CHOICES)}"
+            f"LUTHIER_ALLOCATOR={choice}{did_you_mean(choice, CHOICES)}; expected one of {', '.join(CHOICES)}"
         )
-    found = find(folders) if chosen == "auto" and sys.platform == "linux" else None
-    return {"LD_PRELOAD": str(found)} if found and not environment.get("LD_PRELOAD") else {}
+    library = find_tcmalloc(folders) if choice == "auto" and sys.platform == "linux" else None
+    return {"LD_PRELOAD": str(library)} if library and not environment.get("LD_PRELOAD") else {}

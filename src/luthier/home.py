@@ -1,4 +1,4 @@
-"""Where Luthier keeps things on this machine, by its environment variables."""
+"""Folders of Luthier on this machine, set by environment variables."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 
 
 def cache_root() -> Path:
-    """Tokenized data and converted weights, by content: $LUTHIER_CACHE, else ~/.cache/luthier."""
-    chosen = os.environ.get("LUTHIER_CACHE")
-    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "luthier"
+    """Return the folder of tokenized data and converted weights: $LUTHIER_CACHE, else ~/.cache/luthier."""
+    path = os.environ.get("LUTHIER_CACHE")
+    return Path(path).expanduser() if path else Path.home() / ".cache" / "luthier"
 
 
 def home_root() -> Path:
-    """The service's own: database, objects, jobs, logs: $LUTHIER_HOME, else ~/.luthier."""
-    chosen = os.environ.get("LUTHIER_HOME")
-    return Path(chosen).expanduser().absolute() if chosen else Path.home() / ".luthier"
+    """Return the folder of the service's database, objects, jobs and logs: $LUTHIER_HOME, else ~/.luthier."""
+    path = os.environ.get("LUTHIER_HOME")
+    return Path(path).expanduser().absolute() if path else Path.home() / ".luthier"

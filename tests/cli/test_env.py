@@ -1,4 +1,4 @@
-"""`luthier env`: the variables, what of the user's stays, both shells, and the way back."""
+"""`luthier env`: its variables, what it keeps of the user's, both shells, and `--unset`."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ import pytest
 from typer.testing import CliRunner
 
 from luthier.cli.app import app
-from luthier.cli.variables import SHELLS, lines, proxy_variables, undone, variables, warnings
-from luthier.client.endpoint import About, ask, find_endpoint
+from luthier.cli.variables import SHELLS, client_variables, environment_before, proxy_variables, shell_lines, warnings
+from luthier.client.endpoint import ServiceInfo, fetch_service_info, find_endpoint
 from luthier.errors import UserError
 
 ENDPOINT = "http://127.0.0.1:8777"
-OPEN = About("0.3.0", False, 8778, "/home/x/.luthier")
-SIGNED = About("0.3.0", True, 8778, "/home/x/.luthier")
+OPEN = ServiceInfo("0.3.0", False, 8778, "/home/x/.luthier")
+SIGNED = ServiceInfo("0.3.0", True, 8778, "/home/x/.luthier")
 
 
 @pytest.fixture(autouse=True)
@@ -33,8 +33,8 @@ def no_aws_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def test_every_service_is_led_to_the_endpoint() -> None:
-    found = variables(ENDPOINT, {}, OPEN)
+def test_every_service_has_the_endpoint() -> None:
+    found = client_variables(ENDPOINT, {}, OPEN)
     services = ("", "_S3", "_STS", "_SAGEMAKER", "_SAGEMAKER_RUNTIME", "_IAM", "_LOGS")
     assert [found[f"AWS_ENDPOINT_URL{service}"] for service in services] == [ENDPOINT] * 7
     assert found["SAGEMAKER_ADMIN_CONFIG_OVERRIDE"] == "s3://local-sagemaker-config/config.yaml"
@@ -51,8 +51,8 @@ def test_every_service_is_led_to_the_endpoint() -> None:
         ({"AWS_REGION": ""}, {"AWS_REGION": "us-west-2", "AWS_DEFAULT_REGION": "us-west-2"}),
     ],
 )
-def test_a_region_of_the_users_stays(before: Mapping[str, str], expected: Mapping[str, str]) -> None:
-    found = variables(ENDPOINT, before, OPEN)
+def test_the_users_region_is_kept(before: Mapping[str, str], expected: Mapping[str, str]) -> None:
+    found = client_variables(ENDPOINT, before, OPEN)
     assert {name: value for name, value in found.items() if "REGION" in name} == expected
 
 
@@ -61,8 +61,8 @@ def test_a_region_of_the_users_stays(before: Mapping[str, str], expected: Mappin
     [{"AWS_ACCESS_KEY_ID": "AKIA"}, {"AWS_PROFILE": "work"}, {"AWS_WEB_IDENTITY_TOKEN_FILE": "/t"},
      {"AWS_CONTAINER_CREDENTIALS_FULL_URI": "http://x"}],
 )  # fmt: skip
-def test_credentials_of_the_users_stay(before: Mapping[str, str]) -> None:
-    assert not {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"} & variables(ENDPOINT, before, OPEN).keys()
+def test_the_users_credentials_are_kept(before: Mapping[str, str]) -> None:
+    assert not {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"} & client_variables(ENDPOINT, before, OPEN).keys()
 
 
 @pytest.mark.parametrize(
@@ -76,30 +76,32 @@ def test_credentials_of_the_users_stay(before: Mapping[str, str]) -> None:
         ("config", "[default]\ncredential_process = a%b\n", True, False),
     ],
 )
-def test_what_aws_files_hold_stays(tmp_path: Path, file: str, text: str, own_keys: bool, own_region: bool) -> None:
+def test_settings_in_aws_files_are_kept(tmp_path: Path, file: str, text: str, own_keys: bool, own_region: bool) -> None:
     (tmp_path / ".aws").mkdir()
     (tmp_path / ".aws" / file).write_text(text)
-    found = variables(ENDPOINT, {}, OPEN)
+    found = client_variables(ENDPOINT, {}, OPEN)
     assert ("AWS_ACCESS_KEY_ID" not in found) is own_keys
     assert ("AWS_DEFAULT_REGION" not in found) is own_region
 
 
-def test_a_broken_aws_file_is_one_line(tmp_path: Path) -> None:
+def test_a_broken_aws_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config").write_text("region\n")
-    with pytest.raises(UserError, match="config: cannot be read"):
-        variables(ENDPOINT, {"AWS_CONFIG_FILE": str(tmp_path / "config")}, OPEN)
+    with pytest.raises(UserError, match="config: cannot read it"):
+        client_variables(ENDPOINT, {"AWS_CONFIG_FILE": str(tmp_path / "config")}, OPEN)
 
 
-def test_a_server_with_keys_gets_no_made_up_ones() -> None:
-    assert "AWS_ACCESS_KEY_ID" not in variables(ENDPOINT, {}, SIGNED)
+def test_a_service_with_keys_gets_no_dummy_credentials() -> None:
+    assert "AWS_ACCESS_KEY_ID" not in client_variables(ENDPOINT, {}, SIGNED)
     assert "luthier keys create" in warnings(SIGNED, {}, False)[0]
     assert warnings(SIGNED, {"AWS_ACCESS_KEY_ID": "LKIA"}, False) == []
 
 
-def test_a_plain_proxy_of_the_users_is_passed_by() -> None:
-    found = variables("http://10.0.0.7:9000", {"http_proxy": "http://corp:3128", "no_proxy": "corp.example"}, OPEN)
+def test_no_proxy_excludes_the_service_from_the_users_proxy() -> None:
+    found = client_variables(
+        "http://10.0.0.7:9000", {"http_proxy": "http://corp:3128", "no_proxy": "corp.example"}, OPEN
+    )
     assert found["NO_PROXY"] == found["no_proxy"] == "corp.example,127.0.0.1,localhost,10.0.0.7"
-    assert "NO_PROXY" not in variables(ENDPOINT, {}, OPEN)
+    assert "NO_PROXY" not in client_variables(ENDPOINT, {}, OPEN)
 
 
 def test_the_https_proxy() -> None:
@@ -112,33 +114,33 @@ def test_the_https_proxy() -> None:
     assert "http://corp:3128" in warnings(OPEN, {"https_proxy": "http://corp:3128"}, True)[0]
 
 
-def marked(before: Mapping[str, str | None]) -> str:
+def saved(before: Mapping[str, str | None]) -> str:
     return json.dumps(before)
 
 
-def test_the_way_back_restores_what_was() -> None:
+def test_unset_restores_the_environment() -> None:
     now = {"HTTPS_PROXY": "http://127.0.0.1:8778", "AWS_REGION": "us-west-2", "OTHER": "x",
-           "LUTHIER_ENV": marked({"HTTPS_PROXY": "http://corp:3128", "AWS_REGION": None})}  # fmt: skip
-    before = undone(now)
+           "LUTHIER_ENV": saved({"HTTPS_PROXY": "http://corp:3128", "AWS_REGION": None})}  # fmt: skip
+    before = environment_before(now)
     assert before == {"HTTPS_PROXY": "http://corp:3128", "OTHER": "x"}
-    assert sorted(lines({}, before, now, SHELLS["sh"])) == [
+    assert sorted(shell_lines({}, before, now, SHELLS["sh"])) == [
         "export HTTPS_PROXY=http://corp:3128", "unset AWS_REGION", "unset LUTHIER_ENV",
     ]  # fmt: skip
 
 
-def test_a_mark_that_is_not_ours_is_one_line() -> None:
+def test_a_saved_environment_that_is_not_ours_is_refused() -> None:
     for text in ("nonsense", "[1]"):
         with pytest.raises(UserError, match="LUTHIER_ENV"):
-            undone({"LUTHIER_ENV": text})
+            environment_before({"LUTHIER_ENV": text})
 
 
-class Doors(http.server.BaseHTTPRequestHandler):
-    """Answers as a service that says `said` of itself."""
+class VersionEndpoint(http.server.BaseHTTPRequestHandler):
+    """Answers as a service whose /_luthier/version is `document`."""
 
-    said: object = {}
+    document: object = {}
 
     def do_GET(self) -> None:
-        body = json.dumps(type(self).said).encode()
+        body = json.dumps(type(self).document).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -150,11 +152,11 @@ class Doors(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def port(tmp_path: Path) -> Iterator[int]:
-    """A service's doors, with a home that has a CA."""
+    """The port of a fake service whose home has a CA certificate."""
     (tmp_path / "h" / "proxy").mkdir(parents=True)
     (tmp_path / "h" / "proxy" / "ca.pem").touch()
-    Doors.said = {"version": "1", "signatures": False, "proxy": 4711, "home": str(tmp_path / "h")}
-    with http.server.HTTPServer(("127.0.0.1", 0), Doors) as server:
+    VersionEndpoint.document = {"version": "1", "signatures": False, "proxy": 4711, "home": str(tmp_path / "h")}
+    with http.server.HTTPServer(("127.0.0.1", 0), VersionEndpoint) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         yield server.server_address[1]
@@ -165,7 +167,7 @@ def port(tmp_path: Path) -> Iterator[int]:
 SHOW = f"{sys.executable} -c 'import json, os; print(json.dumps(dict(os.environ)))'"
 
 
-def in_a_shell(shell: str, *steps: str) -> dict[str, str]:
+def run_in_shell(shell: str, *steps: str) -> dict[str, str]:
     """The environment after the steps, in a real shell."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     environment |= {"REQUESTS_CA_BUNDLE": "/it's mine.pem", "luthier": f"{sys.executable} -m luthier"}
@@ -176,23 +178,23 @@ def in_a_shell(shell: str, *steps: str) -> dict[str, str]:
     return found
 
 
-def test_in_a_real_shell_there_and_back(port: int, tmp_path: Path) -> None:
+def test_set_and_unset_in_a_real_shell(port: int, tmp_path: Path) -> None:
     go = f'eval "$($luthier env --port {port}'
-    there = in_a_shell("sh", f'{go} --proxy)"')
+    there = run_in_shell("sh", f'{go} --proxy)"')
     assert there["AWS_ENDPOINT_URL"] == f"http://127.0.0.1:{port}"
     assert there["HTTPS_PROXY"] == "http://127.0.0.1:4711"
     assert there["REQUESTS_CA_BUNDLE"] == str(tmp_path / "h" / "proxy" / "ca.pem")
-    twice = in_a_shell("sh", f'{go} --proxy)"', f'{go})"')
+    twice = run_in_shell("sh", f'{go} --proxy)"', f'{go})"')
     assert "HTTPS_PROXY" not in twice
     assert twice["REQUESTS_CA_BUNDLE"] == "/it's mine.pem"
-    back = in_a_shell("sh", f'{go} --proxy)"', f'{go} --proxy)"', 'eval "$($luthier env --unset)"')
+    back = run_in_shell("sh", f'{go} --proxy)"', f'{go} --proxy)"', 'eval "$($luthier env --unset)"')
     assert not [name for name in back if name.startswith(("AWS_", "LUTHIER_ENV", "SAGEMAKER", "HTTPS_PROXY"))]
     assert back["REQUESTS_CA_BUNDLE"] == "/it's mine.pem"
 
 
 @pytest.mark.skipif(shutil.which("fish") is None, reason="fish is not installed")
 def test_in_fish(port: int) -> None:
-    there = in_a_shell("fish", f"$luthier env --shell fish --port {port} | source")
+    there = run_in_shell("fish", f"$luthier env --shell fish --port {port} | source")
     assert there["AWS_ENDPOINT_URL_S3"] == f"http://127.0.0.1:{port}"
 
 
@@ -202,21 +204,21 @@ def test_fish_lines_are_quoted() -> None:
     assert remove("A") == "set -e A"
 
 
-def test_nothing_answers_is_a_warning() -> None:
+def test_no_answer_is_a_warning() -> None:
     shown = CliRunner().invoke(app, ["env", "--port", "1"])
     assert shown.exit_code == 0
     assert "export AWS_ENDPOINT_URL=http://127.0.0.1:1\n" in shown.stdout
     assert "nothing answers at http://127.0.0.1:1; start it with: luthier serve" in shown.stderr
 
 
-def test_something_else_that_answers_is_an_error(port: int) -> None:
-    Doors.said = {"hello": 1}
+def test_another_server_is_an_error(port: int) -> None:
+    VersionEndpoint.document = {"hello": 1}
     with pytest.raises(UserError, match="not Luthier's service"):
-        ask(f"http://127.0.0.1:{port}")
+        fetch_service_info(f"http://127.0.0.1:{port}")
 
 
 def test_a_service_without_a_proxy(port: int) -> None:
-    Doors.said = {"version": "1", "signatures": False, "proxy": None, "home": ""}
+    VersionEndpoint.document = {"version": "1", "signatures": False, "proxy": None, "home": ""}
     shown = CliRunner().invoke(app, ["env", "--proxy", "--port", str(port)], standalone_mode=False)
     assert isinstance(shown.exception, UserError)
     assert "--no-proxy" in str(shown.exception)
@@ -233,7 +235,5 @@ def test_a_service_without_a_proxy(port: int) -> None:
         ("::1", 9, {}, "http://[::1]:9"),
     ],
 )
-def test_where_the_service_is(
-    host: str | None, port_: int | None, environment: Mapping[str, str], expected: str
-) -> None:
+def test_find_endpoint(host: str | None, port_: int | None, environment: Mapping[str, str], expected: str) -> None:
     assert find_endpoint(host, port_, environment) == expected

@@ -62,11 +62,11 @@ def test_filters() -> None:
         "llama-2-13b", "llama-2-13b-chat", "llama-2-7b", "llama-2-7b-chat",
     ]  # fmt: skip
     assert "llama-2-7b" not in listed("--open")
-    assert shown("--match", "zzzz") == "no model of the catalogue fits; leave a filter out\n"
+    assert shown("--match", "zzzz") == "no model in the catalogue matches; remove a filter\n"
     assert listed("--match", "zzzz") == []
 
 
-def test_what_is_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_at_hand_lists_downloaded_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     assert listed("--at-hand") == ["luthier/tiny"]
     folder = tmp_path / "models" / "openai-community" / "gpt2-xl"
@@ -80,7 +80,7 @@ def test_what_is_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_the_card_of_a_gated_model() -> None:
     card = shown("GEMMA-2B-INSTRUCT")
     for words in (
-        "Gemma Terms of Use (to be accepted by --accept-eula)", "https://ai.google.dev/gemma/terms",
+        "Gemma Terms of Use (must be accepted with --accept-eula)", "https://ai.google.dev/gemma/terms",
         "huggingface-llm-gemma-2b-instruct", "2.51B (2,506,172,416)", "lora_r=64", "max_input_length=1024",
         "weight_decay: at least 1e-08", "eager, sdpa, flash, packs rows", "not on this machine",
     ):  # fmt: skip
@@ -95,15 +95,15 @@ def test_the_card_of_an_autopilot_model_with_templates() -> None:
     card = shown("Falcon7BInstruct")
     assert "Falcon7BInstruct: at most 1,000 rows of 1,024 tokens" in card
     assert "'USER: ' + message['content'] + '\\n'" in shown("CALM2-7B-Chat")
-    assert "Apache-2.0 (nothing to accept)" in card
+    assert "Apache-2.0 (needs no acceptance)" in card
     assert "'{prompt}'" in shown("flan-t5-base")
 
 
-def test_the_card_of_a_model_that_is_not_tuned_here() -> None:
+def test_the_card_of_a_model_that_cannot_be_tuned() -> None:
     for name, needs in (("Stable Diffusion 2.1", "image model"), ("llama-2-7b-neuron", "AWS Neuron devices")):
         card = shown(name)
         assert needs in card
-        assert "nothing here" in card
+        assert "cannot be tuned" in card
 
 
 def test_the_card_as_json_is_the_entry() -> None:
@@ -119,23 +119,27 @@ def test_the_card_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"architectures": ["OurForCausalLM"], "n_positions": 64}')
     card = shown(tmp_path)
     assert "OurForCausalLM" in card
-    assert "not known: see where the model comes from" in card
+    assert "not known: see the model's source" in card
 
 
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
         (["gpt2-xxl"], ModelNotFoundError, "unknown model 'gpt2-xxl'; did you mean 'gpt2-xl'?"),
-        (["org/unheard-of"], ModelNotFoundError, "not in the catalogue and not on this machine (looked in "),
-        (["gpt2-xl", "--kind", "chat"], UserError, "gpt2-xl: the card of one model takes no filters"),
-        (["gpt2-xl", "--at-hand"], UserError, "gpt2-xl: the card of one model takes no filters"),
+        (
+            ["org/unheard-of"],
+            ModelNotFoundError,
+            "model 'org/unheard-of' is neither in the catalogue nor on this machine (searched ",
+        ),
+        (["gpt2-xl", "--kind", "chat"], UserError, "gpt2-xl: a model's card takes no filters"),
+        (["gpt2-xl", "--at-hand"], UserError, "gpt2-xl: a model's card takes no filters"),
         (["--kind", "chatt"], SettingError, "did you mean 'chat'?"),
         (["--architecture", "LamaForCausalLM"], SettingError, "did you mean 'LlamaForCausalLM'?"),
         (["--licence", "appache"], SettingError, "did you mean 'Apache-2.0'?"),
         (["--max-parameters", "many"], SettingError, "expected a size such as 8B"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(arguments: list[str], error: type[LuthierError], words: str) -> None:
+def test_errors_are_one_line(arguments: list[str], error: type[LuthierError], words: str) -> None:
     with pytest.raises(error) as caught:
         shown(*arguments)
     assert words in str(caught.value)
@@ -154,7 +158,7 @@ def test_exit_codes_and_the_list_in_a_narrow_pipe(luthier: Luthier, monkeypatch:
 @pytest.mark.parametrize(
     ("count", "words"), [(5_180_672, "5.18M"), (1_557_611_200, "1.56B"), (999_885_952, "1B"), (900, "900")]
 )
-def test_sizes_are_said_in_words(count: int, words: str) -> None:
+def test_size_formats_a_parameter_count(count: int, words: str) -> None:
     assert size(count) == words
 
 
@@ -162,7 +166,7 @@ def test_sizes_are_said_in_words(count: int, words: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["Stable Diffusion 2.1", "meta-textgenerationneuron-llama-2-13b"])
-def test_a_model_that_cannot_be_tuned_is_refused_before_anything_is_made(name: str, tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_tuned_is_refused_before_a_folder_is_created(name: str, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"prompt": "p", "completion": "c"}\n')
     arguments = ["tune", str(tmp_path / "rows.jsonl"), "--model", name, "--accept-eula", "--out", str(tmp_path / "run")]
     result = CliRunner().invoke(app, arguments, standalone_mode=False)

@@ -1,4 +1,4 @@
-"""The other engine commands: what they check, and the request that they hand over."""
+"""Engine commands other than tune: what they check, and the request that they pass on."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def run(tmp_path: Path, rows: Path) -> Path:
     return tmp_path / "run"
 
 
-def test_the_kinds_are_those_of_the_catalogue() -> None:
+def test_the_kinds_match_the_catalogue() -> None:
     assert Kind.__args__ == ("auto", *KINDS)  # type: ignore[attr-defined]
 
 
@@ -69,8 +69,8 @@ def test_generate(run: Path, rows: Path) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["luthier/tiny"], ["luthier/tiny", "x", "--file", "y"]])
-def test_generate_takes_a_text_or_a_file(arguments: list[str]) -> None:
-    with pytest.raises(UserError, match="either a text or --file"):
+def test_generate_needs_a_text_or_a_file(arguments: list[str]) -> None:
+    with pytest.raises(UserError, match="either TEXT or --file"):
         invoke("generate", *arguments)
 
 
@@ -99,7 +99,7 @@ def test_export(run: Path, tmp_path: Path) -> None:
     assert call.request == {"run": str(run), "form": "merged", "out": str(run / "export" / "merged")}
     with pytest.raises(UserError, match="choose the form"):
         invoke("export", run)
-    with pytest.raises(RunFolderError, match="not an empty folder"):
+    with pytest.raises(RunFolderError, match="exists and is not empty"):
         invoke("export", run, "--adapter", "--out", run)
 
 
@@ -126,7 +126,7 @@ def test_models_lists_every_entry(luthier: Luthier) -> None:
     assert [card["id"] for card in listed] == [entry.id for entry in entries()]
 
 
-def test_a_card_is_found_under_any_name(luthier: Luthier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_card_is_shown_for_any_name(luthier: Luthier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = next(entry for entry in entries() if entry.source != "embedded")
     card = json.loads(luthier("models", entry.source, "--json").stdout)
     assert (card["id"], card["at"]) == (entry.id, None)
@@ -146,14 +146,14 @@ def test_hyperparameters_as_text_and_json(luthier: Luthier) -> None:
 
 
 @pytest.mark.parametrize(("count", "shown"), [(5_180_000, "5.18M"), (1_557_611_200, "1.56B"), (900, "900")])
-def test_sizes_are_said_in_words(count: int, shown: str) -> None:
+def test_size_formats_a_parameter_count(count: int, shown: str) -> None:
     assert size(count) == shown
 
 
 class TestCache:
     @pytest.fixture(autouse=True)
-    def kept(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-        """Two prepared data sets of 1,000 and 500 bytes, and a file that is not the cache's."""
+    def entries(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        """A cache with two entries of 1,000 and 500 bytes, and a folder that is not the cache's."""
         folder = tmp_path / "cache"
         for letter, count in (("a", 1000), ("b", 500)):
             (folder / (letter * 64)).mkdir(parents=True)
@@ -164,17 +164,17 @@ class TestCache:
         monkeypatch.setenv("LUTHIER_CACHE", str(folder))
         return folder
 
-    def test_list(self, luthier: Luthier, kept: Path) -> None:
+    def test_list(self, luthier: Luthier, entries: Path) -> None:
         listed = json.loads(luthier("cache", "list", "--json").stdout)
-        assert listed["folder"] == str(kept)
+        assert listed["folder"] == str(entries)
         assert [(item["name"], item["bytes"]) for item in listed["items"]] == [("a" * 64, 1000), ("b" * 64, 500)]
         assert "a" * 64 in luthier("cache", "list").stdout
 
-    def test_clean_removes_what_is_old_enough_and_only_its_own(self, luthier: Luthier, kept: Path) -> None:
+    def test_clean_deletes_only_old_entries(self, luthier: Luthier, entries: Path) -> None:
         assert "removed 0 items" in luthier("cache", "clean", "--older-than", "1").stdout
         assert "removed 2 items" in luthier("cache", "clean").stdout
         assert luthier("cache", "list").stdout.endswith("empty\n")
-        assert (kept / "mine" / "file").read_text() == "mine"
+        assert (entries / "mine" / "file").read_text() == "mine"
 
     def test_the_engine_names_its_folders_as_the_command_expects(self) -> None:
         assert cache._HASH.fullmatch(key_of({"any": "facts"}))

@@ -1,4 +1,4 @@
-"""`luthier tune`: what it lays out, what it refuses before a folder is made, and when it lets a run go on."""
+"""`luthier tune`: the run folder it creates, what it refuses before that, and which runs it resumes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 from luthier.catalog.locate import locate
 from luthier.cli.app import app
-from luthier.cli.engine import Call
+from luthier.cli.program import Program
 from luthier.cli.tune import default_out
 from luthier.errors import EulaError, LuthierError, RunFolderError, SettingError, UserError
 from luthier.jobfolder import JobFolder
@@ -23,8 +23,8 @@ from luthier.jobfolder import JobFolder
 def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A DATA folder with training/ and validation/; the current folder is beside it."""
     monkeypatch.chdir(tmp_path)
-    for side in ("training", "validation"):
-        folder = tmp_path / "rows" / side
+    for split in ("training", "validation"):
+        folder = tmp_path / "rows" / split
         folder.mkdir(parents=True)
         (folder / "a.jsonl").write_text('{"prompt": "p", "completion": "c"}\n')
     return tmp_path / "rows"
@@ -38,9 +38,9 @@ def invoke(*arguments: str | Path) -> Any:
     return result.return_value
 
 
-def test_a_run_folder_is_laid_out_and_handed_over(rows: Path, tmp_path: Path) -> None:
+def test_a_run_folder_is_created_and_training_started(rows: Path, tmp_path: Path) -> None:
     call = invoke("rows", "--out", "run", "--set", "epoch=2", "-s", "lora_r=16", "--score-rows", "all")
-    assert call == Call("luthier.training", (str(tmp_path / "run"),))
+    assert call == Program("luthier.training", (str(tmp_path / "run"),))
     folder = JobFolder(tmp_path / "run")
     job = folder.read_job()
     assert (job.model, job.kind, job.device, job.score_rows, job.eula) == ("luthier/tiny", "auto", "auto", -1, None)
@@ -67,7 +67,7 @@ def test_the_default_folder_is_named_by_time_and_model(rows: Path, tmp_path: Pat
     assert default_out(locate(str(model)), when) == Path("runs/20260102-030405-My-Model")
 
 
-def test_given_sides_replace_those_of_data(rows: Path, tmp_path: Path) -> None:
+def test_explicit_splits_replace_those_of_data(rows: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.jsonl"
     other.write_text("{}\n")
     invoke("rows", "--out", "run", "--validation", "other.jsonl", "--test", rows / "validation")
@@ -96,7 +96,7 @@ def test_given_sides_replace_those_of_data(rows: Path, tmp_path: Path) -> None:
         (["--resume", "--out", "none"], RunFolderError, "not a Luthier run"),
     ],
 )
-def test_refusals_leave_nothing_behind(
+def test_a_refusal_creates_nothing(
     rows: Path, tmp_path: Path, arguments: list[str], error: type[LuthierError], words: str
 ) -> None:
     with pytest.raises(error) as caught:
@@ -113,7 +113,7 @@ def test_an_accepted_licence_is_recorded(rows: Path, tmp_path: Path) -> None:
     assert eula["accepted"].endswith("Z")
 
 
-def test_a_folder_that_is_not_empty_is_refused_and_left_alone(rows: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_empty_is_refused_and_unchanged(rows: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine.txt").write_text("mine")
     with pytest.raises(RunFolderError, match=r"not empty.*--resume --out"):
@@ -128,7 +128,7 @@ def test_a_folder_in_use_is_refused(rows: Path, tmp_path: Path) -> None:
         invoke("rows", "--out", "run")
 
 
-def test_a_failed_layout_leaves_an_existing_folder_empty(rows: Path, tmp_path: Path) -> None:
+def test_a_failed_creation_leaves_an_existing_folder_empty(rows: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     with pytest.raises(UserError):
         invoke("rows", "--out", "run", "--test", "nowhere")
@@ -141,13 +141,13 @@ class TestResume:
         invoke("rows", "--out", "run", "--set", "epoch=2", "--set", "learning_rate=1e-3", "--kind", "instruction")
 
     def test_it_needs_nothing_but_the_run(self, tmp_path: Path) -> None:
-        assert invoke("--resume", "--out", "run") == Call("luthier.training", (str(tmp_path / "run"), "--resume"))
+        assert invoke("--resume", "--out", "run") == Program("luthier.training", (str(tmp_path / "run"), "--resume"))
 
-    def test_the_same_settings_given_again_are_accepted(self) -> None:
+    def test_repeated_equal_settings_are_accepted(self) -> None:
         again = ["rows", "--resume", "--out", "run", "--set", "epochs=2", "--set", "learning_rate=0.001"]
         assert invoke(*again, "--kind", "instruction", "--model", "luthier/tiny").arguments[1:] == ("--resume",)
 
-    def test_it_may_go_on_with_other_ranks(self, tmp_path: Path) -> None:
+    def test_the_number_of_ranks_may_change(self, tmp_path: Path) -> None:
         call = invoke("--resume", "--out", "run", "--ranks", "3")
         assert call.arguments == (str(tmp_path / "run"), "--resume", "--ranks", "3")
         assert JobFolder(tmp_path / "run").read_job().ranks == 0
@@ -184,7 +184,7 @@ def test_a_config_file_is_read_and_set_wins(rows: Path, tmp_path: Path) -> None:
         ("epcoh: 1\n", "did you mean 'epoch'?"),
         ("- epoch\n", "expected lines of the form `name: value`"),
         ("lora: {r: 8}\n", "without nesting"),
-        ("epoch: [1\n", "not YAML"),
+        ("epoch: [1\n", "invalid YAML"),
         ("epoch: \xff\n", "expected UTF-8"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The client, and the commands over it, against a real port whose answers are made up."""
+"""The client and the commands that use it, against a real port with prepared responses."""
 
 from __future__ import annotations
 
@@ -75,20 +75,20 @@ def test_logs_prints_every_page(wire: LiveWire) -> None:
     with_logs(wire.echo, [["one", "two"], ["three"]])
     shown = run("logs", "fine")
     assert (shown.stdout, shown.return_value) == ("one\ntwo\nthree\n", 0)
-    asked = next(call for call in wire.echo.calls if call.operation == "DescribeLogStreams")
-    assert asked.parameters["logGroupName"] == "/aws/sagemaker/TrainingJobs"
-    assert asked.parameters["logStreamNamePrefix"] == "fine/"
-    assert asked.region == "eu-west-1"
+    request = next(call for call in wire.echo.calls if call.operation == "DescribeLogStreams")
+    assert request.parameters["logGroupName"] == "/aws/sagemaker/TrainingJobs"
+    assert request.parameters["logStreamNamePrefix"] == "fine/"
+    assert request.region == "eu-west-1"
 
 
 @pytest.mark.parametrize(("status", "code"), [("Completed", 0), ("Stopped", 0), ("Failed", 1)])
 def test_following_ends_with_the_job(wire: LiveWire, status: str, code: int) -> None:
-    """Lines that come between the last look and the end are printed too; the stream may not be there at first."""
+    """Lines written between the last poll and the end are printed too; the stream may not exist at first."""
     pages: list[list[str]] = [["one"]]
-    told = iter(["InProgress"] * 3)
+    statuses = iter(["InProgress"] * 3)
 
     def describe(call: Call) -> dict[str, Any]:
-        now = next(told, status)
+        now = next(statuses, status)
         if now == status and len(pages) == 1:
             pages.append(["last"])
         return training_job(now, FailureReason="AlgorithmError: too bad") if now == "Failed" else training_job(now)
@@ -111,7 +111,7 @@ def test_following_ends_with_the_job(wire: LiveWire, status: str, code: int) -> 
     assert f"luthier: fine: {status}: too bad\n" in shown.stderr
 
 
-def test_an_automl_job_is_found_where_no_training_job_is(wire: LiveWire) -> None:
+def test_an_automl_job_is_found_if_there_is_no_training_job(wire: LiveWire) -> None:
     wire.echo.answers["DescribeTrainingJob"] = unknown
     wire.echo.answers["DescribeAutoMLJobV2"] = {
         "AutoMLJobName": "auto", "AutoMLJobArn": ARN, "AutoMLJobInputDataConfig": [], "RoleArn": "r",
@@ -136,7 +136,9 @@ def test_an_unknown_job_is_one_line(wire: LiveWire) -> None:
     wire.echo.answers["DescribeTrainingJob"] = wire.echo.answers["DescribeAutoMLJobV2"] = unknown
     shown = run("logs", "nobody")
     assert isinstance(shown.exception, UserError)
-    assert str(shown.exception) == f"nobody: no such job at {wire.url} in eu-west-1 (see `luthier jobs list`)"
+    assert str(shown.exception) == (
+        f"job 'nobody' not found at {wire.url} in eu-west-1; `luthier jobs list` lists the jobs"
+    )
 
 
 def test_the_list_has_both_kinds_newest_first(wire: LiveWire) -> None:
@@ -163,7 +165,7 @@ def test_an_empty_list_says_where(wire: LiveWire) -> None:
     assert run("jobs", "list", "--status", "Failed").stdout == f"{wire.url}: no Failed jobs in eu-west-1\n"
 
 
-def test_a_status_that_is_none_is_refused(wire: LiveWire) -> None:
+def test_an_unknown_status_is_refused(wire: LiveWire) -> None:
     shown = run("jobs", "list", "--status", "failed")
     assert isinstance(shown.exception, UserError)
     assert "did you mean 'Failed'" in str(shown.exception)
@@ -176,7 +178,7 @@ def test_a_refusal_is_one_line_with_its_code(wire: LiveWire) -> None:
     assert "AccessDeniedException: not you" in str(shown.exception)
 
 
-def test_nothing_that_answers_is_one_line() -> None:
+def test_no_answer_is_one_line() -> None:
     with (
         Client("http://127.0.0.1:1") as client,
         pytest.raises(ServiceUnreachableError, match="start it with: luthier serve"),

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from luthier.cli.app import app
-from luthier.cli.engine import Call
+from luthier.cli.program import Program
 from luthier.errors import SettingError
 from luthier.jobs.settings import ServiceSettings
 from luthier.launchers.process import check_limits
@@ -75,7 +75,7 @@ def test_what_serve_is_given_reaches_the_supervisors_work(tmp_path: Path, monkey
     given = ["serve", "--home", str(tmp_path), "--slots", "cpu", "--stall-seconds", "90", "--stop-seconds", "2.5",
              "--limit", "open-files=300", "--limit", "memory=3G"]  # fmt: skip
     call: Any = CliRunner().invoke(app, given, standalone_mode=False).return_value
-    assert isinstance(call, Call)
+    assert isinstance(call, Program)
     assert call.request is not None
     settings = Options.read(call.request).settings
     assert (settings.stall_seconds, settings.stop_seconds) == (90, 2.5)

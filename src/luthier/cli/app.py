@@ -1,4 +1,4 @@
-"""The command tree, and what becomes of one command line: an answer, an error in one line, or a hand-over."""
+"""The command tree: runs one command line, prints an error as one line, or starts the program a command returns."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ import typer
 
 from luthier import __version__, entrypoint
 from luthier.cli import (
-    artifact,
     cache,
+    doctor,
     env,
+    export,
+    hyperparameters,
     inspect,
     jobs,
     keys,
     logs,
-    machine,
     models,
     pretrain,
     score,
     serve,
-    settings,
     tune,
 )
-from luthier.cli.engine import Call, hand_over
+from luthier.cli.program import Program, exec_program
 from luthier.errors import UserError
 
 app = typer.Typer(
@@ -36,21 +36,21 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-TUNE, MEASURE, MODELS, SERVE, MACHINE = "Tune", "Measure and use", "Base models", "Serve", "This machine"
+TUNE, EVALUATE, MODELS, SERVE, MACHINE = "Tune", "Evaluate and use", "Base models", "Serve", "This machine"
 COMMANDS: tuple[tuple[str, str, Any], ...] = (
     ("tune", TUNE, tune.tune),
     ("inspect", TUNE, inspect.inspect),
-    ("hyperparameters", TUNE, settings.hyperparameters),
-    ("generate", MEASURE, score.generate),
-    ("evaluate", MEASURE, score.evaluate),
-    ("compare", MEASURE, score.compare),
-    ("export", MEASURE, artifact.export),
+    ("hyperparameters", TUNE, hyperparameters.hyperparameters),
+    ("generate", EVALUATE, score.generate),
+    ("evaluate", EVALUATE, score.evaluate),
+    ("compare", EVALUATE, score.compare),
+    ("export", EVALUATE, export.export),
     ("models", MODELS, models.models),
     ("pretrain", MODELS, pretrain.pretrain),
     ("serve", SERVE, serve.serve),
     ("env", SERVE, env.env),
     ("logs", SERVE, logs.logs),
-    ("doctor", MACHINE, machine.doctor),
+    ("doctor", MACHINE, doctor.doctor),
 )
 for _name, _panel, _function in COMMANDS:
     app.command(_name, rich_help_panel=_panel)(_function)
@@ -59,8 +59,8 @@ app.add_typer(keys.app, name="keys", rich_help_panel=SERVE)
 app.add_typer(cache.app, name="cache", rich_help_panel=MACHINE)
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(is_given: bool) -> None:
+    if is_given:
         typer.echo(f"luthier {__version__}")
         raise typer.Exit
 
@@ -68,34 +68,34 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Fine-tune foundation models on your own hardware."""
 
 
 def main() -> None:
-    """Run one command line, then leave the process or become the engine program that the command asks for."""
+    """Run one command line; exit, or replace this process by the program that the command returned."""
     entrypoint.run(_run)
 
 
 def _run() -> None:
     try:
-        outcome = app(prog_name="luthier", standalone_mode=False)
+        result = app(prog_name="luthier", standalone_mode=False)
     except typer.Abort:
         raise KeyboardInterrupt from None
     except typer.TyperException as error:
-        raise UserError(_usage(error)) from None
-    if isinstance(outcome, Call):
-        hand_over(outcome)
+        raise UserError(_usage_error(error)) from None
+    if isinstance(result, Program):
+        exec_program(result)
     sys.stdout.flush()
-    if isinstance(outcome, int):
-        sys.exit(outcome)
+    if isinstance(result, int):
+        sys.exit(result)
 
 
-def _usage(error: typer.TyperException) -> str:
-    """A usage error in one line, with the help to look at."""
-    say = getattr(error, "format_message", error.__str__)
+def _usage_error(error: typer.TyperException) -> str:
+    """Format a usage error as one line with a hint at the command's help."""
+    format_message = getattr(error, "format_message", error.__str__)
     context = getattr(error, "ctx", None)
     hint = f" (see `{context.command_path} --help`)" if context is not None else ""
-    return " ".join(say().split()).rstrip(".") + hint
+    return " ".join(format_message().split()).rstrip(".") + hint

@@ -1,4 +1,4 @@
-"""DATA, --validation and --test as channels: names to absolute paths on this machine."""
+"""DATA, --validation and --test as channels: channel names to absolute local paths."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from luthier.errors import UserError
 from luthier.jobfolder import find_channels
 
 Fetch = Callable[[str, str], Path]
-"""How an s3:// address becomes a local path: (address, name of the side) -> path."""
+"""Copies an s3:// location to a local path: (location, split) -> path."""
 
 
-def refuse_remote(location: str, _side: str) -> Path:
-    """The Fetch of commands that keep no folder to copy into."""
-    raise UserError(f"{location}: only `luthier tune` reads s3://; copy the rows to a folder first")
+def refuse_remote(location: str, _split: str) -> Path:
+    """The Fetch of commands that have no folder to copy into."""
+    raise UserError(f"{location}: only `luthier tune` reads s3://; copy the rows to a local folder first")
 
 
 def read_channels(
-    data: str, sides: Mapping[str, str | None], fetch: Fetch = refuse_remote, scoring: bool = False
+    data: str, splits: Mapping[str, str | None], fetch: Fetch = refuse_remote, scoring: bool = False
 ) -> dict[str, Path]:
-    """DATA's own channels, with each given side in place of DATA's; UserError for a path that is not there.
+    """Return the channels in DATA, each replaced by its location in `splits`; UserError for a missing path.
 
-    `scoring`: DATA may hold nothing but test/ or validation/.
+    `scoring`: DATA may hold only test/ or validation/.
     """
     channels = find_channels(_local(data, "data", fetch), scoring)
-    for side, location in sides.items():
+    for split, location in splits.items():
         if location is not None:
-            channels[side] = _local(location, side, fetch)
-            if not channels[side].exists():
-                raise UserError(f"--{side} {location}: no such file or folder")
+            channels[split] = _local(location, split, fetch)
+            if not channels[split].exists():
+                raise UserError(f"--{split} {location}: no such file or folder")
     return {name: path.absolute() for name, path in channels.items()}
 
 
-def _local(location: str, side: str, fetch: Fetch) -> Path:
-    return fetch(location, side) if storage.is_remote(location) else Path(location).expanduser()
+def _local(location: str, split: str, fetch: Fetch) -> Path:
+    return fetch(location, split) if storage.is_remote(location) else Path(location).expanduser()

@@ -1,10 +1,10 @@
-"""`luthier inspect`: what a job would make of some rows, without training."""
+"""`luthier inspect`: how a job would read some rows, without training."""
 
 from __future__ import annotations
 
 from luthier.catalog.locate import locate
 from luthier.cli.channels import read_channels
-from luthier.cli.engine import Call
+from luthier.cli.hyperparameters import read_hyperparameters, to_strings
 from luthier.cli.options import (
     DEFAULT_MODEL,
     Config,
@@ -16,9 +16,9 @@ from luthier.cli.options import (
     Set,
     Test,
     Validation,
-    max_truncated,
+    check_max_truncated,
 )
-from luthier.cli.settings import as_strings, read_settings
+from luthier.cli.program import Program
 
 
 def inspect(
@@ -29,16 +29,16 @@ def inspect(
     model: Model = DEFAULT_MODEL,
     settings: Set = None,
     config: Config = None,
-    truncated: MaxTruncated = None,
+    max_truncated: MaxTruncated = None,
     as_json: Json = False,
-) -> Call:
-    """Read every row as a job would, and train nothing: counts, lengths, problems, and which tokens carry loss.
+) -> Program:
+    """Read every row as a job would, without training: counts, lengths, problems, and which tokens carry loss.
 
-    Exit 0 when a job would accept the rows, 2 with one line per problem when not.
+    Exit code 0 when a job would accept the rows; 2, with one line per problem, when it would not.
     """
     channels = read_channels(data, {"validation": validation, "test": test})
-    hyperparameters = as_strings(read_settings(config, settings or [], locate(model).entry))
-    return Call(
+    hyperparameters = to_strings(read_hyperparameters(config, settings or [], locate(model).entry))
+    return Program(
         "luthier.data",
         ("inspect", "--request", "-"),
         {
@@ -46,7 +46,7 @@ def inspect(
             "model": model,
             "kind": kind,
             "hyperparameters": hyperparameters,
-            "max_truncated": max_truncated(truncated),
+            "max_truncated": check_max_truncated(max_truncated),
             "json": as_json,
         },
     )

@@ -1,4 +1,4 @@
-"""`luthier jobs`: the service's jobs, and stopping one, through SageMaker's API."""
+"""`luthier jobs`: list and stop the service's jobs through SageMaker's API."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.table import Table
 
 from luthier.cli.logs import Host, Port, Region
 from luthier.cli.options import Json
-from luthier.client.client import Client, Job
+from luthier.client.client import Client, JobSummary
 from luthier.client.endpoint import find_endpoint
 from luthier.errors import SettingError, did_you_mean
 
@@ -25,23 +25,23 @@ app = typer.Typer(help="List or stop jobs of the service.", no_args_is_help=True
 @app.command("list")
 def list_jobs(
     status: Annotated[
-        str | None, typer.Option("--status", metavar="STATUS", help=f"Only those that are {', '.join(STATUSES)}.")
+        str | None, typer.Option("--status", metavar="STATUS", help=f"Only this status: {', '.join(STATUSES)}.")
     ] = None,
     limit: Annotated[
-        int, typer.Option("--limit", metavar="N", min=1, max=10_000, help="At most so many of a kind.")
+        int, typer.Option("--limit", metavar="N", min=1, max=10_000, help="Maximum number of jobs of each kind.")
     ] = 100,
     host: Host = None,
     port: Port = None,
     region: Region = None,
     as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Show training and AutoML jobs, the newest first."""
+    """List training and AutoML jobs, newest first."""
     if status is not None and status not in STATUSES:
         raise SettingError(f"--status {status}: expected {', '.join(STATUSES)}{did_you_mean(status, STATUSES)}")
     with Client(find_endpoint(host, port), region) as client:
         jobs = client.jobs(status, limit)
     if as_json:
-        typer.echo(json.dumps([_plain(job) for job in jobs], indent=1))
+        typer.echo(json.dumps([_to_json(job) for job in jobs], indent=1))
     elif not jobs:
         typer.echo(f"{client.endpoint}: no {f'{status} ' if status else ''}jobs in {client.region}")
     else:
@@ -61,11 +61,11 @@ def stop(
     typer.echo(f"{job.name}: {job.status}")
 
 
-def _plain(job: Job) -> dict[str, object]:
+def _to_json(job: JobSummary) -> dict[str, object]:
     return {name: value for name, value in asdict(job).items() if name != "details"}
 
 
-def _table(jobs: list[Job]) -> Table:
+def _table(jobs: list[JobSummary]) -> Table:
     table = Table("name", "kind", "status", "made", "took", box=None, pad_edge=False)
     for job in jobs:
         took = "" if job.ended is None else f"{job.ended - job.created:,.0f} s"

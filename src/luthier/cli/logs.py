@@ -1,4 +1,4 @@
-"""`luthier logs`: what a job of the service writes, through CloudWatch Logs' API."""
+"""`luthier logs`: print a job's log through CloudWatch Logs' API."""
 
 from __future__ import annotations
 
@@ -7,31 +7,33 @@ from typing import Annotated
 import typer
 
 from luthier.client.client import Client
-from luthier.client.endpoint import find_endpoint
+from luthier.client.endpoint import PORT, find_endpoint
 
 Host = Annotated[
     str | None,
-    typer.Option("--host", metavar="HOST", help="Address of the service; default $AWS_ENDPOINT_URL, else here."),
+    typer.Option(
+        "--host", metavar="HOST", help="Address of the service; default $AWS_ENDPOINT_URL, else this machine."
+    ),
 ]
 Port = Annotated[
-    int | None, typer.Option("--port", metavar="PORT", min=1, max=65535, help="Port of the service; default 8777.")
+    int | None, typer.Option("--port", metavar="PORT", min=1, max=65535, help=f"Port of the service; default {PORT}.")
 ]
 Region = Annotated[
     str | None,
-    typer.Option("--region", metavar="NAME", help="Where the job was made; default as AWS's clients find theirs."),
+    typer.Option("--region", metavar="NAME", help="Region of the job; default as AWS's clients choose it."),
 ]
 
 
 def logs(
     name: Annotated[str, typer.Argument(metavar="JOB", help="Name of a training or AutoML job.")],
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Print new lines until the job has ended.")] = False,
     host: Host = None,
     port: Port = None,
     region: Region = None,
 ) -> int:
-    """Print what a job has written; with -f also what it writes, until it ends.
+    """Print a job's log; with -f also new lines until the job ends.
 
-    With -f the exit code is 0 for a job that completed or was stopped, 1 for one that failed.
+    With -f the exit code is 0 if the job completed or was stopped, 1 if it failed.
     """
     with Client(find_endpoint(host, port), region) as client:
         for line in client.logs(client.job(name), follow):

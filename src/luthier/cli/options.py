@@ -1,4 +1,4 @@
-"""Options that several commands share, spelled once."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ DEFAULT_MODEL = "luthier/tiny"
 Kind = Literal["auto", "instruction", "autopilot", "chat", "domain"]
 
 
-def device(value: str) -> str:
-    """Check the form of a device name; whether it exists is the engine's to find."""
+def check_device(value: str) -> str:
+    """Check the form of a device name; the engine checks that the device exists."""
     kind, _, index = value.partition(":")
-    plain = value in ("auto", "cpu", "cuda", "mps")
-    if not plain and not (kind == "cuda" and index.isascii() and index.isdigit()):
+    if value not in ("auto", "cpu", "cuda", "mps") and not (kind == "cuda" and index.isascii() and index.isdigit()):
         raise SettingError(f"--device {value}: expected auto, cpu, cuda, cuda:N or mps")
     return value
 
 
 Device = Annotated[
-    str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.", callback=device)
+    str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.", callback=check_device)
 ]
 Data = Annotated[str, typer.Argument(metavar="DATA", help="Folder of rows, one file, or s3://bucket/prefix.")]
 Target = Annotated[
@@ -36,7 +35,7 @@ Model = Annotated[
 KindOption = Annotated[
     Kind,
     typer.Option(
-        "--kind", "-k", metavar="KIND", help="auto (looks at the rows), instruction, autopilot, chat or domain."
+        "--kind", "-k", metavar="KIND", help="auto (detected from the rows), instruction, autopilot, chat or domain."
     ),
 ]
 Validation = Annotated[
@@ -45,35 +44,36 @@ Validation = Annotated[
 Test = Annotated[str | None, typer.Option("--test", metavar="DIR", help="Test rows; replaces DATA/test.")]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", "-s", metavar="NAME=VALUE", help="A hyperparameter; repeat for more, the later one wins."),
+    typer.Option(
+        "--set", "-s", metavar="NAME=VALUE", help="Set a hyperparameter; may be repeated, the last value wins."
+    ),
 ]
 Config = Annotated[
-    Path | None, typer.Option("--config", "-c", metavar="FILE", help="YAML of hyperparameters; --set wins over it.")
+    Path | None,
+    typer.Option("--config", "-c", metavar="FILE", help="YAML file of hyperparameters; --set overrides it."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 MaxTruncated = Annotated[
     float | None,
-    typer.Option("--max-truncated", metavar="SHARE", help="Refuse when more than this share of rows would be cut."),
+    typer.Option("--max-truncated", metavar="SHARE", help="Fail if more than this share of rows would be truncated."),
 ]
 ScoreRows = Annotated[
     str,
-    typer.Option("--score-rows", metavar="N|all", help="Held-out rows that are also scored by generating; 0: none."),
+    typer.Option("--score-rows", metavar="N|all", help="Number of held-out rows also scored by generation; 0: none."),
 ]
-
-
 Ranks = Annotated[
     int,
     typer.Option(
         "--ranks",
         metavar="N",
         min=0,
-        help="Processes that train together on this machine; default one for each GPU, one without.",
+        help="Number of training processes on this machine; default one per GPU, or one without a GPU.",
     ),
 ]
 
 
-def score_rows(value: str) -> int:
-    """Rows to score by generation: a number of at least 0, or -1 for `all`."""
+def parse_score_rows(value: str) -> int:
+    """Return the number of rows to score by generation; -1 for `all`."""
     if value == "all":
         return -1
     if not (value.isascii() and value.isdigit()):
@@ -81,8 +81,8 @@ def score_rows(value: str) -> int:
     return int(value)
 
 
-def max_truncated(value: float | None) -> float | None:
-    """Check a share of rows."""
+def check_max_truncated(value: float | None) -> float | None:
+    """Check that the share is between 0 and 1."""
     if value is not None and not 0 <= value <= 1:
         raise SettingError(f"--max-truncated {value:g}: expected a share between 0 and 1")
     return value

@@ -1,4 +1,4 @@
-"""`luthier generate`, `evaluate` and `compare`: what a model answers and how good it is."""
+"""`luthier generate`, `evaluate` and `compare`: use a model and score it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 from luthier.catalog.locate import locate
 from luthier.cli.channels import read_channels
-from luthier.cli.engine import Call
+from luthier.cli.hyperparameters import read_hyperparameters, to_strings
 from luthier.cli.options import (
     Config,
     Data,
@@ -22,32 +22,34 @@ from luthier.cli.options import (
     Target,
     Test,
     Validation,
-    score_rows,
+    parse_score_rows,
 )
-from luthier.cli.settings import as_strings, read_settings
+from luthier.cli.program import Program
 from luthier.errors import UserError
 
 
 def generate(
     target: Target,
     text: Annotated[
-        str | None, typer.Argument(metavar="TEXT", help="A field's text, or a JSON object of fields.")
+        str | None, typer.Argument(metavar="TEXT", help="Text of the template's field, or a JSON object of fields.")
     ] = None,
-    file: Annotated[Path | None, typer.Option("--file", "-f", metavar="ROWS", help="Answer every row.")] = None,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Most tokens of an answer.")] = 128,
-    beams: Annotated[
-        int, typer.Option("--beams", min=1, max=64, help="Answers kept side by side; 1: the likeliest token each time.")
-    ] = 1,
-    raw: Annotated[bool, typer.Option("--raw", help="Take TEXT as the whole prompt; apply no template.")] = False,
+    file: Annotated[
+        Path | None, typer.Option("--file", "-f", metavar="ROWS", help="Generate for every row of this file.")
+    ] = None,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", min=1, help="Maximum number of tokens to generate.")
+    ] = 128,
+    beams: Annotated[int, typer.Option("--beams", min=1, max=64, help="Beam width; 1 means greedy decoding.")] = 1,
+    raw: Annotated[bool, typer.Option("--raw", help="Use TEXT as the whole prompt, without a template.")] = False,
     device: Device = "auto",
     as_json: Json = False,
-) -> Call:
-    """Answer a prompt, or every row of a file, through the template the run was trained with."""
+) -> Program:
+    """Generate text for a prompt, or for every row of a file, using the template that the run was trained with."""
     if (text is None) == (file is None):
-        raise UserError('give either a text or --file ROWS, such as: luthier generate RUN "text"')
+        raise UserError('expected either TEXT or --file ROWS, such as: luthier generate RUN "text"')
     if file is not None and not file.is_file():
         raise UserError(f"--file {file}: no such file")
-    return Call(
+    return Program(
         "luthier.evaluation",
         ("generate",),
         {
@@ -70,23 +72,24 @@ def evaluate(
     test: Test = None,
     kind: KindOption = "auto",
     shots: Annotated[
-        int, typer.Option("--shots", min=0, metavar="K", help="Solved examples put before each prompt.")
+        int, typer.Option("--shots", min=0, metavar="K", help="Number of solved examples before each prompt.")
     ] = 0,
     settings: Set = None,
     config: Config = None,
     device: Device = "auto",
-    scored: ScoreRows = "200",
+    score_rows: ScoreRows = "200",
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="DIR", help="Keep metrics.json and scores.jsonl there.")
+        Path | None,
+        typer.Option("--out", "-o", metavar="DIR", help="Write metrics.json and scores.jsonl to this folder."),
     ] = None,
     as_json: Json = False,
-) -> Call:
+) -> Program:
     """Score a run or a base model on rows: loss, perplexity, token accuracy, ROUGE, exact match, F1.
 
-    With --shots K each prompt is preceded by K solved training rows: the baseline that fine-tuning has to beat.
+    With --shots K, K solved training rows precede each prompt: the few-shot baseline that fine-tuning should beat.
     """
     channels = read_channels(data, {"validation": validation, "test": test}, scoring=True)
-    return Call(
+    return Program(
         "luthier.evaluation",
         ("evaluate",),
         {
@@ -95,21 +98,21 @@ def evaluate(
             "kind": kind,
             "shots": shots,
             "device": device,
-            "hyperparameters": as_strings(read_settings(config, settings or [], None)),
-            "score_rows": score_rows(scored),
+            "hyperparameters": to_strings(read_hyperparameters(config, settings or [], None)),
+            "score_rows": parse_score_rows(score_rows),
             "json": as_json,
             "out": str(out.absolute()) if out else None,
         },
     )
 
 
-def compare(run: Run, as_json: Json = False) -> Call:
-    """Show base against tuned on the run's held-out rows, each difference with its 95 % interval."""
-    return Call("luthier.evaluation", ("compare",), {"run": str(run), "json": as_json})
+def compare(run: Run, as_json: Json = False) -> Program:
+    """Compare base and tuned model on the run's held-out rows, with a 95 % interval for each difference."""
+    return Program("luthier.evaluation", ("compare",), {"run": str(run), "json": as_json})
 
 
 def check_target(target: str) -> str:
-    """The target itself, when it is a folder or a name that a model can be looked for under."""
+    """Return `target` if it is a folder or a valid model name; ModelNotFoundError otherwise."""
     if not Path(target).expanduser().is_dir():
         locate(target)
     return target

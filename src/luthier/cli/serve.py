@@ -1,4 +1,4 @@
-"""`luthier serve`: the service on this machine, handed over to luthier.server, which alone may import it."""
+"""`luthier serve`: start the service on this machine, by running luthier.server."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from typing import Annotated, Any
 
 import typer
 
-from luthier.cli.engine import Call
-from luthier.cli.variables import undone
+from luthier.cli.program import Program
+from luthier.cli.variables import environment_before
+from luthier.client.endpoint import HOST, PORT
 from luthier.home import home_root
 
 Home = Annotated[
     Path | None,
-    typer.Option(
-        "--home", metavar="DIR", help="Where the service keeps everything; default $LUTHIER_HOME, else ~/.luthier."
-    ),
+    typer.Option("--home", metavar="DIR", help="Folder of the service's data; default $LUTHIER_HOME, else ~/.luthier."),
 ]
 Database = Annotated[
     str | None,
@@ -29,30 +28,30 @@ Slots = Annotated[
     str | None,
     typer.Option(
         "--slots", metavar="LIST",
-        help="One job runs on each: cpu, or GPU ids, joined by + for one job on several: 0,1,2+3. "
-        "Default: each GPU is one, else the CPU.",
+        help="Devices, one job on each: cpu, or GPU ids; + joins GPUs for one job: 0,1,2+3. "
+        "Default: one slot per GPU, else the CPU.",
     ),
 ]  # fmt: skip
 StallSeconds = Annotated[
     float,
     typer.Option(
         "--stall-seconds", metavar="N",
-        help="A job that for so long writes nothing and computes nothing is ended as Failed.",
+        help="Fail a job that writes nothing and computes nothing for N seconds.",
     ),
 ]  # fmt: skip
 StopSeconds = Annotated[
     float,
     typer.Option(
         "--stop-seconds", metavar="N",
-        help="Time that an engine has to write a checkpoint when its job or the service is stopped.",
+        help="Seconds that a job has to write a checkpoint when it or the service is stopped.",
     ),
 ]  # fmt: skip
 Limits = Annotated[
     list[str] | None,
     typer.Option(
         "--limit", metavar="NAME=VALUE",
-        help="The most that each process of an engine or endpoint may take: memory (of addresses), file-size, "
-        "as 64G or 500M; open-files, cpu-seconds. Repeat for more. Default: the system's limits.",
+        help="Resource limit of each job and endpoint process: memory (address space) or file-size, such as 64G or "
+        "500M; open-files; cpu-seconds. May be repeated. Default: the system's limits.",
     ),
 ]  # fmt: skip
 ProxyPort = Annotated[
@@ -64,28 +63,28 @@ ProxyPort = Annotated[
 ]  # fmt: skip
 
 
-def home(chosen: Path | None) -> Path:
-    """The home that is meant, as an absolute path."""
-    return chosen.expanduser().absolute() if chosen else home_root()
+def resolve_home(home: Path | None) -> Path:
+    """Return --home or its default as an absolute path."""
+    return home.expanduser().absolute() if home else home_root()
 
 
 def serve(
     host: Annotated[
         str,
-        typer.Option("--host", metavar="HOST", help="Address to listen on; beyond this machine only with access keys."),
-    ] = "127.0.0.1",
+        typer.Option("--host", metavar="HOST", help="Address to listen on; other than loopback only with access keys."),
+    ] = HOST,
     port: Annotated[
-        int, typer.Option("--port", metavar="PORT", min=0, max=65535, help="Port to listen on; 0: any free one.")
-    ] = 8777,
-    chosen: Home = None,
+        int, typer.Option("--port", metavar="PORT", min=0, max=65535, help="Port to listen on; 0: any free port.")
+    ] = PORT,
+    home: Home = None,
     database: Database = None,
     objects: Annotated[
         str | None,
-        typer.Option("--objects", metavar="URL", help="Endpoint of an S3 elsewhere; default: the embedded store."),
+        typer.Option("--objects", metavar="URL", help="URL of an external S3 endpoint; default: the embedded store."),
     ] = None,
     slots: Slots = None,
     serve_on: Annotated[
-        str, typer.Option("--serve-on", metavar="DEVICE", help="Where endpoints compute: cpu, or GPU ids as 0 or 0+1.")
+        str, typer.Option("--serve-on", metavar="DEVICE", help="Device of endpoints: cpu, or GPU ids such as 0 or 0+1.")
     ] = "cpu",
     stall_seconds: StallSeconds = 3600.0,
     stop_seconds: StopSeconds = 120.0,
@@ -93,29 +92,29 @@ def serve(
     proxy_port: ProxyPort = None,
     no_proxy: Annotated[bool, typer.Option("--no-proxy", help="Start no HTTPS proxy.")] = False,
     no_auth: Annotated[
-        bool, typer.Option("--no-auth", help="Take unsigned requests although there are keys; on loopback only.")
+        bool, typer.Option("--no-auth", help="Accept unsigned requests even if there are keys; on loopback only.")
     ] = False,
     log: Annotated[
         str | None,
         typer.Option(
-            "--log", metavar="FILE", help="JSON lines, one for each request; -: stderr. Default: HOME/logs/server.log."
+            "--log", metavar="FILE", help="Request log as JSON lines; -: stderr. Default: HOME/logs/server.log."
         ),
     ] = None,
-) -> Call:  # fmt: skip
-    """Speak SageMaker's API on one port, and run the jobs that are asked for.
+) -> Program:  # fmt: skip
+    """Serve SageMaker's API on one port and run the requested jobs.
 
-    Ready when http://HOST:PORT/_luthier/health answers 200; `eval "$(luthier env)"` then points AWS's clients here.
-    Jobs, objects and keys lie in the home and outlive the process. docs/serving.md tells the whole.
+    The service is ready when http://HOST:PORT/_luthier/health answers 200; `eval "$(luthier env)"` then points AWS's
+    clients at it. Jobs, objects and keys are stored in the home folder and survive a restart. See docs/serving.md.
     """
-    # A service in a shell with `luthier env` in it would look for an S3 elsewhere, and for the Hub, at itself.
-    before = undone(os.environ)
+    # With the variables of `luthier env`, the service would call itself for an external S3 and for the Hub.
+    before = environment_before(os.environ)
     os.environ.clear()
     os.environ.update(before)
     request: dict[str, Any] = {
-        "home": str(home(chosen)), "host": host, "port": port, "database": database or "", "objects": objects or "",
-        "slots": slots, "serve_on": serve_on,
+        "home": str(resolve_home(home)), "host": host, "port": port, "database": database or "",
+        "objects": objects or "", "slots": slots, "serve_on": serve_on,
         "stall_seconds": stall_seconds, "stop_seconds": stop_seconds, "limits": limit or [],
         "proxy_port": None if no_proxy else port and port + 1 if proxy_port is None else proxy_port,
         "no_auth": no_auth, "log": log or "",
     }  # fmt: skip
-    return Call("luthier.server", (), request)
+    return Program("luthier.server", (), request)

@@ -1,6 +1,6 @@
-"""`luthier tune`: lay out a run folder, or check that an old one can go on, and hand it to the engine.
+"""`luthier tune`: create a run folder, or check that an existing one can be resumed, and start the training program.
 
-What can be refused before the engine starts is refused here, before a folder is made.
+Cheap checks run here, before a folder is created.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from luthier.catalog.entry import Entry, check_tunable
 from luthier.catalog.hyperparameters import parse
 from luthier.catalog.locate import Location, locate
 from luthier.cli.channels import read_channels
-from luthier.cli.engine import Call
+from luthier.cli.hyperparameters import read_hyperparameters, to_strings
 from luthier.cli.options import (
     DEFAULT_MODEL,
     Config,
@@ -36,10 +36,10 @@ from luthier.cli.options import (
     Set,
     Test,
     Validation,
-    max_truncated,
-    score_rows,
+    check_max_truncated,
+    parse_score_rows,
 )
-from luthier.cli.settings import as_strings, read_settings
+from luthier.cli.program import Program
 from luthier.errors import EulaError, RunFolderError, UserError
 from luthier.jobfolder import Job, JobFolder
 
@@ -59,97 +59,102 @@ def tune(
     settings: Set = None,
     config: Config = None,
     device: Device = "auto",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in --out.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint in --out.")] = False,
     accept_eula: Annotated[
         bool, typer.Option("--accept-eula", help="Accept the licence of a gated base model.")
     ] = False,
-    truncated: MaxTruncated = None,
-    scored: ScoreRows = "200",
+    max_truncated: MaxTruncated = None,
+    score_rows: ScoreRows = "200",
     ranks: Ranks = 0,
-) -> Call:
-    """Tune a base model on a folder of rows and show, on held-out rows, what it gained.
+) -> Program:
+    """Tune a base model on a folder of rows and compare it with the base model on held-out rows.
 
-    DATA holds training/ and, if you have them, validation/ and test/; or only the training rows themselves.
-    `luthier hyperparameters` lists what --set takes. To go on after an interruption: luthier tune --resume --out RUN
+    DATA contains training/ and optionally validation/ and test/, or only the training rows. `luthier hyperparameters`
+    lists the names for --set. To continue an interrupted run: luthier tune --resume --out RUN
     """
-    job = Job(model, kind, device, ["luthier", *sys.argv[1:]], max_truncated(truncated), score_rows(scored), ranks)
-    sides = {"validation": validation, "test": test}
+    job = Job(
+        model=model,
+        kind=kind,
+        device=device,
+        command=["luthier", *sys.argv[1:]],
+        max_truncated=check_max_truncated(max_truncated),
+        score_rows=parse_score_rows(score_rows),
+        ranks=ranks,
+    )
+    splits = {"validation": validation, "test": test}
     if resume:
         if out is None:
-            raise UserError("--resume needs the run to go on with: --out RUN")
-        given = [name for name in _JOB_OPTIONS if _is_given(context, name)]
-        asked = {_JOB_OPTIONS[name]: getattr(job, _JOB_OPTIONS[name]) for name in given}
-        again = as_strings(read_settings(config, settings or [], None))
-        _check_resume(JobFolder(out), data, sides, asked, again)
-        own = ("--ranks", str(ranks)) if _is_given(context, "ranks") else ()  # may differ: the rows of a step stay
-        return Call("luthier.training", (str(out.absolute()), "--resume", *own))
+            raise UserError("--resume needs the run folder: --out RUN")
+        options = {name: getattr(job, name) for name in _JOB_OPTIONS if _is_given(context, name)}
+        hyperparameters = to_strings(read_hyperparameters(config, settings or [], None))
+        _check_resume(JobFolder(out), data, splits, options, hyperparameters)
+        # The number of ranks may change: a step keeps its rows.
+        rank_option = ("--ranks", str(ranks)) if _is_given(context, "ranks") else ()
+        return Program("luthier.training", (str(out.absolute()), "--resume", *rank_option))
     if data is None:
-        raise UserError(
-            "no DATA is given; expected: luthier tune DATA (a folder of rows, a file, or s3://bucket/prefix)"
-        )
+        raise UserError("missing DATA; expected: luthier tune DATA (a folder of rows, a file, or s3://bucket/prefix)")
     location = locate(model)
     check_tunable(location.entry)
-    job = replace(job, eula=_accepted(location.entry, accept_eula))
-    strings = as_strings(read_settings(config, settings or [], location.entry))
+    job = replace(job, eula=_licence_acceptance(location.entry, accept_eula))
+    hyperparameters = to_strings(read_hyperparameters(config, settings or [], location.entry))
     folder = JobFolder(out or default_out(location))
-    _create(folder, data, sides, job, strings)
-    return Call("luthier.training", (str(folder.root),))
+    _create(folder, data, splits, job, hyperparameters)
+    return Program("luthier.training", (str(folder.root),))
 
 
-_JOB_OPTIONS = {"model": "model", "kind": "kind", "device": "device", "truncated": "max_truncated",
-                "scored": "score_rows"}  # fmt: skip
-"""Options that the job stores: parameter of `tune` -> field of Job."""
+_JOB_OPTIONS = ("model", "kind", "device", "max_truncated", "score_rows")
+"""Options that are stored as the field of Job with the same name, and must not change on --resume."""
 
 
 def _is_given(context: typer.Context, name: str) -> bool:
-    """True when the option stands on the command line, rather than at its default."""
+    """True when the option is on the command line rather than at its default."""
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
 
 
-def _accepted(entry: Entry | None, accept: bool) -> dict[str, str] | None:
-    """The record of an accepted licence, None where none is asked for; EulaError when it must be accepted first."""
+def _licence_acceptance(entry: Entry | None, is_accepted: bool) -> dict[str, str] | None:
+    """Return the record of acceptance, None for a model without a licence gate; EulaError if not accepted."""
     if entry is None or not entry.licence.eula:
         return None
-    if not accept:
+    if not is_accepted:
         raise EulaError(
-            f"{entry.id} is licensed under {entry.licence.name}, which must be accepted first: read "
+            f"{entry.id} is licensed under {entry.licence.name}, which you must accept first: read "
             f"{entry.licence.url}, then add --accept-eula"
         )
-    when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    who = os.environ.get("USER", "")
-    return {"accepted": when, "licence": entry.licence.name, "url": entry.licence.url, "by": who}
+    time_of_acceptance = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    user = os.environ.get("USER", "")
+    return {"accepted": time_of_acceptance, "licence": entry.licence.name, "url": entry.licence.url, "by": user}
 
 
 def default_out(location: Location, now: time.struct_time | None = None) -> Path:
-    """`runs/<time>-<model>` in the current folder; the model's last name, in characters safe in any shell."""
-    plain = location.entry.id if location.entry else location.name
-    short = re.sub(r"[^A-Za-z0-9._-]+", "-", plain.rstrip("/").rsplit("/", 1)[-1]).strip("-.") or "model"
-    return Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S', now or time.localtime())}-{short}"
+    """Return `runs/<time>-<model>`, with the model's base name in characters that any shell accepts."""
+    name = location.entry.id if location.entry else location.name
+    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", name.rstrip("/").rsplit("/", 1)[-1]).strip("-.") or "model"
+    return Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S', now or time.localtime())}-{slug}"
 
 
 def _create(
-    folder: JobFolder, data: str, sides: Mapping[str, str | None], job: Job, hyperparameters: Mapping[str, str]
+    folder: JobFolder, data: str, splits: Mapping[str, str | None], job: Job, hyperparameters: Mapping[str, str]
 ) -> None:
-    """Lay the run folder out, holding its lock; on failure nothing of it is left."""
+    """Create the run folder under its lock; delete it again on failure."""
 
-    def fetch(location: str, side: str) -> Path:
+    def fetch(location: str, split: str) -> Path:
         typer.echo(f"copying {location}", err=True)
-        return storage.download(location, folder.root / "input" / "s3" / side)
+        return storage.download(location, folder.root / "input" / "s3" / split)
 
-    made = [path for path in (folder.root, *folder.root.parents) if not path.exists()]
+    new_folders = [path for path in (folder.root, *folder.root.parents) if not path.exists()]
     with folder.locked():
         if any(path.name != ".lock" for path in folder.root.iterdir()):
             raise RunFolderError(
-                f"{folder.root}: the folder is not empty; choose another --out, or go on with that run: "
+                f"{folder.root}: folder is not empty; choose another --out, or continue that run: "
                 f"luthier tune --resume --out {shlex.quote(str(folder.root))}"
             )
         try:
-            folder.create(job, hyperparameters, read_channels(data, sides, fetch))
+            folder.create(job, hyperparameters, read_channels(data, splits, fetch))
         except BaseException:
             shutil.rmtree(folder.root / "input", ignore_errors=True)
             (folder.root / ".lock").unlink(missing_ok=True)
-            for path in made:
+            for path in new_folders:
                 path.rmdir()
             raise
 
@@ -157,22 +162,22 @@ def _create(
 def _check_resume(
     folder: JobFolder,
     data: str | None,
-    sides: Mapping[str, str | None],
-    asked: Mapping[str, Any],
+    splits: Mapping[str, str | None],
+    options: Mapping[str, Any],
     hyperparameters: Mapping[str, str],
 ) -> None:
-    """Refuse to go on with a run under other settings than it was started with; every difference is a line."""
+    """RunFolderError, one line per difference, if the settings differ from those the run was started with."""
     job = folder.read_job()
     stored = parse(folder.read_hyperparameters())
-    again = parse(hyperparameters)
-    differing = [(f"--{name.replace('_', '-')}", value, getattr(job, name)) for name, value in asked.items()]
-    differing += [(f"--set {name}", again[name], stored[name]) for name in hyperparameters if name in again]
+    current = parse(hyperparameters)
+    pairs = [(f"--{name.replace('_', '-')}", value, getattr(job, name)) for name, value in options.items()]
+    pairs += [(f"--set {name}", current[name], stored[name]) for name in hyperparameters if name in current]
     if data is not None:
-        channels = read_channels(data, sides, lambda _, side: folder.root / "input" / "s3" / side)
-        differing += [(name, path.resolve(), folder.channel(name).resolve()) for name, path in channels.items()]
+        channels = read_channels(data, splits, lambda _, split: folder.root / "input" / "s3" / split)
+        pairs += [(name, path.resolve(), folder.channel(name).resolve()) for name, path in channels.items()]
     lines = [
-        f"{folder.root}: {name} was {old}, now {new}; a resumed run keeps its settings: leave it out or start a new run"
-        for name, new, old in differing
+        f"{folder.root}: {name} was {old}, now {new}; a resumed run keeps its settings: omit it or start a new run"
+        for name, new, old in pairs
         if new != old
     ]
     if lines:

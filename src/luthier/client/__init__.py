@@ -1,1 +1,1 @@
-"""Luthier's own client: the few calls that its commands make, over HTTP, with boto3 as anybody else would."""
+"""Client of the service: the calls that Luthier's own commands make through boto3."""

@@ -1,7 +1,7 @@
-"""The service's jobs and their logs, through the same API that anybody's boto3 speaks.
+"""Lists, stops and reads the logs of the service's jobs, through SageMaker's and CloudWatch Logs' API with boto3.
 
-Credentials and region come from the environment as they do for every AWS client; without credentials the requests are
-signed with a made-up key, which a service without keys takes. Knows no command line.
+Credentials and region come from the environment, as for every AWS client. Without credentials, requests are signed
+with a dummy key, which a service without keys accepts.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
+from luthier.client.endpoint import REGION
 from luthier.errors import LuthierError, UserError
 
 LOG_GROUP = "/aws/sagemaker/TrainingJobs"
-REGION = "us-west-2"
 ENDED = frozenset({"Completed", "Failed", "Stopped"})
 MISSING = frozenset({"ResourceNotFound", "ResourceNotFoundException", "ValidationException"})
 
 
 class ServiceUnreachableError(LuthierError):
-    """Nothing answers where the service was to be."""
+    """No service answers at the endpoint."""
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One job as Describe or List tells it; times in seconds since 1970. `kind` is training-job or automl-job."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobSummary:
+    """A job as Describe or List answers it; times in seconds since 1970. `kind` is training-job or automl-job."""
 
     name: str
     kind: str
@@ -45,45 +45,47 @@ class Job:
         return self.status in ENDED
 
 
-@dataclass(frozen=True, slots=True)
-class _Kind:
-    """How SageMaker spells a kind of job: in members, in boto3's methods, and in the answer of its list."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _JobKind:
+    """SageMaker's names for a kind of job: prefix of its fields, boto3's methods, and the list in List's response."""
 
-    member: str
+    prefix: str
     describe: str
     stop: str
     list: str
-    listed: str
+    summaries: str
 
 
-KINDS: Mapping[str, _Kind] = {
-    "training-job": _Kind(
-        "TrainingJob", "describe_training_job", "stop_training_job", "list_training_jobs", "TrainingJobSummaries"
+KINDS: Mapping[str, _JobKind] = {
+    "training-job": _JobKind(
+        prefix="TrainingJob", describe="describe_training_job", stop="stop_training_job",
+        list="list_training_jobs", summaries="TrainingJobSummaries",
     ),
-    "automl-job": _Kind(
-        "AutoMLJob", "describe_auto_ml_job_v2", "stop_auto_ml_job", "list_auto_ml_jobs", "AutoMLJobSummaries"
+    "automl-job": _JobKind(
+        prefix="AutoMLJob", describe="describe_auto_ml_job_v2", stop="stop_auto_ml_job",
+        list="list_auto_ml_jobs", summaries="AutoMLJobSummaries",
     ),
-}
+}  # fmt: skip
 
 
 class Client:
     """The service at `endpoint`."""
 
     def __init__(self, endpoint: str, region: str | None = None) -> None:
-        # 0.3 s to import, and only who asks the service pays for it.
+        # Takes 0.3 s to import; commands that do not call the service do without it.
         boto3 = importlib.import_module("boto3")
-        self._faults = importlib.import_module("botocore.exceptions")
+        self._exceptions = importlib.import_module("botocore.exceptions")
         config = importlib.import_module("botocore.config").Config(
             connect_timeout=5, read_timeout=60, retries={"total_max_attempts": 2}, proxies={}
         )
         self.endpoint = endpoint
         core = importlib.import_module("botocore.session").Session()
-        core.get_component("credential_provider").remove("iam-role")  # asks an address that only EC2 has, for seconds
+        core.get_component("credential_provider").remove("iam-role")  # waits seconds for an address that only EC2 has
         session = boto3.session.Session(botocore_session=core)
         region = region or os.environ.get("AWS_REGION") or session.region_name or REGION
         self.region = region
-        key = None if session.get_credentials() else "luthier"
-        session = boto3.session.Session(key, key, region_name=region) if key else session
+        if not session.get_credentials():
+            session = boto3.session.Session("luthier", "luthier", region_name=region)
         self._client = partial(session.client, endpoint_url=endpoint, region_name=region, config=config)
 
     @cached_property
@@ -103,77 +105,80 @@ class Client:
                 getattr(self, name).close()
 
     @contextmanager
-    def _errors(self, about: str) -> Iterator[None]:
+    def _translated_errors(self, subject: str) -> Iterator[None]:
         try:
             yield
-        except self._faults.ClientError as error:
-            said = error.response.get("Error", {})
-            raise UserError(f"{about}: {said.get('Code', 'error')}: {said.get('Message', error)}") from None
-        except (self._faults.EndpointConnectionError, self._faults.ConnectTimeoutError):
+        except self._exceptions.ClientError as error:
+            details = error.response.get("Error", {})
+            raise UserError(f"{subject}: {details.get('Code', 'error')}: {details.get('Message', error)}") from None
+        except (self._exceptions.EndpointConnectionError, self._exceptions.ConnectTimeoutError):
             raise ServiceUnreachableError(f"nothing answers at {self.endpoint}; start it with: luthier serve") from None
-        except self._faults.BotoCoreError as error:
-            raise LuthierError(f"{about}: {' '.join(str(error).split())}") from None
+        except self._exceptions.BotoCoreError as error:
+            raise LuthierError(f"{subject}: {' '.join(str(error).split())}") from None
 
-    def jobs(self, status: str | None = None, limit: int = 100) -> list[Job]:
-        """Training and AutoML jobs, the newest first, at most `limit` of each kind."""
-        found: list[Job] = []
-        narrowed = {"StatusEquals": status} if status else {}
-        with self._errors("list"):
+    def jobs(self, status: str | None = None, limit: int = 100) -> list[JobSummary]:
+        """Return training and AutoML jobs, newest first, at most `limit` of each kind."""
+        jobs: list[JobSummary] = []
+        status_filter = {"StatusEquals": status} if status else {}
+        with self._translated_errors("list"):
             for name, kind in KINDS.items():
                 pages = self._sagemaker.get_paginator(kind.list).paginate(
-                    SortBy="CreationTime", SortOrder="Descending", PaginationConfig={"MaxItems": limit}, **narrowed
+                    SortBy="CreationTime", SortOrder="Descending", PaginationConfig={"MaxItems": limit}, **status_filter
                 )  # fmt: skip
-                found += [_job(name, summary) for page in pages for summary in page[kind.listed]]
-        # An AutoML job's training job is no job of its own.
-        parts = {f"{job.name}-tr-1" for job in found if job.kind == "automl-job"}
-        return sorted((job for job in found if job.name not in parts), key=lambda job: -job.created)
+                jobs += [_summary(name, item) for page in pages for item in page[kind.summaries]]
+        # The training job of an AutoML job is listed as the AutoML job only.
+        children = {f"{job.name}-tr-1" for job in jobs if job.kind == "automl-job"}
+        return sorted((job for job in jobs if job.name not in children), key=lambda job: -job.created)
 
-    def job(self, name: str) -> Job:
-        """The training job of that name, else the AutoML job; UserError when there is neither."""
-        for kind, spelled in KINDS.items():
-            with self._errors(name):
+    def job(self, name: str) -> JobSummary:
+        """Return the training job or else the AutoML job named `name`; UserError if there is neither."""
+        for name_of_kind, kind in KINDS.items():
+            with self._translated_errors(name):
                 try:
-                    return _job(kind, getattr(self._sagemaker, spelled.describe)(**{f"{spelled.member}Name": name}))
-                except self._faults.ClientError as error:
+                    describe = getattr(self._sagemaker, kind.describe)
+                    return _summary(name_of_kind, describe(**{f"{kind.prefix}Name": name}))
+                except self._exceptions.ClientError as error:
                     if error.response.get("Error", {}).get("Code") not in MISSING:
                         raise
-        raise UserError(f"{name}: no such job at {self.endpoint} in {self.region} (see `luthier jobs list`)")
+        raise UserError(
+            f"job {name!r} not found at {self.endpoint} in {self.region}; `luthier jobs list` lists the jobs"
+        )
 
-    def stop(self, name: str) -> Job:
-        """Ask a job to stop; it is left alone when it has ended."""
+    def stop(self, name: str) -> JobSummary:
+        """Stop a job that has not ended; return its new state."""
         job = self.job(name)
         if not job.has_ended:
-            with self._errors(name):
+            with self._translated_errors(name):
                 kind = KINDS[job.kind]
-                getattr(self._sagemaker, kind.stop)(**{f"{kind.member}Name": job.name})
+                getattr(self._sagemaker, kind.stop)(**{f"{kind.prefix}Name": job.name})
         return self.job(name)
 
-    def logs(self, job: Job, follow: bool = False, every: float = 1.0) -> Iterator[str]:
-        """The lines that a job has written so far; with `follow` also those that come, until the job has ended."""
+    def logs(self, job: JobSummary, follow: bool = False, every: float = 1.0) -> Iterator[str]:
+        """Yield the lines of a job's log; with `follow` also new ones, until the job has ended."""
         stream, token = None, None
         while True:
-            ended = self.job(job.name).has_ended if follow else True
+            is_last_pass = self.job(job.name).has_ended if follow else True
             stream = stream or self._stream(job)
             while stream is not None:
-                where = {"logGroupName": LOG_GROUP, "logStreamName": stream, "startFromHead": True}
-                with self._errors(job.name):
-                    page = self._logs.get_log_events(**where, **({"nextToken": token} if token else {}))
+                arguments = {"logGroupName": LOG_GROUP, "logStreamName": stream, "startFromHead": True}
+                with self._translated_errors(job.name):
+                    page = self._logs.get_log_events(**arguments, **({"nextToken": token} if token else {}))
                 yield from (event["message"] for event in page["events"])
                 if page["nextForwardToken"] == token:
                     break
                 token = page["nextForwardToken"]
-            if ended:
+            if is_last_pass:
                 return
             time.sleep(every)
 
-    def _stream(self, job: Job) -> str | None:
-        """The job's log stream; None as long as it has written nothing."""
-        with self._errors(job.name):
+    def _stream(self, job: JobSummary) -> str | None:
+        """Return the name of the job's log stream; None while it has written nothing."""
+        with self._translated_errors(job.name):
             try:
                 page = self._logs.describe_log_streams(
                     logGroupName=LOG_GROUP, logStreamNamePrefix=f"{job.name}/", orderBy="LogStreamName", limit=1
                 )
-            except self._faults.ClientError as error:
+            except self._exceptions.ClientError as error:
                 if error.response.get("Error", {}).get("Code") == "ResourceNotFoundException":
                     return None
                 raise
@@ -181,11 +186,16 @@ class Client:
         return str(streams[0]["logStreamName"]) if streams else None
 
 
-def _job(kind: str, said: Mapping[str, Any]) -> Job:
-    member = KINDS[kind].member
-    ended = said.get("TrainingEndTime") or said.get("EndTime")
-    return Job(
-        said[f"{member}Name"], kind, said[f"{member}Status"],
-        said.get("SecondaryStatus") or said.get("AutoMLJobSecondaryStatus") or "",
-        said["CreationTime"].timestamp(), ended.timestamp() if ended else None, said.get("FailureReason", ""), said,
-    )  # fmt: skip
+def _summary(kind: str, response: Mapping[str, Any]) -> JobSummary:
+    prefix = KINDS[kind].prefix
+    ended = response.get("TrainingEndTime") or response.get("EndTime")
+    return JobSummary(
+        name=response[f"{prefix}Name"],
+        kind=kind,
+        status=response[f"{prefix}Status"],
+        secondary=response.get("SecondaryStatus") or response.get("AutoMLJobSecondaryStatus") or "",
+        created=response["CreationTime"].timestamp(),
+        ended=ended.timestamp() if ended else None,
+        message=response.get("FailureReason", ""),
+        details=response,
+    )

@@ -1,4 +1,4 @@
-"""Where the service is, and what it says of itself at its own doors. Speaks plain HTTP, needs no credentials."""
+"""Finds the service's address and reads /_luthier/version over HTTP, without credentials."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from urllib.parse import urlsplit
 
 from luthier.errors import UserError
 
-HOST, PORT = "127.0.0.1", 8777
+HOST, PORT, REGION = "127.0.0.1", 8777, "us-west-2"
 SECONDS = 3.0
 
 
 @dataclass(frozen=True, slots=True)
-class About:
-    """What a running service says of itself at /_luthier/version.
+class ServiceInfo:
+    """What a running service answers at /_luthier/version.
 
-    `signatures`: requests have to be signed with one of its keys; `proxy`: the port of its HTTPS proxy on loopback,
-    None without one; `home` as in `luthier serve`.
+    `signatures`: requests must be signed with one of its keys; `proxy`: the loopback port of its HTTPS proxy, None
+    without one; `home` as in `luthier serve`.
     """
 
     version: str
@@ -31,32 +31,32 @@ class About:
 
 
 def find_endpoint(host: str | None, port: int | None, environment: Mapping[str, str] = os.environ) -> str:
-    """The service's address: as named, else by the variables of `luthier env`, else where it listens by default."""
+    """Return the service's URL: from the arguments, else from the variables of `luthier env`, else the default."""
     if host is None and port is None:
         for name in ("AWS_ENDPOINT_URL_SAGEMAKER", "AWS_ENDPOINT_URL"):
             if environment.get(name):
                 return environment[name].rstrip("/")
-    name = host or HOST
-    return f"http://{f'[{name}]' if ':' in name else name}:{PORT if port is None else port}"
+    host = host or HOST
+    return f"http://{f'[{host}]' if ':' in host else host}:{PORT if port is None else port}"
 
 
-def ask(endpoint: str) -> About | None:
-    """What the service at `endpoint` says; None where nothing answers, UserError where something else does."""
-    where = urlsplit(endpoint)
-    if where.scheme != "http" or where.hostname is None:
+def fetch_service_info(endpoint: str) -> ServiceInfo | None:
+    """Return what the service at `endpoint` answers; None if nothing answers, UserError if it is another server."""
+    url = urlsplit(endpoint)
+    if url.scheme != "http" or url.hostname is None:
         raise UserError(f"{endpoint}: expected http://HOST:PORT")
-    http = importlib.import_module("http.client")  # 20 ms to import, which `luthier --help` need not take
-    connection = http.HTTPConnection(where.hostname, where.port or 80, timeout=SECONDS)
+    http = importlib.import_module("http.client")  # takes 20 ms; `luthier --help` does not need it
+    connection = http.HTTPConnection(url.hostname, url.port or 80, timeout=SECONDS)
     try:
         connection.request("GET", "/_luthier/version")
-        answer = connection.getresponse()
-        said: Any = json.loads(answer.read(65536)) if answer.status == 200 else None
+        response = connection.getresponse()
+        document: Any = json.loads(response.read(65536)) if response.status == 200 else None
     except (OSError, http.HTTPException):
         return None
     except ValueError:
-        said = None
+        document = None
     finally:
         connection.close()
-    if not isinstance(said, dict) or not {*About.__slots__} <= said.keys():
-        raise UserError(f"{endpoint}: what answers there is not Luthier's service; name it by --host and --port")
-    return About(**{name: said[name] for name in About.__slots__})
+    if not isinstance(document, dict) or not {*ServiceInfo.__slots__} <= document.keys():
+        raise UserError(f"{endpoint}: the server there is not Luthier's service; set --host and --port")
+    return ServiceInfo(**{name: document[name] for name in ServiceInfo.__slots__})

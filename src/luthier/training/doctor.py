@@ -135,7 +135,7 @@ def _tcmalloc() -> str:
     """Whether the faster allocator is in use, or where it lies."""
     if "tcmalloc" in os.environ.get("LD_PRELOAD", ""):
         return "in use"
-    found = allocator.find()
+    found = allocator.find_tcmalloc()
     return f"not in use: {found}" if found else "not installed: libtcmalloc-minimal4 makes a CPU train faster"
 
 

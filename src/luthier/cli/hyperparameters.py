@@ -1,6 +1,6 @@
-"""Hyperparameters as the command line takes them: `--config FILE` and `--set NAME=VALUE`, and their list.
+"""Hyperparameters on the command line: `--config FILE`, `--set NAME=VALUE`, and `luthier hyperparameters`.
 
-Knows the order of precedence (model's defaults < file < --set); names, types and ranges are the catalogue's.
+Applies the precedence (model's defaults < file < --set); names, types and ranges come from the catalogue.
 """
 
 from __future__ import annotations
@@ -26,30 +26,29 @@ TYPES = {
     "int": "int", "optional_int": "int or None", "float": "float", "bool": "bool", "choice": "text", "text": "text",
     "fixed": "fixed",
 }  # fmt: skip
-"""What a row's type is called for people. A fixed one is taken at its default only."""
-
+"""Displayed name of a row's type. A fixed row accepts only its default."""
 
 TITLES = {
-    "data": "The data", "run": "The run", "method": "The method", "optimizer": "The optimizer",
-    "validation": "Validation, checkpoints and the log", "fixed": "Without a meaning here: taken at the default only",
+    "data": "Data", "run": "Run", "method": "Method", "optimizer": "Optimizer",
+    "validation": "Validation, checkpoints and logging", "fixed": "No effect: only the default is accepted",
 }  # fmt: skip
 
 
 class _NoDuplicates(yaml.SafeLoader):
-    """YAML in which a name given twice is an error; plain YAML lets the last one win without a word."""
+    """YAML that refuses a repeated key; plain YAML silently keeps the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value:
             if key.value in seen:
                 line = key.start_mark.line + 1
-                raise SettingError(f"{self.name}:{line}: {key.value!r} is given twice; keep one of them")
+                raise SettingError(f"{self.name}:{line}: {key.value!r} is given twice; keep one")
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Read a YAML file of `name: value` lines; SettingError names file and line of a fault."""
+    """Read a YAML file of `name: value` lines; SettingError with file and line of a fault."""
     try:
         with path.open(encoding="utf-8-sig") as handle:
             content = yaml.load(handle, _NoDuplicates)  # noqa: S506 - a SafeLoader
@@ -60,7 +59,7 @@ def read_config(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise SettingError(f"{where}: not YAML: {getattr(error, 'problem', None) or error}") from None
+        raise SettingError(f"{where}: invalid YAML: {getattr(error, 'problem', None) or error}") from None
     if content is None:
         return {}
     if not isinstance(content, dict) or any(isinstance(value, dict) for value in content.values()):
@@ -69,7 +68,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def split_pairs(pairs: Iterable[str]) -> list[tuple[str, str]]:
-    """`name=value` texts as pairs; a value may hold further `=`."""
+    """Split `name=value` texts; a value may contain `=`."""
     split = []
     for pair in pairs:
         name, sign, value = pair.partition("=")
@@ -80,37 +79,37 @@ def split_pairs(pairs: Iterable[str]) -> list[tuple[str, str]]:
     return split
 
 
-def read_settings(config: Path | None, pairs: Iterable[str], entry: Entry | None) -> Hyperparameters:
-    """Type and check everything that the user set; the later of two values wins, `--set` over the file.
+def read_hyperparameters(config: Path | None, pairs: Iterable[str], entry: Entry | None) -> Hyperparameters:
+    """Parse and check the file and the `--set` pairs; a later value wins, `--set` overrides the file.
 
-    `entry` is the base model's: its defaults stand under what was set, its ranges bound it.
+    `entry` is the base model's: its defaults apply to unset names, its ranges to all.
     """
-    given: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     if config is not None:
-        in_file = read_config(config)
+        content = read_config(config)
         try:
-            given |= _given(parse(in_file))
+            values |= _explicit(parse(content))
         except SettingError as error:
             raise SettingError(f"{config}: {error}") from None
     for name, value in split_pairs(pairs):
-        given |= _given(parse({name: value}))
-    return parse_for(entry, given)
+        values |= _explicit(parse({name: value}))
+    return parse_for(entry, values)
 
 
-def _given(settings: Hyperparameters) -> dict[str, Any]:
+def _explicit(settings: Hyperparameters) -> dict[str, Any]:
     return {name: settings[name] for name in settings.given} | settings.reserved
 
 
-def as_strings(settings: Hyperparameters) -> dict[str, str]:
-    """What the user set, by canonical name, as the job folder stores it: every value a string.
+def to_strings(settings: Hyperparameters) -> dict[str, str]:
+    """Return what the user set as the job folder stores it: canonical names, every value a string.
 
-    SageMaker's own keys stay as they came.
+    SageMaker's own keys stay unchanged.
     """
     return {name: str(settings[name]) for name in TABLE if name in settings.given} | settings.reserved
 
 
 def hyperparameters(as_json: Json = False) -> None:
-    """List every hyperparameter that --set and --config take: type, default, range and meaning."""
+    """List every hyperparameter of --set and --config: default, range and meaning."""
     if as_json:
         typer.echo(json.dumps([describe(row) for row in TABLE.values()], indent=1))
         return
@@ -124,7 +123,7 @@ def hyperparameters(as_json: Json = False) -> None:
 
 
 def describe(row: Hyperparameter) -> dict[str, Any]:
-    """One hyperparameter as plain data."""
+    """A hyperparameter as JSON data."""
     return {
         "name": row.name,
         "group": row.group,
