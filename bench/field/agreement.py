@@ -26,8 +26,8 @@ from bench.field.line import Line
 from luthier.data.batches import Layout, collate
 from luthier.data.prepare import Prepared
 from luthier.data.tokenize import Tokenizer
-from luthier.training.ranks import Ranks
-from luthier.training.step import Window, take_step
+from luthier.training.process_group import ProcessGroup
+from luthier.training.step import MicroBatches, take_step
 from luthier.weights.load import load_model
 from luthier.weights.lora import Adapter, attach, resolve_targets
 from luthier.weights.model import Model
@@ -108,8 +108,8 @@ def _own_step(
     layout = Layout(own.packs, tokenizer.pad_id, own.start_id)
     own.network.eval()  # as the reference is: T5 has dropout of its own
     recorder = Recorder(own.trainable())
-    window = Window([collate(prepared.tokens, chosen, layout)], "0:0", Ranks())
-    result = take_step(own, recorder, window, 0.0, 0.0)
+    micro_batches = MicroBatches([collate(prepared.tokens, chosen, layout)], "0:0", ProcessGroup())
+    result = take_step(own, recorder, micro_batches, 0.0, 0.0)
     return result.loss, recorder.found
 
 

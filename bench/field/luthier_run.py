@@ -19,10 +19,10 @@ from bench.field import matmul
 from bench.field.line import Line, Stopwatch, peak_rss
 from luthier.jobfolder import Job, JobFolder
 from luthier.training.job import run_job
-from luthier.training.ranks import Ranks
+from luthier.training.process_group import ProcessGroup
 
 
-class Held(Ranks):
+class Held(ProcessGroup):
     """The only rank of a run; it waits at the end of every step."""
 
     def __init__(self, line: Line, metrics: Path) -> None:

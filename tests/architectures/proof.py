@@ -27,7 +27,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from tiny_models import write_model, write_rows
 from torch import Tensor
-from training.jobs import lay_out, lines, run
+from training.job_folders import lay_out, lines, run
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from luthier.jobfolder import JobFolder

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_models import ALL, network_of, write_model, write_rows
-from training.jobs import run
+from training.job_folders import run
 
 from luthier.catalog import entries, find
 from luthier.catalog.entry import Entry

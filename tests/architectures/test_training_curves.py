@@ -12,8 +12,8 @@ from architectures.test_fast_path import OWN, on_the_plain_path
 from architectures.test_forward import Rows, batch_of
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from luthier.training.ranks import Ranks
-from luthier.training.step import Window, take_step
+from luthier.training.process_group import ProcessGroup
+from luthier.training.step import MicroBatches, take_step
 from luthier.weights.lora import Adapter, attach, linear_names
 from luthier.weights.model import Model
 
@@ -63,8 +63,10 @@ def tail_loss(dropout: float | None, seed: int, own: bool, monkeypatch: pytest.M
     optimizer = torch.optim.AdamW(list(model.trainable().values()), lr=rate, fused=True)
     losses = []
     for step in range(STEPS):
-        window = Window([batch_of(base, rows_of(seed * STEPS + step), packed=True)], f"{seed}:{step}", Ranks())
-        losses.append(take_step(model, optimizer, window, rate, 1.0).loss)
+        micro_batches = MicroBatches(
+            [batch_of(base, rows_of(seed * STEPS + step), packed=True)], f"{seed}:{step}", ProcessGroup()
+        )
+        losses.append(take_step(model, optimizer, micro_batches, rate, 1.0).loss)
     assert statistics.mean(losses[-TAIL:]) < 0.95 * losses[0]
     return statistics.mean(losses[-TAIL:])
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from finished_runs import FinishedRuns
 from tiny_models import ARCHITECTURES, write_model
-from training.jobs import lay_out, run
+from training.job_folders import lay_out, run
 
 from luthier.data.cache import key_of
 from luthier.data.prepare import prepare

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 
-from training.lab import TEMPLATE, Done, Effects, Lab
+from training.training_harness import TEMPLATE, Done, Effects, Lab
 
 DATA_EFFECTS = Effects()
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from training.lab import Done, Effects, Lab, differ
+from training.training_harness import Done, Effects, Lab, differ
 
 from luthier.errors import SettingError
 from luthier.weights.model import Model

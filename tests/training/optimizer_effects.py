@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from training.lab import TOLERANCE, Effects, Lab, differ
+from training.training_harness import TOLERANCE, Effects, Lab, differ
 from transformers import AutoModelForCausalLM
 from transformers.trainer_pt_utils import LabelSmoother
 

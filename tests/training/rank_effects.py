@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from training.crew import job, together
-from training.jobs import lines
-from training.lab import Effects, Lab
+from training.job_folders import lines
+from training.rank_harness import job, together
+from training.training_harness import Effects, Lab
 
 RANK_EFFECTS = Effects()
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from training.lab import TOLERANCE, Effects, Lab, differ
+from training.training_harness import TOLERANCE, Effects, Lab, differ
 
 from luthier.errors import SettingError
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 from torch import Tensor
-from training.lab import TOLERANCE, Effects, Lab
+from training.training_harness import TOLERANCE, Effects, Lab
 
 from luthier.layers.batch import Batch
 from luthier.weights.model import Model

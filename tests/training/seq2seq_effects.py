@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from tiny_models import write_model, write_rows
-from training.jobs import lay_out, run
-from training.lab import Done, Effects, Lab
+from training.job_folders import lay_out, run
+from training.training_harness import Done, Effects, Lab
 
 SEQ2SEQ_EFFECTS = Effects()
 

@@ -14,17 +14,17 @@ from tiny_models import network_of
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
-from training.crew import job, together
-from training.jobs import lines
-from training.lab import Lab
+from training.job_folders import lines
+from training.rank_harness import job, together
+from training.training_harness import Lab
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from luthier.training import bf16_adamw
 from luthier.training.bf16_adamw import LARGEST, Bf16AdamW, Noise, rounded
 from luthier.training.config import OptimizerSettings
 from luthier.training.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
-from luthier.training.ranks import Ranks
-from luthier.training.step import Window, take_step
+from luthier.training.process_group import ProcessGroup
+from luthier.training.step import MicroBatches, take_step
 from luthier.training.tensor_file import whole
 from luthier.weights.model import Model
 
@@ -221,7 +221,10 @@ def test_every_architecture_learns(architecture: str) -> None:
         model.network.train()
         batch = batch_of(plain, random_rows([9, 14, 30]), packed=model.packs)
         optimizer = build_optimizer(model.trainable(), replace(RULE, in_bf16=in_bf16))
-        course = [take_step(model, optimizer, Window([batch], f"0:{step}", Ranks()), 3e-3, 1.0) for step in range(10)]
+        course = [
+            take_step(model, optimizer, MicroBatches([batch], f"0:{step}", ProcessGroup()), 3e-3, 1.0)
+            for step in range(10)
+        ]
         losses.append((course[0].loss, course[-1].loss))
     (start, end), (expected_start, expected_end) = losses
     assert start == pytest.approx(expected_start, rel=0.01)
@@ -229,10 +232,12 @@ def test_every_architecture_learns(architecture: str) -> None:
     assert expected_end < 0.9 * expected_start
 
 
-# Ranks
+# Several ranks
 
 
-def updated(optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter], ranks: Ranks) -> dict[str, Tensor]:
+def updated(
+    optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter], ranks: ProcessGroup
+) -> dict[str, Tensor]:
     for step in range(3):
         give_gradients(parameters, step)
         for parameter in parameters.values() if ranks.size > 1 else ():
@@ -244,7 +249,7 @@ def updated(optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter
     return {name: whole(value.detach()) for name, value in everything.items()}
 
 
-def update_shards(ranks: Ranks) -> dict[str, Tensor]:
+def update_shards(ranks: ProcessGroup) -> dict[str, Tensor]:
     bf16_adamw.CACHED = 64
     mesh = init_device_mesh("cpu", (ranks.size,))
     whole_ones = parameters_of(BF16, *SHAPES)
@@ -257,7 +262,7 @@ def test_shards_are_rounded_as_the_whole(monkeypatch: pytest.MonkeyPatch) -> Non
     """Rows that do not divide by the ranks, and a tensor of which only one rank has any."""
     monkeypatch.setattr(bf16_adamw, "CACHED", 64)
     parameters = parameters_of(BF16, *SHAPES)
-    expected = updated(build_optimizer(parameters, RULE), parameters, Ranks())
+    expected = updated(build_optimizer(parameters, RULE), parameters, ProcessGroup())
     for found in together(3, update_shards):
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[name], value) for name, value in expected.items())
@@ -272,7 +277,7 @@ def tiny() -> LlamaForCausalLM:
     return LlamaForCausalLM(shape)
 
 
-def four_steps(ranks: Ranks) -> tuple[list[float], dict[str, Tensor]]:
+def four_steps(ranks: ProcessGroup) -> tuple[list[float], dict[str, Tensor]]:
     """Losses and weights; a step has two micro-batches."""
     model = Model(tiny().bfloat16(), BF16, CPU)
     model.network.train()
@@ -280,12 +285,12 @@ def four_steps(ranks: Ranks) -> tuple[list[float], dict[str, Tensor]]:
     losses = []
     for step in range(4):
         own = ranks.deal([batch_of(model.plain, rows_of(2 * step + part), packed=True) for part in range(2)])
-        losses.append(take_step(model, optimizer, Window(own, f"0:{step}", ranks), 1e-2, 1.0).loss)
+        losses.append(take_step(model, optimizer, MicroBatches(own, f"0:{step}", ranks), 1e-2, 1.0).loss)
     return losses, {name: value.detach() for name, value in model.trainable().items()}
 
 
 def test_two_ranks_do_what_one_does_bit_by_bit() -> None:
-    losses, weights = four_steps(Ranks())
+    losses, weights = four_steps(ProcessGroup())
     for found, theirs in together(2, four_steps):
         assert found == pytest.approx(losses, rel=1e-6)
         assert all(torch.equal(theirs[name], value) for name, value in weights.items())
@@ -312,8 +317,10 @@ def tail_loss(plain: LlamaForCausalLM, in_bf16: bool, seed: int, steps: int, tai
     optimizer = build_optimizer(model.trainable(), replace(RULE, weight_decay=0.0, in_bf16=in_bf16), seed)
     losses = []
     for step in range(steps):
-        window = Window([batch_of(plain, rows_of(seed * steps + step), packed=True)], f"{seed}:{step}", Ranks())
-        losses.append(take_step(model, optimizer, window, 1e-3, 1.0).loss)
+        micro_batches = MicroBatches(
+            [batch_of(plain, rows_of(seed * steps + step), packed=True)], f"{seed}:{step}", ProcessGroup()
+        )
+        losses.append(take_step(model, optimizer, micro_batches, 1e-3, 1.0).loss)
     assert statistics.mean(losses[-tail:]) < 0.95 * losses[0]
     return statistics.mean(losses[-tail:])
 

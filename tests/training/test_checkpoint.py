@@ -11,7 +11,7 @@ import torch
 
 from luthier.errors import CheckpointError
 from luthier.training.checkpoint import FILES, Checkpoints, TrainingState
-from luthier.training.ranks import Ranks
+from luthier.training.process_group import ProcessGroup
 
 WEIGHTS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4, dtype=torch.bfloat16)}
 MOMENTS = {"a/exp_avg": torch.full((2, 3), 0.5), "a/step": torch.tensor(3.0)}
@@ -96,7 +96,7 @@ def test_what_a_killed_run_was_writing_is_cleared_away(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
 
 
-class Follower(Ranks):
+class Follower(ProcessGroup):
     """A rank that does not lead; what rank 0 found is the newest step."""
 
     rank, size = 1, 2

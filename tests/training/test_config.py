@@ -9,10 +9,10 @@ import pytest
 
 from luthier.catalog.hyperparameters import parse
 from luthier.errors import SettingError
-from luthier.training.config import Settings, idle_on, read_settings
+from luthier.training.config import TrainingSettings, idle_on, read_settings
 
 
-def settings_of(**raw: Any) -> Settings:
+def settings_of(**raw: Any) -> TrainingSettings:
     return read_settings(parse({name: str(value) for name, value in raw.items()}))
 
 

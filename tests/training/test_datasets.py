@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow.parquet as parquet
 import pytest
-from training.jobs import lay_out, run
+from training.job_folders import lay_out, run
 
 from luthier.jobfolder import find_channels
 

@@ -16,14 +16,14 @@ import torch
 from safetensors.torch import load_file
 from tiny_models import write_model
 from training.data_effects import DATA_EFFECTS
-from training.jobs import lines, run
-from training.lab import Effects, Lab, differ
+from training.job_folders import lines, run
 from training.method_effects import METHOD_EFFECTS
 from training.optimizer_effects import OPTIMIZER_EFFECTS
 from training.rank_effects import RANK_EFFECTS
 from training.run_effects import RUN_EFFECTS
 from training.safety_effects import SAFETY_EFFECTS
 from training.seq2seq_effects import SEQ2SEQ_EFFECTS
+from training.training_harness import Effects, Lab, differ
 from training.validation_effects import VALIDATION_EFFECTS
 
 from luthier.catalog.hyperparameters import TABLE

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 from tiny_models import write_model, write_rows
-from training.jobs import lay_out, lines, run, start
+from training.job_folders import lay_out, lines, run, start
 
 from luthier.catalog.hyperparameters import TABLE
 from luthier.errors import CapacityError, DataError, EulaError, Interrupted, RunFolderError, SettingError
 from luthier.jobfolder import JobFolder
-from luthier.training import job as room
-from luthier.training.order import read_order
+from luthier.training import job as job_module
+from luthier.training.resolved_job import resolve_job
 
 METRICS = ("loss", "perplexity", "token_accuracy", "rouge1", "rouge2", "rougeL", "rougeLsum", "exact_match")
 
@@ -148,7 +148,7 @@ def test_a_full_disk_is_found_before_the_start(
 ) -> None:
     folder = lay_out(tmp_path / "run", model, rows)
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr("luthier.training.forecast.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("luthier.training.capacity.shutil.disk_usage", lambda path: usage)
     with pytest.raises(CapacityError, match=r"needs .* of disk .* are free"):
         run(folder)
     assert not folder.checkpoints.exists()
@@ -185,7 +185,7 @@ def test_an_unforeseen_failure_keeps_the_run(
         raise OSError("the disk went away")
 
     with monkeypatch.context() as patch:
-        patch.setattr(room, "write_report", broken)
+        patch.setattr(job_module, "write_report", broken)
         with pytest.raises(OSError, match="the disk went away"):
             run(folder)
     assert folder.metrics_lines.exists()
@@ -203,7 +203,7 @@ def test_a_stop_while_scoring_loses_nothing(
         yield lambda: True
 
     with monkeypatch.context() as patch:
-        patch.setattr(room, "stop_requests", asked_at_once)
+        patch.setattr(job_module, "stop_requests", asked_at_once)
         with pytest.raises(Interrupted, match=f"go on with: luthier tune --resume --out .*{folder.root.name}"):
             run(folder)
     assert list(folder.scores.glob("*")) == []
@@ -216,7 +216,7 @@ def test_a_checkpoint_outlives_a_new_setting_but_not_a_changed_one(
 ) -> None:
     def identity(**settings: Any) -> str:
         folder = lay_out(tmp_path / f"run-{len(list(tmp_path.iterdir()))}", model, rows, **settings)
-        return read_order(folder, lambda text: None).fingerprint("data", "weights")
+        return resolve_job(folder, lambda text: None).fingerprint("data", "weights")
 
     before = identity()
     assert identity(weight_decay=0.5) != before

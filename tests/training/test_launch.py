@@ -18,7 +18,7 @@ import psutil
 import pytest
 import torch
 from tiny_models import write_model, write_rows
-from training.jobs import lay_out, lines, start
+from training.job_folders import lay_out, lines, start
 
 from luthier.errors import Interrupted, LuthierError, SettingError
 from luthier.jobfolder import Job, JobFolder

@@ -11,15 +11,15 @@ import torch
 from safetensors.torch import load_file
 from tiny_models import network_of, write_model, write_rows
 from torch import Tensor
-from training.jobs import lay_out, lines, run
+from training.job_folders import lay_out, lines, run
 
 from luthier.data.batches import Layout, collate
 from luthier.errors import LuthierError
 from luthier.layers.batch import Batch
 from luthier.training import loss_scale
 from luthier.training.loss_scale import LEAST, START, STEADY_STEPS, LossScale
-from luthier.training.ranks import Ranks
-from luthier.training.step import Window, take_step
+from luthier.training.process_group import ProcessGroup
+from luthier.training.step import MicroBatches, take_step
 from luthier.weights.model import Model
 
 
@@ -56,9 +56,9 @@ class Rows:
         return generator.integers(4, 320, 12), np.arange(12) >= 3
 
 
-def window_of(*rows: list[int]) -> Window:
+def micro_batches_of(*rows: list[int]) -> MicroBatches:
     batches: list[Batch] = [collate(Rows(), each, Layout(True, 3)) for each in rows]  # type: ignore[arg-type]
-    return Window(batches, "5:0", Ranks())
+    return MicroBatches(batches, "5:0", ProcessGroup())
 
 
 def step_under(scale: LossScale) -> tuple[float, dict[str, Tensor]]:
@@ -66,9 +66,9 @@ def step_under(scale: LossScale) -> tuple[float, dict[str, Tensor]]:
     network = network_of("gpt2", dropout=0.3)
     network.train()
     optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
-    window = window_of([0, 1], [2])
+    micro_batches = micro_batches_of([0, 1], [2])
     model = Model(network, torch.float16, torch.device("cpu"))
-    result = take_step(model, optimizer, window, 1.0, 0.0, scale=scale)
+    result = take_step(model, optimizer, micro_batches, 1.0, 0.0, scale=scale)
     return result.loss, {name: value.detach() for name, value in network.named_parameters()}
 
 
@@ -92,7 +92,7 @@ def test_what_no_scale_saves_is_refused_with_the_weights_as_they_were() -> None:
     model = Model(network, torch.float16, torch.device("cpu"))
     scale = LossScale()
     with pytest.raises(LuthierError, match=r"float16 overflows where bfloat16 does not: set bf16=True"):
-        take_step(model, torch.optim.SGD(network.parameters(), lr=1.0), window_of([0]), 1.0, 1.0, scale=scale)
+        take_step(model, torch.optim.SGD(network.parameters(), lr=1.0), micro_batches_of([0]), 1.0, 1.0, scale=scale)
     assert scale.value == START  # the loss itself is not finite: no scale would help
     assert all(torch.equal(value, before[name]) for name, value in network.named_parameters())
 

@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import load_file
 from tiny_models import ARCHITECTURES, network_of, write_model, write_rows
 from torch import Tensor
-from training.crew import job, together
-from training.jobs import lay_out, lines, run
+from training.job_folders import lay_out, lines, run
+from training.rank_harness import job, together
 from transformers import GPT2LMHeadModel
 
 from luthier.catalog.hyperparameters import parse
@@ -27,9 +27,9 @@ from luthier.errors import CapacityError
 from luthier.jobfolder import JobFolder
 from luthier.layers.batch import Batch
 from luthier.training.config import read_settings
-from luthier.training.memory import Cutter, row_limits
-from luthier.training.ranks import Ranks
-from luthier.training.step import StepResult, Window, take_step
+from luthier.training.memory import BatchSplitter, row_limits
+from luthier.training.process_group import ProcessGroup
+from luthier.training.step import MicroBatches, StepResult, take_step
 from luthier.weights.model import Model
 from luthier.weights.row_limit import RowLimit
 
@@ -95,10 +95,10 @@ def step_on(
     before = {name: value.detach().clone() for name, value in network.named_parameters()}
     limit = RowLimit("training on", say=lambda _: None)
     packed = batches[0].attention_mask_BT is None
-    window = Window(batches, "5:0", Ranks(), Cutter(limit, lambda rows: build(rows, packed)))
+    micro_batches = MicroBatches(batches, "5:0", ProcessGroup(), BatchSplitter(limit, lambda rows: build(rows, packed)))
     with pytest.MonkeyPatch.context() as patch:
         small = Small(patch, room or 10**6)
-        result = take_step(model, torch.optim.SGD(network.parameters(), lr=1.0), window, 1.0, 0.0)
+        result = take_step(model, torch.optim.SGD(network.parameters(), lr=1.0), micro_batches, 1.0, 0.0)
     assert room is None or min(small.leaked) > 0, "a failed attempt left gradients behind"
     return result, {name: before[name] - value.detach() for name, value in network.named_parameters()}, limit
 
@@ -138,11 +138,15 @@ def test_one_row_that_does_not_fit_is_refused_with_the_weights_as_they_were() ->
     network = network_of("llama")
     network.train()
     before = {name: value.detach().clone() for name, value in network.named_parameters()}
-    window = Window([build([0, 1])], "5:0", Ranks(), Cutter(RowLimit("training on", say=lambda _: None), build))
+    micro_batches = MicroBatches(
+        [build([0, 1])], "5:0", ProcessGroup(), BatchSplitter(RowLimit("training on", say=lambda _: None), build)
+    )
     with pytest.MonkeyPatch.context() as patch:
         small = Small(patch, 0)
         with pytest.raises(CapacityError, match="out of memory while training on one row at a time"):
-            take_step(Model(network, torch.float32, CPU), torch.optim.SGD(network.parameters(), lr=1), window, 1.0, 1.0)
+            take_step(
+                Model(network, torch.float32, CPU), torch.optim.SGD(network.parameters(), lr=1), micro_batches, 1.0, 1.0
+            )
     assert small.tried == [2, 1]
     assert all(torch.equal(value, before[name]) for name, value in network.named_parameters())
 
@@ -155,9 +159,9 @@ def test_no_room_for_the_optimizer_is_said_so(monkeypatch: pytest.MonkeyPatch) -
         raise MemoryError
 
     monkeypatch.setattr(optimizer, "step", step)
-    window = Window([build([0, 1])], "5:0", Ranks(), Cutter(RowLimit("training on"), build))
+    micro_batches = MicroBatches([build([0, 1])], "5:0", ProcessGroup(), BatchSplitter(RowLimit("training on"), build))
     with pytest.raises(CapacityError, match="out of memory while updating the weights; set peft_type=lora"):
-        take_step(Model(network, torch.float32, CPU), optimizer, window, 1.0, 1.0)
+        take_step(Model(network, torch.float32, CPU), optimizer, micro_batches, 1.0, 1.0)
 
 
 # Whole jobs
@@ -282,7 +286,7 @@ def test_what_is_advised_is_what_was_not_done(asked: dict[str, Any], expected: s
 # Several ranks
 
 
-def short_of_memory(ranks: Ranks, root: str, room: int) -> str:
+def short_of_memory(ranks: ProcessGroup, root: str, room: int) -> str:
     """The job on a crew whose rank 1 has room for so many rows; what it was refused with is left beside the job."""
     with pytest.MonkeyPatch.context() as patch:
         if ranks.rank == 1:

@@ -11,7 +11,7 @@ from tiny_models import network_of
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
-from training.crew import together
+from training.rank_harness import together
 
 from luthier.errors import CheckpointError
 from luthier.training.config import OptimizerSettings
@@ -22,7 +22,7 @@ from luthier.training.optimizer import (
     optimizer_tensors,
     restore_optimizer,
 )
-from luthier.training.ranks import Ranks
+from luthier.training.process_group import ProcessGroup
 from luthier.training.tensor_file import whole
 
 PLAIN = OptimizerSettings(0.8, "linear", 0.0, 0, 0.0, (0.9, 0.999), 1e-8, 0.0, 0.0, 0, 0.0)
@@ -177,7 +177,7 @@ def with_gradients(scale: float = 1.0) -> list[nn.Parameter]:
 def test_clipping_is_torchs(max_norm: float) -> None:
     expected, found = with_gradients(), with_gradients()
     norm = nn.utils.clip_grad_norm_(expected, max_norm).item()
-    assert clip_gradient(found, max_norm, Ranks()) == norm
+    assert clip_gradient(found, max_norm, ProcessGroup()) == norm
     for parameter, other in zip(found, expected, strict=True):
         assert (parameter.grad is None) == (other.grad is None)
         if parameter.grad is not None and other.grad is not None:
@@ -193,7 +193,7 @@ def test_the_norm_of_gradients_in_bf16_is_not_rounded() -> None:
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     exact = torch.cat([gradient.double() for gradient in gradients]).norm().item()
     assert abs(torch.nn.utils.get_total_norm(gradients[:1]).item() - gradients[0].double().norm()) > 1e-4 * exact
-    assert clip_gradient(parameters, 1.0, Ranks()) == pytest.approx(exact, rel=1e-5)
+    assert clip_gradient(parameters, 1.0, ProcessGroup()) == pytest.approx(exact, rel=1e-5)
     clipped = torch.cat([gradient.double() for gradient in gradients]).norm().item()
     assert clipped == pytest.approx(1.0, rel=1e-3)
 
@@ -201,15 +201,15 @@ def test_the_norm_of_gradients_in_bf16_is_not_rounded() -> None:
 def test_without_a_limit_and_without_an_end_nothing_is_scaled() -> None:
     parameters = with_gradients()
     before = [None if each.grad is None else each.grad.clone() for each in parameters]
-    norm = clip_gradient(parameters, 0.0, Ranks())
+    norm = clip_gradient(parameters, 0.0, ProcessGroup())
     assert norm == pytest.approx(sum(float(grad.square().sum()) for grad in before if grad is not None) ** 0.5)
     endless = with_gradients(float("inf"))
-    assert not math.isfinite(clip_gradient(endless, 1.0, Ranks()))
+    assert not math.isfinite(clip_gradient(endless, 1.0, ProcessGroup()))
     for parameter, gradient in zip(parameters, before, strict=True):
         assert gradient is None or (parameter.grad is not None and torch.equal(parameter.grad, gradient))
 
 
-def clip_shards(ranks: Ranks, max_norm: float) -> tuple[float, list[Tensor]]:
+def clip_shards(ranks: ProcessGroup, max_norm: float) -> tuple[float, list[Tensor]]:
     mesh = init_device_mesh("cpu", (ranks.size,))
     parameters = []
     for parameter in with_gradients()[:-1]:
@@ -225,7 +225,7 @@ def clip_shards(ranks: Ranks, max_norm: float) -> tuple[float, list[Tensor]]:
 def test_shards_are_clipped_by_the_norm_of_the_whole(max_norm: float) -> None:
     """Of three ranks the last holds none of a tensor of two rows."""
     parameters = with_gradients()
-    norm = clip_gradient(parameters, max_norm, Ranks())
+    norm = clip_gradient(parameters, max_norm, ProcessGroup())
     for found, gradients in together(3, clip_shards, max_norm):
         assert found == pytest.approx(norm, rel=1e-6)
         for gradient, parameter in zip(gradients, parameters, strict=False):

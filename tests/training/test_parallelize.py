@@ -12,15 +12,15 @@ from tiny_models import network_of, write_model
 from token_rows import VOCAB, write_store
 from torch import nn
 from torch.distributed.tensor import DTensor
-from training.crew import together
+from training.rank_harness import together
 
 from luthier.catalog.hyperparameters import parse
 from luthier.data.batches import Layout, collate
 from luthier.data.tokens import TokenStore
 from luthier.layers.batch import Batch
-from luthier.training.config import Settings, read_settings
-from luthier.training.parallelize import ShardedModel, SharedModel, idle, layers, parallelize, remarks, units
-from luthier.training.ranks import Ranks
+from luthier.training.config import TrainingSettings, read_settings
+from luthier.training.parallelize import DataParallelModel, ShardedModel, idle, layers, parallelize, remarks, units
+from luthier.training.process_group import ProcessGroup
 from luthier.training.tensor_file import local
 from luthier.weights.generate import generate
 from luthier.weights.load import load_model
@@ -30,7 +30,7 @@ from luthier.weights.model import Model
 CPU = torch.device("cpu")
 
 
-def settings(**values: Any) -> Settings:
+def settings(**values: Any) -> TrainingSettings:
     return read_settings(parse({name: str(value) for name, value in values.items()}))
 
 
@@ -44,7 +44,7 @@ def write(root: Path, architecture: str, **shape: Any) -> str:
     return str(root)
 
 
-def load(root: str, asked: Settings) -> Model:
+def load(root: str, asked: TrainingSettings) -> Model:
     """The model that the settings ask for, with an adapter where they do."""
     method = asked.method
     model = load_model(Path(root) / "model", CPU, torch.float32, frozen=method.lora, quantization=method.quantization)
@@ -76,7 +76,7 @@ def test_the_layers_are_found(architecture: str, blocks: int, inner: int) -> Non
 
 def test_one_rank_keeps_the_model_as_it_is(tmp_path: Path) -> None:
     model = load(write(tmp_path, "llama"), settings())
-    assert parallelize(model, Ranks(), CPU, settings(enable_fsdp=True)) is model
+    assert parallelize(model, ProcessGroup(), CPU, settings(enable_fsdp=True)) is model
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def held(parameters: list[nn.Parameter]) -> tuple[int, int]:
     return sum(local(parameter).numel() for parameter in parameters), sum(each.numel() for each in parameters)
 
 
-def shares(ranks: Ranks, root: str, values: dict[str, Any]) -> dict[str, tuple[int, int]]:
+def shares(ranks: ProcessGroup, root: str, values: dict[str, Any]) -> dict[str, tuple[int, int]]:
     asked = settings(enable_fsdp=True, **values)
     model = parallelize(load(root, asked), ranks, CPU, asked)
     assert isinstance(model, ShardedModel)
@@ -125,11 +125,11 @@ def test_each_rank_holds_its_share(tmp_path: Path, values: dict[str, Any]) -> No
 # What it computes
 
 
-def gradients(ranks: Ranks, root: str, fsdp: bool) -> dict[str, Any]:
+def gradients(ranks: ProcessGroup, root: str, fsdp: bool) -> dict[str, Any]:
     """Three batches on two ranks: rank 1 has one, and computes a second time where others need it to."""
     asked = settings(peft_type="none", enable_fsdp=fsdp)
     model = parallelize(load(root, asked), ranks, CPU, asked)
-    assert isinstance(model, SharedModel)
+    assert isinstance(model, DataParallelModel)
     own = [batch_of(root, model, 0, 1), batch_of(root, model, 4)] if ranks.leads else [batch_of(root, model, 2, 3)]
     loss = 0.0
     for batch in [*own, *([idle(own[0])] if fsdp and not ranks.leads else [])]:
@@ -185,7 +185,7 @@ def answers(model: Model, stop_ids: list[int]) -> list[list[int]]:
     return [answer.ids for answer in found]
 
 
-def use(ranks: Ranks, root: str, values: dict[str, Any], stop_ids: list[int]) -> dict[str, Any]:
+def use(ranks: ProcessGroup, root: str, values: dict[str, Any], stop_ids: list[int]) -> dict[str, Any]:
     asked = settings(enable_fsdp=True, **values)
     model = parallelize(load(root, asked), ranks, CPU, asked)
     assert isinstance(model, ShardedModel)
@@ -226,7 +226,7 @@ def test_shards_score_and_answer_as_the_whole(tmp_path: Path, architecture: str,
     assert all(parameter.numel() == 0 for parameter in found[1]["state"].values())
 
 
-def round_both(ranks: Ranks, root: str) -> dict[str, torch.Tensor]:
+def round_both(ranks: ProcessGroup, root: str) -> dict[str, torch.Tensor]:
     asked = settings(enable_fsdp=True, peft_type="none")
     model = parallelize(load(root, asked), ranks, CPU, asked)
     assert isinstance(model, ShardedModel)

@@ -14,13 +14,13 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 from tiny_models import write_model, write_rows
-from training.jobs import lay_out, lines, run
+from training.job_folders import lay_out, lines, run
 
 from luthier.errors import SettingError
 from luthier.evaluation.evaluate import evaluate
 from luthier.jobfolder import JobFolder
 from luthier.training import doctor
-from luthier.training.forecast import forecast
+from luthier.training.capacity import estimate_resources
 from luthier.weights.load import load_model
 from luthier.weights.lora import Adapter, attach
 from luthier.weights.quantize import Quantization
@@ -86,7 +86,7 @@ def test_evaluate_scores_the_model_that_was_trained(runs: Runs, method: str, tmp
 def test_less_memory_is_foreseen(runs: Runs) -> None:
     def memory(quantization: Quantization | None) -> int:
         model = load_model(runs.model, torch.device("cpu"), torch.float32, frozen=True, quantization=quantization)
-        return forecast(attach(model, Adapter(2, 4, 0.0, ("q_proj",)), 0), 1).memory
+        return estimate_resources(attach(model, Adapter(2, 4, 0.0, ("q_proj",)), 0), 1).memory
 
     held = [Quantization(4), Quantization(4, double_quant=False), Quantization(8), None]
     needed = [memory(quantization) for quantization in held]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 from tiny_models import ARCHITECTURES, write_model, write_rows
-from training.jobs import lay_out, lines, start
+from training.job_folders import lay_out, lines, start
 
 from luthier.jobfolder import JobFolder
 

@@ -1,4 +1,4 @@
-"""A step over micro-batches has the gradient of one big batch, the last partial window included."""
+"""A step over micro-batches has the gradient of one big batch, the last partial accumulation included."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 from luthier.data.batches import Layout, Plan, collate
 from luthier.errors import LuthierError
 from luthier.layers.batch import Batch
-from luthier.training.ranks import Ranks
-from luthier.training.step import StepResult, Window, draw_from, take_step
+from luthier.training.process_group import ProcessGroup
+from luthier.training.step import MicroBatches, StepResult, draw_from, take_step
 from luthier.weights.model import Model
 
 
@@ -31,30 +31,30 @@ class Rows:
         return self.rows[index]
 
 
-def step_on(architecture: str, windows: list[list[int]], max_norm: float = 0.0) -> tuple[StepResult, dict[str, Tensor]]:
-    """Take one step on `windows` of rows with plain SGD, so that weights show the gradient itself."""
+def step_on(architecture: str, batches: list[list[int]], max_norm: float = 0.0) -> tuple[StepResult, dict[str, Tensor]]:
+    """Take one step on `batches` of rows with SGD, so that weights show the gradient itself."""
     network = network_of(architecture)
     model = Model(network, torch.float32, torch.device("cpu"))
     optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
     rows = Rows(11)
     before = {name: value.detach().clone() for name, value in network.named_parameters()}
-    batches: list[Batch] = [collate(rows, window, Layout(True, 3)) for window in windows]  # type: ignore[arg-type]
-    result = take_step(model, optimizer, Window(batches, "seed", Ranks()), 1.0, max_norm)
+    collated: list[Batch] = [collate(rows, batch_rows, Layout(True, 3)) for batch_rows in batches]  # type: ignore[arg-type]
+    result = take_step(model, optimizer, MicroBatches(collated, "seed", ProcessGroup()), 1.0, max_norm)
     return result, {name: before[name] - value.detach() for name, value in network.named_parameters()}
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("windows", [[[0, 1], [2, 3], [4, 5]], [[0], [1, 2, 3, 4, 5]], [[5, 4], [3, 2], [1], [0]]])
-def test_accumulated_equals_one_batch(architecture: str, windows: list[list[int]]) -> None:
+@pytest.mark.parametrize("batches", [[[0, 1], [2, 3], [4, 5]], [[0], [1, 2, 3, 4, 5]], [[5, 4], [3, 2], [1], [0]]])
+def test_accumulated_equals_one_batch(architecture: str, batches: list[list[int]]) -> None:
     whole, expected = step_on(architecture, [[0, 1, 2, 3, 4, 5]])
-    parts, found = step_on(architecture, windows)
+    parts, found = step_on(architecture, batches)
     assert parts.loss == pytest.approx(whole.loss, rel=1e-6)
     assert (parts.tokens, parts.completion_tokens) == (whole.tokens, whole.completion_tokens)
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6)
 
 
-def test_the_last_partial_window_weighs_its_own_tokens() -> None:
+def test_the_last_partial_accumulation_weighs_its_own_tokens() -> None:
     plan = Plan(np.arange(11), rows_per_batch=2, accumulation=4, seed=0)
     last = plan.micro_batches(plan.steps_per_epoch - 1)
     assert [len(batch) for batch in last] == [2, 1]
@@ -98,18 +98,22 @@ def test_a_loss_that_is_not_finite_leaves_the_weights() -> None:
     model = Model(network, torch.float32, torch.device("cpu"))
     batch: Batch = collate(Rows(3), [0, 1], Layout(True, 3))  # type: ignore[arg-type]
     with pytest.raises(LuthierError, match=r"no longer finite .*learning_rate"):
-        take_step(model, torch.optim.SGD(network.parameters(), lr=1.0), Window([batch], "", Ranks()), 1.0, 1.0)
+        take_step(
+            model, torch.optim.SGD(network.parameters(), lr=1.0), MicroBatches([batch], "", ProcessGroup()), 1.0, 1.0
+        )
     for before, after in zip(kept, network.parameters(), strict=True):
         assert torch.equal(before.nan_to_num(), after.detach().nan_to_num())
 
 
-def gradient_under_dropout(windows: list[list[int]], seed: str) -> dict[str, Tensor]:
+def gradient_under_dropout(batches: list[list[int]], seed: str) -> dict[str, Tensor]:
     network = network_of("llama", dropout=0.3)
     model = Model(network.train(), torch.float32, torch.device("cpu"))
     before = {name: value.detach().clone() for name, value in network.named_parameters()}
     rows = Rows(11)
-    batches = [collate(rows, window, Layout(True, 3)) for window in windows]  # type: ignore[arg-type]
-    take_step(model, torch.optim.SGD(network.parameters(), lr=1.0), Window(batches, seed, Ranks()), 1.0, 0.0)
+    collated = [collate(rows, batch_rows, Layout(True, 3)) for batch_rows in batches]  # type: ignore[arg-type]
+    take_step(
+        model, torch.optim.SGD(network.parameters(), lr=1.0), MicroBatches(collated, seed, ProcessGroup()), 1.0, 0.0
+    )
     return {name: before[name] - value.detach() for name, value in network.named_parameters()}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from training.lab import TOLERANCE, Effects, Lab
+from training.training_harness import TOLERANCE, Effects, Lab
 
 VALIDATION_EFFECTS = Effects()
 

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_models import write_model, write_rows
 from torch import Tensor
-from training.jobs import lay_out, run
+from training.job_folders import lay_out, run
 
 from luthier.errors import CapacityError, UserError
 from luthier.home import cache_root

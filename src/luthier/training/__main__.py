@@ -23,7 +23,7 @@ from luthier import entrypoint
 from luthier.errors import LuthierError
 from luthier.jobfolder import JobFolder
 from luthier.training import launch
-from luthier.training.ranks import Ranks, joined, under_torchrun
+from luthier.training.process_group import ProcessGroup, joined, under_torchrun
 
 
 def main(arguments: list[str]) -> None:
@@ -93,7 +93,7 @@ def run_job(*arguments: Any, **options: Any) -> None:
     job.run_job(*arguments, **options)
 
 
-def _voice(ranks: Ranks) -> Console:
+def _voice(ranks: ProcessGroup) -> Console:
     """Rank 0 speaks."""
     return Console(soft_wrap=False, quiet=not ranks.leads)
 

@@ -3,7 +3,7 @@
     rank 1, 2, ...  --here-->  rank 0  --all are here-->  rank 1, 2, ...
 
 It takes some tens of microseconds where gloo's barrier takes most of a millisecond, and is waited at hundreds of times
-a step (shared_sum.py). It knows sockets, nothing of what the ranks do.
+a step (shared_memory_reduce.py). It knows sockets, nothing of what the ranks do.
 """
 
 from __future__ import annotations

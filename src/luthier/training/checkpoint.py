@@ -28,7 +28,7 @@ from torch import Tensor
 from luthier.errors import CheckpointError
 from luthier.jobfolder import write_json
 from luthier.training.loss_scale import START
-from luthier.training.ranks import Ranks
+from luthier.training.process_group import ProcessGroup
 from luthier.training.tensor_file import StoredTensors, write_tensors
 
 FILES = ("weights.safetensors", "optimizer.safetensors")
@@ -64,11 +64,11 @@ class Checkpoints:
     does not depend on how many they are.
     """
 
-    def __init__(self, folder: Path, limit: int, fingerprint: str, ranks: Ranks | None = None) -> None:
+    def __init__(self, folder: Path, limit: int, fingerprint: str, ranks: ProcessGroup | None = None) -> None:
         self.folder = folder
         self.limit = limit
         self.fingerprint = fingerprint
-        self.ranks = ranks or Ranks()
+        self.ranks = ranks or ProcessGroup()
 
     def save(self, state: TrainingState, weights: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> Path:
         """Write a checkpoint of `state.step` and drop those beyond the limit. It is there when a rank returns."""

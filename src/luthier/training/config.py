@@ -116,7 +116,7 @@ class ValidationSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class TrainingSettings:
     """All of them, and what of the given ones changes nothing (`idle`, in words)."""
 
     run: RunSettings
@@ -126,7 +126,7 @@ class Settings:
     idle: tuple[str, ...]
 
 
-def read_settings(values: Hyperparameters) -> Settings:
+def read_settings(values: Hyperparameters) -> TrainingSettings:
     """Group the hyperparameters; SettingError for pairs that contradict each other."""
     _check_together(values)
     v = cast(dict[str, Any], dict(values))
@@ -139,7 +139,7 @@ def read_settings(values: Hyperparameters) -> Settings:
         v["dataloader_drop_last"], v["pad_to_max_length"],
     )  # fmt: skip
     run.accumulation_of()  # what one rank cannot divide, no number of them can
-    return Settings(
+    return TrainingSettings(
         run,
         MethodSettings(
             adapter, v["lora_r"], v["lora_alpha"], v["lora_dropout"], v["lora_target_modules"], v["use_rslora"],

@@ -32,16 +32,16 @@ from luthier.evaluation.held_out import HeldOut, ScoreSettings
 from luthier.evaluation.report import write_report
 from luthier.home import cache_root
 from luthier.jobfolder import JobFolder, write_json
-from luthier.training.announce import announce_data, announce_order, announce_result, shown
+from luthier.training.capacity import check_capacity, estimate_resources
 from luthier.training.checkpoint import Checkpoints, TrainingState
-from luthier.training.forecast import check_room, forecast
+from luthier.training.console import print_data, print_job, print_result, shown
+from luthier.training.final_metrics import peak_memory, write_final_metrics
 from luthier.training.memory import RowLimits, row_limits, unfound
-from luthier.training.metrics import MetricsLog, NoLog, TrainingBar
-from luthier.training.order import Order, read_order
-from luthier.training.outcome import peak_memory, write_metrics
+from luthier.training.metrics import MetricsLog, NullMetricsLog, TrainingProgress
 from luthier.training.parallelize import ShardedModel, parallelize, remarks
-from luthier.training.ranks import Ranks
-from luthier.training.record import model_record, run_record
+from luthier.training.process_group import ProcessGroup
+from luthier.training.provenance import model_provenance, run_provenance
+from luthier.training.resolved_job import ResolvedJob, resolve_job
 from luthier.training.train import Run, load_weights, train
 from luthier.weights.artifact import pack, round_weights, save_artifact
 from luthier.weights.load import load_model, weights_bytes
@@ -58,12 +58,12 @@ class Stage:
     """What the stages share once the data is prepared."""
 
     folder: JobFolder
-    order: Order
+    order: ResolvedJob
     tokenizer: Tokenizer
     prepared: Prepared
     record: dict[str, Any]
     console: Console
-    ranks: Ranks = field(default_factory=Ranks)
+    ranks: ProcessGroup = field(default_factory=ProcessGroup)
     limits: RowLimits = field(init=False)
     score_seconds: float = 0.0
     earlier_seconds: float = 0.0  # training time of the processes that this one goes on from
@@ -91,14 +91,14 @@ class Stage:
 
 
 def run_job(
-    folder: JobFolder, resume: bool, console: Console, ranks: Ranks | None = None, locked: bool = False
+    folder: JobFolder, resume: bool, console: Console, ranks: ProcessGroup | None = None, locked: bool = False
 ) -> None:
     """Run the job in `folder` to its end. Raises a LuthierError when it cannot; Interrupted when it was stopped.
 
     Each of several ranks calls this. `locked`: whoever started them holds the folder, and hears the user.
     """
     started = time.monotonic()
-    ranks = ranks or Ranks()
+    ranks = ranks or ProcessGroup()
     with nullcontext() if locked or not ranks.leads else folder.locked():
         stage = _prepare_first(folder, resume, console, ranks)
         with needed_for("loading the model", "set peft_type=lora and bits=4, or take a smaller model"):
@@ -109,7 +109,7 @@ def run_job(
             stage.order.fingerprint(stage.prepared.fingerprint, stage.record["model"]["weights_sha256"]),
             ranks,
         )
-        check_room(forecast(model, checkpoints.limit), folder.root, stage.order.device, ranks.size)
+        check_capacity(estimate_resources(model, checkpoints.limit), folder.root, stage.order.device, ranks.size)
         sides = _held_out(stage)
         with nullcontext(ranks.ask) if locked else stop_requests(console) as ranks.ask:
             for side, held_out in sides.items():
@@ -124,14 +124,14 @@ def run_job(
         _finish(stage, model, state, list(sides), time.monotonic() - started)
 
 
-def _prepare_first(folder: JobFolder, resume: bool, console: Console, ranks: Ranks) -> Stage:
+def _prepare_first(folder: JobFolder, resume: bool, console: Console, ranks: ProcessGroup) -> Stage:
     """Let rank 0 prepare, for as long as it takes; the other ranks then open what it left."""
     if ranks.leads:
         stage = _prepare(folder, resume, console, ranks)
         ranks.reached("prepared")
         return stage
     ranks.until("prepared")
-    order = _own(read_order(folder, _say_nothing), ranks)
+    order = _own(resolve_job(folder, _say_nothing), ranks)
     tokenizer = Tokenizer.load(order.base, order.chat_template)
     prepared = prepare(order.channels, order.data, tokenizer, cache_root(), _say_nothing)
     record = json.loads((folder.root / "run.json").read_text("utf-8"))
@@ -142,21 +142,21 @@ def _say_nothing(text: str) -> None:
     """What the other ranks say of what rank 0 has said."""
 
 
-def _own(order: Order, ranks: Ranks) -> Order:
+def _own(order: ResolvedJob, ranks: ProcessGroup) -> ResolvedJob:
     return replace(order, device=ranks.device(order.device))
 
 
-def _prepare(folder: JobFolder, resume: bool, console: Console, ranks: Ranks) -> Stage:
+def _prepare(folder: JobFolder, resume: bool, console: Console, ranks: ProcessGroup) -> Stage:
     def say(text: str) -> None:
         console.print(text, highlight=False, markup=False)
 
-    order = _own(read_order(folder, say), ranks)
+    order = _own(resolve_job(folder, say), ranks)
     run = order.settings.run
     if not resume:  # a resumed run keeps its steps' rows, whatever its ranks
         run.accumulation_of(ranks.size)
     quantization = order.settings.method.quantization
     quantized = quantization.to_record() if quantization else None  # refused here, before any work, if it cannot be
-    announce_order(console, order, ranks.size)
+    print_job(console, order, ranks.size)
     set_threads(order.data.workers)  # loading already starts the threads
     tokenizer = Tokenizer.load(order.base, order.chat_template)
     prepared = prepare(order.channels, order.data, tokenizer, cache_root(), say)
@@ -169,8 +169,8 @@ def _prepare(folder: JobFolder, resume: bool, console: Console, ranks: Ranks) ->
     else:
         prepared.split.save(folder.split)
     run.check_rows(len(prepared.split.train))
-    record = run_record(
-        order.job, order.hyperparameters, model_record(order.location, order.base), prepared, str(order.device),
+    record = run_provenance(
+        order.job, order.hyperparameters, model_provenance(order.location, order.base), prepared, str(order.device),
         str(order.dtype).removeprefix("torch."),
     )  # fmt: skip
     record["quantization"] = quantized
@@ -178,7 +178,7 @@ def _prepare(folder: JobFolder, resume: bool, console: Console, ranks: Ranks) ->
     record["warnings"] += [*order.warnings, *remarks(run.fsdp, order.settings.method.bits, ranks.size)]
     record["warnings"] += unfound(order.settings, run.fsdp and ranks.size > 1)
     write_json(folder.root / "run.json", record)
-    announce_data(console, prepared, record["warnings"])
+    print_data(console, prepared, record["warnings"])
     return Stage(folder, order, tokenizer, prepared, record, console, ranks)
 
 
@@ -270,9 +270,13 @@ def _train(stage: Stage, model: Model, checkpoints: Checkpoints, resume: bool) -
     if run.layout.packed and run.settings.run.pad_to_max:
         stage.say("pad_to_max_length=True has no effect: rows are packed, none is padded (packing=False pads them)")
     stage.earlier_seconds = state.seconds
-    log = MetricsLog(stage.folder.metrics_lines, stage.folder.events, state.step) if stage.ranks.leads else NoLog()
+    log = (
+        MetricsLog(stage.folder.metrics_lines, stage.folder.events, state.step)
+        if stage.ranks.leads
+        else NullMetricsLog()
+    )
     try:
-        with TrainingBar(stage.console, run.total_steps, state.step) as bar:
+        with TrainingProgress(stage.console, run.total_steps, state.step) as bar:
             train(run, state, log, bar)
     except Interrupted as stop:
         raise Interrupted(f"{stop}; go on with: {stage.resume_line}") from None
@@ -336,9 +340,9 @@ def _finish(stage: Stage, model: Model, state: TrainingState, sides: list[str], 
         "score_seconds": round(stage.score_seconds, 2),
         "total_seconds": round(seconds + stage.earlier_seconds, 2),
     }
-    metrics = write_metrics(folder, stage.order, state, model, sides, plan.epoch_of(state.step), spent, peaks)
+    metrics = write_final_metrics(folder, stage.order, state, model, sides, plan.epoch_of(state.step), spent, peaks)
     write_report(folder)
-    announce_result(stage.console, folder, metrics)
+    print_result(stage.console, folder, metrics)
 
 
 @contextmanager

@@ -38,7 +38,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from luthier.errors import Interrupted, LuthierError, SettingError
 from luthier.jobfolder import Job, write_json
-from luthier.training.ranks import TIMEOUT, timeout
+from luthier.training.process_group import TIMEOUT, timeout
 
 BESIDE = "LUTHIER_BESIDE_RANKS"
 """The environment variable that tells a rank where the folder beside the ranks is."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from luthier.layers.batch import Batch
-from luthier.training.config import Settings
+from luthier.training.config import TrainingSettings
 from luthier.weights.row_limit import ADVICE, RowLimit, out_of_memory, release
 
 Result = TypeVar("Result")
@@ -30,7 +30,7 @@ class RowLimits:
     answering: RowLimit
 
 
-def row_limits(settings: Settings, sharded: bool, say: Callable[[str], None]) -> RowLimits:
+def row_limits(settings: TrainingSettings, sharded: bool, say: Callable[[str], None]) -> RowLimits:
     """Limits of a run, none reached yet. `sharded`: no rank can cut its rows without the others."""
     changes = ["lower max_input_length"]
     if not settings.run.gradient_checkpointing:
@@ -50,7 +50,7 @@ def row_limits(settings: Settings, sharded: bool, say: Callable[[str], None]) ->
     )
 
 
-def unfound(settings: Settings, sharded: bool) -> list[str]:
+def unfound(settings: TrainingSettings, sharded: bool) -> list[str]:
     """What to say of auto_find_batch_size where ranks share one model."""
     if settings.run.find_batch and sharded:
         return ["auto_find_batch_size has no effect with enable_fsdp on several ranks: one cannot cut its rows alone"]
@@ -58,7 +58,7 @@ def unfound(settings: Settings, sharded: bool) -> list[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Cutter:
+class BatchSplitter:
     """Cuts micro-batches down to what fits. `collate` builds the micro-batch of some rows."""
 
     limit: RowLimit

@@ -41,7 +41,7 @@ class MetricsLog:
         self._events.close()
 
 
-class NoLog:
+class NullMetricsLog:
     """The log of a rank that does not lead: what it would write, rank 0 writes."""
 
     def write(self, **line: Any) -> None:
@@ -64,7 +64,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-class TrainingBar:
+class TrainingProgress:
     """Progress of a run: a live bar in a terminal, a line every half minute elsewhere."""
 
     QUIET_SECONDS = 30.0
@@ -83,7 +83,7 @@ class TrainingBar:
         )  # fmt: skip
         self._task = self._bar.add_task("training", total=total_steps, completed=done_steps, loss="-", rate="-")
 
-    def __enter__(self) -> TrainingBar:
+    def __enter__(self) -> TrainingProgress:
         self._bar.start()
         return self
 

@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 from luthier.errors import CheckpointError
 from luthier.training.bf16_adamw import CACHED, Bf16AdamW
 from luthier.training.config import OptimizerSettings
-from luthier.training.ranks import Ranks
+from luthier.training.process_group import ProcessGroup
 from luthier.training.tensor_file import laid_like, local
 
 
@@ -79,7 +79,7 @@ def restore_optimizer(
         optimizer.state[parameter][moment] = laid_like(value, parameter)
 
 
-def clip_gradient(parameters: Sequence[nn.Parameter], max_norm: float, ranks: Ranks) -> float:
+def clip_gradient(parameters: Sequence[nn.Parameter], max_norm: float, ranks: ProcessGroup) -> float:
     """Return the norm of the whole gradient, of which each rank may hold a share, after scaling it to `max_norm`.
 
     0 as `max_norm` scales nothing; neither does a norm that is not finite.

@@ -23,8 +23,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from luthier.layers.batch import Batch
-from luthier.training.config import Settings
-from luthier.training.ranks import Ranks
+from luthier.training.config import TrainingSettings
+from luthier.training.process_group import ProcessGroup
 from luthier.training.tensor_file import local, whole
 from luthier.weights.model import Model, Scores
 
@@ -32,10 +32,10 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class SharedModel(Model):
+class DataParallelModel(Model):
     """A model that several ranks run together, each holding all of it."""
 
-    def __init__(self, model: Model, ranks: Ranks, device: torch.device) -> None:
+    def __init__(self, model: Model, ranks: ProcessGroup, device: torch.device) -> None:
         super().__init__(model.network, model.dtype, device)
         self.ranks = ranks
 
@@ -47,13 +47,13 @@ class SharedModel(Model):
         return self.ranks.each(work, items)
 
 
-class ShardedModel(SharedModel):
+class ShardedModel(DataParallelModel):
     """A model of which every rank holds a share: every rank must compute with it equally often.
 
     Weights in `kept` are left as they are on every rank.
     """
 
-    def __init__(self, model: Model, ranks: Ranks, device: torch.device, kept: set[nn.Parameter]) -> None:
+    def __init__(self, model: Model, ranks: ProcessGroup, device: torch.device, kept: set[nn.Parameter]) -> None:
         super().__init__(model, ranks, device)
         if device.type == "cpu":
             _return_freed_memory()
@@ -154,12 +154,12 @@ class _Root(nn.Module):
             self.running = False
 
 
-def parallelize(model: Model, ranks: Ranks, device: torch.device, settings: Settings) -> Model:
+def parallelize(model: Model, ranks: ProcessGroup, device: torch.device, settings: TrainingSettings) -> Model:
     """The model as `ranks` run it together, each on its own `device`; of one rank, as it is."""
     if ranks.size == 1:
         return model
     if not settings.run.fsdp:
-        return SharedModel(model, ranks, device)
+        return DataParallelModel(model, ranks, device)
     frozen = {parameter for parameter in model.network.parameters() if not parameter.requires_grad}
     return ShardedModel(model, ranks, device, frozen if settings.method.bits == 8 else set())
 

@@ -18,15 +18,15 @@ from torch.distributed.tensor import DTensor
 from luthier.errors import LuthierError
 from luthier.layers.batch import Batch
 from luthier.training.loss_scale import LossScale
-from luthier.training.memory import Cutter
+from luthier.training.memory import BatchSplitter
 from luthier.training.optimizer import clip_gradient
-from luthier.training.ranks import Ranks
+from luthier.training.process_group import ProcessGroup
 from luthier.weights.model import Model
 from luthier.weights.row_limit import needed_for
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
+class MicroBatches:
     """The micro-batches that this rank takes in a step; it may have none.
 
     Random numbers (dropout) are drawn anew for each from `seed` and its rows: it does not matter which rank takes it,
@@ -35,8 +35,8 @@ class Window:
 
     batches: Sequence[Batch]
     seed: str
-    ranks: Ranks
-    cutter: Cutter | None = None
+    ranks: ProcessGroup
+    cutter: BatchSplitter | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class StepResult:
 def take_step(
     model: Model,
     optimizer: torch.optim.Optimizer,
-    window: Window,
+    window: MicroBatches,
     learning_rate: float,
     max_norm: float,
     smoothing: float = 0.0,
@@ -92,7 +92,7 @@ def take_step(
     return StepResult(loss_sum / labels, int(tokens), int(labels), norm)
 
 
-def _accumulate(model: Model, window: Window, labels: float, smoothing: float, scale: float) -> float:
+def _accumulate(model: Model, window: MicroBatches, labels: float, smoothing: float, scale: float) -> float:
     """Add up the gradient of the mean loss, times `scale`; return the summed loss of all ranks."""
 
     def attempt(batches: Sequence[Batch]) -> float:
@@ -117,7 +117,7 @@ def draw_from(seed: str, rows: tuple[int, ...]) -> None:
     torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
-def _add_up(parameters: Sequence[nn.Parameter], ranks: Ranks) -> None:
+def _add_up(parameters: Sequence[nn.Parameter], ranks: ProcessGroup) -> None:
     """Add up the gradients of the ranks where each holds whole ones; shards were added up in the backward pass."""
     whole = [parameter for parameter in parameters if not isinstance(parameter, DTensor)]
     if ranks.size > 1:
@@ -133,7 +133,7 @@ def _unscale(parameters: Sequence[nn.Parameter], scale: float) -> None:
             parameter.grad.div_(scale)
 
 
-def _not_finite(window: Window, scale: LossScale | None) -> str:
+def _not_finite(window: MicroBatches, scale: LossScale | None) -> str:
     rows = sorted(row for batch in window.batches for row in batch.rows)
     advice = "lower learning_rate, or set max_grad_norm"
     if scale:

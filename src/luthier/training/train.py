@@ -20,14 +20,14 @@ from luthier.errors import Interrupted
 from luthier.evaluation.likelihood import Likelihood, score_rows, total
 from luthier.layers.batch import Batch
 from luthier.training.checkpoint import Checkpoints, TrainingState
-from luthier.training.config import Settings
+from luthier.training.config import TrainingSettings
 from luthier.training.loss_scale import LossScale
-from luthier.training.memory import Cutter, RowLimits
-from luthier.training.metrics import MetricsLog, NoLog, TrainingBar
+from luthier.training.memory import BatchSplitter, RowLimits
+from luthier.training.metrics import MetricsLog, NullMetricsLog, TrainingProgress
 from luthier.training.optimizer import build_optimizer, learning_rate, optimizer_tensors, restore_optimizer
 from luthier.training.parallelize import ShardedModel, idle
-from luthier.training.ranks import Ranks
-from luthier.training.step import StepResult, Window, take_step
+from luthier.training.process_group import ProcessGroup
+from luthier.training.step import MicroBatches, StepResult, take_step
 from luthier.training.tensor_file import laid_like, local
 from luthier.weights.model import Model
 from luthier.weights.row_limit import RowLimit
@@ -41,10 +41,10 @@ class Run:
     tokens: TokenStore
     plan: Plan
     validation_rows: np.ndarray
-    settings: Settings
+    settings: TrainingSettings
     layout: Layout
     checkpoints: Checkpoints
-    ranks: Ranks
+    ranks: ProcessGroup
     limits: RowLimits
 
     @property
@@ -53,7 +53,7 @@ class Run:
         limit = self.settings.run.max_steps
         return limit if limit > 0 else self.settings.run.epochs * self.plan.steps_per_epoch
 
-    def window(self, step: int) -> Window:
+    def window(self, step: int) -> MicroBatches:
         """This rank's micro-batches of a step, counted from 0."""
         every = self.plan.micro_batches(step)
         own = self.ranks.deal(every)
@@ -62,8 +62,8 @@ class Run:
         batches = [self.collate(rows) for rows in own]
         if isinstance(self.model, ShardedModel) and len(batches) < self.ranks.rounds(len(every)):
             batches.append(idle(self.collate(every[-1][:1])))
-        return Window(
-            batches, f"{self.settings.run.seed}:{step}", self.ranks, Cutter(self.limits.training, self.collate)
+        return MicroBatches(
+            batches, f"{self.settings.run.seed}:{step}", self.ranks, BatchSplitter(self.limits.training, self.collate)
         )
 
     def collate(self, rows: list[int]) -> Batch:
@@ -83,7 +83,7 @@ class Run:
         return result
 
 
-def train(run: Run, state: TrainingState, log: MetricsLog | NoLog, bar: TrainingBar) -> None:
+def train(run: Run, state: TrainingState, log: MetricsLog | NullMetricsLog, bar: TrainingProgress) -> None:
     """Train from `state` to the end; `state` is kept current. Raises Interrupted after saving when a stop was asked."""
     parameters = run.model.trainable()
     optimizer = build_optimizer(parameters, run.settings.optimizer, run.settings.run.seed)
@@ -116,7 +116,7 @@ def train(run: Run, state: TrainingState, log: MetricsLog | NoLog, bar: Training
     run.model.network.eval()
 
 
-def _agree(limit: RowLimit, ranks: Ranks) -> int | None:
+def _agree(limit: RowLimit, ranks: ProcessGroup) -> int | None:
     """Let every rank go on with what fits on each; return it."""
     least = min((rows for rows in ranks.gather(limit.rows) if rows), default=None)
     if ranks.leads and least != limit.rows:
@@ -146,7 +146,7 @@ def _count(state: TrainingState, result: StepResult, seconds: float) -> None:
     state.seconds += seconds
 
 
-def _log(run: Run, state: TrainingState, result: StepResult, rate: float, log: MetricsLog | NoLog) -> None:
+def _log(run: Run, state: TrainingState, result: StepResult, rate: float, log: MetricsLog | NullMetricsLog) -> None:
     if _logging_due(run, state.step):
         scale = {"loss_scale": state.loss_scale} if run.model.dtype is torch.float16 else {}
         limit = run.limits.training.rows
@@ -183,7 +183,7 @@ def _save_due(run: Run, step: int) -> bool:
     return step % (rule.save_steps if rule.save == "steps" else run.plan.steps_per_epoch) == 0
 
 
-def _validate(run: Run, state: TrainingState, log: MetricsLog | NoLog, bar: TrainingBar) -> bool:
+def _validate(run: Run, state: TrainingState, log: MetricsLog | NullMetricsLog, bar: TrainingProgress) -> bool:
     """Score the validation rows; return whether this is the best step so far."""
     rule = run.settings.validation
     found = run.validate()

@@ -1,7 +1,7 @@
 """The ranks of a run: the processes that train one model together, and what they tell each other.
 
-    one process      Ranks      agrees with itself
-    under torchrun   Together   words through gloo, gradients through shared memory (CPU) or NCCL (GPU)
+    one process      ProcessGroup   agrees with itself
+    under torchrun   DistributedProcessGroup   words through gloo, gradients through shared memory (CPU) or NCCL (GPU)
 
 Every exchange also carries whether the run was asked to stop, so that all ranks stop after the same step. An exchange
 that waits longer than the limit for another rank fails: a rank that hangs ends the run. What may take any time (rows
@@ -29,7 +29,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from luthier.errors import SettingError
 from luthier.training.barrier import await_others, join, listen
-from luthier.training.shared_sum import SharedSum, reserve
+from luthier.training.shared_memory_reduce import SharedMemoryReducer, reserve
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -40,7 +40,7 @@ _POLL_SECONDS = 0.05
 _DOOR = "door"
 
 
-class Ranks:
+class ProcessGroup:
     """One process on its own. `ask` says whether the run was asked to stop."""
 
     rank, size = 0, 1
@@ -109,7 +109,7 @@ class Ranks:
         return self.gather(value)[0]
 
 
-class Together(Ranks):
+class DistributedProcessGroup(ProcessGroup):
     """One of several ranks on this machine, connected by `torch.distributed`; `store` lies beside the exchanges."""
 
     def __init__(self, rank: int, size: int, store: Any) -> None:
@@ -117,7 +117,7 @@ class Together(Ranks):
         self.rank, self.size = rank, size
         self._store = store
         self._stopping = False
-        self._shared: SharedSum | None = None
+        self._shared: SharedMemoryReducer | None = None
         self._shares: bool | None = None  # whether there is memory to share; found out at the first gradient
 
     @property
@@ -156,7 +156,7 @@ class Together(Ranks):
                 if sums is not tensor:
                     tensor.copy_(sums)
 
-    def _memory(self) -> SharedSum | None:
+    def _memory(self) -> SharedMemoryReducer | None:
         """Memory that the ranks of this machine share; None without room for it, where gloo carries the sums."""
         if self._shares is None:
             self._share()
@@ -171,7 +171,7 @@ class Together(Ranks):
             return
         limit = timeout()
         barrier = await_others(door, self.size, limit) if door else join(folder / _DOOR, limit)
-        self._shared = SharedSum(folder, self.rank, self.size, barrier.wait)
+        self._shared = SharedMemoryReducer(folder, self.rank, self.size, barrier.wait)
         barrier.wait()
         if self.leads:
             shutil.rmtree(folder)
@@ -231,10 +231,10 @@ def timeout() -> float:
 
 
 @contextmanager
-def joined() -> Iterator[Ranks]:
+def joined() -> Iterator[ProcessGroup]:
     """This process's place among the ranks that torchrun started; without torchrun, it is the only one."""
     if not under_torchrun():
-        yield Ranks()
+        yield ProcessGroup()
         return
     if os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]) != os.environ["WORLD_SIZE"]:
         raise SettingError("the ranks are on several machines; expected all of them on one (torchrun --standalone)")
@@ -242,5 +242,5 @@ def joined() -> Iterator[Ranks]:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     limit = timedelta(seconds=timeout())
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
-    yield Together(rank, size, store)
+    yield DistributedProcessGroup(rank, size, store)
     dist.destroy_process_group()

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from luthier.jobfolder import JobFolder
 from luthier.training.job import run_job
-from luthier.training.ranks import Ranks, joined
+from luthier.training.process_group import ProcessGroup, joined
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PATIENCE = 240
@@ -81,7 +81,7 @@ def _loopback() -> str:
     return next(name for name in names if name.startswith("lo"))
 
 
-def job(ranks: Ranks, root: str, resume: bool = False, stop_at: int = 0) -> str:
+def job(ranks: ProcessGroup, root: str, resume: bool = False, stop_at: int = 0) -> str:
     """Run the job in the folder `root`; return what this rank said. It is asked to stop once `stop_at` is saved."""
     screen = StringIO()
     folder = JobFolder(root)

@@ -32,7 +32,7 @@ _ROOMS = 2
 _PLACE = Path("/dev/shm")  # noqa: S108 - memory, and the folder in it is its owner's alone
 
 
-class SharedSum:
+class SharedMemoryReducer:
     """The memory of `size` ranks in a reserved `folder`, of which this is `rank`.
 
     `wait` returns when all ranks have called it.

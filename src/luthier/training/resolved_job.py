@@ -20,18 +20,18 @@ from luthier.data.kind import resolve_kind
 from luthier.data.settings import DataSettings
 from luthier.errors import EulaError, RunFolderError, SettingError
 from luthier.jobfolder import Job, JobFolder
-from luthier.training.config import Settings, idle_on, read_settings, without_bf16
+from luthier.training.config import TrainingSettings, idle_on, read_settings, without_bf16
 from luthier.weights.convert import as_safetensors
 from luthier.weights.load import compute_dtype, find_device
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class ResolvedJob:
     """A checked order. `base` is the folder of the base model's files."""
 
     job: Job
     hyperparameters: Hyperparameters
-    settings: Settings
+    settings: TrainingSettings
     location: Location
     base: Path
     channels: dict[str, Path]
@@ -60,14 +60,14 @@ class Order:
     def fingerprint(self, data_fingerprint: str, weights_sha256: str) -> str:
         """Identity of the run's mathematics: a checkpoint is only read back under the same one.
 
-        Settings at their defaults are left out, so that a later version with more settings still reads it.
+        TrainingSettings at their defaults are left out, so that a later version with more settings still reads it.
         """
         chosen = {name: value for name, value in self.hyperparameters.items() if value != TABLE[name].default}
         identity = [data_fingerprint, weights_sha256, self.data.kind, chosen]
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
-def read_order(folder: JobFolder, say: Callable[[str], None]) -> Order:
+def resolve_job(folder: JobFolder, say: Callable[[str], None]) -> ResolvedJob:
     """Read and check a job folder, fetching the base model when it is not at hand.
 
     Raises the UserError that fits: unknown model, licence not accepted, bad hyperparameters, missing channel.
@@ -92,7 +92,7 @@ def read_order(folder: JobFolder, say: Callable[[str], None]) -> Order:
     dtype = compute_dtype(settings.run.precision, device)
     if settings.optimizer.in_bf16 and dtype is not torch.bfloat16:
         raise SettingError(without_bf16(str(dtype).removeprefix("torch.")))
-    return Order(job, hyperparameters, settings, location, base, channels, data, device, dtype)
+    return ResolvedJob(job, hyperparameters, settings, location, base, channels, data, device, dtype)
 
 
 def _read(asked: Mapping[str, Any], entry: Entry | None, kind: str, training: Path) -> tuple[Hyperparameters, str]:

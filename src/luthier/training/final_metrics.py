@@ -14,14 +14,14 @@ import torch
 from luthier.evaluation.compare import compare
 from luthier.jobfolder import FORMAT_VERSION, JobFolder, write_json
 from luthier.training.checkpoint import TrainingState
-from luthier.training.order import Order
+from luthier.training.resolved_job import ResolvedJob
 from luthier.weights.model import Model
 from luthier.weights.quantize import count_weights
 
 
-def write_metrics(
+def write_final_metrics(
     folder: JobFolder,
-    order: Order,
+    order: ResolvedJob,
     state: TrainingState,
     model: Model,
     sides: list[str],
@@ -54,7 +54,7 @@ def write_metrics(
     return metrics
 
 
-def _why_stopped(order: Order, state: TrainingState) -> str:
+def _why_stopped(order: ResolvedJob, state: TrainingState) -> str:
     if state.stopped_early:
         return "early_stopping"
     return "max_steps" if order.settings.run.max_steps > 0 else "completed"

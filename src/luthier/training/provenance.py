@@ -24,7 +24,7 @@ from luthier.weights.fingerprint import weights_hash
 PACKAGES = ("luthier", "torch", "transformers", "peft", "tokenizers", "safetensors", "numpy")
 
 
-def model_record(location: Location, folder: Path) -> dict[str, Any]:
+def model_provenance(location: Location, folder: Path) -> dict[str, Any]:
     """Which base model, from where, and the hash of its weights."""
     config = read_config(folder)
     return {
@@ -38,7 +38,7 @@ def model_record(location: Location, folder: Path) -> dict[str, Any]:
     }
 
 
-def run_record(
+def run_provenance(
     job: Job, hyperparameters: Hyperparameters, model: Mapping[str, Any], prepared: Prepared, device: str, dtype: str
 ) -> dict[str, Any]:
     """Everything needed to do the run again; JSON-ready."""

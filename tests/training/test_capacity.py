@@ -7,8 +7,8 @@ import torch
 from tiny_models import network_of
 
 from luthier.training.bf16_adamw import Bf16AdamW
+from luthier.training.capacity import estimate_resources
 from luthier.training.config import OptimizerSettings
-from luthier.training.forecast import forecast
 from luthier.training.optimizer import build_optimizer, optimizer_tensors
 from luthier.weights.lora import Adapter, attach, linear_names
 from luthier.weights.model import Model
@@ -23,7 +23,7 @@ def test_all_weights(kept: torch.dtype, a_parameter: int) -> None:
     network = network_of("llama")
     model = Model(network.bfloat16() if kept is torch.bfloat16 else network, torch.bfloat16, CPU)
     count = sum(parameter.numel() for parameter in model.network.parameters())
-    need = forecast(model, checkpoints_kept=2)
+    need = estimate_resources(model, checkpoints_kept=2)
     assert need.memory == a_parameter * count
     assert need.checkpoints == 4 * (a_parameter * 3 // 4) * count
     assert need.artifact == 2 * 2 * count
@@ -39,7 +39,7 @@ def test_weights_in_bf16_take_what_is_forecast() -> None:
     held = [*model.trainable().values(), *optimizer_tensors(optimizer, model.trainable()).values()]
     held += [parameter.grad for parameter in model.network.parameters() if parameter.grad is not None]
     found = sum(tensor.numel() * tensor.element_size() for tensor in held if tensor.ndim)
-    assert found == forecast(model, checkpoints_kept=1).memory
+    assert found == estimate_resources(model, checkpoints_kept=1).memory
 
 
 def test_an_adapter_on_weights_in_bf16() -> None:
@@ -48,6 +48,6 @@ def test_an_adapter_on_weights_in_bf16() -> None:
     frozen = sum(parameter.numel() for parameter in base.parameters())
     model = attach(Model(base, torch.bfloat16, CPU), Adapter(4, 8, 0.0, linear_names(base)), seed=0)
     trained = sum(parameter.numel() for parameter in model.trainable().values())
-    need = forecast(model, checkpoints_kept=1)
+    need = estimate_resources(model, checkpoints_kept=1)
     assert need.memory == 2 * frozen + 16 * trained
     assert need.checkpoints == 3 * 12 * trained

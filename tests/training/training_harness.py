@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_models import write_model, write_rows
 from torch import Tensor
-from training.jobs import lay_out, lines, run
+from training.job_folders import lay_out, lines, run
 
 from luthier.jobfolder import JobFolder
 from luthier.layers import decoder

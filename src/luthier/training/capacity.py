@@ -18,7 +18,7 @@ ROOM_FOR_LOGS = 64 * 1024**2  # metrics, ledger, scores and report
 
 
 @dataclass(frozen=True, slots=True)
-class Forecast:
+class ResourceEstimate:
     """Bytes. `memory` is a rank's weights, gradients and AdamW's moments; activations come on top."""
 
     checkpoints: int
@@ -30,7 +30,7 @@ class Forecast:
         return self.checkpoints + self.artifact + ROOM_FOR_LOGS
 
 
-def forecast(model: Model, checkpoints_kept: int) -> Forecast:
+def estimate_resources(model: Model, checkpoints_kept: int) -> ResourceEstimate:
     """Compute what a run needs. A checkpoint is the trainable weights and two moments of their type.
 
     One more checkpoint than is kept lies on disk while it is written, and the best one is kept besides.
@@ -43,13 +43,13 @@ def forecast(model: Model, checkpoints_kept: int) -> Forecast:
     weights = sum(parameter.numel() for parameter in trained) * (4 if model.dtype is torch.float32 else 2)
     artifact = 2 * max(weights, 1)  # the folder and its archive
     memory = everything + 3 * held
-    return Forecast(one_checkpoint * (checkpoints_kept + 2), artifact, memory)
+    return ResourceEstimate(one_checkpoint * (checkpoints_kept + 2), artifact, memory)
 
 
-def check_room(need: Forecast, folder: Path, device: torch.device, ranks: int = 1) -> None:
+def check_capacity(need: ResourceEstimate, folder: Path, device: torch.device, ranks: int = 1) -> None:
     """CapacityError when the disk of `folder` or the memory of `device` cannot hold the run.
 
-    Ranks on the CPU share its memory; those on GPUs have one each.
+    ProcessGroup on the CPU share its memory; those on GPUs have one each.
     """
     free_disk = shutil.disk_usage(folder).free
     if need.disk > free_disk:

@@ -13,16 +13,15 @@ import torch
 from safetensors.torch import load_file
 from tiny_models import write_model, write_rows
 from torch import Tensor
-from training.crew import job, together
-from training.jobs import lay_out, lines, run
+from training.job_folders import lay_out, lines, run
+from training.rank_harness import job, together
 
 from luthier.data.prepare import prepare
 from luthier.errors import SettingError
 from luthier.jobfolder import JobFolder
-from luthier.training import job as room
-from luthier.training import ranks as exchanges
-from luthier.training import shared_sum
-from luthier.training.ranks import Ranks, timeout, under_torchrun
+from luthier.training import job as job_module
+from luthier.training import process_group, shared_memory_reduce
+from luthier.training.process_group import ProcessGroup, timeout, under_torchrun
 
 
 def weights(folder: JobFolder) -> dict[str, Tensor]:
@@ -53,7 +52,7 @@ def assert_same_run(found: JobFolder, expected: JobFolder) -> None:
 
 
 def test_one_rank_agrees_with_itself() -> None:
-    ranks = Ranks()
+    ranks = ProcessGroup()
     assert (ranks.rank, ranks.size, ranks.leads, ranks.stopping) == (0, 1, True, False)
     assert ranks.total(2, 0.5) == (2, 0.5)
     assert ranks.gather("a") == ["a"]
@@ -65,8 +64,8 @@ def test_one_rank_agrees_with_itself() -> None:
     assert ranks.stopping
 
 
-def exchange(ranks: Ranks) -> dict[str, Any]:
-    exchanges.BUCKET_BYTES = 16
+def exchange(ranks: ProcessGroup) -> dict[str, Any]:
+    process_group.BUCKET_BYTES = 16
     tensors = [torch.full((2, 3), 1.0 + ranks.rank), torch.ones(5), torch.ones(3, dtype=torch.bfloat16)]
     ranks.add_up(tensors)
     worked: list[int] = []
@@ -87,16 +86,16 @@ def exchange(ranks: Ranks) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def exchange_without_room(ranks: Ranks) -> dict[str, Any]:
-    shared_sum._PLACE = Path("/nowhere")
+def exchange_without_room(ranks: ProcessGroup) -> dict[str, Any]:
+    shared_memory_reduce._PLACE = Path("/nowhere")
     return exchange(ranks)
 
 
-def sums(ranks: Ranks) -> list[bool]:
+def sums(ranks: ProcessGroup) -> list[bool]:
     """Whether large and small tensors of two types, in many chunks, come out as one process adds them; one is laid
     otherwise on one rank.
     """
-    shared_sum.CHUNK_BYTES = 64 * 8
+    shared_memory_reduce.CHUNK_BYTES = 64 * 8
     found = []
     for dtype in (torch.float32, torch.bfloat16):
         torch.manual_seed(5)
@@ -113,10 +112,10 @@ def sums(ranks: Ranks) -> list[bool]:
 
 
 def test_sums_through_shared_memory_are_the_sums_in_order() -> None:
-    before = set(shared_sum._PLACE.glob("luthier-*"))
+    before = set(shared_memory_reduce._PLACE.glob("luthier-*"))
     for size in (2, 3):
         assert together(size, sums) == [[True] * 17] * size
-    assert set(shared_sum._PLACE.glob("luthier-*")) <= before
+    assert set(shared_memory_reduce._PLACE.glob("luthier-*")) <= before
 
 
 @pytest.mark.parametrize("work", [exchange, exchange_without_room])
@@ -134,7 +133,7 @@ def test_exchanges(work: Any) -> None:
         assert said["stopping"] == (False, True)  # rank 2 alone was asked
 
 
-def wait_long(ranks: Ranks) -> float:
+def wait_long(ranks: ProcessGroup) -> float:
     started = time.monotonic()
     if ranks.leads:
         time.sleep(4)
@@ -150,7 +149,7 @@ def test_until_waits_longer_than_exchanges_may() -> None:
     assert min(together(2, wait_long, LUTHIER_RANK_TIMEOUT="2")) > 3
 
 
-def stay_away(ranks: Ranks) -> None:
+def stay_away(ranks: ProcessGroup) -> None:
     if ranks.leads:
         ranks.total(1)
     time.sleep(30)
@@ -268,13 +267,13 @@ def go_on(tmp_path: Path, rows: Path, method: str, fsdp: bool, sizes: tuple[int,
             assert all(torch.equal(value, weights(broken)[name]) for name, value in weights(whole).items())
 
 
-def slow_to_prepare(ranks: Ranks, root: str) -> str:
+def slow_to_prepare(ranks: ProcessGroup, root: str) -> str:
     def slowly(*arguments: Any) -> Any:
         if ranks.leads:
             time.sleep(6)
         return prepare(*arguments)
 
-    vars(room)["prepare"] = slowly
+    vars(job_module)["prepare"] = slowly
     return job(ranks, root)
 
 

@@ -11,19 +11,19 @@ import pytest
 from luthier.catalog import find
 from luthier.errors import SettingError, UserError
 from luthier.jobfolder import Job, JobFolder
-from luthier.training.order import Order, read_order
+from luthier.training.resolved_job import ResolvedJob, resolve_job
 
 EULA = {"accepted": "2026-01-01T00:00:00Z", "licence": "L", "url": "u", "by": "me"}
 DEMARCATION = "add_input_output_demarcation_key"
 
 
-def order_of(place: Path, model: str | Path, row: dict[str, Any] | None = None, /, **settings: str) -> Order:
+def order_of(place: Path, model: str | Path, row: dict[str, Any] | None = None, /, **settings: str) -> ResolvedJob:
     """The order of a job over one row, as its folder says it; the model has no weights, which an order never reads."""
     rows = place / "rows.jsonl"
     rows.write_text(json.dumps(row or {"prompt": "p", "completion": "c"}) + "\n")
     folder = JobFolder(place / "run")
     folder.create(Job(str(model), device="cpu", eula=EULA), settings, {"training": rows})
-    return read_order(folder, lambda text: None)
+    return resolve_job(folder, lambda text: None)
 
 
 def model_at(folder: Path, **config: Any) -> Path:
@@ -90,7 +90,7 @@ def test_an_encoder_decoder_takes_its_user_s_word_and_rows_only(tmp_path: Path) 
 
 def test_a_model_fetched_from_the_hub_is_read_like_one_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = model_at(tmp_path / "fetched", is_encoder_decoder=True)
-    monkeypatch.setattr("luthier.training.order.fetch", lambda location, say: folder)
+    monkeypatch.setattr("luthier.training.resolved_job.fetch", lambda location, say: folder)
     order = order_of(tmp_path, "some-org/unheard-of-t5")
     assert order.entry is not None
     assert (order.entry.kinds, order.data.demarcation) == (("instruction", "autopilot"), False)

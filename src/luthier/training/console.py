@@ -12,10 +12,10 @@ from rich.table import Table
 from luthier.data.prepare import Prepared
 from luthier.evaluation.table import before_after_table
 from luthier.jobfolder import JobFolder
-from luthier.training.order import Order
+from luthier.training.resolved_job import ResolvedJob
 
 
-def announce_order(console: Console, order: Order, ranks: int) -> None:
+def print_job(console: Console, order: ResolvedJob, ranks: int) -> None:
     """Model, method and device, and how several ranks share them."""
     method = order.settings.method
     name = ("rs" if method.rslora else "") + ("DoRA" if method.dora else "LoRA")
@@ -30,7 +30,7 @@ def announce_order(console: Console, order: Order, ranks: int) -> None:
         console.print(f"{ranks} ranks, {shared}", highlight=False)
 
 
-def announce_data(console: Console, prepared: Prepared, warnings: Sequence[str]) -> None:
+def print_data(console: Console, prepared: Prepared, warnings: Sequence[str]) -> None:
     """Where every row went, and what deserves a second look."""
     counts, split = prepared.counts, prepared.split
     origin = f", {prepared.template_origin}" if prepared.template_origin else ""
@@ -49,7 +49,7 @@ def announce_data(console: Console, prepared: Prepared, warnings: Sequence[str])
         console.print(f"[yellow]warning:[/] {warning}", highlight=False)
 
 
-def announce_result(console: Console, folder: JobFolder, metrics: Mapping[str, Any]) -> None:
+def print_result(console: Console, folder: JobFolder, metrics: Mapping[str, Any]) -> None:
     """The before/after table, and where things are."""
     if metrics["split"]:
         console.print(before_after_table(metrics))
