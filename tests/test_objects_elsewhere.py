@@ -13,7 +13,7 @@ from typing import Any
 import boto3
 import pytest
 from moto.server import ThreadedMotoServer
-from served import Served, server
+from server_process import ServerProcess, server
 from wire.rows import instruction_folder
 
 KEYS = {"AWS_ACCESS_KEY_ID": "elsewhere", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
@@ -54,7 +54,7 @@ def test_a_job_with_rows_and_artifact_elsewhere(elsewhere: Any, tmp_path: Path) 
         assert not [path for path in (running.home / "objects").rglob("*") if path.is_file()]
 
 
-def train(running: Served, rows: Path) -> Any:
+def train(running: ServerProcess, rows: Path) -> Any:
     """A tiny job on rows that are sent through the server's own port."""
     s3, sagemaker = running.client("s3"), running.client("sagemaker")
     s3.create_bucket(Bucket="outside")
@@ -76,7 +76,7 @@ def train(running: Served, rows: Path) -> Any:
     return job
 
 
-def check_made_up_buckets(running: Served) -> None:
+def check_made_up_buckets(running: ServerProcess) -> None:
     """What the SDKs look for is there although the other S3 knows nothing of it."""
     s3 = running.client("s3")
     found = s3.get_object(Bucket="jumpstart-cache-prod-us-west-2", Key="models_manifest.json")["Body"]

@@ -22,7 +22,7 @@ import psutil
 import pytest
 import sqlalchemy as sa
 from botocore.exceptions import ClientError
-from served import Served, command, server
+from server_process import ServerProcess, command, server
 from typer.testing import CliRunner
 
 from luthier import __version__
@@ -40,7 +40,7 @@ EVERYBODY = Principal().arn
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     with server(tmp_path_factory.mktemp("served") / "home") as running:
         yield running
 
@@ -62,14 +62,14 @@ def refused(home: Path, *arguments: str) -> str:
     return str(raised.value)
 
 
-def test_it_says_what_to_do_next(served: Served) -> None:
+def test_it_says_what_to_do_next(served: ServerProcess) -> None:
     text = "".join(served.greeting)
     assert f"luthier {__version__} at {served.endpoint} " in text
     assert "every caller is account 123456789012" in text
     assert f'eval "$(luthier env --port {served.port})"' in text
 
 
-def test_the_doors(served: Served) -> None:
+def test_the_doors(served: ServerProcess) -> None:
     assert served.get("/_luthier/health") == (
         200, {"status": "ok", "version": __version__, "store": "ok", "supervisor": "ok"}
     )  # fmt: skip
@@ -80,7 +80,7 @@ def test_the_doors(served: Served) -> None:
     assert (status, list(said)) == (404, ["error"])
 
 
-def test_boto3_and_what_is_counted_and_logged_of_it(served: Served) -> None:
+def test_boto3_and_what_is_counted_and_logged_of_it(served: ServerProcess) -> None:
     identity = served.client("sts").get_caller_identity()
     assert ":assumed-role/" in identity["Arn"]
     bucket, secret = "counted", "the body of an object"
@@ -104,12 +104,12 @@ def test_boto3_and_what_is_counted_and_logged_of_it(served: Served) -> None:
     assert "AWS4-HMAC" not in text
 
 
-def test_the_sdks_find_their_defaults(served: Served) -> None:
+def test_the_sdks_find_their_defaults(served: ServerProcess) -> None:
     body = served.client("s3").get_object(Bucket="local-sagemaker-config", Key="config.yaml")["Body"].read().decode()
     assert "DefaultS3Bucket: sagemaker-local-123456789012\n" in body
 
 
-def test_it_is_light_and_loads_no_engine(served: Served) -> None:
+def test_it_is_light_and_loads_no_engine(served: ServerProcess) -> None:
     for service in ("sagemaker", "s3", "logs", "sts", "iam"):
         with pytest.raises(ClientError):
             call_something_unknown(served, service)
@@ -121,7 +121,7 @@ def test_it_is_light_and_loads_no_engine(served: Served) -> None:
     assert "luthier.service.supervisor_program" in supervisor.cmdline()
 
 
-def call_something_unknown(served: Served, service: str) -> None:
+def call_something_unknown(served: ServerProcess, service: str) -> None:
     calls = {
         "sagemaker": lambda client: client.describe_training_job(TrainingJobName="nobody"),
         "s3": lambda client: client.head_bucket(Bucket="nobodys"),
@@ -142,7 +142,7 @@ def test_importing_the_program_brings_no_engine() -> None:
     assert ended.stdout == "[]\n"
 
 
-def test_one_server_for_each_home(served: Served) -> None:
+def test_one_server_for_each_home(served: ServerProcess) -> None:
     ended = subprocess.run(command(served.home), capture_output=True, text=True, timeout=60, check=False)
     said = ended.stderr
     assert (ended.returncode, ended.stdout, said.count("\n")) == (2, "", 1)
@@ -334,7 +334,7 @@ def test_what_it_writes_is_its_owners_alone(tmp_path: Path) -> None:
     assert [path.relative_to(home).as_posix() for path in open_to_others] == []
 
 
-def test_a_page_in_a_browser_is_refused(served: Served) -> None:
+def test_a_page_in_a_browser_is_refused(served: ServerProcess) -> None:
     for headers in ({"Origin": "https://evil.example"}, {"Host": "evil.example"}):
         connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=30)
         connection.request("GET", "/", headers=headers)
@@ -361,7 +361,7 @@ def test_logs_to_stderr(tmp_path: Path) -> None:
     assert process.returncode == 0
 
 
-def test_heads_are_bounded(served: Served) -> None:
+def test_heads_are_bounded(served: ServerProcess) -> None:
     with socket.create_connection(("127.0.0.1", served.port), timeout=30) as client:
         client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nX-Long: ")
         answer = b""

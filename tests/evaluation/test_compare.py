@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from luthier.catalog.metrics import METRICS
 from luthier.evaluation.compare import compare, summarise
-from luthier.evaluation.metric import METRICS
 
 
 def score(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from luthier.evaluation.metric import METRICS, shown, shown_interval, verdict
+from luthier.catalog.metrics import METRICS
+from luthier.evaluation.metric import shown, shown_interval, verdict
 
 
 @pytest.mark.parametrize(

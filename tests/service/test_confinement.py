@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 import pytest
 from api.desk import automl_job, channel, training_job
-from served import Served, server
+from server_process import ServerProcess, server
 from service.whole_wire import VARIANT, WholeWire, whole_wire
 
 from luthier.errors import LuthierError
@@ -203,18 +203,18 @@ def test_a_body_without_end_is_refused_at_its_limit(wire: WholeWire, service: st
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     with server(tmp_path_factory.mktemp("served") / "home") as running:
         yield running
 
 
-def _health_seconds(served: Served) -> float:
+def _health_seconds(served: ServerProcess) -> float:
     started = time.monotonic()
     assert served.get("/_luthier/health")[0] == 200
     return time.monotonic() - started
 
 
-def test_idle_and_slow_connections_keep_nobody_waiting(served: Served) -> None:
+def test_idle_and_slow_connections_keep_nobody_waiting(served: ServerProcess) -> None:
     with contextlib.ExitStack() as stack:
         held = [stack.enter_context(socket.create_connection(("127.0.0.1", served.port), 10)) for _ in range(200)]
         starts = (b"", b"GET /bucket/x HTTP/1.1\r\nHost: x\r\nX-Slow: ",
@@ -232,7 +232,7 @@ def test_idle_and_slow_connections_keep_nobody_waiting(served: Served) -> None:
     assert _health_seconds(served) < 5
 
 
-def test_the_port_s_paths_stay_in_their_rooms(served: Served) -> None:
+def test_the_port_s_paths_stay_in_their_rooms(served: ServerProcess) -> None:
     """As sent, without a client that tidies them up."""
     for path in ("/_luthier/../../etc/passwd", "/_luthier/%2e%2e/%2e%2e/etc/passwd", "/..//..//etc/passwd",
                  "//etc/passwd",

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from luthier.catalog.metrics import METRICS
 from luthier.evaluation.bootstrap import RESAMPLES, interval, resampled_counts, resampled_sums
 from luthier.evaluation.generation import MOST_LABELS, label_confusion, macro_f1
-from luthier.evaluation.metric import METRICS, TEXT_METRICS
+from luthier.evaluation.metric import TEXT_METRICS
 from luthier.evaluation.rouge import LONGEST_TEXT
 from luthier.evaluation.scores import TEXT_COLUMNS, Scores, paired, read_scores
 

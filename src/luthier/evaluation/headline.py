@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from luthier.catalog.metrics import METRICS
 from luthier.evaluation.curves import Curves
-from luthier.evaluation.metric import FEW_ROWS, METRICS, Verdict, shown, verdict
+from luthier.evaluation.metric import FEW_ROWS, Verdict, shown, verdict
 from luthier.evaluation.table import measured_rows
 
 _STOPPED = {

@@ -8,40 +8,15 @@ Knows nothing of files or models. A difference is always tuned minus base, with 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
+
+from luthier.catalog.metrics import METRICS
 
 FEW_ROWS = 10
 """Below so many rows no difference is called better or worse: a bootstrap of a handful of rows is too narrow."""
 
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """`from_text` metrics compare a generated text with its reference; the others need no generation."""
-
-    name: str
-    label: str
-    higher_is_better: bool
-    from_text: bool
-    meaning: str
-
-
-METRICS: dict[str, Metric] = {
-    metric.name: metric
-    for metric in (
-        Metric("loss", "loss", False, False, "nats per completion token"),
-        Metric("perplexity", "perplexity", False, False, "exp(loss): 1 is certainty"),
-        Metric("token_accuracy", "token accuracy", True, False, "share of completion tokens guessed right"),
-        Metric("rouge1", "ROUGE-1", True, True, "words shared with the reference"),
-        Metric("rouge2", "ROUGE-2", True, True, "word pairs shared with the reference"),
-        Metric("rougeL", "ROUGE-L", True, True, "longest common run of words, gaps allowed"),
-        Metric("rougeLsum", "ROUGE-Lsum", True, True, "ROUGE-L line by line"),
-        Metric("exact_match", "exact match", True, True, "generated text is the reference, outer blanks aside"),
-        Metric("f1", "F1 (macro)", True, True, "mean F1 over the labels, at most 20 of them"),
-    )
-}
-TEXT_METRICS = tuple(name for name, metric in METRICS.items() if metric.from_text)
+TEXT_METRICS = tuple(name for name, metric in METRICS.items() if metric.needs_generation)
 
 
 class Verdict(StrEnum):

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from luthier.catalog.metrics import METRICS
 from luthier.evaluation.charts import Series, dumbbell, histogram, lines
 from luthier.evaluation.curves import Curves, smoothed, thinned
 from luthier.evaluation.fates import Fates
-from luthier.evaluation.metric import METRICS, shown, shown_interval, verdict
+from luthier.evaluation.metric import shown, shown_interval, verdict
 from luthier.evaluation.table import measured_rows
 
 WIDE, NARROW = 920, 400

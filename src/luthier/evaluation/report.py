@@ -18,11 +18,11 @@ from typing import Any
 
 import jinja2
 
+from luthier.catalog.metrics import METRICS
 from luthier.errors import LuthierError
 from luthier.evaluation.curves import Curves, read_curves
 from luthier.evaluation.fates import FATES, SIDES, Fates, read_fates
 from luthier.evaluation.headline import headline
-from luthier.evaluation.metric import METRICS
 from luthier.evaluation.pictures import changes, length_picture, loss_picture, rate_picture
 from luthier.evaluation.samples import Samples, choose_samples
 from luthier.jobfolder import JobFolder

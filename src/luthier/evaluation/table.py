@@ -9,7 +9,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from luthier.evaluation.metric import FEW_ROWS, METRICS, Verdict, shown, shown_interval, verdict
+from luthier.catalog.metrics import METRICS
+from luthier.evaluation.metric import FEW_ROWS, Verdict, shown, shown_interval, verdict
 
 _STYLES = {
     Verdict.BETTER: "bold green",
@@ -49,7 +50,7 @@ def before_after_table(metrics: Mapping[str, Any]) -> Table:
 
 def measured_rows(metrics: Mapping[str, Any], name: str) -> int:
     """Rows that a metric of metrics.json was measured on."""
-    return int(metrics.get("scored_by_generation" if METRICS[name].from_text else "rows") or 0)
+    return int(metrics.get("scored_by_generation" if METRICS[name].needs_generation else "rows") or 0)
 
 
 def _change(metrics: Mapping[str, Any], name: str) -> list[str | Text]:

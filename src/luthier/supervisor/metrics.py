@@ -15,9 +15,10 @@ from typing import Any
 
 import regex
 
+from luthier.catalog.metrics import METRICS
+
 PATTERN_SECONDS = 0.05
 MOST = 40  # entries of FinalMetricDataList and of CandidateMetrics
-SCORES = ("loss", "perplexity", "token_accuracy", "rouge1", "rouge2", "rougeL", "rougeLsum", "exact_match", "f1")
 # Autopilot's StandardMetricName: where metrics.json has it for the tuned model.
 _STANDARD = {"Rouge1": "rouge1", "Rouge2": "rouge2", "RougeL": "rougeL", "RougeLSum": "rougeLsum",
              "Perplexity": "perplexity", "ValidationLoss": "loss"}  # fmt: skip
@@ -134,7 +135,7 @@ def final(
     if best is not None:
         curve.latest["eval_loss"] = best
     pairs = ((f"luthier:{model}:{name}", (metrics.get(model) or {}).get(name))
-             for model in ("base", "tuned") for name in SCORES)  # fmt: skip
+             for model in ("base", "tuned") for name in METRICS)  # fmt: skip
     return (running(curve, names) + _data(curve, (own or {}).items()) + _data(curve, pairs))[:MOST]
 
 

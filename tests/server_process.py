@@ -23,7 +23,7 @@ READY_SECONDS = 60
 
 
 @dataclass(slots=True)
-class Served:
+class ServerProcess:
     """A running server and what it said when it started."""
 
     process: subprocess.Popen[str]
@@ -83,7 +83,7 @@ def command(home: Path, *arguments: str) -> list[str]:
 @contextmanager
 def server(
     home: Path, *arguments: str, ready: bool = True, environment: Mapping[str, str] | None = None
-) -> Iterator[Served]:
+) -> Iterator[ServerProcess]:
     """`luthier serve` as a process; killed at the end unless the test has stopped it."""
     surroundings = {**os.environ, "PYTHONWARNINGS": "error::ResourceWarning", **(environment or {})}
     process = subprocess.Popen(command(home, *arguments), stdout=subprocess.PIPE, text=True, env=surroundings)
@@ -93,7 +93,7 @@ def server(
             greeting = [process.stdout.readline() for _ in range(3)]
             found = re.search(r":(\d+) ", greeting[0])
             assert found is not None, f"exit code {process.wait(30)}, said {greeting}"
-            served = Served(process, home, int(found[1]), greeting)
+            served = ServerProcess(process, home, int(found[1]), greeting)
             if ready:
                 served.wait_ready()
             yield served
