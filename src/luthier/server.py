@@ -27,8 +27,8 @@ from luthier.api.service import Service
 from luthier.errors import LuthierError, SettingError, UserError
 from luthier.jobs.settings import ServiceSettings
 from luthier.jobs.store import Store
-from luthier.objects.forwarding import ForwardedObjects
-from luthier.objects.store import Objects, ObjectStore
+from luthier.objects.forwarding_store import ForwardingObjectStore
+from luthier.objects.store import EmbeddedObjectStore, ObjectStore
 from luthier.protocol.asgi import application
 from luthier.protocol.call import ACCOUNT, Call
 from luthier.protocol.gateway import Gateway
@@ -168,10 +168,12 @@ def _proxy(options: Options, settings: ServiceSettings, stack: ExitStack) -> Pro
     return proxy
 
 
-def _objects(settings: ServiceSettings, store: Store) -> Objects:
-    objects = ObjectStore(store.engine, settings.home / "objects", (jumpstart_bucket.bucket(), sdk_defaults.bucket()))
+def _objects(settings: ServiceSettings, store: Store) -> ObjectStore:
+    objects = EmbeddedObjectStore(
+        store.engine, settings.home / "objects", (jumpstart_bucket.bucket(), sdk_defaults.bucket())
+    )
     objects.sweep_every(SWEEP_SECONDS)
-    return ForwardedObjects(settings.objects, objects) if settings.objects else objects
+    return ForwardingObjectStore(settings.objects, objects) if settings.objects else objects
 
 
 def _greet(program: Program, log: Path | None) -> None:
@@ -196,7 +198,9 @@ def _greet(program: Program, log: Path | None) -> None:
 class Program:
     """The running service: its wire, its own doors, and how its supervisor is started."""
 
-    def __init__(self, service: Service, objects: Objects, keys: Keys, options: Options, proxy: Proxy | None) -> None:
+    def __init__(
+        self, service: Service, objects: ObjectStore, keys: Keys, options: Options, proxy: Proxy | None
+    ) -> None:
         self.service, self.objects, self.keys, self.options, self.proxy = service, objects, keys, options, proxy
         self.metrics = Metrics(service.store, self.beat_age)
         self._started = time.time()

@@ -14,7 +14,7 @@ import pytest
 import sqlalchemy as sa
 from objects.live_objects import LiveObjects, live_objects, open_objects
 
-from luthier.objects.store import ObjectStore
+from luthier.objects.store import EmbeddedObjectStore
 
 _numbers = itertools.count()
 
@@ -74,7 +74,7 @@ def bucket(s3: Any) -> str:
 
 
 @pytest.fixture
-def objects(database_url: str, tmp_path: Path) -> Iterator[ObjectStore]:
+def objects(database_url: str, tmp_path: Path) -> Iterator[EmbeddedObjectStore]:
     """A store without a server, with the empty bucket `room`."""
     with open_objects(database_url, tmp_path) as opened:
         opened.create_bucket("room", "123456789012", "us-east-1")
@@ -82,7 +82,7 @@ def objects(database_url: str, tmp_path: Path) -> Iterator[ObjectStore]:
 
 
 @pytest.fixture
-def blob_names(objects: ObjectStore) -> Any:
+def blob_names(objects: EmbeddedObjectStore) -> Any:
     """The names of the files that the store holds at the moment."""
 
     def names() -> set[str]:

@@ -13,7 +13,7 @@ from live_wire import LiveWire, live_wire
 
 from luthier.jobs.store import Store
 from luthier.objects.operations import OPERATIONS
-from luthier.objects.store import Objects, ObjectStore
+from luthier.objects.store import EmbeddedObjectStore, ObjectStore
 from luthier.objects.virtual import VirtualBucket
 
 CACHE = {"models_manifest.json": b"[]", "specs/a.json": b"{}", "specs/b.json": b'{"b": 1}'}
@@ -25,31 +25,31 @@ class LiveObjects:
     """A running server and what is behind it."""
 
     wire: LiveWire
-    objects: ObjectStore
+    objects: EmbeddedObjectStore
 
     def client(self, **options: Any) -> Any:
         return self.wire.client("s3", **{"region_name": "us-east-1", **options})
 
 
 @contextmanager
-def open_objects(url: str, home: Path) -> Iterator[ObjectStore]:
+def open_objects(url: str, home: Path) -> Iterator[EmbeddedObjectStore]:
     """A store of its own."""
     store = Store.open(url)
     try:
-        yield ObjectStore(store.engine, home / "objects", [VIRTUAL])
+        yield EmbeddedObjectStore(store.engine, home / "objects", [VIRTUAL])
     finally:
         store.close()
 
 
 @contextmanager
-def serve_objects(objects: Objects) -> Iterator[LiveWire]:
+def serve_objects(objects: ObjectStore) -> Iterator[LiveWire]:
     """S3's operations on `objects`, on a free port."""
     with live_wire(known={"s3": OPERATIONS}) as wire:
         wire.echo.answers = {name: partial(_answer, name, objects) for name in OPERATIONS}
         yield wire
 
 
-def _answer(name: str, objects: Objects, call: Any) -> Any:
+def _answer(name: str, objects: ObjectStore, call: Any) -> Any:
     return OPERATIONS[name](call, objects)
 
 

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from luthier.jobs import database
 from luthier.objects.conditions import ANYHOW
-from luthier.objects.rows import Attributes, Object
-from luthier.objects.store import ObjectStore
+from luthier.objects.queries import Attributes, Object
+from luthier.objects.store import EmbeddedObjectStore
 from luthier.objects.uploads import Listed, Uploads, Whole
 
 PART = 5 * 1024**2
@@ -38,7 +38,7 @@ def in_pieces(data: bytes) -> Iterator[bytes]:
 
 def write(url: str, root: str, notes: str, writer: str) -> None:
     """Write, copy, delete and upload until killed; a line of `notes` for each operation that returned."""
-    objects = ObjectStore(database.connect(url), Path(root))
+    objects = EmbeddedObjectStore(database.connect(url), Path(root))
     chosen = random.Random(writer)
     with open(notes, "a", buffering=1) as log:
         for number in itertools.count():
@@ -46,7 +46,7 @@ def write(url: str, root: str, notes: str, writer: str) -> None:
             log.write(f"{verb} {_done(objects, verb, f'{writer}-{number}')}\n")
 
 
-def _done(objects: ObjectStore, verb: str, name: str) -> str:
+def _done(objects: EmbeddedObjectStore, verb: str, name: str) -> str:
     """Do one operation; what to look for afterwards."""
     if verb == "upload":
         key = f"upload-{name}"
@@ -70,7 +70,7 @@ def _done(objects: ObjectStore, verb: str, name: str) -> str:
     return key
 
 
-def _upload(objects: ObjectStore, key: str) -> None:
+def _upload(objects: EmbeddedObjectStore, key: str) -> None:
     data, uploads = content(key), Uploads(objects)
     begun = uploads.begin("room", key, Attributes())
     listed = []

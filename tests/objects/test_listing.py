@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from objects.live_objects import LiveObjects
 
-from luthier.objects import lists
-from luthier.objects.rows import Object
-from luthier.objects.store import ObjectStore
+from luthier.objects import listing
+from luthier.objects.queries import Object
+from luthier.objects.store import EmbeddedObjectStore
 from luthier.objects.tables import objects as table
 from luthier.protocol.errors import WireError
 
@@ -39,7 +39,7 @@ def expected(keys: Sequence[str], prefix: str, delimiter: str) -> list[str]:
     return found
 
 
-def in_memory(keys: Sequence[str]) -> lists.Fetch:
+def in_memory(keys: Sequence[str]) -> listing.Fetch:
     known = sorted((key.encode(), key) for key in keys)
 
     def fetch(start: bytes, end: bytes | None, limit: int) -> list[Object]:
@@ -48,7 +48,7 @@ def in_memory(keys: Sequence[str]) -> lists.Fetch:
     return fetch
 
 
-def names(page: lists.Page) -> list[str]:
+def names(page: listing.Page) -> list[str]:
     return [entry.key if isinstance(entry, Object) else entry for entry in page.entries]
 
 
@@ -59,27 +59,29 @@ def test_pages_are_the_whole_in_order(keys: list[str], prefix: str, delimiter: s
     found: list[str] = []
     start: bytes | None = b""
     while start is not None:
-        page = lists.page(in_memory(keys), prefix.encode(), delimiter.encode(), start, limit)
+        page = listing.page(in_memory(keys), prefix.encode(), delimiter.encode(), start, limit)
         assert len(page.entries) <= limit
         assert page.following is None or len(page.entries) == limit
         found += names(page)
         start = page.following
         if marked and start is not None:
-            start = lists.after(found[-1].encode(), prefix.encode(), delimiter.encode())
+            start = listing.after(found[-1].encode(), prefix.encode(), delimiter.encode())
         elif start is not None:
-            start = lists.from_token(lists.to_token(start))
+            start = listing.from_token(listing.to_token(start))
     assert found == expected(keys, prefix, delimiter)
 
 
 @given(keys=KEYS, marker=PIECE, prefix=PIECE)
 def test_a_list_starts_after_its_marker(keys: list[str], marker: str, prefix: str) -> None:
-    page = lists.page(in_memory(keys), prefix.encode(), b"", lists.after(marker.encode(), prefix.encode(), b""), 1000)
+    page = listing.page(
+        in_memory(keys), prefix.encode(), b"", listing.after(marker.encode(), prefix.encode(), b""), 1000
+    )
     later = [key for key in expected(keys, prefix, "") if key.encode() > marker.encode()]
     assert names(page) == later
 
 
 def test_a_page_of_nothing_is_the_last() -> None:
-    assert lists.page(in_memory(["a"]), b"", b"", b"", 0) == lists.Page([])
+    assert listing.page(in_memory(["a"]), b"", b"", b"", 0) == listing.Page([])
 
 
 def test_a_folded_folder_costs_one_step() -> None:
@@ -91,18 +93,18 @@ def test_a_folded_folder_costs_one_step() -> None:
         asked.append(limit)
         return fetch(start, end, limit)
 
-    assert names(lists.page(counted, b"", b"/", b"", 1000)) == [f"{folder}/" for folder in "abcdef"]
+    assert names(listing.page(counted, b"", b"/", b"", 1000)) == [f"{folder}/" for folder in "abcdef"]
     assert sum(asked) < 600
 
 
 @pytest.mark.parametrize("token", ["", "x", "ä", "AAAA", "=="])
 def test_tokens_of_others_are_refused(token: str) -> None:
     with pytest.raises(WireError) as caught:
-        lists.from_token(token)
+        listing.from_token(token)
     assert caught.value.code == "InvalidArgument"
 
 
-def fill(objects: ObjectStore, bucket: str, keys: Sequence[str]) -> None:
+def fill(objects: EmbeddedObjectStore, bucket: str, keys: Sequence[str]) -> None:
     """Objects of these keys, all of one content, in one transaction."""
     one = objects.put(bucket, keys[0], [b"x"])
     row = {"bucket": bucket, "content": one.content, "size": 1, "etag": one.etag, "modified": time.time(), "parts": 0,
@@ -111,7 +113,7 @@ def fill(objects: ObjectStore, bucket: str, keys: Sequence[str]) -> None:
         connection.execute(table.insert(), [row | {"key": key.encode()} for key in keys[1:]])
 
 
-def test_both_databases_sort_and_cut_like_the_model(objects: ObjectStore) -> None:
+def test_both_databases_sort_and_cut_like_the_model(objects: EmbeddedObjectStore) -> None:
     seconds = [*ALPHABET, *"xyzABC", "é", "\x7f", "\0", "a/"]
     keys = ["".join(pair) for pair in zip(ALPHABET * 10, seconds * 5, strict=True)]
     keys = [*dict.fromkeys(keys), "plain", "PLAIN", "a" * 1024]

@@ -26,9 +26,9 @@ from objects.live_objects import open_objects
 from luthier.errors import CapacityError, UserError
 from luthier.objects import blobs
 from luthier.objects.conditions import ANYHOW, Guard
-from luthier.objects.reading import DamagedError
-from luthier.objects.rows import Attributes, Object
-from luthier.objects.store import ObjectStore
+from luthier.objects.queries import Attributes, Object
+from luthier.objects.reader import DamagedError
+from luthier.objects.store import EmbeddedObjectStore
 from luthier.objects.tables import contents, parts, segments
 from luthier.objects.uploads import Listed, Uploads, Whole
 from luthier.protocol.errors import WireError
@@ -37,7 +37,9 @@ Names = Callable[[], set[str]]
 FIVE = 5 * 1024**2
 
 
-def two_parts(objects: ObjectStore, key: str, first: bytes = b"a" * FIVE, second: bytes = b"b" * 1000) -> Object:
+def two_parts(
+    objects: EmbeddedObjectStore, key: str, first: bytes = b"a" * FIVE, second: bytes = b"b" * 1000
+) -> Object:
     uploads = Uploads(objects)
     begun = uploads.begin("room", key, Attributes())
     listed = [Listed(n, uploads.put_part(begun, n, [part]).etag) for n, part in ((1, first), (2, second))]
@@ -45,12 +47,12 @@ def two_parts(objects: ObjectStore, key: str, first: bytes = b"a" * FIVE, second
     return objects.head("room", key)
 
 
-def whole(objects: ObjectStore, key: str) -> bytes:
+def whole(objects: EmbeddedObjectStore, key: str) -> bytes:
     with objects.open("room", key) as stream:
         return b"".join(stream)
 
 
-def delete(objects: ObjectStore, key: str) -> None:
+def delete(objects: EmbeddedObjectStore, key: str) -> None:
     objects.delete("room", [(key, ANYHOW)])
 
 
@@ -68,7 +70,7 @@ def test_objects_outlive_the_process(database_url: str, tmp_path: Path) -> None:
         assert whole(objects, "big") == b"a" * FIVE + b"b" * 1000
 
 
-def test_what_nothing_holds_is_removed(objects: ObjectStore, blob_names: Names) -> None:
+def test_what_nothing_holds_is_removed(objects: EmbeddedObjectStore, blob_names: Names) -> None:
     objects.put("room", "a", [b"1"])
     first = blob_names()
     objects.put("room", "a", [b"2"])
@@ -90,7 +92,7 @@ def test_what_nothing_holds_is_removed(objects: ObjectStore, blob_names: Names) 
 
 
 @pytest.mark.parametrize("parts", [1, 2])
-def test_a_reader_keeps_what_it_reads(objects: ObjectStore, blob_names: Names, parts: int) -> None:
+def test_a_reader_keeps_what_it_reads(objects: EmbeddedObjectStore, blob_names: Names, parts: int) -> None:
     data = b"a" * FIVE + b"b" * 1000
     two_parts(objects, "a") if parts == 2 else objects.put("room", "a", [data])
     stream = objects.open("room", "a")
@@ -106,7 +108,7 @@ def test_a_reader_keeps_what_it_reads(objects: ObjectStore, blob_names: Names, p
     assert blob_names() == set()  # the last reader collected it
 
 
-def test_an_answer_that_is_never_sent_lets_go(objects: ObjectStore, blob_names: Names) -> None:
+def test_an_answer_that_is_never_sent_lets_go(objects: EmbeddedObjectStore, blob_names: Names) -> None:
     objects.put("room", "a", [b"x"])
     stream = objects.open("room", "a")
     delete(objects, "a")
@@ -116,7 +118,7 @@ def test_an_answer_that_is_never_sent_lets_go(objects: ObjectStore, blob_names: 
     assert blob_names() == set()
 
 
-def test_a_refused_body_leaves_nothing(objects: ObjectStore, blob_names: Names) -> None:
+def test_a_refused_body_leaves_nothing(objects: EmbeddedObjectStore, blob_names: Names) -> None:
     objects.put("room", "a", [b"old"])
     before = blob_names()
 
@@ -136,7 +138,7 @@ def test_a_refused_body_leaves_nothing(objects: ObjectStore, blob_names: Names) 
     assert blob_names() == before
 
 
-def test_a_guard_holds_until_the_commit(objects: ObjectStore, blob_names: Names) -> None:
+def test_a_guard_holds_until_the_commit(objects: EmbeddedObjectStore, blob_names: Names) -> None:
     """Whoever comes while the body is on its way is not overwritten."""
 
     def late() -> Iterator[bytes]:
@@ -151,7 +153,7 @@ def test_a_guard_holds_until_the_commit(objects: ObjectStore, blob_names: Names)
 
 
 def test_a_full_disk_is_said_and_nothing_is_half(
-    objects: ObjectStore, blob_names: Names, monkeypatch: pytest.MonkeyPatch
+    objects: EmbeddedObjectStore, blob_names: Names, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     objects.put("room", "a", [b"old"])
     before, write = blob_names(), os.write
@@ -192,12 +194,12 @@ def test_a_database_that_cannot_grow_is_a_full_disk(tmp_path: Path) -> None:
         assert held == len(objects.page("room").objects)
 
 
-def _put_many(objects: ObjectStore) -> None:
+def _put_many(objects: EmbeddedObjectStore) -> None:
     for number in range(200):
         objects.put("room", f"key-{number}-" + "k" * 900, [b"new"])
 
 
-def test_a_large_body_takes_little_memory(objects: ObjectStore) -> None:
+def test_a_large_body_takes_little_memory(objects: EmbeddedObjectStore) -> None:
     chunk = os.urandom(1 << 16)
     tracemalloc.start()
     try:
@@ -209,7 +211,7 @@ def test_a_large_body_takes_little_memory(objects: ObjectStore) -> None:
         tracemalloc.stop()
 
 
-def test_sweeps_go_on_until_the_store_is_closed(objects: ObjectStore, blob_names: Names) -> None:
+def test_sweeps_go_on_until_the_store_is_closed(objects: EmbeddedObjectStore, blob_names: Names) -> None:
     with objects.blobs.incoming() as blob:
         blob.kept = True  # as a killed writer leaves it
     assert blob_names() == {blob.name}
@@ -222,7 +224,7 @@ def test_sweeps_go_on_until_the_store_is_closed(objects: ObjectStore, blob_names
     assert not [thread for thread in threading.enumerate() if thread.name == "object-sweeper"]
 
 
-def test_a_damaged_file_is_told(objects: ObjectStore) -> None:
+def test_a_damaged_file_is_told(objects: EmbeddedObjectStore) -> None:
     objects.put("room", "a", [b"0123456789"])
     [path] = [path for path in objects.blobs.root.rglob("*") if path.is_file()]
     path.write_bytes(b"0123")
@@ -230,7 +232,7 @@ def test_a_damaged_file_is_told(objects: ObjectStore) -> None:
         list(stream)
 
 
-def test_writers_readers_copies_and_sweeps_at_once(objects: ObjectStore, blob_names: Names) -> None:
+def test_writers_readers_copies_and_sweeps_at_once(objects: EmbeddedObjectStore, blob_names: Names) -> None:
     """Of eight threads on three keys, none sees anything but whole objects, and nothing is left over."""
     keys, bodies = ["a", "b", "c"], [bytes([65 + number]) * 300_000 for number in range(4)]
     for key in keys:
@@ -261,7 +263,7 @@ def test_writers_readers_copies_and_sweeps_at_once(objects: ObjectStore, blob_na
     assert blob_names() == held
 
 
-def check(objects: ObjectStore, notes: Path, of: str = "") -> int:
+def check(objects: EmbeddedObjectStore, notes: Path, of: str = "") -> int:
     """All that was acknowledged is there, all that is there is whole, and a sweep leaves nothing else on disk.
 
     Contents are compared for the writers whose names begin with `of`; the count is of their operations.
@@ -299,7 +301,7 @@ def check(objects: ObjectStore, notes: Path, of: str = "") -> int:
     return len(acknowledged)
 
 
-def storm(objects: ObjectStore, url: str, notes: Path, kills: int) -> int:
+def storm(objects: EmbeddedObjectStore, url: str, notes: Path, kills: int) -> int:
     """Two writers, killed at random moments, again and again; how many operations were acknowledged."""
     chosen, acknowledged = random.Random(5), 0
     program = [sys.executable, object_writer.__file__]
@@ -341,19 +343,21 @@ def kill(process: int) -> None:
         pytest.fail(f"process {process} does not die")
 
 
-def test_killed_writers_lose_nothing_and_leave_nothing(objects: ObjectStore, database_url: str, tmp_path: Path) -> None:
+def test_killed_writers_lose_nothing_and_leave_nothing(
+    objects: EmbeddedObjectStore, database_url: str, tmp_path: Path
+) -> None:
     assert storm(objects, database_url, tmp_path / "notes", 4) > 0
 
 
 @pytest.mark.slow
-def test_a_storm_of_kills(objects: ObjectStore, database_url: str, tmp_path: Path) -> None:
+def test_a_storm_of_kills(objects: EmbeddedObjectStore, database_url: str, tmp_path: Path) -> None:
     assert storm(objects, database_url, tmp_path / "notes", 60) > 100
 
 
 # By address
 
 
-def test_prefixes_are_downloaded_below_a_folder(objects: ObjectStore, tmp_path: Path) -> None:
+def test_prefixes_are_downloaded_below_a_folder(objects: EmbeddedObjectStore, tmp_path: Path) -> None:
     for key in ("rows/a.csv", "rows/sub/b.csv", "rows/", "rows-old/c.csv", "one.txt"):
         objects.put("room", key, [key.encode()])
     assert objects.names("s3://room/rows") == ["a.csv", "sub/b.csv"]
@@ -372,7 +376,7 @@ def test_prefixes_are_downloaded_below_a_folder(objects: ObjectStore, tmp_path: 
 
 
 @pytest.mark.parametrize("key", ["p/../../out", "p//etc", "p/./x", "p/../x", "p//"])
-def test_no_key_leaves_the_folder(objects: ObjectStore, tmp_path: Path, key: str) -> None:
+def test_no_key_leaves_the_folder(objects: EmbeddedObjectStore, tmp_path: Path, key: str) -> None:
     objects.put("room", "p/fine", [b""])
     objects.put("room", key, [b"evil"])
     target = tmp_path / "target"
@@ -384,7 +388,7 @@ def test_no_key_leaves_the_folder(objects: ObjectStore, tmp_path: Path, key: str
     assert not target.exists()
 
 
-def test_names_that_no_disk_can_have(objects: ObjectStore, tmp_path: Path) -> None:
+def test_names_that_no_disk_can_have(objects: EmbeddedObjectStore, tmp_path: Path) -> None:
     objects.put("room", "long/" + "n" * 300, [b""])
     with pytest.raises(UserError, match="no file can have this name here"):
         objects.download_prefix("s3://room/long", tmp_path / "long")
@@ -394,7 +398,7 @@ def test_names_that_no_disk_can_have(objects: ObjectStore, tmp_path: Path) -> No
         objects.download_prefix("s3://room/both", tmp_path / "both")
 
 
-def test_files_are_stored_read_and_found(objects: ObjectStore, tmp_path: Path) -> None:
+def test_files_are_stored_read_and_found(objects: EmbeddedObjectStore, tmp_path: Path) -> None:
     path = tmp_path / "model.tar.gz"
     path.write_bytes(b"z" * 1_000_000)
     objects.upload_file(path, "s3://room/out/model.tar.gz")
@@ -415,7 +419,7 @@ def test_files_are_stored_read_and_found(objects: ObjectStore, tmp_path: Path) -
 
 
 def test_a_download_that_does_not_fit_is_refused_first(
-    objects: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    objects: EmbeddedObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     objects.put("room", "p/a", [b"x" * 1000])
     monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 999})())

@@ -18,8 +18,8 @@ from server_process import ServerProcess, server
 from service.whole_wire import VARIANT, WholeWire, whole_wire
 
 from luthier.errors import LuthierError
-from luthier.protocol.dialect import DIALECTS
 from luthier.protocol.message import Request, Response
+from luthier.protocol.service_protocols import SERVICE_PROTOCOLS
 
 CANARY = "the canary that nobody may read or touch"
 OUTSIDE = ("..", ".", "../canary.txt", "../../etc/passwd", "/etc/passwd", "..\\canary.txt", "a/../../canary.txt",
@@ -185,7 +185,7 @@ SERVICES: dict[str, tuple[str, str, dict[str, str]]] = {
 def test_a_body_without_end_is_refused_at_its_limit(wire: WholeWire, service: str) -> None:
     method, target, headers = SERVICES[service]
     path, _, query = target.partition("?")
-    limit = DIALECTS[service].limit if service in DIALECTS else 1 << 20
+    limit = SERVICE_PROTOCOLS[service].limit if service in SERVICE_PROTOCOLS else 1 << 20
     taken = 0
 
     def endless() -> Iterator[bytes]:

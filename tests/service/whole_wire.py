@@ -19,7 +19,7 @@ from luthier.api.service import Service
 from luthier.jobs.schema import resources, tags
 from luthier.jobs.settings import ServiceSettings
 from luthier.jobs.store import Store
-from luthier.objects.store import ObjectStore
+from luthier.objects.store import EmbeddedObjectStore
 from luthier.protocol.call import ACCOUNT, REGION, Call, Principal
 from luthier.protocol.gateway import Gateway
 from luthier.protocol.message import Request, Response
@@ -62,7 +62,7 @@ class WholeWire:
     def __init__(self, home: Path) -> None:
         self.home = home
         self.store = Store.open(f"sqlite:///{home / 'luthier.sqlite'}")
-        self.objects = ObjectStore(
+        self.objects = EmbeddedObjectStore(
             self.store.engine, home / "objects", (jumpstart_bucket.bucket(), sdk_defaults.bucket())
         )
         self.service = Service(ServiceSettings(home=home), self.store)

@@ -16,7 +16,7 @@ from supervisor.supervisor_harness import Harness, supervisor_harness
 from supervisor.test_endpoints import FAKE_SERVER, order, status
 
 from luthier.errors import ObjectStoreUnreachableError, UserError
-from luthier.objects.external import ExternalObjects
+from luthier.objects.remote_store import RemoteObjectStore
 from luthier.supervisor import retry
 from luthier.supervisor.retry import RetryPolicy
 
@@ -53,7 +53,7 @@ def port(store: LiveObjects, monkeypatch: pytest.MonkeyPatch) -> Iterator[Failin
 @pytest.fixture
 def harness(port: FailingPort, tmp_path: Path) -> Iterator[Harness]:
     with supervisor_harness(tmp_path) as opened:
-        given: Any = ExternalObjects(port.url)
+        given: Any = RemoteObjectStore(port.url)
         opened.objects = given
         opened.new_supervisor(serving=FAKE_SERVER)
         yield opened
@@ -101,7 +101,7 @@ def test_a_store_that_does_not_come_back(
 def test_a_port_where_nothing_listens(tmp_path: Path, port: FailingPort) -> None:
     port.close()
     with pytest.raises(ObjectStoreUnreachableError, match=f"the object store {port.url} fails"):
-        ExternalObjects(port.url).download_prefix("s3://data/rows", tmp_path)
+        RemoteObjectStore(port.url).download_prefix("s3://data/rows", tmp_path)
 
 
 def test_a_refusal_is_not_tried_again(harness: Harness, port: FailingPort) -> None:
@@ -115,7 +115,7 @@ def test_a_refusal_is_not_tried_again(harness: Harness, port: FailingPort) -> No
 
 def test_an_upload_that_is_refused_is_the_users(port: FailingPort, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"x")
-    external = ExternalObjects(port.url)
+    external = RemoteObjectStore(port.url)
     port.fail("AccessDenied", 1)
     with pytest.raises(UserError, match="AccessDenied"):
         external.upload_file(tmp_path / "file", "s3://results/file")

@@ -19,7 +19,7 @@ from supervisor.test_kill_storm import REAL, ROWS
 from luthier.jobs.settings import ServiceSettings
 from luthier.jobs.store import Resource, Store
 from luthier.launchers.process import marked
-from luthier.objects.store import ObjectStore
+from luthier.objects.store import EmbeddedObjectStore
 from luthier.service.supervisor_settings import MODULE, read, start, written
 from luthier.supervisor.loop import beat_file
 from luthier.supervisor.serving import UnixConnection
@@ -69,7 +69,7 @@ def order(store: Store, name: str) -> Resource:
     return store.create("training-job", OWNER, name, request, secondary="Starting", facts=facts)
 
 
-def weights(objects: ObjectStore, name: str, folder: Path) -> bytes:
+def weights(objects: EmbeddedObjectStore, name: str, folder: Path) -> bytes:
     folder.mkdir()
     objects.download_prefix(f"s3://data/out/{name}/output/model.tar.gz", folder)
     with tarfile.open(folder / "model.tar.gz") as tar:
@@ -82,7 +82,7 @@ def weights(objects: ObjectStore, name: str, folder: Path) -> bytes:
 def test_a_trained_model_is_served_until_its_endpoint_is_deleted(tmp_path: Path) -> None:
     settings = ServiceSettings(home=tmp_path / "home")
     store = Store.open(settings.database_url)
-    objects = ObjectStore(store.engine, settings.home / "objects")
+    objects = EmbeddedObjectStore(store.engine, settings.home / "objects")
     objects.create_bucket("data", *OWNER)
     objects.put("data", "rows/train.jsonl", ["".join(json.dumps(row) + "\n" for row in ROWS).encode()])
     job = order(store, "first")
@@ -125,7 +125,7 @@ def test_a_real_training_that_was_struck_has_the_undisturbed_weights(
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     settings = ServiceSettings(home=tmp_path / "home")
     store = Store.open(settings.database_url)
-    objects = ObjectStore(store.engine, settings.home / "objects")
+    objects = EmbeddedObjectStore(store.engine, settings.home / "objects")
     objects.create_bucket("data", *OWNER)
     rows = "".join(json.dumps(row) + "\n" for row in ROWS)
     objects.put("data", "rows/train.jsonl", [rows.encode()])

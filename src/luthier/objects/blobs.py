@@ -21,7 +21,7 @@ from pathlib import Path
 from sqlalchemy.exc import DBAPIError
 
 from luthier.errors import LuthierError
-from luthier.objects.faults import disk, refusal
+from luthier.objects.errors import disk, refusal
 
 CHUNK = 1 << 18  # bytes read at once
 RESERVE = 64 << 20  # bytes of disk left for the database and its journal

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from luthier.objects import lists
-from luthier.objects.faults import refusal
+from luthier.objects import listing
+from luthier.objects.errors import refusal
 from luthier.objects.object_operations import full_control
 from luthier.objects.parameters import Operation, allowed, moment, owner, store_of
-from luthier.objects.rows import Bucket
-from luthier.objects.store import Objects
+from luthier.objects.queries import Bucket
+from luthier.objects.store import ObjectStore
 from luthier.protocol.call import REGION, Call
 
 LOCATIONS = {"EU": "eu-west-1", "": REGION}
 MOST_BUCKETS = 10_000
 
 
-def create_bucket(call: Call, objects: Objects) -> dict[str, Any]:
+def create_bucket(call: Call, objects: ObjectStore) -> dict[str, Any]:
     """The region is the one that is asked for, else that of the request."""
     asked = call.parameters.get("CreateBucketConfiguration") or {}
     for name in ("Location", "Bucket", "Tags"):
@@ -31,7 +31,7 @@ def create_bucket(call: Call, objects: Objects) -> dict[str, Any]:
     return {"Location": f"/{made.name}", "BucketArn": _arn(made.name)}
 
 
-def delete_bucket(call: Call, objects: Objects) -> dict[str, Any]:
+def delete_bucket(call: Call, objects: ObjectStore) -> dict[str, Any]:
     store = store_of(objects)
     name = allowed(call, store)
     store.writable(name)
@@ -39,28 +39,28 @@ def delete_bucket(call: Call, objects: Objects) -> dict[str, Any]:
     return {}
 
 
-def head_bucket(call: Call, objects: Objects) -> dict[str, Any]:
+def head_bucket(call: Call, objects: ObjectStore) -> dict[str, Any]:
     found = _bucket(call, objects)
     return {"BucketRegion": found.region, "BucketArn": _arn(found.name), "AccessPointAlias": False}
 
 
-def get_bucket_location(call: Call, objects: Objects) -> dict[str, Any]:
+def get_bucket_location(call: Call, objects: ObjectStore) -> dict[str, Any]:
     region = _bucket(call, objects).region
     return {"LocationConstraint": "" if region == REGION else region}
 
 
-def _bucket(call: Call, objects: Objects) -> Bucket:
+def _bucket(call: Call, objects: ObjectStore) -> Bucket:
     """The bucket asked for; a virtual one is of whatever region it is asked in."""
     store = store_of(objects)
     name = allowed(call, store)
     return Bucket(name, call.account, call.region, 0.0) if store.virtual(name) else store.bucket(name)
 
 
-def list_buckets(call: Call, objects: Objects) -> dict[str, Any]:
+def list_buckets(call: Call, objects: ObjectStore) -> dict[str, Any]:
     parameters = call.parameters
     prefix, region = parameters.get("Prefix") or "", parameters.get("BucketRegion")
     limit, token = parameters.get("MaxBuckets") or MOST_BUCKETS, parameters.get("ContinuationToken")
-    after = lists.from_token(token).decode("utf-8", "replace") if token else ""
+    after = listing.from_token(token).decode("utf-8", "replace") if token else ""
     found = [
         bucket for bucket in store_of(objects).buckets(call.account)
         if bucket.name.startswith(prefix) and bucket.name > after and region in (None, bucket.region)
@@ -77,7 +77,7 @@ def list_buckets(call: Call, objects: Objects) -> dict[str, Any]:
     if prefix:
         answer["Prefix"] = prefix
     if len(found) > len(listed):
-        answer["ContinuationToken"] = lists.to_token(listed[-1].name.encode())
+        answer["ContinuationToken"] = listing.to_token(listed[-1].name.encode())
     return answer
 
 
@@ -85,7 +85,7 @@ def _arn(name: str) -> str:
     return f"arn:aws:s3:::{name}"
 
 
-def get_bucket_acl(call: Call, objects: Objects) -> dict[str, Any]:
+def get_bucket_acl(call: Call, objects: ObjectStore) -> dict[str, Any]:
     allowed(call, store_of(objects))
     return full_control(call.account)
 
@@ -93,7 +93,7 @@ def get_bucket_acl(call: Call, objects: Objects) -> dict[str, Any]:
 def _answered(answer: Mapping[str, Any]) -> Operation:
     """The operation that finds a bucket set to nothing, and says so by `answer`."""
 
-    def operation(call: Call, objects: Objects) -> dict[str, Any]:
+    def operation(call: Call, objects: ObjectStore) -> dict[str, Any]:
         allowed(call, store_of(objects))
         return dict(answer)
 
@@ -103,14 +103,14 @@ def _answered(answer: Mapping[str, Any]) -> Operation:
 def _missing(code: str, message: str) -> Operation:
     """The operation that finds a bucket set to nothing, and says so by a 404."""
 
-    def operation(call: Call, objects: Objects) -> dict[str, Any]:
+    def operation(call: Call, objects: ObjectStore) -> dict[str, Any]:
         allowed(call, store_of(objects))
         raise refusal(code, message, 404)
 
     return operation
 
 
-def _not_offered(call: Call, objects: Objects) -> dict[str, Any]:
+def _not_offered(call: Call, objects: ObjectStore) -> dict[str, Any]:
     allowed(call, store_of(objects))
     raise refusal("NotImplemented", f"{call.operation}: this server's object store does not offer it")
 

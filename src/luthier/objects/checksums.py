@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from awscrt import checksums as crt
 
-from luthier.objects.faults import refusal
+from luthier.objects.errors import refusal
 
 HEADER = "x-amz-checksum-"
 FULL, COMPOSITE = "FULL_OBJECT", "COMPOSITE"

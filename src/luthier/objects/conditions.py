@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from luthier.objects.faults import refusal
+from luthier.objects.errors import refusal
 
 
 @dataclass(frozen=True, slots=True)

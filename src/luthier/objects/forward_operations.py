@@ -17,11 +17,11 @@ from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionEr
 
 from luthier.objects.blobs import CHUNK
 from luthier.objects.checksums import Digest
-from luthier.objects.faults import disk, refusal
-from luthier.objects.forwarding import ForwardedObjects
+from luthier.objects.errors import disk, refusal
+from luthier.objects.forwarding_store import ForwardingObjectStore
 from luthier.objects.names import check_bucket_name, parse_copy_source
 from luthier.objects.parameters import body
-from luthier.objects.store import ObjectStore
+from luthier.objects.store import EmbeddedObjectStore
 from luthier.protocol import model
 from luthier.protocol.call import Call
 from luthier.protocol.errors import WireError
@@ -30,7 +30,7 @@ OWNERS = ("ExpectedBucketOwner", "ExpectedSourceBucketOwner")
 _log = logging.getLogger(__name__)
 
 
-def forward(call: Call, objects: ForwardedObjects) -> dict[str, Any]:
+def forward(call: Call, objects: ForwardingObjectStore) -> dict[str, Any]:
     """What the other S3 answers to the call; WireError with its own code, message and status where it refuses."""
     asked = dict(call.parameters)
     if "Bucket" in asked:
@@ -58,7 +58,7 @@ def _streams(call: Call) -> bool:
     return shape is not None and "Body" in shape.members
 
 
-def _received(call: Call, made: ObjectStore, stack: ExitStack) -> dict[str, Any]:
+def _received(call: Call, made: EmbeddedObjectStore, stack: ExitStack) -> dict[str, Any]:
     """The body as a file, with the checksum that was sent before or after it; WireErrors as of the embedded store."""
     chunks, demand, size = body(call)
     if size:
@@ -77,7 +77,7 @@ def _received(call: Call, made: ObjectStore, stack: ExitStack) -> dict[str, Any]
     return {"Body": file, "ContentLength": digest.size, "ChecksumAlgorithm": None} | known
 
 
-def _asked(objects: ForwardedObjects, operation: str, asked: dict[str, Any]) -> dict[str, Any]:
+def _asked(objects: ForwardingObjectStore, operation: str, asked: dict[str, Any]) -> dict[str, Any]:
     given = {name: value for name, value in asked.items() if value is not None}
     try:
         answer: dict[str, Any] = getattr(objects.client, xform_name(operation))(**given)

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from luthier.objects import lists
-from luthier.objects.faults import refusal
+from luthier.objects import listing
+from luthier.objects.errors import refusal
 from luthier.objects.names import text_bytes
 from luthier.objects.parameters import Operation, allowed, moment, owner, quoted, store_of
-from luthier.objects.rows import Object
-from luthier.objects.store import Objects
+from luthier.objects.queries import Object
+from luthier.objects.store import ObjectStore
 from luthier.objects.uploads import ID, Upload, Uploads
 from luthier.protocol.call import Call
 
 Encode = Callable[[str], str]
 
 
-def list_objects(call: Call, objects: Objects) -> dict[str, Any]:
+def list_objects(call: Call, objects: ObjectStore) -> dict[str, Any]:
     """Version 1: goes on after a marker, which is the last key or folded prefix of the page before."""
     parameters = call.parameters
     marker = parameters.get("Marker") or ""
@@ -28,11 +28,13 @@ def list_objects(call: Call, objects: Objects) -> dict[str, Any]:
     return answer
 
 
-def list_objects_v2(call: Call, objects: Objects) -> dict[str, Any]:
+def list_objects_v2(call: Call, objects: ObjectStore) -> dict[str, Any]:
     """Version 2: goes on by a token; StartAfter counts for the first page only."""
     parameters = call.parameters
     token, after = parameters.get("ContinuationToken"), parameters.get("StartAfter")
-    page, encode, answer = _page(call, objects, _after(call, after or "") if token is None else lists.from_token(token))
+    page, encode, answer = _page(
+        call, objects, _after(call, after or "") if token is None else listing.from_token(token)
+    )
     owned = bool(parameters.get("FetchOwner"))
     contents = [_entry(call, one, encode, owned=owned) for one in page.objects]
     answer |= {"KeyCount": len(page.entries), "Contents": contents}
@@ -41,11 +43,11 @@ def list_objects_v2(call: Call, objects: Objects) -> dict[str, Any]:
     if after is not None:
         answer["StartAfter"] = encode(after)
     if page.following is not None:
-        answer["NextContinuationToken"] = lists.to_token(page.following)
+        answer["NextContinuationToken"] = listing.to_token(page.following)
     return answer
 
 
-def list_object_versions(call: Call, objects: Objects) -> dict[str, Any]:
+def list_object_versions(call: Call, objects: ObjectStore) -> dict[str, Any]:
     """Each object is its only version, called null, as in a bucket of S3 that never had versioning."""
     marker = call.parameters.get("KeyMarker") or ""
     page, encode, answer = _page(call, objects, _after(call, marker))
@@ -61,16 +63,16 @@ def list_object_versions(call: Call, objects: Objects) -> dict[str, Any]:
 
 def _after(call: Call, marker: str) -> bytes:
     parameters = call.parameters
-    return lists.after(
+    return listing.after(
         text_bytes(marker), text_bytes(parameters.get("Prefix") or ""), text_bytes(parameters.get("Delimiter") or "")
     )
 
 
-def _page(call: Call, objects: Objects, start: bytes) -> tuple[lists.Page, Encode, dict[str, Any]]:
+def _page(call: Call, objects: ObjectStore, start: bytes) -> tuple[listing.Page, Encode, dict[str, Any]]:
     """The page asked for, how to write its keys, and what all three lists answer."""
     store, parameters = store_of(objects), call.parameters
-    encode = lists.encoder(parameters.get("EncodingType"))
-    limit = lists.page_size(parameters.get("MaxKeys"), "max-keys")
+    encode = listing.encoder(parameters.get("EncodingType"))
+    limit = listing.page_size(parameters.get("MaxKeys"), "max-keys")
     prefix, delimiter = parameters.get("Prefix") or "", parameters.get("Delimiter") or ""
     bucket = allowed(call, store)
     page = store.page(bucket, prefix, delimiter, start, limit)
@@ -95,21 +97,21 @@ def _entry(call: Call, one: Object, encode: Encode, *, owned: bool) -> dict[str,
     return entry | ({"Owner": owner(call.account)} if owned else {})
 
 
-def _last(page: lists.Page) -> str:
+def _last(page: listing.Page) -> str:
     last = page.entries[-1]
     return last.key if isinstance(last, Object) else last
 
 
-def list_multipart_uploads(call: Call, objects: Objects) -> dict[str, Any]:
+def list_multipart_uploads(call: Call, objects: ObjectStore) -> dict[str, Any]:
     store, parameters = store_of(objects), call.parameters
-    encode = lists.encoder(parameters.get("EncodingType"))
-    limit = lists.page_size(parameters.get("MaxUploads"), "max-uploads")
+    encode = listing.encoder(parameters.get("EncodingType"))
+    limit = listing.page_size(parameters.get("MaxUploads"), "max-uploads")
     prefix, delimiter = parameters.get("Prefix") or "", parameters.get("Delimiter") or ""
     key, number = parameters.get("KeyMarker") or "", parameters.get("UploadIdMarker") or ""
     if key and number and not ID.fullmatch(number):
         raise refusal("InvalidArgument", "Invalid uploadId marker")
     bucket = allowed(call, store)
-    after = lists.after(text_bytes(key), text_bytes(prefix), text_bytes(delimiter))
+    after = listing.after(text_bytes(key), text_bytes(prefix), text_bytes(delimiter))
     entries: list[Upload | str] = []
     truncated = False
     # Without an id, a marker stands for all uploads of its key: none has an id above g.
@@ -153,9 +155,9 @@ def _checksum(upload: Upload) -> dict[str, str]:
     return {"ChecksumAlgorithm": upload.algorithm, "ChecksumType": upload.kind} if upload.algorithm else {}
 
 
-def list_parts(call: Call, objects: Objects) -> dict[str, Any]:
+def list_parts(call: Call, objects: ObjectStore) -> dict[str, Any]:
     store, parameters = store_of(objects), call.parameters
-    uploads, limit = Uploads(store), lists.page_size(parameters.get("MaxParts"), "max-parts")
+    uploads, limit = Uploads(store), listing.page_size(parameters.get("MaxParts"), "max-parts")
     upload = uploads.find(allowed(call, store), parameters["Key"], parameters["UploadId"])
     marker = parameters.get("PartNumberMarker") or 0
     found = uploads.parts(upload, marker, limit + 1) if limit else []

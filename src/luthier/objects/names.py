@@ -7,7 +7,7 @@ import re
 from urllib.parse import unquote
 
 from luthier.errors import UserError
-from luthier.objects.faults import refusal
+from luthier.objects.errors import refusal
 
 KEY_BYTES = 1024
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")

@@ -9,8 +9,8 @@ from typing import Any
 from luthier.errors import LuthierError
 from luthier.objects.checksums import Checksum, Digest, known
 from luthier.objects.conditions import Guard, check_read
-from luthier.objects.faults import refusal
-from luthier.objects.lists import page_size
+from luthier.objects.errors import refusal
+from luthier.objects.listing import page_size
 from luthier.objects.names import check_version, key_bytes
 from luthier.objects.parameters import (
     Operation,
@@ -26,10 +26,10 @@ from luthier.objects.parameters import (
     tags_of_query,
     tags_of_set,
 )
+from luthier.objects.queries import Attributes, Object
 from luthier.objects.ranges import Span, parse_range
-from luthier.objects.reading import Stream
-from luthier.objects.rows import Attributes, Object
-from luthier.objects.store import Objects, ObjectStore
+from luthier.objects.reader import Stream
+from luthier.objects.store import EmbeddedObjectStore, ObjectStore
 from luthier.protocol.call import Call
 from luthier.protocol.errors import WireError, wire_error
 
@@ -42,7 +42,7 @@ OVERRIDES = {f"Response{name}": name for name in
              ("CacheControl", "ContentDisposition", "ContentEncoding", "ContentLanguage", "ContentType")}  # fmt: skip
 
 
-def put_object(call: Call, objects: Objects) -> dict[str, Any]:
+def put_object(call: Call, objects: ObjectStore) -> dict[str, Any]:
     store, parameters = store_of(objects), call.parameters
     bucket = allowed(call, store)
     chunks, demand, size = body(call)
@@ -52,7 +52,7 @@ def put_object(call: Call, objects: Objects) -> dict[str, Any]:
     return {"ETag": quoted(new.etag), **checksum_members(new)}
 
 
-def get_object(call: Call, objects: Objects) -> dict[str, Any]:
+def get_object(call: Call, objects: ObjectStore) -> dict[str, Any]:
     store = store_of(objects)
     bucket = allowed(call, store)
     check_version(call.parameters.get("VersionId"))
@@ -66,7 +66,7 @@ def get_object(call: Call, objects: Objects) -> dict[str, Any]:
     return {**answer, "Body": stream}
 
 
-def head_object(call: Call, objects: Objects) -> dict[str, Any]:
+def head_object(call: Call, objects: ObjectStore) -> dict[str, Any]:
     store = store_of(objects)
     bucket = allowed(call, store)
     check_version(call.parameters.get("VersionId"))
@@ -76,7 +76,7 @@ def head_object(call: Call, objects: Objects) -> dict[str, Any]:
         return _read(store, stream.object, call.parameters)[1]
 
 
-def _read(store: ObjectStore, found: Object, parameters: Mapping[str, Any]) -> tuple[Span, dict[str, Any]]:
+def _read(store: EmbeddedObjectStore, found: Object, parameters: Mapping[str, Any]) -> tuple[Span, dict[str, Any]]:
     """Which bytes a GET or HEAD is about, and all of the answer but these."""
     check_read(parameters, found.etag, found.modified)
     part, header = parameters.get("PartNumber"), parameters.get("Range")
@@ -100,7 +100,7 @@ def _read(store: ObjectStore, found: Object, parameters: Mapping[str, Any]) -> t
     return span, {**answer, "ContentLength": span.size}
 
 
-def _part(store: ObjectStore, found: Object, number: int) -> Span:
+def _part(store: EmbeddedObjectStore, found: Object, number: int) -> Span:
     if number < 1 or number > max(1, found.parts):
         raise refusal("InvalidPartNumber")
     if not found.parts:
@@ -116,7 +116,7 @@ def _overrides(parameters: Mapping[str, Any]) -> dict[str, str]:
     return given
 
 
-def delete_object(call: Call, objects: Objects) -> dict[str, Any]:
+def delete_object(call: Call, objects: ObjectStore) -> dict[str, Any]:
     store = store_of(objects)
     bucket = allowed(call, store)
     check_version(call.parameters.get("VersionId"))
@@ -126,7 +126,7 @@ def delete_object(call: Call, objects: Objects) -> dict[str, Any]:
     return {}
 
 
-def delete_objects(call: Call, objects: Objects) -> dict[str, Any]:
+def delete_objects(call: Call, objects: ObjectStore) -> dict[str, Any]:
     store = store_of(objects)
     bucket = allowed(call, store)
     asked = call.parameters["Delete"].get("Objects") or []
@@ -159,7 +159,7 @@ def _wanted(entry: Mapping[str, Any]) -> tuple[str, Guard]:
     return entry["Key"], Guard(entry.get("ETag"))
 
 
-def copy_object(call: Call, objects: Objects) -> dict[str, Any]:
+def copy_object(call: Call, objects: ObjectStore) -> dict[str, Any]:
     store, parameters = store_of(objects), call.parameters
     bucket, key = allowed(call, store), parameters["Key"]
     guard = Guard.of(parameters)
@@ -192,7 +192,7 @@ def _copied(parameters: Mapping[str, Any], found: Object) -> Attributes:
 _ASKED_ANEW = ("StorageClass", "WebsiteRedirectLocation")  # that a copy never takes over
 
 
-def _copied_checksum(store: ObjectStore, stream: Stream, algorithm: str) -> Checksum | None:
+def _copied_checksum(store: EmbeddedObjectStore, stream: Stream, algorithm: str) -> Checksum | None:
     """The source's own checksum, or, where another algorithm is asked for, that of its bytes."""
     found = stream.object
     if not algorithm or (found.checksum and found.checksum.algorithm == algorithm):
@@ -206,7 +206,7 @@ def _copied_checksum(store: ObjectStore, stream: Stream, algorithm: str) -> Chec
     return digest.checksum(algorithm)
 
 
-def get_object_attributes(call: Call, objects: Objects) -> dict[str, Any]:
+def get_object_attributes(call: Call, objects: ObjectStore) -> dict[str, Any]:
     store, parameters = store_of(objects), call.parameters
     check_version(parameters.get("VersionId"))
     wanted = set(parameters["ObjectAttributes"])
@@ -226,7 +226,7 @@ def get_object_attributes(call: Call, objects: Objects) -> dict[str, Any]:
     return answer
 
 
-def _parts(store: ObjectStore, found: Object, parameters: Mapping[str, Any]) -> dict[str, Any]:
+def _parts(store: EmbeddedObjectStore, found: Object, parameters: Mapping[str, Any]) -> dict[str, Any]:
     marker, most = parameters.get("PartNumberMarker") or 0, page_size(parameters.get("MaxParts"), "max-parts")
     numbered = [(number, segment) for number, segment in enumerate(store.segments(found), 1) if number > marker]
     listed = numbered[:most]
@@ -240,7 +240,7 @@ def _parts(store: ObjectStore, found: Object, parameters: Mapping[str, Any]) -> 
     return answer
 
 
-def get_object_acl(call: Call, objects: Objects) -> dict[str, Any]:
+def get_object_acl(call: Call, objects: ObjectStore) -> dict[str, Any]:
     store = store_of(objects)
     store.head(allowed(call, store), call.parameters["Key"])
     check_version(call.parameters.get("VersionId"))
@@ -253,14 +253,14 @@ def full_control(account: str) -> dict[str, Any]:
     return {"Owner": owner(account), "Grants": [{"Grantee": grantee, "Permission": "FULL_CONTROL"}]}
 
 
-def get_object_tagging(call: Call, objects: Objects) -> dict[str, Any]:
+def get_object_tagging(call: Call, objects: ObjectStore) -> dict[str, Any]:
     store = store_of(objects)
     check_version(call.parameters.get("VersionId"))
     tags = store.head(allowed(call, store), call.parameters["Key"]).attributes.tags
     return {"TagSet": [{"Key": key, "Value": value} for key, value in tags.items()]}
 
 
-def put_object_tagging(call: Call, objects: Objects) -> dict[str, Any]:
+def put_object_tagging(call: Call, objects: ObjectStore) -> dict[str, Any]:
     store = store_of(objects)
     check_version(call.parameters.get("VersionId"))
     tags = tags_of_set(call.parameters["Tagging"].get("TagSet") or [])
@@ -268,7 +268,7 @@ def put_object_tagging(call: Call, objects: Objects) -> dict[str, Any]:
     return {}
 
 
-def delete_object_tagging(call: Call, objects: Objects) -> dict[str, Any]:
+def delete_object_tagging(call: Call, objects: ObjectStore) -> dict[str, Any]:
     store = store_of(objects)
     check_version(call.parameters.get("VersionId"))
     store.set_tags(allowed(call, store), call.parameters["Key"], tags_of_query(""))

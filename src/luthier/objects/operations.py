@@ -8,9 +8,9 @@ from typing import Any
 
 from luthier.objects import bucket_operations, list_operations, object_operations, upload_operations
 from luthier.objects.forward_operations import forward
-from luthier.objects.forwarding import ForwardedObjects
+from luthier.objects.forwarding_store import ForwardingObjectStore
 from luthier.objects.parameters import Operation, check_refused
-from luthier.objects.store import Objects
+from luthier.objects.store import ObjectStore
 from luthier.protocol.call import Call
 
 
@@ -18,9 +18,9 @@ def _placed(operation: Operation) -> Operation:
     """The operation where the bucket lies: here, or in an S3 elsewhere, which knows itself what it can do."""
 
     @wraps(operation)
-    def placed(call: Call, objects: Objects) -> dict[str, Any]:
+    def placed(call: Call, objects: ObjectStore) -> dict[str, Any]:
         bucket = call.parameters.get("Bucket", "")
-        if isinstance(objects, ForwardedObjects) and not objects.made.virtual(bucket):
+        if isinstance(objects, ForwardingObjectStore) and not objects.made.virtual(bucket):
             return forward(call, objects)
         if call.operation not in bucket_operations.NOT_OFFERED:  # of those, the operation says so itself
             check_refused(call.parameters)

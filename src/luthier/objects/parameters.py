@@ -12,12 +12,12 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from luthier.objects.checksums import Demand, demanded
-from luthier.objects.faults import refusal
-from luthier.objects.forwarding import ForwardedObjects
+from luthier.objects.errors import refusal
+from luthier.objects.forwarding_store import ForwardingObjectStore
 from luthier.objects.names import parse_copy_source
-from luthier.objects.reading import Stream
-from luthier.objects.rows import Attributes, Object
-from luthier.objects.store import Objects, ObjectStore
+from luthier.objects.queries import Attributes, Object
+from luthier.objects.reader import Stream
+from luthier.objects.store import EmbeddedObjectStore, ObjectStore
 from luthier.protocol.call import Call
 
 LARGEST = 5 * 1024**3  # bytes of one request's body, S3's limit
@@ -46,13 +46,13 @@ REFUSED: Mapping[str, str] = {
 GRANTS = ("GrantFullControl", "GrantRead", "GrantReadACP", "GrantWrite", "GrantWriteACP")
 
 
-Operation = Callable[[Call, Objects], dict[str, Any]]
+Operation = Callable[[Call, ObjectStore], dict[str, Any]]
 
 
-def store_of(objects: Objects) -> ObjectStore:
+def store_of(objects: ObjectStore) -> EmbeddedObjectStore:
     """The embedded store; where the objects are elsewhere, the one of the buckets that are made up."""
-    found = objects.made if isinstance(objects, ForwardedObjects) else objects
-    assert isinstance(found, ObjectStore)
+    found = objects.made if isinstance(objects, ForwardingObjectStore) else objects
+    assert isinstance(found, EmbeddedObjectStore)
     return found
 
 
@@ -65,7 +65,7 @@ def check_refused(parameters: Mapping[str, Any]) -> None:
         raise refusal("AccessControlListNotSupported")
 
 
-def allowed(call: Call, store: ObjectStore, bucket: str = "", expected: str = "ExpectedBucketOwner") -> str:
+def allowed(call: Call, store: EmbeddedObjectStore, bucket: str = "", expected: str = "ExpectedBucketOwner") -> str:
     """The name of the bucket that is asked for, or of `bucket`; WireError where there is none, or it is another's."""
     name = bucket or call.parameters["Bucket"]
     owner = call.account if store.virtual(name) else store.bucket(name).account
@@ -74,7 +74,7 @@ def allowed(call: Call, store: ObjectStore, bucket: str = "", expected: str = "E
     return str(name)
 
 
-def source(call: Call, store: ObjectStore) -> Stream:
+def source(call: Call, store: EmbeddedObjectStore) -> Stream:
     """The open object that CopySource names."""
     bucket, key = parse_copy_source(call.parameters["CopySource"])
     return store.open(allowed(call, store, bucket, "ExpectedSourceBucketOwner"), key)

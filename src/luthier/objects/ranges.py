@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from luthier.objects.faults import refusal
+from luthier.objects.errors import refusal
 
 _ONE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})")
 

@@ -25,14 +25,14 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from luthier import storage
 from luthier.errors import CapacityError, LuthierError, UserError
-from luthier.objects import lists, rows
+from luthier.objects import listing, queries
 from luthier.objects.blobs import CHUNK, Blobs, Incoming
 from luthier.objects.checksums import Demand, Digest
 from luthier.objects.conditions import ANYHOW, Guard
-from luthier.objects.faults import FULL_DISK, disk, refusal
+from luthier.objects.errors import FULL_DISK, disk, refusal
 from luthier.objects.names import check_bucket_name, key_bytes, parse_uri, text_bytes
-from luthier.objects.reading import Files, Stream
-from luthier.objects.rows import Attributes, Bucket, Database, Object, Segment
+from luthier.objects.queries import Attributes, Bucket, Database, Object, Segment
+from luthier.objects.reader import Files, Stream
 from luthier.objects.tables import buckets, objects, parts, uploads
 from luthier.objects.virtual import VirtualBucket
 from luthier.protocol.errors import WireError
@@ -42,7 +42,7 @@ UNNAMEABLE = {errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, err
 KEPT_SECONDS = 7 * 24 * 3600.0  # that a completed upload answers a repeated completion
 
 
-class Objects(Protocol):
+class ObjectStore(Protocol):
     """What the service does with objects by s3:// address, wherever they are kept. UserError when one is not there."""
 
     def exists(self, uri: str) -> bool:
@@ -68,7 +68,7 @@ class Objects(Protocol):
     def close(self) -> None: ...
 
 
-class ObjectStore:
+class EmbeddedObjectStore:
     """The embedded store: files below `root`, rows behind `engine`. Make its tables by database.connect first."""
 
     def __init__(self, engine: sa.Engine, root: Path, virtual: Sequence[VirtualBucket] = ()) -> None:
@@ -110,7 +110,7 @@ class ObjectStore:
         """WireError NoSuchBucket where there is none."""
         check_bucket_name(name)
         with self.database.read() as connection:
-            found = rows.find_bucket(connection, name)
+            found = queries.find_bucket(connection, name)
         if found is None:
             raise refusal("NoSuchBucket")
         return found
@@ -152,7 +152,7 @@ class ObjectStore:
             return self._made(virtual, bucket, key)[0]
         check_bucket_name(bucket)
         with self.database.read() as connection:
-            found = rows.find_object(connection, bucket, key_bytes(key))
+            found = queries.find_object(connection, bucket, key_bytes(key))
         if found is None:
             self.bucket(bucket)
             raise refusal("NoSuchKey")
@@ -173,7 +173,7 @@ class ObjectStore:
     def segments(self, found: Object) -> list[Segment]:
         """The stretches that an object is made of, one for each part; empty for one that was replaced meanwhile."""
         with self.database.read() as connection:
-            return rows.content_segments(connection, found.content)
+            return queries.content_segments(connection, found.content)
 
     def put(
         self, bucket: str, key: str, chunks: Iterable[bytes], attributes: Attributes | None = None, *,
@@ -221,11 +221,11 @@ class ObjectStore:
         """Make `new` what its key holds, with its content where `pieces` are given; return the content it replaces."""
 
         def work(connection: sa.Connection) -> str | None:
-            if rows.find_bucket(connection, new.bucket) is None:
+            if queries.find_bucket(connection, new.bucket) is None:
                 raise refusal("NoSuchBucket")
             if pieces:
-                rows.add_content(connection, new.content, pieces)
-            return rows.put_object(connection, new, guard)
+                queries.add_content(connection, new.content, pieces)
+            return queries.put_object(connection, new, guard)
 
         with disk():
             return self.database.settle(work)
@@ -254,7 +254,7 @@ class ObjectStore:
             gone = []
             for index in sorted(range(len(keys)), key=lambda index: keys[index][0]):  # one order: no deadlock
                 try:
-                    content = rows.delete_object(connection, bucket, *keys[index])
+                    content = queries.delete_object(connection, bucket, *keys[index])
                 except WireError as refused:
                     outcomes[index] = refused
                 else:
@@ -269,21 +269,21 @@ class ObjectStore:
         """WireErrors as `head`."""
         self.writable(bucket)
         with disk(), self.database.write() as connection:
-            found = rows.set_tags(connection, bucket, key_bytes(key), tags)
+            found = queries.set_tags(connection, bucket, key_bytes(key), tags)
         if not found:
             self.head(bucket, key)
 
     def page(
-        self, bucket: str, prefix: str = "", delimiter: str = "", start: bytes = b"", limit: int = lists.PAGE
-    ) -> lists.Page:
+        self, bucket: str, prefix: str = "", delimiter: str = "", start: bytes = b"", limit: int = listing.PAGE
+    ) -> listing.Page:
         """A page of objects and folded prefixes, from position `start` on; WireError NoSuchBucket."""
         virtual = self.virtual(bucket)
         if virtual:
-            return lists.page(partial(virtual.list, bucket), text_bytes(prefix), text_bytes(delimiter), start, limit)
+            return listing.page(partial(virtual.list, bucket), text_bytes(prefix), text_bytes(delimiter), start, limit)
         self.bucket(bucket)
         with self.database.read() as connection:
-            fetch = partial(rows.list_objects, connection, bucket)
-            return lists.page(fetch, text_bytes(prefix), text_bytes(delimiter), start, limit)
+            fetch = partial(queries.list_objects, connection, bucket)
+            return listing.page(fetch, text_bytes(prefix), text_bytes(delimiter), start, limit)
 
     def writable(self, bucket: str) -> None:
         """WireError AccessDenied for a virtual bucket, NoSuchBucket where there is none."""
@@ -315,15 +315,15 @@ class ObjectStore:
     def _collect(self, content: str) -> None:
         self._busy.add(content)  # before the attempt, so that a reader who leaves during it comes back
         with self.database.read() as connection:
-            held = rows.content_held(connection, content)
-            names = [segment.blob for segment in rows.content_segments(connection, content)]
+            held = queries.content_held(connection, content)
+            names = [segment.blob for segment in queries.content_segments(connection, content)]
         if names and not held:
             with self.blobs.removing(names) as free:
                 if not free:
                     return
                 try:
                     with self.database.write() as connection:
-                        gone = rows.forget_content(connection, content)
+                        gone = queries.forget_content(connection, content)
                 except IntegrityError:
                     gone = False  # a copy of it was committed meanwhile
                 if gone:
@@ -339,14 +339,14 @@ class ObjectStore:
 
         def referenced(start: str) -> set[str]:
             with self.database.read() as connection:
-                return rows.referenced_blobs(connection, start)
+                return queries.referenced_blobs(connection, start)
 
         with self.database.read() as connection:
-            idle = rows.idle_contents(connection)
+            idle = queries.idle_contents(connection)
         for content in idle:
             self.collect(content)
         with self.database.write() as connection:
-            rows.forget_old_uploads(connection, time.time() - KEPT_SECONDS)
+            queries.forget_old_uploads(connection, time.time() - KEPT_SECONDS)
         return len(idle) + self.blobs.sweep(referenced)
 
     def sweep_every(self, seconds: float) -> None:
@@ -369,7 +369,7 @@ class ObjectStore:
     def _files(self, content: str) -> Files | None:
         """The open files of a content; None where it was removed since it was found."""
         with self.database.read() as connection:
-            found = rows.content_segments(connection, content)
+            found = queries.content_segments(connection, content)
         if not found:
             return None
         try:
@@ -378,14 +378,14 @@ class ObjectStore:
             return None
         files = Files(self.blobs, found, first)
         with self.database.read() as connection:
-            if len(found) == 1 or rows.content_exists(connection, content):
+            if len(found) == 1 or queries.content_exists(connection, content):
                 return files
         files.close()
         return None
 
     def _etag(self, bucket: str, key: bytes) -> str | None:
         with self.database.read() as connection:
-            found = rows.find_object(connection, bucket, key)
+            found = queries.find_object(connection, bucket, key)
         return found.etag if found else None
 
     @staticmethod

@@ -8,15 +8,15 @@ from urllib.parse import quote
 
 from luthier.objects.checksums import ALGORITHMS, known
 from luthier.objects.conditions import Guard, bare, check_read
-from luthier.objects.faults import refusal
+from luthier.objects.errors import refusal
 from luthier.objects.parameters import Operation, allowed, attributes, body, moment, quoted, source, store_of
 from luthier.objects.ranges import parse_copy_range
-from luthier.objects.store import Objects
+from luthier.objects.store import ObjectStore
 from luthier.objects.uploads import Listed, Part, Upload, Uploads, Whole
 from luthier.protocol.call import Call
 
 
-def create_multipart_upload(call: Call, objects: Objects) -> dict[str, Any]:
+def create_multipart_upload(call: Call, objects: ObjectStore) -> dict[str, Any]:
     store, parameters = store_of(objects), call.parameters
     algorithm = known(parameters.get("ChecksumAlgorithm") or "")
     begun = Uploads(store).begin(
@@ -26,7 +26,7 @@ def create_multipart_upload(call: Call, objects: Objects) -> dict[str, Any]:
     return answer | ({"ChecksumAlgorithm": algorithm, "ChecksumType": begun.kind} if algorithm else {})
 
 
-def upload_part(call: Call, objects: Objects) -> dict[str, Any]:
+def upload_part(call: Call, objects: ObjectStore) -> dict[str, Any]:
     store = store_of(objects)
     upload = _upload(call, Uploads(store), allowed(call, store))
     chunks, demand, size = body(call)
@@ -37,7 +37,7 @@ def upload_part(call: Call, objects: Objects) -> dict[str, Any]:
     return answer
 
 
-def upload_part_copy(call: Call, objects: Objects) -> dict[str, Any]:
+def upload_part_copy(call: Call, objects: ObjectStore) -> dict[str, Any]:
     store, parameters = store_of(objects), call.parameters
     upload = _upload(call, Uploads(store), allowed(call, store))
     with source(call, store) as stream:
@@ -49,7 +49,7 @@ def upload_part_copy(call: Call, objects: Objects) -> dict[str, Any]:
     return {"CopyPartResult": result}
 
 
-def complete_multipart_upload(call: Call, objects: Objects) -> dict[str, Any]:
+def complete_multipart_upload(call: Call, objects: ObjectStore) -> dict[str, Any]:
     store, parameters = store_of(objects), call.parameters
     listed = [_listed(entry) for entry in (parameters.get("MultipartUpload") or {}).get("Parts") or []]
     sent = [str(parameters[f"Checksum{name}"]) for name in ALGORITHMS if parameters.get(f"Checksum{name}")]
@@ -61,7 +61,7 @@ def complete_multipart_upload(call: Call, objects: Objects) -> dict[str, Any]:
     return answer | (done.checksum.members() if done.checksum else {})
 
 
-def abort_multipart_upload(call: Call, objects: Objects) -> dict[str, Any]:
+def abort_multipart_upload(call: Call, objects: ObjectStore) -> dict[str, Any]:
     store = store_of(objects)
     if call.parameters.get("IfMatchInitiatedTime") is not None:
         raise refusal("NotImplemented", "IfMatchInitiatedTime: of conditions only ETags are offered")

@@ -24,10 +24,10 @@ from luthier.objects.checksums import (
     of_row,
 )
 from luthier.objects.conditions import ANYHOW, Guard
-from luthier.objects.faults import disk, refusal
+from luthier.objects.errors import disk, refusal
 from luthier.objects.names import key_bytes
-from luthier.objects.rows import Attributes, Object, Segment, add_content, find_bucket, put_object
-from luthier.objects.store import ObjectStore
+from luthier.objects.queries import Attributes, Object, Segment, add_content, find_bucket, put_object
+from luthier.objects.store import EmbeddedObjectStore
 from luthier.objects.tables import parts, uploads
 
 MIN_PART = 5 * 1024**2
@@ -83,7 +83,7 @@ class Whole:
 class Uploads:
     """The uploads of a store. WireError NoSuchUpload for one that is not, was aborted, or (to most) completed."""
 
-    def __init__(self, store: ObjectStore) -> None:
+    def __init__(self, store: EmbeddedObjectStore) -> None:
         self.store = store
 
     def begin(self, bucket: str, key: str, attributes: Attributes, algorithm: str = "", kind: str = "") -> Upload:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from luthier.objects.names import key_bytes
-from luthier.objects.rows import Attributes, Object
+from luthier.objects.queries import Attributes, Object
 
 
 @dataclass(frozen=True, slots=True)

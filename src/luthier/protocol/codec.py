@@ -19,15 +19,15 @@ from moto.core.model import OperationModel, Shape
 from moto.core.parse import UNDEFINED, QueryParser, RequestParserError, RestJSONParser, RestXMLParser
 
 from luthier.errors import LuthierError
-from luthier.protocol import jsonbody, written, xmlbody
-from luthier.protocol.dialect import Form, dialect, worded
+from luthier.protocol import jsonbody, serializer, xmlbody
 from luthier.protocol.dispatch import form_fields, headers_of, query_fields
 from luthier.protocol.errors import WireError, wire_error
 from luthier.protocol.message import Request, Response
+from luthier.protocol.service_protocols import WireProtocol, protocol_of, service_error
 
 EVENT_STREAM = "application/vnd.amazon.eventstream"
 JSON_TYPE = "application/x-amz-json-1.1"
-ERROR_TYPES: dict[Form, str] = {
+ERROR_TYPES: dict[WireProtocol, str] = {
     "json": JSON_TYPE,
     "rest-json": "application/json",
     "query": "text/xml",
@@ -52,12 +52,12 @@ def parse(operation: OperationModel, request: Request, labels: Mapping[str, str]
     field of another type than the model's.
     """
     service = str(operation.service_model.service_name)
-    form = dialect(service).form
+    form = protocol_of(service).form
     if operation.input_shape is None:
         return {}
     if form == "json":
         _check_json_type(request)
-        return dict(jsonbody.parse(operation.input_shape, jsonbody.read(request.body(dialect(service).limit))))
+        return dict(jsonbody.parse(operation.input_shape, jsonbody.read(request.body(protocol_of(service).limit))))
     payload = str(operation.input_shape.serialization.get("payload", ""))
     streamed = bool(payload and operation.input_shape.members[payload].serialization.get("streaming"))
     values = form_fields(request, service) if form == "query" else query_fields(request.query)
@@ -67,7 +67,7 @@ def parse(operation: OperationModel, request: Request, labels: Mapping[str, str]
         "url_path": request.path,
         "url_params": dict(labels),
         "values": values,
-        "body": request.chunks if streamed else request.body(dialect(service).limit),
+        "body": request.chunks if streamed else request.body(protocol_of(service).limit),
     }
     try:
         parsed = dict(_PARSERS[form](operation, _moment).parse(given))
@@ -86,7 +86,7 @@ def serialise(operation: OperationModel, result: Mapping[str, Any] | None, reque
     {name: members}, each encoded when it comes.
     """
     service = str(operation.service_model.service_name)
-    form, members, output = dialect(service).form, dict(result or {}), operation.output_shape
+    form, members, output = protocol_of(service).form, dict(result or {}), operation.output_shape
     found = {**_identity(form, request_id)}
     body: bytes | Iterator[bytes] = b""
     if form == "json":
@@ -96,7 +96,7 @@ def serialise(operation: OperationModel, result: Mapping[str, Any] | None, reque
     elif output is not None:
         body, kind = _rest_body(operation, output, members, form)
         found |= {"Content-Type": kind} if kind else {}
-        found |= written.headers(output, members)
+        found |= serializer.headers(output, members)
         if operation.has_event_stream_output:
             found["Content-Type"] = EVENT_STREAM
     status = 206 if service == "s3" and members.get("ContentRange") else int(operation.http.get("responseCode", 200))
@@ -105,8 +105,8 @@ def serialise(operation: OperationModel, result: Mapping[str, Any] | None, reque
 
 def serialise_error(service: str, error: LuthierError, request_id: str) -> Response:
     """The error as the service says it: its own code for what all services refuse, its form, its headers."""
-    said = worded(service, wire_error(error))
-    form = dialect(service).form
+    said = service_error(service, wire_error(error))
+    form = protocol_of(service).form
     headers = {"Content-Type": ERROR_TYPES[form], **_identity(form, request_id)}
     if form in ("json", "rest-json"):
         headers["X-Amzn-Errortype"] = said.code
@@ -131,7 +131,7 @@ def _moment(text: str) -> datetime:
     try:
         if text.replace(".", "", 1).isdecimal():
             return datetime.fromtimestamp(float(text), UTC)
-        return written.as_moment(text if text[:4].isdecimal() else parsedate_to_datetime(text))
+        return serializer.as_moment(text if text[:4].isdecimal() else parsedate_to_datetime(text))
     except (ValueError, OverflowError, OSError):
         raise ValueError(f"{text[:64]!r} is not a timestamp") from None
 
@@ -175,14 +175,14 @@ _PARSERS = {"query": _Query, "rest-json": _RestJson, "rest-xml": _Xml}
 
 
 def _json(shape: Shape | None, members: Mapping[str, Any]) -> bytes:
-    return json.dumps(written.json_value(shape, members)).encode() if shape is not None else b""
+    return json.dumps(serializer.json_value(shape, members)).encode() if shape is not None else b""
 
 
 def _query_answer(operation: OperationModel, members: Mapping[str, Any], request_id: str) -> bytes:
     output, inner = operation.output_shape, ""
     if output is not None:
         wrapper = str(output.serialization.get("resultWrapper", f"{output.name}Result"))
-        inner = written.xml_element(wrapper, output, members, ISO)
+        inner = serializer.xml_element(wrapper, output, members, ISO)
     space = operation.service_model.metadata.get("xmlNamespace", "")
     root = f"{operation.name}Response"
     ids = f"<ResponseMetadata><RequestId>{request_id}</RequestId></ResponseMetadata>"
@@ -190,7 +190,7 @@ def _query_answer(operation: OperationModel, members: Mapping[str, Any], request
 
 
 def _rest_body(
-    operation: OperationModel, output: Shape, members: Mapping[str, Any], form: Form
+    operation: OperationModel, output: Shape, members: Mapping[str, Any], form: WireProtocol
 ) -> tuple[bytes | Iterator[bytes], str]:
     """The body, which is a member alone where the model says so, and its type unless a header says it."""
     name = output.serialization.get("payload")
@@ -213,9 +213,9 @@ def _s3_document(operation: OperationModel, output: Shape, shape: Shape, value: 
     root = str(how.get("resultWrapper") or how.get("payload") or f"{operation.name}Result")
     if operation.name == "GetBucketLocation":
         # The one answer that is no structure: the root holds the member's text.
-        text = f'<{root} xmlns="{space}">{written.xml_text(value.get("LocationConstraint") or "")}</{root}>'
+        text = f'<{root} xmlns="{space}">{serializer.xml_text(value.get("LocationConstraint") or "")}</{root}>'
     else:
-        text = written.xml_element(root, shape, value, S3_ISO, space)
+        text = serializer.xml_element(root, shape, value, S3_ISO, space)
     return f"{PROLOG}{text}".encode()
 
 
@@ -227,7 +227,7 @@ def _raw(body: Any) -> bytes | Iterator[bytes]:
     return body.encode() if isinstance(body, str) else iter(body)
 
 
-def _identity(form: Form, request_id: str) -> dict[str, str]:
+def _identity(form: WireProtocol, request_id: str) -> dict[str, str]:
     if form == "rest-xml":
         return {"x-amz-request-id": request_id, "x-amz-id-2": HOST_ID}
     return {"x-amzn-RequestId": request_id}
@@ -241,9 +241,9 @@ def _checked(headers: Mapping[str, str]) -> dict[str, str]:
     return dict(headers)
 
 
-def _xml_error(form: Form, error: WireError, request_id: str) -> bytes:
+def _xml_error(form: WireProtocol, error: WireError, request_id: str) -> bytes:
     def element(name: str, text: str | int) -> str:
-        return f"<{name}>{written.NOT_IN_XML.sub('�', escape(str(text)))}</{name}>"
+        return f"<{name}>{serializer.NOT_IN_XML.sub('�', escape(str(text)))}</{name}>"
 
     fields = element("Code", error.code) + element("Message", error.message)
     fields += "".join(element(name, text) for name, text in error.members.items())

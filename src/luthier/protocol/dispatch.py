@@ -20,9 +20,9 @@ from werkzeug.routing import RoutingException
 
 from luthier.protocol import model
 from luthier.protocol.call import REGION
-from luthier.protocol.dialect import dialect
 from luthier.protocol.errors import WireError
 from luthier.protocol.message import Request
+from luthier.protocol.service_protocols import protocol_of
 
 TARGETS = {"SageMaker": "sagemaker", "Logs_20140328": "logs"}
 VERSIONS = {"2011-06-15": "sts", "2010-05-08": "iam"}  # of the query protocol's forms
@@ -113,7 +113,7 @@ def find(request: Request, service: str) -> Asked:
     """
     if service not in model.SERVICES:
         raise _unknown(f"the service {service!r} is not part of Luthier")
-    form = dialect(service).form
+    form = protocol_of(service).form
     if form == "json":
         prefix, _, name = request.headers.get("x-amz-target", "").partition(".")
         if TARGETS.get(prefix) != service:
@@ -157,7 +157,7 @@ def query_fields(text: str) -> MultiDict[str, str]:
 
 def form_fields(request: Request, service: str) -> MultiDict[str, str]:
     """The fields of a query-protocol request, of its form and its query; its body can be read again."""
-    body = request.body(dialect(service).limit)
+    body = request.body(protocol_of(service).limit)
     request.chunks = iter((body,))
     if body and not _is_form(request):
         raise WireError("SerializationException", f"The body is not a form: expected the content type {FORM}.")

@@ -16,12 +16,12 @@ from typing import Any
 
 from luthier.errors import LuthierError
 from luthier.protocol import codec, dispatch, model
+from luthier.protocol.aws_chunked import unframe
 from luthier.protocol.call import Call, Principal
-from luthier.protocol.dialect import dialect
 from luthier.protocol.dispatch import Asked
 from luthier.protocol.errors import WireError
-from luthier.protocol.framing import unframe
 from luthier.protocol.message import Request, Response
+from luthier.protocol.service_protocols import protocol_of
 from luthier.protocol.validate import validate
 
 PLAIN = (501, 503)  # not offered, not ready: the answer says it all
@@ -130,7 +130,7 @@ class Gateway:
     def _bound(self, exchange: Exchange) -> None:
         """Only S3 streams; its bodies are read by who knows the operation."""
         if exchange.service != "s3":
-            exchange.limit = dialect(exchange.service).limit
+            exchange.limit = protocol_of(exchange.service).limit
             exchange.request.refuse_announced(exchange.limit)
 
     def _read(self, exchange: Exchange) -> None:

@@ -1,7 +1,6 @@
 """Whether a request was signed by the holder of a key: Signature Version 4 in headers and URLs, Version 2 in S3's URLs.
 
-Refusals are in the wire's common words (see dialect.py); who the holder of a key is, and what they may do, is not known
-here.
+Errors have the common codes that service_protocols.py translates. Knows neither who holds a key nor what they may do.
 """
 
 from __future__ import annotations
@@ -16,9 +15,9 @@ from datetime import UTC, datetime, timedelta
 from posixpath import normpath
 from urllib.parse import parse_qsl, quote, unquote, unquote_to_bytes
 
+from luthier.protocol.aws_chunked import HASH, STREAMING, UNSIGNED, unframe
 from luthier.protocol.dispatch import service_of, virtual_bucket
 from luthier.protocol.errors import WireError
-from luthier.protocol.framing import HASH, STREAMING, UNSIGNED, unframe
 from luthier.protocol.message import Request
 
 ALGORITHM = "AWS4-HMAC-SHA256"

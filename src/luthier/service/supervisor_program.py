@@ -18,8 +18,8 @@ from types import FrameType
 from luthier import entrypoint
 from luthier.jobs.settings import ServiceSettings
 from luthier.jobs.store import Store
-from luthier.objects.external import ExternalObjects
-from luthier.objects.store import Objects, ObjectStore
+from luthier.objects.remote_store import RemoteObjectStore
+from luthier.objects.store import EmbeddedObjectStore, ObjectStore
 from luthier.service.journal import open_journal
 from luthier.service.supervisor_settings import read
 from luthier.supervisor.context import LIMITS, DevicePool, SupervisorContext
@@ -61,11 +61,11 @@ def supervise(settings: ServiceSettings, leave: Callable[[], bool]) -> None:
         store.close()
 
 
-def open_objects(settings: ServiceSettings, store: Store) -> Objects:
+def open_objects(settings: ServiceSettings, store: Store) -> ObjectStore:
     """The objects where the server keeps them."""
     if settings.objects:
-        return ExternalObjects(settings.objects)
-    return ObjectStore(store.engine, settings.home / "objects")
+        return RemoteObjectStore(settings.objects)
+    return EmbeddedObjectStore(store.engine, settings.home / "objects")
 
 
 def leaving(parent: int) -> Callable[[], bool]:

@@ -9,8 +9,8 @@ from luthier.errors import UserError
 from luthier.objects.names import parse_uri
 
 
-class ExternalObjects:
-    """`endpoint` is the URL of the S3; an Objects (store.py), without a store behind it."""
+class RemoteObjectStore:
+    """`endpoint` is the URL of the S3; an ObjectStore (store.py), without a store behind it."""
 
     def __init__(self, endpoint: str) -> None:
         self.endpoint = endpoint

@@ -9,20 +9,20 @@ from botocore import handlers
 from botocore.config import Config
 from botocore.session import get_session
 
-from luthier.objects.external import ExternalObjects
-from luthier.objects.store import ObjectStore
+from luthier.objects.remote_store import RemoteObjectStore
+from luthier.objects.store import EmbeddedObjectStore
 
 CONNECTIONS = 64  # as many as requests are worked on at once
 
 
-class ForwardedObjects(ExternalObjects):
+class ForwardingObjectStore(RemoteObjectStore):
     """The objects of the S3 at `endpoint`; `made` is the store that answers for the virtual buckets, and for no other.
 
     `client` asks that S3 with the credentials of the server's environment; each of its calls is one request, since the
     caller's own client repeats what failed.
     """
 
-    def __init__(self, endpoint: str, made: ObjectStore) -> None:
+    def __init__(self, endpoint: str, made: EmbeddedObjectStore) -> None:
         super().__init__(endpoint)
         self.made = made
         self._lock = threading.Lock()

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from luthier.protocol.aws_chunked import unframe
 from luthier.protocol.errors import WireError
-from luthier.protocol.framing import unframe
 from luthier.protocol.message import Request
 
 UNSIGNED_TRAILER = "STREAMING-UNSIGNED-PAYLOAD-TRAILER"

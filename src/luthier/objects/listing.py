@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from luthier.objects.faults import refusal
-from luthier.objects.rows import Object
+from luthier.objects.errors import refusal
+from luthier.objects.queries import Object
 
 PAGE = 1000  # S3's most
 FOLDED = 32  # rows asked for at once where most may lie below one folded prefix

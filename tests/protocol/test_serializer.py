@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from moto.core.model import ServiceModel, Shape
 
-from luthier.protocol import written
+from luthier.protocol import serializer
 
 NUMBERS = {"shape": "Numbers"}
 MODEL = ServiceModel(
@@ -62,7 +62,7 @@ MOMENT = datetime(2030, 1, 2, 3, 4, 5, 678_000, UTC)
 
 
 def xml(**members: Any) -> str:
-    text = written.xml_element("W", WHOLE, members, "%Y-%m-%dT%H:%M:%SZ")
+    text = serializer.xml_element("W", WHOLE, members, "%Y-%m-%dT%H:%M:%SZ")
     return text.removeprefix("<W>").removesuffix("</W>")
 
 
@@ -111,12 +111,12 @@ def test_xml(members: dict[str, Any], expected: str) -> None:
     ],
 )
 def test_json(members: dict[str, Any], expected: dict[str, Any]) -> None:
-    assert json.loads(json.dumps(written.json_value(WHOLE, members), allow_nan=False)) == expected
+    assert json.loads(json.dumps(serializer.json_value(WHOLE, members), allow_nan=False)) == expected
 
 
 def test_headers() -> None:
     members = {"Head": "a", "When": MOMENT, "Yes": True, "Many": ["a", "b"], "Meta": {"k": "v"}, "Text": "body"}
-    assert written.headers(WHOLE, members) == {
+    assert serializer.headers(WHOLE, members) == {
         "X-Head": "a", "X-When": "Wed, 02 Jan 2030 03:04:05 GMT", "X-Yes": "true", "X-Many": "a,b", "x-meta-k": "v",
     }  # fmt: skip
-    assert written.headers(WHOLE, {"Head": None}) == {}
+    assert serializer.headers(WHOLE, {"Head": None}) == {}

@@ -17,7 +17,7 @@ from live_wire import LiveWire
 from moto.server import ThreadedMotoServer
 from objects.live_objects import open_objects, serve_objects
 
-from luthier.objects.forwarding import ForwardedObjects
+from luthier.objects.forwarding_store import ForwardingObjectStore
 
 KEYS = {"aws_access_key_id": "elsewhere", "aws_secret_access_key": "secret"}
 
@@ -39,7 +39,7 @@ def wire(elsewhere: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
                         ("AWS_DEFAULT_REGION", "us-east-1")):  # fmt: skip
         monkeypatch.setenv(name, value)
     with open_objects(f"sqlite:///{tmp_path / 'made.sqlite'}", tmp_path) as made:
-        objects = ForwardedObjects(elsewhere, made)
+        objects = ForwardingObjectStore(elsewhere, made)
         with serve_objects(objects) as running:
             yield running
         objects.close()
@@ -136,7 +136,7 @@ def test_an_s3_that_does_not_answer_is_named(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
     with open_objects(f"sqlite:///{tmp_path / 'made.sqlite'}", tmp_path) as made:
-        objects = ForwardedObjects("http://127.0.0.1:9", made)
+        objects = ForwardingObjectStore("http://127.0.0.1:9", made)
         with serve_objects(objects) as wire, pytest.raises(ClientError, match="9 does not answer"):
             wire.client("s3").list_buckets()
         objects.close()
@@ -149,7 +149,7 @@ def test_a_server_without_credentials_says_so(elsewhere: str, tmp_path: Path, mo
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     with open_objects(f"sqlite:///{tmp_path / 'made.sqlite'}", tmp_path) as made:
-        objects = ForwardedObjects(elsewhere, made)
+        objects = ForwardingObjectStore(elsewhere, made)
         with serve_objects(objects) as wire, pytest.raises(ClientError, match="no credentials for http"):
             wire.client("s3").list_buckets()
         objects.close()

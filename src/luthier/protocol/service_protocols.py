@@ -13,14 +13,14 @@ from luthier.protocol.errors import WireError
 
 KIB, MIB = 1024, 1024 * 1024
 
-Form = Literal["json", "query", "rest-json", "rest-xml"]
+WireProtocol = Literal["json", "query", "rest-json", "rest-xml"]
 
 
 @dataclass(frozen=True, slots=True)
-class Dialect:
+class ServiceProtocol:
     """`limit` is in bytes, and of a body that is not streamed; `codes` gives a common code's own name and status."""
 
-    form: Form
+    form: WireProtocol
     limit: int
     codes: Mapping[str, tuple[str, int]] = field(default_factory=dict)
 
@@ -58,10 +58,12 @@ _S3_CODES = {
     "InternalFailure": ("InternalError", 500),
 }
 
-DIALECTS: dict[str, Dialect] = {
-    "sagemaker": Dialect("json", 4 * MIB, _JSON_CODES),
-    "logs": Dialect("json", 2 * MIB, {**_JSON_CODES, "ValidationException": ("InvalidParameterException", 400)}),
-    "sagemaker-runtime": Dialect(
+SERVICE_PROTOCOLS: dict[str, ServiceProtocol] = {
+    "sagemaker": ServiceProtocol("json", 4 * MIB, _JSON_CODES),
+    "logs": ServiceProtocol(
+        "json", 2 * MIB, {**_JSON_CODES, "ValidationException": ("InvalidParameterException", 400)}
+    ),
+    "sagemaker-runtime": ServiceProtocol(
         "rest-json",
         6 * MIB,
         {
@@ -70,19 +72,19 @@ DIALECTS: dict[str, Dialect] = {
             "UnknownOperationException": ("UnknownOperationException", 404),
         },
     ),
-    "sts": Dialect("query", 256 * KIB, _QUERY_CODES),
-    "iam": Dialect("query", 256 * KIB, _QUERY_CODES),
-    "s3": Dialect("rest-xml", 4 * MIB, _S3_CODES),
+    "sts": ServiceProtocol("query", 256 * KIB, _QUERY_CODES),
+    "iam": ServiceProtocol("query", 256 * KIB, _QUERY_CODES),
+    "s3": ServiceProtocol("rest-xml", 4 * MIB, _S3_CODES),
 }
-OTHER = Dialect("json", 1 * MIB, _JSON_CODES)  # a service of AWS's that is not here
+OTHER = ServiceProtocol("json", 1 * MIB, _JSON_CODES)  # a service of AWS's that is not here
 
 
-def dialect(service: str) -> Dialect:
+def protocol_of(service: str) -> ServiceProtocol:
     """The service's dialect; of one that is not here, JSON."""
-    return DIALECTS.get(service, OTHER)
+    return SERVICE_PROTOCOLS.get(service, OTHER)
 
 
-def worded(service: str, error: WireError) -> WireError:
+def service_error(service: str, error: WireError) -> WireError:
     """The error with the code and status that this service has for it."""
-    code, status = dialect(service).codes.get(error.code, (error.code, error.status))
+    code, status = protocol_of(service).codes.get(error.code, (error.code, error.status))
     return WireError(code, error.message, status, error.members)

@@ -10,7 +10,7 @@ from live_wire import KEY, SECRET
 from objects.live_objects import LiveObjects, live_objects
 
 from luthier.errors import UserError
-from luthier.objects.external import ExternalObjects
+from luthier.objects.remote_store import RemoteObjectStore
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LiveO
 
 
 def test_the_same_verbs(elsewhere: LiveObjects, tmp_path: Path) -> None:
-    external = ExternalObjects(elsewhere.wire.url)
+    external = RemoteObjectStore(elsewhere.wire.url)
     path = tmp_path / "file"
     path.write_bytes(b"content")
     external.upload_file(path, "s3://room/out/sub/file.bin")

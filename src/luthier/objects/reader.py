@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 from luthier.errors import LuthierError
 from luthier.objects.blobs import CHUNK, Blobs
+from luthier.objects.queries import Object, Segment
 from luthier.objects.ranges import Span
-from luthier.objects.rows import Object, Segment
 
 
 class DamagedError(LuthierError):
