@@ -7,14 +7,15 @@ from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 
-OPEN = frozenset({"errors", "storage", "jobfolder", "entrypoint", "home", "allocator"})
+OPEN = frozenset({"errors", "storage", "jobspec", "jobfolder", "entrypoint", "home", "allocator"})
 CONTROL = frozenset({"catalog", "protocol", "jobs", "launchers", "objects", "api", "supervisor"})
 ENGINE = OPEN | {"catalog", "layers", "data", "weights"}
 # Room -> the rooms whose modules it may import, beside its own.
 FLOORS: dict[str, frozenset[str]] = {
     "errors": frozenset(),
     "storage": frozenset({"errors"}),
-    "jobfolder": frozenset({"errors"}),
+    "jobspec": frozenset({"errors"}),
+    "jobfolder": frozenset({"errors", "jobspec"}),
     "entrypoint": frozenset({"errors"}),
     "home": frozenset(),
     "allocator": frozenset({"errors"}),

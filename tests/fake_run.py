@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from luthier.evaluation.compare import compare
-from luthier.jobfolder import Job, JobFolder
+from luthier.jobfolder import JobFolder
+from luthier.jobspec import JobSpec
 
 OPENINGS = ["The strap arrived quickly.", "I bought this for my sister.", "Third one I own.", "Used it for two weeks."]
 GOOD = ["It works better than I hoped and looks lovely.", "Great sound, fair price, I would buy it again."]
@@ -169,7 +170,8 @@ RUN: dict[str, Any] = {
 def build_run(root: Path, rows: int = 200, ledger_rows: int = 1500, steps: int = 240, split: str = "test") -> JobFolder:
     """A complete, finished run."""
     job = JobFolder(root)
-    job.create(Job("luthier/tiny", "instruction", command=RUN["command"]), {"epoch": "3"}, {})
+    spec = JobSpec(model="luthier/tiny", kind="instruction", command=RUN["command"], hyperparameters={"epoch": "3"})
+    job.create(spec, {})
     (root / "run.json").write_text(json.dumps(RUN))
     write_lines(job.metrics_lines, curve_lines(steps))
     write_lines(job.ledger, ledger_lines(ledger_rows))

@@ -13,7 +13,8 @@ from rich.console import Console
 from tiny_models import ARCHITECTURES, write_model, write_rows
 from torch import Tensor
 
-from luthier.jobfolder import Job, JobFolder
+from luthier.jobfolder import JobFolder
+from luthier.jobspec import JobSpec
 from luthier.training import job
 from luthier.weights.artifact import save_artifact
 
@@ -58,7 +59,8 @@ class FinishedRuns:
     def train(self, name: str, base: Path, rows: Path, kind: str = "auto", **settings: str) -> Finished:
         """Run one job to its end."""
         folder = JobFolder(self.root / "runs" / name)
-        folder.create(Job(str(base), kind=kind, device="cpu", score_rows=2), SETTINGS | settings, {"training": rows})
+        spec = JobSpec(model=str(base), kind=kind, device="cpu", score_rows=2, hyperparameters=SETTINGS | settings)
+        folder.create(spec, {"training": rows})
         said: list[Tensor] = []
 
         def listen(model: Any, *rest: Any) -> None:

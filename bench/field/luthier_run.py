@@ -17,7 +17,8 @@ from rich.console import Console
 
 from bench.field import matmul
 from bench.field.line import Line, Stopwatch, peak_rss
-from luthier.jobfolder import Job, JobFolder
+from luthier.jobfolder import JobFolder
+from luthier.jobspec import JobSpec
 from luthier.training.job import run_job
 from luthier.training.process_group import ProcessGroup
 
@@ -73,8 +74,9 @@ def main() -> None:
     root = Path(case["work"]) / "luthier-run"
     shutil.rmtree(root, ignore_errors=True)
     folder = JobFolder(root)
-    job = Job(model=case["model"], kind="instruction", score_rows=0)
-    folder.create(job, hyperparameters(case) | case.get("settings", {}), {"training": Path(case["channel"])})
+    settings = hyperparameters(case) | case.get("settings", {})
+    spec = JobSpec(model=case["model"], kind="instruction", score_rows=0, hyperparameters=settings)
+    folder.create(spec, {"training": Path(case["channel"])})
     run_job(folder, False, Console(stderr=True), Held(line, folder.metrics_lines), locked=True)
 
 

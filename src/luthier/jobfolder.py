@@ -1,4 +1,4 @@
-"""The job folder: the contract between whoever orders a training job and the engine that runs it.
+"""The job folder: the contract between the programs that create a training job and the engine that runs it.
 
 It is SageMaker's training container layout, so a job can be understood by looking into a folder:
 
@@ -20,13 +20,15 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from luthier.errors import RunFolderError, UserError
+from luthier.jobspec import JobSpec
 
 FORMAT_VERSION = 1
+LONGEST_FAILURE = 1024  # characters of output/failure and of SageMaker's FailureReason
 CHANNELS = ("training", "validation", "test")
 CHANNEL_ALIASES = {
     "train": "training",
@@ -35,28 +37,8 @@ CHANNEL_ALIASES = {
     "val": "validation",
     "test": "test",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """What was ordered, beside the hyperparameters (input/config/job.json).
-
-    `kind` is auto, instruction, autopilot, chat or domain; `device` is auto, cpu, cuda, cuda:N or mps;
-    `score_rows` bounds the held-out rows that are scored by generation (0 scores none, -1 scores all); `ranks` are the
-    processes that train together (0: one for each GPU that may be used, one without). More than `max_rows` rows, or a
-    share of truncated ones over `max_truncated`, fail the job (None: the kind's own rule).
-    """
-
-    model: str
-    kind: str = "auto"
-    device: str = "auto"
-    command: list[str] = field(default_factory=list)
-    max_truncated: float | None = None
-    score_rows: int = 200
-    ranks: int = 0
-    eula: dict[str, str] | None = None
-    max_rows: int | None = None
-    format_version: int = FORMAT_VERSION
+# Fields of JobSpec that job.json holds; the others have files of their own, or concern the service alone.
+_STORED = ("model", "kind", "device", "command", "max_truncated", "score_rows", "ranks", "eula", "max_rows")
 
 
 class JobFolder:
@@ -129,30 +111,45 @@ class JobFolder:
         """The channels present, by name, in the order training, validation, test."""
         return {name: self.channel(name).resolve() for name in CHANNELS if self.channel(name).exists()}
 
-    def create(self, job: Job, hyperparameters: Mapping[str, str], channels: Mapping[str, Path]) -> None:
-        """Lay the folder out. `channels` maps a channel name to the folder or file that holds its rows."""
+    def create(self, spec: JobSpec, channels: Mapping[str, Path]) -> None:
+        """Create the folder's input from `spec`; `channels` maps each channel to the local folder or file of its rows.
+
+        On this machine, `spec.channels` are not read: the rows are at hand.
+        """
         self.config.mkdir(parents=True, exist_ok=True)
         for name, source in channels.items():
             target = self.channel(name)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.symlink_to(source.resolve())
-        write_json(self.config / "hyperparameters.json", dict(hyperparameters))
+        write_json(self.config / "hyperparameters.json", dict(spec.hyperparameters))
         how = {"TrainingInputMode": "File", "S3DistributionType": "FullyReplicated"}
         write_json(self.config / "inputdataconfig.json", dict.fromkeys(channels, how))
-        write_json(self.config / "job.json", asdict(job))
+        self._write_job(spec)
 
-    def read_job(self) -> Job:
-        """Read job.json; RunFolderError when the folder is not a job or is of a newer format."""
+    def read_spec(self) -> JobSpec:
+        """Read the files that `create` wrote; RunFolderError when the folder is no job or is of a newer format."""
         path = self.config / "job.json"
         if not path.exists():
             raise RunFolderError(f"{self.root}: not a Luthier run (no input/config/job.json)")
         stored = json.loads(path.read_text("utf-8"))
-        if stored.get("format_version", 0) > FORMAT_VERSION:
+        version = stored.pop("format_version", 0)
+        if version > FORMAT_VERSION:
             raise RunFolderError(
-                f"{self.root}: written by a newer Luthier (format {stored['format_version']}, this one reads up to "
-                f"{FORMAT_VERSION}); upgrade Luthier to read it"
+                f"{self.root}: written by a newer Luthier (format {version}, this one reads up to {FORMAT_VERSION}); "
+                "upgrade Luthier to read it"
             )
-        return Job(**stored)
+        channels = {name: str(path) for name, path in self.channels().items()}
+        return JobSpec(**stored, channels=channels, hyperparameters=self.read_hyperparameters())
+
+    def set_device(self, device: str) -> None:
+        """Change the device that the job runs on; the mathematics of the run do not depend on it."""
+        spec = self.read_spec()
+        if spec.device != device:
+            self._write_job(replace(spec, device=device))
+
+    def _write_job(self, spec: JobSpec) -> None:
+        stored = {name: getattr(spec, name) for name in _STORED}
+        write_json(self.config / "job.json", stored | {"format_version": FORMAT_VERSION})
 
     def read_hyperparameters(self) -> dict[str, Any]:
         """The hyperparameters as stored: names as given, values normally strings."""

@@ -15,7 +15,8 @@ from training.job_folders import run
 
 from luthier.catalog import entries, find
 from luthier.catalog.entry import Entry
-from luthier.jobfolder import Job, JobFolder
+from luthier.jobfolder import JobFolder
+from luthier.jobspec import JobSpec
 from luthier.weights.target import find_target
 
 EULA = {"accepted": "2026-01-01T00:00:00Z", "licence": "L", "url": "u", "by": "me"}
@@ -57,8 +58,9 @@ def test_it_is_tuned_by_its_name_and_defaults(
         named = [{"prompt": row["instruction"], "completion": row["response"]} for row in pairs]
         rows.write_text("".join(json.dumps(row) + "\n" for row in named), "utf-8")
     folder = JobFolder(tmp_path / "run")
-    job = Job(name, device="cpu", score_rows=0, eula=EULA if entry.licence.eula else None)
-    folder.create(job, {"max_steps": "1"}, {"training": rows.parent})
+    eula = EULA if entry.licence.eula else None
+    spec = JobSpec(model=name, device="cpu", score_rows=0, eula=eula, hyperparameters={"max_steps": "1"})
+    folder.create(spec, {"training": rows.parent})
     run(folder)
 
     record = json.loads((folder.root / "run.json").read_text("utf-8"))

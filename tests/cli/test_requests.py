@@ -17,7 +17,8 @@ from luthier.cli.models import size
 from luthier.cli.options import Kind
 from luthier.data.cache import key_of
 from luthier.errors import ModelNotFoundError, RunFolderError, SettingError, UserError
-from luthier.jobfolder import Job, JobFolder
+from luthier.jobfolder import JobFolder
+from luthier.jobspec import JobSpec
 
 
 def invoke(*arguments: str | Path) -> Any:
@@ -37,7 +38,7 @@ def rows(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(tmp_path: Path, rows: Path) -> Path:
-    JobFolder(tmp_path / "run").create(Job("luthier/tiny"), {}, {"training": rows})
+    JobFolder(tmp_path / "run").create(JobSpec(model="luthier/tiny"), {"training": rows})
     return tmp_path / "run"
 
 

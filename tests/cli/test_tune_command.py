@@ -42,7 +42,7 @@ def test_a_run_folder_is_created_and_training_started(rows: Path, tmp_path: Path
     call = invoke("rows", "--out", "run", "--set", "epoch=2", "-s", "lora_r=16", "--score-rows", "all")
     assert call == Program("luthier.training", (str(tmp_path / "run"),))
     folder = JobFolder(tmp_path / "run")
-    job = folder.read_job()
+    job = folder.read_spec()
     assert (job.model, job.kind, job.device, job.score_rows, job.eula) == ("luthier/tiny", "auto", "auto", -1, None)
     assert folder.read_hyperparameters() == {"epoch": "2", "lora_r": "16"}
     assert folder.channels() == {name: rows / name for name in ("training", "validation")}
@@ -50,7 +50,7 @@ def test_a_run_folder_is_created_and_training_started(rows: Path, tmp_path: Path
 
 def test_the_ranks_are_kept_with_the_job(rows: Path, tmp_path: Path) -> None:
     assert invoke("rows", "--out", "run", "--ranks", "2").arguments == (str(tmp_path / "run"),)
-    assert JobFolder(tmp_path / "run").read_job().ranks == 2
+    assert JobFolder(tmp_path / "run").read_spec().ranks == 2
     with pytest.raises(typer.TyperException, match="greater than or equal to 0"):
         invoke("rows", "--out", "other", "--ranks", "-1")
 
@@ -107,7 +107,7 @@ def test_a_refusal_creates_nothing(
 
 def test_an_accepted_licence_is_recorded(rows: Path, tmp_path: Path) -> None:
     invoke("rows", "--model", "llama-2-7b", "--accept-eula", "--out", "run")
-    eula = JobFolder(tmp_path / "run").read_job().eula
+    eula = JobFolder(tmp_path / "run").read_spec().eula
     assert eula is not None
     assert eula["licence"] == "Llama 2 Community License"
     assert eula["accepted"].endswith("Z")
@@ -150,7 +150,7 @@ class TestResume:
     def test_the_number_of_ranks_may_change(self, tmp_path: Path) -> None:
         call = invoke("--resume", "--out", "run", "--ranks", "3")
         assert call.arguments == (str(tmp_path / "run"), "--resume", "--ranks", "3")
-        assert JobFolder(tmp_path / "run").read_job().ranks == 0
+        assert JobFolder(tmp_path / "run").read_spec().ranks == 0
 
     def test_every_difference_is_a_line(self, rows: Path, tmp_path: Path) -> None:
         (tmp_path / "others").mkdir()

@@ -16,7 +16,8 @@ from fake_run import RUN, build_run, ledger_lines, score_rows, write_lines
 
 from luthier.evaluation.pictures import MOST_BARS, length_bars
 from luthier.evaluation.report import grouped, shown_seconds, shown_size, shown_value, write_report
-from luthier.jobfolder import Job, JobFolder
+from luthier.jobfolder import JobFolder
+from luthier.jobspec import JobSpec
 
 HOSTILE = (
     '<script>alert("x")</script><img src=http://evil.example/a.png onerror=alert(1)>{{ 7*7 }}{% raw %}</pre></style>'
@@ -209,7 +210,7 @@ def test_what_the_run_says_of_its_side_is_said_once(job: JobFolder) -> None:
 
 def test_a_run_that_only_began(tmp_path: Path) -> None:
     job = JobFolder(tmp_path / "run")
-    job.create(Job("luthier/tiny", command=["luthier", "tune", "my data"]), {}, {})
+    job.create(JobSpec(model="luthier/tiny", command=["luthier", "tune", "my data"]), {})
     source, page = render(job)
     for words in (
         "Not finished",

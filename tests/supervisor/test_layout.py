@@ -37,7 +37,7 @@ def test_own_weights_may_be_an_archive_or_its_files(tmp_path: Path, packed: bool
         uri = "s3://models/first/output/model.tar.gz" if packed else "s3://models/first/output"
         folder = laid_out(harness, uri)
         assert [path.name for path in (folder.root / "input" / "base").iterdir()] == ["config.json"]
-        assert folder.job.read_job().model == str(folder.root / "input" / "base")
+        assert folder.job.read_spec().model == str(folder.root / "input" / "base")
         assert [path.name for path in (folder.downloads / "training").iterdir()] == ["train.jsonl"]
 
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from rich.console import Console
 
-from luthier.jobfolder import Job, JobFolder
+from luthier.jobfolder import JobFolder
+from luthier.jobspec import JobSpec
 from luthier.training.job import run_job
 
 QUICK = {
@@ -22,13 +23,14 @@ QUICK = {
 
 
 def lay_out(root: Path, model: Path | str, rows: Path, **settings: Any) -> JobFolder:
-    """A job folder over `rows`; `settings` are hyperparameters on top of QUICK, or fields of Job."""
+    """A job folder over `rows`; `settings` are hyperparameters on top of QUICK, or fields of JobSpec."""
     own = ("kind", "device", "max_truncated", "score_rows", "ranks")
     fields = {name: settings.pop(name) for name in own if name in settings}
     channels = settings.pop("channels", None) or {"training": rows}
     folder = JobFolder(root)
     hyperparameters = {name: str(value) for name, value in (QUICK | settings).items()}
-    folder.create(Job(model=str(model), **{"score_rows": 4, **fields}), hyperparameters, channels)
+    spec = JobSpec(model=str(model), hyperparameters=hyperparameters, **{"score_rows": 4, **fields})
+    folder.create(spec, channels)
     return folder
 
 

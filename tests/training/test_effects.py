@@ -28,7 +28,8 @@ from training.validation_effects import VALIDATION_EFFECTS
 
 from luthier.catalog.hyperparameters import TABLE
 from luthier.errors import SettingError
-from luthier.jobfolder import Job, JobFolder
+from luthier.jobfolder import JobFolder
+from luthier.jobspec import JobSpec
 
 EFFECTS = Effects()
 REGISTRIES = (
@@ -158,7 +159,8 @@ def test_a_job_runs_with_what_the_sdk_sends_for_a_model(model: str, lab: Lab, tm
     own = {"sagemaker_region": '"here"', "sagemaker_job_name": '"name"'}
     base = write_model(tmp_path / "t5", "t5") if "t5" in model else lab.model
     folder = JobFolder(tmp_path / "run")
-    folder.create(Job(str(base), score_rows=0), sent | short | own, {"training": lab.rows_folder("any kind")})
+    spec = JobSpec(model=str(base), score_rows=0, hyperparameters=sent | short | own)
+    folder.create(spec, {"training": lab.rows_folder("any kind")})
     run(folder)
     assert folder.artifact.exists()
     assert any("loss" in line for line in lines(folder))

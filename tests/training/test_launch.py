@@ -21,7 +21,8 @@ from tiny_models import write_model, write_rows
 from training.job_folders import lay_out, lines, start
 
 from luthier.errors import Interrupted, LuthierError, SettingError
-from luthier.jobfolder import Job, JobFolder
+from luthier.jobfolder import JobFolder
+from luthier.jobspec import JobSpec
 from luthier.training.__main__ import main
 from luthier.training.launch import Ending, _ending, _raise_cause, wanted
 
@@ -220,7 +221,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
 )  # fmt: skip
 def test_ranks_wanted(machine: Any, gpus: int, device: str, stored: int, asked: int, expected: int) -> None:
     machine(gpus)
-    assert wanted(Job("m", device=device, ranks=stored), asked) == expected
+    assert wanted(JobSpec(model="m", device=device, ranks=stored), asked) == expected
 
 
 @pytest.mark.parametrize(
@@ -234,7 +235,7 @@ def test_ranks_wanted(machine: Any, gpus: int, device: str, stored: int, asked: 
 def test_ranks_without_devices_are_refused(machine: Any, gpus: int, mps: bool, device: str, expected: str) -> None:
     machine(gpus, mps)
     with pytest.raises(SettingError, match=f"--ranks 3.*{expected}"):
-        wanted(Job("m", device=device), 3)
+        wanted(JobSpec(model="m", device=device), 3)
 
 
 # What ended them
@@ -272,11 +273,11 @@ def test_no_cause_is_none() -> None:
 
 def test_the_job_says_how_many_ranks_it_has(tmp_path: Path, model: Path, rows: Path) -> None:
     folder = lay_out(tmp_path / "run", model, rows, ranks=2)
-    assert folder.read_job().ranks == 2
+    assert folder.read_spec().ranks == 2
     path = folder.config / "job.json"
     older = {name: value for name, value in json.loads(path.read_text()).items() if name != "ranks"}
     path.write_text(json.dumps(older))
-    assert folder.read_job().ranks == 0
+    assert folder.read_spec().ranks == 0
 
 
 @pytest.fixture(autouse=True)

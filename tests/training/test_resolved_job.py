@@ -10,7 +10,8 @@ import pytest
 
 from luthier.catalog import find
 from luthier.errors import SettingError, UserError
-from luthier.jobfolder import Job, JobFolder
+from luthier.jobfolder import JobFolder
+from luthier.jobspec import JobSpec
 from luthier.training.resolved_job import ResolvedJob, resolve_job
 
 EULA = {"accepted": "2026-01-01T00:00:00Z", "licence": "L", "url": "u", "by": "me"}
@@ -22,7 +23,7 @@ def order_of(place: Path, model: str | Path, row: dict[str, Any] | None = None, 
     rows = place / "rows.jsonl"
     rows.write_text(json.dumps(row or {"prompt": "p", "completion": "c"}) + "\n")
     folder = JobFolder(place / "run")
-    folder.create(Job(str(model), device="cpu", eula=EULA), settings, {"training": rows})
+    folder.create(JobSpec(model=str(model), device="cpu", eula=EULA, hyperparameters=settings), {"training": rows})
     return resolve_job(folder, lambda text: None)
 
 

@@ -15,7 +15,8 @@ from tiny_models import network_of, write_model
 from torch import Tensor
 
 from luthier.errors import ModelNotFoundError, RunFolderError
-from luthier.jobfolder import Job, JobFolder
+from luthier.jobfolder import JobFolder
+from luthier.jobspec import JobSpec
 from luthier.supervisor.archive import unpack
 from luthier.weights.fingerprint import weights_hash
 from luthier.weights.target import Target, find_target
@@ -76,7 +77,7 @@ def test_a_base_model_is_a_target(finished: FinishedRuns) -> None:
 
 
 def test_an_unfinished_run_says_how_to_finish(tmp_path: Path) -> None:
-    JobFolder(tmp_path / "run").create(Job("luthier/tiny"), {}, {"training": tmp_path})
+    JobFolder(tmp_path / "run").create(JobSpec(model="luthier/tiny"), {"training": tmp_path})
     with pytest.raises(RunFolderError, match=r"has no model yet; finish it with luthier tune --resume --out"):
         find(tmp_path / "run")
 

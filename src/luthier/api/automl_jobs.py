@@ -10,7 +10,7 @@ from luthier.api.paging import SortOrder, listed, sliced
 from luthier.api.service import Service
 from luthier.api.tags import given_tags
 from luthier.api.training_jobs import ask_stop, engine_settings, first_facts
-from luthier.catalog.entry import check_kind, check_tunable
+from luthier.catalog.entry import check_kind, check_tunable, licence_record
 from luthier.errors import UserError
 from luthier.jobs import trial
 from luthier.jobs.store import Resource, TakenError
@@ -106,7 +106,7 @@ def _prepared(call: Call) -> dict[str, Any]:
         settings["validation_split_ratio"] = str(share)
     facts = first_facts(entry.id, "autopilot", settings)
     facts["split"] = None if share is None else {"ValidationFraction": share}
-    facts["eula"] = base_model.accepted(
+    facts["eula"] = licence_record(
         entry, bool(config.get("ModelAccessConfig", {}).get("AcceptEula")), call.principal.arn,
         "set TextGenerationJobConfig.ModelAccessConfig.AcceptEula to true",
     )  # fmt: skip

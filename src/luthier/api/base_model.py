@@ -13,14 +13,13 @@ Whether the weights are at hand is for the engine to find out; that the licence 
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from luthier.catalog import jumpstart
 from luthier.catalog.entry import Entry, check_tunable, entries, meant
-from luthier.errors import EulaError, UserError
+from luthier.errors import UserError
 
 TAG = "sagemaker-sdk:jumpstart-model-id"
 VARIABLE = "LUTHIER_MODEL"
@@ -102,19 +101,6 @@ def autopilot_names() -> dict[str, tuple[str, Entry]]:
             for name in (*own, *jumpstart.ids(entry)):
                 found[name.lower()] = (name, entry)
     return found
-
-
-def accepted(entry: Entry | None, accept: bool, by: str, how: str) -> dict[str, str] | None:
-    """The record of an accepted licence, None where none is asked for; EulaError, saying `how`, when it must be."""
-    if entry is None or not entry.licence.eula:
-        return None
-    if not accept:
-        raise EulaError(
-            f"{entry.id} is licensed under {entry.licence.name}, which must be accepted first: read "
-            f"{entry.licence.url}, then {how}"
-        )
-    when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    return {"accepted": when, "licence": entry.licence.name, "url": entry.licence.url, "by": by}
 
 
 def eula_accepted(parameters: Mapping[str, Any]) -> bool:

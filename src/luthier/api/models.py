@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from luthier.api import base_model, hosting, without_meaning
+from luthier.api import hosting, without_meaning
 from luthier.api.hosting import MODEL
 from luthier.api.service import Service
 from luthier.catalog import jumpstart
+from luthier.catalog.entry import licence_record
 from luthier.errors import UserError
 from luthier.jobs.store import Resource
 from luthier.protocol.call import Call
@@ -38,7 +39,7 @@ def _eula(call: Call) -> dict[str, str] | None:
     entry = jumpstart.base_model_of_key(found.get("ModelDataUrl") or source.get("S3Uri", ""))
     accept = bool(source.get("ModelAccessConfig", {}).get("AcceptEula"))
     how = "set ModelDataSource.S3DataSource.ModelAccessConfig.AcceptEula to true"
-    return base_model.accepted(entry, accept, call.principal.arn, how)
+    return licence_record(entry, accept, call.principal.arn, how)
 
 
 def _faults(given: Mapping[str, Any]) -> Iterator[str]:

@@ -15,7 +15,7 @@ from luthier.api.paging import SortOrder, listed
 from luthier.api.service import Service
 from luthier.api.tags import given_tags
 from luthier.api.waiting import waiting
-from luthier.catalog.entry import Entry, check_kind, parse_for
+from luthier.catalog.entry import Entry, check_kind, licence_record, parse_for
 from luthier.catalog.hyperparameters import TABLE
 from luthier.errors import UserError
 from luthier.jobs import trial
@@ -159,7 +159,7 @@ def _prepared(call: Call, labels: Mapping[str, str]) -> dict[str, Any]:
     channels.check(given.get("InputDataConfig", []), raw)
     chosen = base_model.of_training_job(given, labels)
     facts = first_facts(chosen.name, "auto", engine_settings(chosen.entry, raw))
-    facts["eula"] = base_model.accepted(
+    facts["eula"] = licence_record(
         chosen.entry, base_model.eula_accepted(given), call.principal.arn,
         "set ModelAccessConfig.AcceptEula to true on the channel model (SageMaker SDK: "
         'environment={"accept_eula": "true"})',

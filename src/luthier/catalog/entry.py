@@ -9,6 +9,7 @@ import difflib
 import functools
 import os
 import re
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
@@ -18,7 +19,7 @@ from typing import Any
 import yaml
 
 from luthier.catalog.hyperparameters import Hyperparameters, parse
-from luthier.errors import SettingError, UserError
+from luthier.errors import EulaError, SettingError, UserError
 
 KINDS = ("instruction", "autopilot", "chat", "domain")
 KERNELS = ("eager", "sdpa", "flash")
@@ -141,6 +142,22 @@ def check_kind(entry: Entry | None, kind: str) -> None:
     """UserError for data of a kind that the model cannot be tuned on."""
     if entry and kind not in entry.kinds:
         raise UserError(f"{entry.id} cannot be tuned on {kind} data; it takes {', '.join(entry.kinds)}")
+
+
+def licence_record(entry: Entry | None, accepted: bool, by: str, fix: str) -> dict[str, str] | None:
+    """Who accepted the licence of a gated model, and when; None for a model that requires no acceptance.
+
+    EulaError, with `fix` saying how to accept it, when it must be accepted and was not.
+    """
+    if entry is None or not entry.licence.eula:
+        return None
+    if not accepted:
+        raise EulaError(
+            f"{entry.id} is licensed under {entry.licence.name}, which must be accepted first: read "
+            f"{entry.licence.url}, then {fix}"
+        )
+    when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return {"accepted": when, "licence": entry.licence.name, "url": entry.licence.url, "by": by}
 
 
 def parse_for(entry: Entry | None, raw: Mapping[str, Any]) -> Hyperparameters:

@@ -56,6 +56,10 @@ class Hyperparameters(Mapping[str, Value]):
     def __len__(self) -> int:
         return len(self._values)
 
+    def to_strings(self) -> dict[str, str]:
+        """What the caller set, by canonical name, as a job stores it: every value a string."""
+        return {name: str(self._values[name]) for name in TABLE if name in self.given}
+
     def __repr__(self) -> str:
         return f"Hyperparameters({self._values!r})"
 

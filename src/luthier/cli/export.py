@@ -27,7 +27,7 @@ def export(
     if merged == adapter:
         raise UserError("choose the form: --merged (whole weights) or --adapter (only the adapter)")
     folder = JobFolder(run)
-    folder.read_job()
+    folder.read_spec()
     form = "merged" if merged else "adapter"
     target = (out or folder.root / "export" / form).absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):

@@ -105,7 +105,7 @@ def to_strings(settings: Hyperparameters) -> dict[str, str]:
 
     SageMaker's own keys stay unchanged.
     """
-    return {name: str(settings[name]) for name in TABLE if name in settings.given} | settings.reserved
+    return settings.to_strings() | settings.reserved
 
 
 def hyperparameters(as_json: Json = False) -> None:

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from luthier import storage
-from luthier.catalog.entry import Entry, check_tunable
+from luthier.catalog.entry import check_tunable, licence_record
 from luthier.catalog.hyperparameters import parse
 from luthier.catalog.locate import Location, locate
 from luthier.cli.channels import read_channels
@@ -40,8 +40,9 @@ from luthier.cli.options import (
     parse_score_rows,
 )
 from luthier.cli.program import Program
-from luthier.errors import EulaError, RunFolderError, UserError
-from luthier.jobfolder import Job, JobFolder
+from luthier.errors import RunFolderError, UserError
+from luthier.jobfolder import JobFolder
+from luthier.jobspec import JobSpec
 
 
 def tune(
@@ -72,7 +73,7 @@ def tune(
     DATA contains training/ and optionally validation/ and test/, or only the training rows. `luthier hyperparameters`
     lists the names for --set. To continue an interrupted run: luthier tune --resume --out RUN
     """
-    job = Job(
+    spec = JobSpec(
         model=model,
         kind=kind,
         device=device,
@@ -85,7 +86,7 @@ def tune(
     if resume:
         if out is None:
             raise UserError("--resume needs the run folder: --out RUN")
-        options = {name: getattr(job, name) for name in _JOB_OPTIONS if _is_given(context, name)}
+        options = {name: getattr(spec, name) for name in _JOB_OPTIONS if _is_given(context, name)}
         hyperparameters = to_strings(read_hyperparameters(config, settings or [], None))
         _check_resume(JobFolder(out), data, splits, options, hyperparameters)
         # The number of ranks may change: a step keeps its rows.
@@ -95,35 +96,21 @@ def tune(
         raise UserError("missing DATA; expected: luthier tune DATA (a folder of rows, a file, or s3://bucket/prefix)")
     location = locate(model)
     check_tunable(location.entry)
-    job = replace(job, eula=_licence_acceptance(location.entry, accept_eula))
+    eula = licence_record(location.entry, accept_eula, os.environ.get("USER", ""), "add --accept-eula")
     hyperparameters = to_strings(read_hyperparameters(config, settings or [], location.entry))
     folder = JobFolder(out or default_out(location))
-    _create(folder, data, splits, job, hyperparameters)
+    _create(folder, data, splits, replace(spec, eula=eula, hyperparameters=hyperparameters))
     return Program("luthier.training", (str(folder.root),))
 
 
 _JOB_OPTIONS = ("model", "kind", "device", "max_truncated", "score_rows")
-"""Options that are stored as the field of Job with the same name, and must not change on --resume."""
+"""Options that are stored as the field of JobSpec with the same name, and must not change on --resume."""
 
 
 def _is_given(context: typer.Context, name: str) -> bool:
     """True when the option is on the command line rather than at its default."""
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
-
-
-def _licence_acceptance(entry: Entry | None, is_accepted: bool) -> dict[str, str] | None:
-    """Return the record of acceptance, None for a model without a licence gate; EulaError if not accepted."""
-    if entry is None or not entry.licence.eula:
-        return None
-    if not is_accepted:
-        raise EulaError(
-            f"{entry.id} is licensed under {entry.licence.name}, which you must accept first: read "
-            f"{entry.licence.url}, then add --accept-eula"
-        )
-    time_of_acceptance = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    user = os.environ.get("USER", "")
-    return {"accepted": time_of_acceptance, "licence": entry.licence.name, "url": entry.licence.url, "by": user}
 
 
 def default_out(location: Location, now: time.struct_time | None = None) -> Path:
@@ -133,9 +120,7 @@ def default_out(location: Location, now: time.struct_time | None = None) -> Path
     return Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S', now or time.localtime())}-{slug}"
 
 
-def _create(
-    folder: JobFolder, data: str, splits: Mapping[str, str | None], job: Job, hyperparameters: Mapping[str, str]
-) -> None:
+def _create(folder: JobFolder, data: str, splits: Mapping[str, str | None], spec: JobSpec) -> None:
     """Create the run folder under its lock; delete it again on failure."""
 
     def fetch(location: str, split: str) -> Path:
@@ -150,7 +135,7 @@ def _create(
                 f"luthier tune --resume --out {shlex.quote(str(folder.root))}"
             )
         try:
-            folder.create(job, hyperparameters, read_channels(data, splits, fetch))
+            folder.create(spec, read_channels(data, splits, fetch))
         except BaseException:
             shutil.rmtree(folder.root / "input", ignore_errors=True)
             (folder.root / ".lock").unlink(missing_ok=True)
@@ -167,10 +152,10 @@ def _check_resume(
     hyperparameters: Mapping[str, str],
 ) -> None:
     """RunFolderError, one line per difference, if the settings differ from those the run was started with."""
-    job = folder.read_job()
-    stored = parse(folder.read_hyperparameters())
+    spec = folder.read_spec()
+    stored = parse(spec.hyperparameters)
     current = parse(hyperparameters)
-    pairs = [(f"--{name.replace('_', '-')}", value, getattr(job, name)) for name, value in options.items()]
+    pairs = [(f"--{name.replace('_', '-')}", value, getattr(spec, name)) for name, value in options.items()]
     pairs += [(f"--set {name}", current[name], stored[name]) for name in hyperparameters if name in current]
     if data is not None:
         channels = read_channels(data, splits, lambda _, split: folder.root / "input" / "s3" / split)

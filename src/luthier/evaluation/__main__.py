@@ -22,7 +22,7 @@ from luthier.jobfolder import JobFolder
 def show_comparison(request: dict[str, Any], console: Console) -> None:
     """Print a finished run's before/after table, or its metrics.json with {"json": true}."""
     folder = JobFolder(request["run"])
-    folder.read_job()
+    folder.read_spec()
     if not folder.metrics.exists():
         raise UserError(f"{request['run']}: not finished: no metrics.json; go on with luthier tune --resume --out RUN")
     metrics = json.loads(folder.metrics.read_text("utf-8"))

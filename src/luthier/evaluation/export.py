@@ -79,7 +79,7 @@ def _rows(target: Target) -> tuple[str, HeldOut]:
     """Rows that the run held out: of the test side where it has one. UserError when they are not to be had."""
     assert target.artifact is not None
     folder, provenance = JobFolder(target.artifact.parent), target.provenance
-    folder.read_job()
+    folder.read_spec()
     channels = folder.channels()
     if "training" not in channels:
         raise UserError(f"the run's rows are gone from {folder.channel('training')}")

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from luthier.errors import UserError
-from luthier.jobfolder import find_channels, write_json
+from luthier.jobfolder import find_channels
 from luthier.jobs.store import Resource
 from luthier.launchers.process import CPU
 from luthier.supervisor import archive, order
@@ -47,17 +46,12 @@ def lay_out(folder: ServiceFolder, resource: Resource, objects: ArtifactStore, d
     base = str(resource.facts["base_model"])
     if base.startswith("s3://"):
         weights = _download(objects, "channel 'model'", base, folder.root / "input" / "base", archive.fetch)
-    job = order.job(resource, device, str(weights) if weights else None)
-    folder.job.create(job, order.hyperparameters(resource, found), found)
+    folder.job.create(order.job(resource, device, found, str(weights) if weights else None), found)
 
 
 def put_on(folder: ServiceFolder, device: str) -> None:
     """Say in the order which device the job is to run on now; the run's mathematics do not depend on it."""
-    asked = folder.job.read_job()
-    wanted = "cpu" if device == CPU else "cuda"
-    if asked.device != wanted:
-        stored = replace(asked, device=wanted)
-        write_json(folder.job.config / "job.json", {name: getattr(stored, name) for name in stored.__slots__})
+    folder.job.set_device("cpu" if device == CPU else "cuda")
 
 
 def _rows(objects: ArtifactStore, uri: str, folder: Path) -> None:

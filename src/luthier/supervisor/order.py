@@ -11,9 +11,10 @@ from typing import Any
 
 from luthier.catalog.entry import Entry, find
 from luthier.errors import UserError
-from luthier.jobfolder import CHANNEL_ALIASES, Job
+from luthier.jobfolder import CHANNEL_ALIASES
 from luthier.jobs import trial
 from luthier.jobs.store import Resource
+from luthier.jobspec import JobSpec
 from luthier.launchers.process import CPU
 
 NOT_DATA = frozenset({"model", "code", "sm_drivers"})
@@ -80,17 +81,18 @@ def reads_pairs(entry: Entry | None) -> bool:
     return entry is not None and entry.shape.get("model_type") in ("t5", "mt5", "bart", "mbart", "longt5")
 
 
-def job(resource: Resource, device: str, model: str | None = None) -> Job:
+def job(resource: Resource, device: str, sides: Mapping[str, Any], model: str | None = None) -> JobSpec:
     """The engine's order; `model` stands in for the base model's name where its weights were downloaded."""
     facts, entry = resource.facts, entry_of(resource)
     limit = entry.autopilot.rows if is_automl(resource) and entry and entry.autopilot else None
-    return Job(
+    return JobSpec(
         model=model or str(facts["base_model"]),
         kind=str(facts.get("kind", "auto")),
         device="cpu" if device == CPU else "cuda",
         command=["CreateAutoMLJobV2" if is_automl(resource) else "CreateTrainingJob", resource.name],
         max_truncated=TRUNCATED if is_automl(resource) else None,
         max_rows=limit,
+        hyperparameters=hyperparameters(resource, sides),
         eula=facts.get("eula"),
     )
 

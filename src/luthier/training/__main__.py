@@ -54,7 +54,7 @@ def _run(folder: JobFolder, resume: bool, asked: int) -> None:
         with joined() as ranks:
             run_job(folder, resume, _voice(ranks), ranks)
         return
-    size = launch.wanted(folder.read_job(), asked)
+    size = launch.wanted(folder.read_spec(), asked)
     if size == 1:
         run_job(folder, resume, console)
         return

@@ -37,7 +37,8 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from luthier.errors import Interrupted, LuthierError, SettingError
-from luthier.jobfolder import Job, write_json
+from luthier.jobfolder import write_json
+from luthier.jobspec import JobSpec
 from luthier.training.process_group import TIMEOUT, timeout
 
 BESIDE = "LUTHIER_BESIDE_RANKS"
@@ -47,7 +48,7 @@ _GRACE = 10  # seconds that the other ranks get to end when one has
 _SILENT_LOGS = ("torch.distributed.elastic", "torch.distributed.launcher")
 
 
-def wanted(job: Job, asked: int) -> int:
+def wanted(job: JobSpec, asked: int) -> int:
     """How many ranks a job has: as asked for (0: as the job says), or one for each GPU that it may use, or one.
 
     SettingError for ranks that the machine has no devices for.

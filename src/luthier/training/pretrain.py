@@ -26,7 +26,8 @@ from transformers import LlamaConfig
 
 from luthier import entrypoint
 from luthier.errors import SettingError, UserError, did_you_mean
-from luthier.jobfolder import Job, JobFolder, write_json
+from luthier.jobfolder import JobFolder, write_json
+from luthier.jobspec import JobSpec
 from luthier.training.job import run_job
 from luthier.weights.artifact import save_weights
 from luthier.weights.load import find_device, load_model
@@ -80,8 +81,11 @@ def pretrain(corpus: Path, out: Path, recipe: Recipe, overrides: Mapping[str, st
             if not resume:
                 fixed = {"peft_type": "none", "parse_special_tokens": True, "train_from_scratch": number == 1}
                 settings = {name: str(value) for name, value in (dict(phase) | fixed | dict(overrides)).items()}
-                job = Job(model=str(base), kind="domain", score_rows=0, command=["luthier", "pretrain", str(corpus)])
-                folder.create(job, settings, {"training": corpus})
+                spec = JobSpec(
+                    model=str(base), kind="domain", score_rows=0, hyperparameters=settings,
+                    command=["luthier", "pretrain", str(corpus)],
+                )  # fmt: skip
+                folder.create(spec, {"training": corpus})
             run_job(folder, resume, console)
         base = folder.model
     return publish(base, out / "model")

@@ -17,7 +17,8 @@ from luthier.catalog.hyperparameters import Hyperparameters
 from luthier.catalog.locate import Location
 from luthier.catalog.shape import read_config
 from luthier.data.prepare import Prepared
-from luthier.jobfolder import FORMAT_VERSION, Job
+from luthier.jobfolder import FORMAT_VERSION
+from luthier.jobspec import JobSpec
 from luthier.weights.convert import origin
 from luthier.weights.fingerprint import weights_hash
 
@@ -39,14 +40,19 @@ def model_provenance(location: Location, folder: Path) -> dict[str, Any]:
 
 
 def run_provenance(
-    job: Job, hyperparameters: Hyperparameters, model: Mapping[str, Any], prepared: Prepared, device: str, dtype: str
+    spec: JobSpec,
+    hyperparameters: Hyperparameters,
+    model: Mapping[str, Any],
+    prepared: Prepared,
+    device: str,
+    dtype: str,
 ) -> dict[str, Any]:
     """Everything needed to do the run again; JSON-ready."""
     return {
         "format_version": FORMAT_VERSION,
         "luthier_version": metadata.version("luthier"),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": job.command,
+        "command": list(spec.command),
         "model": dict(model),
         "kind": prepared.kind,
         "template": prepared.template.to_json() if prepared.template else None,
@@ -65,6 +71,6 @@ def run_provenance(
             "files": prepared.file_hashes,
             "counts": asdict(prepared.counts),
         },
-        "eula": job.eula,
+        "eula": spec.eula and dict(spec.eula),
         "warnings": list(prepared.warnings),
     }

@@ -19,7 +19,8 @@ from luthier.catalog.shape import context_length, read_config
 from luthier.data.kind import resolve_kind
 from luthier.data.settings import DataSettings
 from luthier.errors import EulaError, RunFolderError, SettingError
-from luthier.jobfolder import Job, JobFolder
+from luthier.jobfolder import JobFolder
+from luthier.jobspec import JobSpec
 from luthier.training.config import TrainingSettings, idle_on, read_settings, without_bf16
 from luthier.weights.convert import as_safetensors
 from luthier.weights.load import compute_dtype, find_device
@@ -29,7 +30,7 @@ from luthier.weights.load import compute_dtype, find_device
 class ResolvedJob:
     """A checked order. `base` is the folder of the base model's files."""
 
-    job: Job
+    job: JobSpec
     hyperparameters: Hyperparameters
     settings: TrainingSettings
     location: Location
@@ -72,14 +73,14 @@ def resolve_job(folder: JobFolder, say: Callable[[str], None]) -> ResolvedJob:
 
     Raises the UserError that fits: unknown model, licence not accepted, bad hyperparameters, missing channel.
     """
-    job = folder.read_job()
+    job = folder.read_spec()
     location = locate(job.model)
     check_tunable(location.entry)
     check_eula(location, job)
     channels = folder.channels()
     if "training" not in channels:
         raise RunFolderError(f"{folder.root}: no training channel at {folder.channel('training')}")
-    asked = folder.read_hyperparameters()
+    asked = job.hyperparameters
     hyperparameters, kind = _read(asked, location.entry, job.kind, channels["training"])
     read_settings(hyperparameters)  # what can be refused is refused before anything is fetched
     device = find_device(job.device)
@@ -103,7 +104,7 @@ def _read(asked: Mapping[str, Any], entry: Entry | None, kind: str, training: Pa
     return hyperparameters, found
 
 
-def check_eula(location: Location, job: Job) -> None:
+def check_eula(location: Location, job: JobSpec) -> None:
     """EulaError unless a gated model's licence was accepted in this order."""
     entry = location.entry
     if entry and entry.licence.eula and not job.eula:
