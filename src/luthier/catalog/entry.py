@@ -153,7 +153,7 @@ def licence_record(entry: Entry | None, accepted: bool, by: str, fix: str) -> di
         return None
     if not accepted:
         raise EulaError(
-            f"{entry.id} is licensed under {entry.licence.name}, which must be accepted first: read "
+            f"{entry.id} is licensed under {entry.licence.name}, which you must accept first: read "
             f"{entry.licence.url}, then {fix}"
         )
     when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
