@@ -36,10 +36,11 @@ FLOORS: dict[str, frozenset[str]] = {
     "server": OPEN | CONTROL | {"service"},
     "client": OPEN,
     "cli": OPEN | {"catalog", "client"},
+    "python_api": OPEN | {"catalog", "client", "cli"},
     "__main__": frozenset({"cli"}),
-    "__init__": frozenset(),
+    "__init__": frozenset({"errors", "python_api"}),
 }
-CONTROL_PLANE = OPEN | CONTROL | {"service", "server", "client", "cli", "__main__", "__init__"}
+CONTROL_PLANE = OPEN | CONTROL | {"service", "server", "client", "cli", "python_api", "__main__", "__init__"}
 HEAVY = frozenset({"torch", "transformers", "peft", "accelerate", "bitsandbytes", "safetensors", "tokenizers"})
 FORBIDDEN_NAMES = ("manager", "helper", "utils", "util", "common", "misc", "processor")
 LINES, FUNCTION_LINES, PARAMETERS, FIELDS = 500, 60, 8, 20

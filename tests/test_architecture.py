@@ -8,11 +8,16 @@ import architecture
 import pytest
 from architecture import Source, read_sources
 
+import luthier
 from luthier.cli.reference import commands
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = read_sources(ROOT / "src" / "luthier")
-COMMANDS = frozenset(f"{function.__module__}.{function.__name__}" for _, function in commands())
+# Their parameters are the options that a user has.
+COMMANDS = frozenset(f"{function.__module__}.{function.__name__}" for _, function in commands()) | frozenset(
+    f"{function.__module__}.{function.__name__}"
+    for function in (luthier.tune, luthier.generate, luthier.evaluate, luthier.inspect, luthier.models)
+)
 BESIDE = [
     Source(str(path.relative_to(ROOT)), path.read_text("utf-8"), frozenset())
     for folder in ("tests", "bench", "examples", "pretraining")

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
+import signal
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
 
-from luthier.errors import LuthierError
+from luthier.errors import DataError, LuthierError
+
+ERROR_FILE = "LUTHIER_ERROR_FILE"
+"""Set by the Python API: the file that `run` writes an error to, as JSON {"classes", "message", "problems"}."""
+END_WITH_PARENT = "LUTHIER_END_WITH_PARENT"
+"""Set by the Python API: its process id; `run` sends this process SIGTERM when that one ends."""
 
 # Libraries read these when they are imported, so they are set before; values that the user has set stay.
 DEFAULTS = {
@@ -29,6 +40,9 @@ DEFAULTS = {
 
 def run(main: Callable[[], None]) -> None:
     """Call `main`; on an error print it and exit with its code. LUTHIER_DEBUG=1 shows the traceback."""
+    parent = os.environ.pop(END_WITH_PARENT, "")
+    if parent:
+        threading.Thread(target=_end_with_parent, args=(int(parent),), daemon=True).start()
     try:
         main()
     except LuthierError as error:
@@ -55,8 +69,18 @@ def without_garbage_collection() -> Iterator[None]:
         gc.enable()
 
 
+def _end_with_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def print_error(error: LuthierError) -> int:
     """Print an expected error, each line prefixed; return its exit code."""
+    if path := os.environ.get(ERROR_FILE):
+        classes = [base.__name__ for base in type(error).__mro__]
+        problems = [asdict(problem) for problem in error.problems] if isinstance(error, DataError) else []
+        Path(path).write_text(json.dumps({"classes": classes, "message": str(error), "problems": problems}), "utf-8")
     for line in str(error).splitlines():
         print(f"luthier: error: {line}", file=sys.stderr)  # noqa: T201
     return error.exit_code

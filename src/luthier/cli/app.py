@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -79,13 +80,19 @@ def main() -> None:
     entrypoint.run(_run)
 
 
-def _run() -> None:
+def resolve(arguments: Sequence[str]) -> Any:
+    """Parse one command line and run its command; return what the command returns: a Program to run, or None."""
+    words = list(arguments)
     try:
-        result = app(prog_name="luthier", standalone_mode=False)
+        return app(words, prog_name="luthier", standalone_mode=False, obj=words)
     except typer.Abort:
         raise KeyboardInterrupt from None
     except typer.TyperException as error:
         raise UserError(_usage_error(error)) from None
+
+
+def _run() -> None:
+    result = resolve(sys.argv[1:])
     if isinstance(result, Program):
         exec_program(result)
     sys.stdout.flush()

@@ -9,7 +9,6 @@ import os
 import re
 import shlex
 import shutil
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -77,7 +76,7 @@ def tune(
         model=model,
         kind=kind,
         device=device,
-        command=["luthier", *sys.argv[1:]],
+        command=["luthier", *context.obj],
         max_truncated=check_max_truncated(max_truncated),
         score_rows=parse_score_rows(score_rows),
         ranks=ranks,

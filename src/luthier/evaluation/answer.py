@@ -30,7 +30,9 @@ ROWS_AT_ONCE = 64
 
 
 def answer(request: dict[str, Any], console: Console) -> None:
-    """Print the answers; request: {"target", "text" or "file", "max_new_tokens", "beams", "raw", "device", "json"}."""
+    """Print the answers; request: {"target", "text", "prompts" or "file", "max_new_tokens", "beams", "raw", "device",
+    "json"}.
+    """
     target = find_target(request["target"], lambda text: print(text, file=sys.stderr))  # noqa: T201
     device = find_device(request.get("device", "auto"))
     tokenizer = Tokenizer.load(target.base, target.chat_template)
@@ -38,7 +40,7 @@ def answer(request: dict[str, Any], console: Console) -> None:
     prompts = (
         _prompts_of_file(Path(request["file"]), render)
         if request.get("file")
-        else iter([render(_fields_of_text(request["text"], target, raw=bool(request.get("raw"))))])
+        else iter([render(_fields(each, target, raw=bool(request.get("raw")))) for each in _prompts(request)])
     )
     model = target.load(device, target.dtype or compute_dtype("auto", device))
     as_lines = bool(request.get("json")) or bool(request.get("file"))
@@ -52,6 +54,15 @@ def answer(request: dict[str, Any], console: Console) -> None:
                 console.stderr = True
                 console.print(f"(stopped at {request['max_new_tokens']} new tokens; --max-new-tokens allows more)")
         sys.stdout.flush()
+
+
+def _prompts(request: Mapping[str, Any]) -> list[str | Mapping[str, Any]]:
+    """The prompts of a request that names no file: its one text, or several texts and rows of fields."""
+    return list(request["prompts"]) if request.get("prompts") else [request["text"]]
+
+
+def _fields(prompt: str | Mapping[str, Any], target: Target, raw: bool) -> Mapping[str, Any]:
+    return _fields_of_text(prompt, target, raw) if isinstance(prompt, str) else prompt
 
 
 def _fields_of_text(text: str, target: Target, raw: bool) -> dict[str, Any]:
