@@ -18,7 +18,7 @@ class TrainingProgress:
     """A bar in epochs (or steps where max_steps is set), with loss and the engine's last line beside it."""
 
     def __init__(self, folder: JobFolder) -> None:
-        settings = parse_for(locate(folder.read_job().model).entry, folder.read_hyperparameters())
+        settings = parse_for(locate(folder.read_spec().model).entry, folder.read_hyperparameters())
         steps, epochs = int(settings["max_steps"] or -1), float(settings["epoch"] or 1)
         self._field, total = ("step", float(steps)) if steps > 0 else ("epoch", epochs)
         self._metrics = folder.metrics_lines

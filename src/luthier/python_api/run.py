@@ -22,7 +22,7 @@ class Run:
 
     def __init__(self, path: str | Path) -> None:
         self._folder = JobFolder(path)
-        self._folder.read_job()
+        self._folder.read_spec()
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
