@@ -1,12 +1,13 @@
-"""One command per habit, with nothing but Python: a venv of its own, the install, then the work.
+"""Development commands that need only Python: each creates a virtual environment, installs Luthier and does its work.
 
-    python3 run.py demo  [tune options]      tune the embedded model on examples/reviews; prints what it gained
+    python3 run.py demo  [tune options]      tune the embedded model on examples/reviews and compare it with the base
     python3 run.py test  [pytest options]    install what the tests need and run them
-    python3 run.py check                     ruff and mypy --strict
-    python3 run.py bench [NAME] [options]    how fast Luthier is beside its peers; bench list: what there is to run
+    python3 run.py cover [pytest options]    run the tests with coverage and print a report
+    python3 run.py check                     ruff check, ruff format --check, mypy --strict
+    python3 run.py bench [NAME] [options]    benchmark Luthier against other libraries; bench list: list the benchmarks
 
-The venv is .venv beside this file. LUTHIER_PIP_ARGS is handed to pip, for example to name a package index.
-This file uses the standard library only, and parses on Pythons that are too old for Luthier so that it can say so.
+The environment is .venv in this folder. LUTHIER_PIP_ARGS is passed to pip, for example to set a package index.
+This file uses the standard library only, and parses on older Pythons so that it can print the supported versions.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ STAMP = VENV / "luthier-installed.json"
 
 
 class Stop(Exception):
-    """Ends the bootstrap with one line."""
+    """Ends run.py with one line."""
 
 
 def say(line: str) -> None:
@@ -44,39 +45,39 @@ def say(line: str) -> None:
 
 
 def use_a_supported_python() -> None:
-    """Start over under Python 3.11 to 3.13 when this one is not; Stop when there is none."""
+    """Restart under Python 3.11 to 3.13 if this is another version; Stop if none is found."""
     if OLDEST <= sys.version_info[:2] <= NEWEST:
         return
     for minor in range(NEWEST[1], OLDEST[1] - 1, -1):
         found = shutil.which(f"python3.{minor}")
-        # A version manager's shim may be on PATH with nothing behind it, so it is tried.
+        # A version manager's shim may be on PATH without that Python, so run it once.
         if found and subprocess.run([found, "-c", ""], check=False, capture_output=True).returncode == 0:
             os.execv(found, [found, str(Path(__file__).resolve()), *sys.argv[1:]])
     here = ".".join(map(str, sys.version_info[:2]))
-    raise Stop(f"this is Python {here}; Luthier needs 3.11, 3.12 or 3.13: install one, then: python3.13 run.py ...")
+    raise Stop(f"this is Python {here}; Luthier requires Python 3.11 to 3.13: install one, then: python3.13 run.py ...")
 
 
 def make_venv() -> None:
-    """Create .venv with a pip of its own, also on a Debian whose Python lacks ensurepip."""
-    wanted = f"{sys.version_info[0]}.{sys.version_info[1]}"
-    ask = "import sys, pip; print('%d.%d' % sys.version_info[:2])"
+    """Create .venv with its own pip, also on a Debian whose Python lacks ensurepip."""
+    version = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    code = "import sys, pip; print('%d.%d' % sys.version_info[:2])"
     if PYTHON.exists():
-        found = subprocess.run([str(PYTHON), "-c", ask], check=False, capture_output=True, text=True)
-        if found.returncode == 0 and found.stdout.strip() == wanted:
+        existing = subprocess.run([str(PYTHON), "-c", code], check=False, capture_output=True, text=True)
+        if existing.returncode == 0 and existing.stdout.strip() == version:
             return
         shutil.rmtree(VENV)
-    say(f"making {VENV.name} with Python {wanted}")
+    say(f"creating {VENV.name} with Python {version}")
     if _has("ensurepip"):
         _run(sys.executable, "-m", "venv", str(VENV))
         return
     if not _has("pip") and os.geteuid() == 0 and shutil.which("apt-get"):
         say("this Python has neither ensurepip nor pip: apt-get install python3-venv")
         _run("apt-get", "update", "-q")
-        _run("apt-get", "install", "-q", "-y", f"python{wanted}-venv")
+        _run("apt-get", "install", "-q", "-y", f"python{version}-venv")
         _run(sys.executable, "-m", "venv", str(VENV))
         return
     if not _has("pip"):
-        raise Stop(f"this Python has neither ensurepip nor pip; install one: sudo apt-get install python{wanted}-venv")
+        raise Stop(f"this Python has neither ensurepip nor pip; install one: sudo apt-get install python{version}-venv")
     _run(sys.executable, "-m", "venv", "--without-pip", str(VENV))
     _run(sys.executable, "-m", "pip", "--python", str(PYTHON), "install", "-q", "pip")
 
@@ -86,7 +87,7 @@ def _has(module: str) -> bool:
 
 
 def install(dev: bool) -> None:
-    """Install Luthier (and what its tests need) into .venv, unless exactly that is there already."""
+    """Install Luthier (and what its tests need) into .venv, unless that is already done."""
     files = (ROOT / "pyproject.toml", ROOT / "constraints.txt")
     key = hashlib.sha256(b"\0".join(path.read_bytes() for path in files) + str(ROOT).encode()).hexdigest()
     stored = json.loads(STAMP.read_text("utf-8")) if STAMP.exists() else {}
@@ -96,14 +97,14 @@ def install(dev: bool) -> None:
     if not _nvidia() and not stored:
         extra = _without_cuda(extra)
     what = f"{ROOT}[dev]" if dev else str(ROOT)
-    say("installing Luthier" + (" and what its tests need" if dev else "") + " (once; minutes on a slow line)")
+    say("installing Luthier" + (" and what its tests need" if dev else "") + " (once; takes minutes on a slow line)")
     start = time.monotonic()
-    # Warnings of pip name indexes, not faults of the user; errors still show.
+    # pip's warnings are about indexes, not about errors of the user; its errors still show.
     _run(str(PYTHON), "-m", "pip", "install", "-qq", "-c", str(ROOT / "constraints.txt"), "-e", what, *extra)
     STAMP.write_text(json.dumps({"key": key, "dev": dev}), "utf-8")
     say(f"installed in {time.monotonic() - start:.0f} s")
     if sys.platform == "linux" and not any(Path("/usr/lib").glob("*/libtcmalloc_minimal.so.4")):
-        say("a CPU trains faster with tcmalloc, where it is: sudo apt-get install libtcmalloc-minimal4")
+        say("CPU training is faster with tcmalloc: sudo apt-get install libtcmalloc-minimal4")
 
 
 def _nvidia() -> bool:
@@ -111,37 +112,37 @@ def _nvidia() -> bool:
 
 
 def _without_cuda(extra: list[str]) -> list[str]:
-    """pip's arguments with which no CUDA packages come to a machine that has no use for them, where that can be had.
+    """Return pip arguments that install torch without CUDA packages if possible.
 
-    PyTorch keeps its CPU builds on the download host of its own home page, which its package names. Where they cannot
-    be reached, the size of what comes instead is said before it comes.
+    PyTorch's CPU builds are on the download host of its home page, which its package metadata names. If they cannot be
+    reached, the size of the CUDA build is printed before pip downloads it.
     """
-    found = _planned(extra)
-    if not _needs_cuda(found):
+    default = _planned(extra)
+    if not _needs_cuda(default):
         return extra
-    home = next((_home_page(item["metadata"]) for item in found if item["metadata"]["name"] == "torch"), "")
+    home = next((_home_page(item["metadata"]) for item in default if item["metadata"]["name"] == "torch"), "")
     cpu = [*extra, "--extra-index-url", f"https://download.{home}/whl/cpu"] if home else extra
     planned = _planned(cpu) if home else []
     if planned and not _needs_cuda(planned):
-        say("no NVIDIA device is seen: taking PyTorch's CPU build")
+        say("no NVIDIA GPU found: installing PyTorch's CPU build")
         return cpu
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        size = sum(pool.map(_size, (item["download_info"]["url"] for item in found)))
+        size = sum(pool.map(_size, (item["download_info"]["url"] for item in default)))
     say(
-        f"no NVIDIA device is seen, and pip finds only a CUDA build of torch ({len(found)} packages, "
-        f"{f'{size / 1e9:.1f} GB' if size else 'some GB'}): it works, only large. If you have an index with a CPU "
-        "build, press Ctrl-C and start again with LUTHIER_PIP_ARGS='--extra-index-url ADDRESS'"
+        f"no NVIDIA GPU found, and pip finds only a CUDA build of torch ({len(default)} packages, "
+        f"{f'{size / 1e9:.1f} GB' if size else 'several GB'}). It works but is large. If you have an index with a CPU "
+        "build, press Ctrl-C and restart with LUTHIER_PIP_ARGS='--extra-index-url ADDRESS'"
     )
     return extra
 
 
 def _planned(extra: list[str]) -> list[dict[str, Any]]:
-    """What pip would install for the pinned torch; nothing when it cannot tell (the install then says why)."""
+    """Return what pip would install for the pinned torch; nothing if pip fails (the install then prints why)."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         pins = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
-        wanted = [line for line in pins if line.startswith("torch==")]
-        plan = ["install", "-qq", "--dry-run", "--report", str(report), *wanted, *extra]
+        torch = [line for line in pins if line.startswith("torch==")]
+        plan = ["install", "-qq", "--dry-run", "--report", str(report), *torch, *extra]
         if subprocess.run([str(PYTHON), "-m", "pip", *plan], check=False, capture_output=True).returncode != 0:
             return []
         planned: list[dict[str, Any]] = json.loads(report.read_text("utf-8")).get("install", [])
@@ -153,28 +154,28 @@ def _needs_cuda(planned: list[dict[str, Any]]) -> bool:
 
 
 def _home_page(metadata: dict[str, Any]) -> str:
-    """Host of a package's home page, as its metadata names it; empty when it names none."""
+    """Return the host of a package's home page from its metadata; empty if there is none."""
     labelled = (entry.partition(", ") for entry in metadata.get("project_url", []))
     pages = [url for label, _, url in labelled if label.lower() == "homepage"]
     return urllib.parse.urlsplit(next(iter([*pages, metadata.get("home_page", "")]), "")).hostname or ""
 
 
 def _size(url: str) -> int:
-    """Bytes of a download, 0 when its server does not say."""
+    """Return the size of a download in bytes; 0 if the server does not report it."""
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=5) as answer:
-            return int(answer.headers.get("Content-Length") or 0)
+        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=5) as response:
+            return int(response.headers.get("Content-Length") or 0)
     except (OSError, ValueError):
         return 0
 
 
 def _run(*command: str) -> None:
     if subprocess.run(command, check=False).returncode != 0:
-        raise Stop(f"this failed (its own words are above): {' '.join(map(shlex.quote, command))}")
+        raise Stop(f"command failed, see its output above: {' '.join(map(shlex.quote, command))}")
 
 
 def become(*command: str, **variables: str) -> None:
-    """Replace this process, so that signals and the exit code are the command's own."""
+    """Replace this process, so that signals reach the command and its exit code is returned."""
     os.chdir(ROOT)
     os.environ.update({name: os.environ.get(name, value) for name, value in variables.items()})
     sys.stdout.flush()
@@ -192,7 +193,7 @@ def demo(options: list[str]) -> None:
 
 
 def install_programs() -> None:
-    """What the tests need beside Python packages, from Debian's packages; Stop where they cannot be installed."""
+    """Install PostgreSQL for the tests from Debian's packages; Stop if that is not possible."""
     if shutil.which("initdb") or any(Path("/usr/lib/postgresql").glob("*/bin/initdb")):
         return
     if os.geteuid() != 0 or not shutil.which("apt-get"):
@@ -202,15 +203,40 @@ def install_programs() -> None:
     _run("apt-get", "install", "-q", "-y", "--no-install-recommends", "postgresql")
 
 
-def test(options: list[str]) -> None:
-    # The clients' own venvs come beside Luthier's; one that cannot be made says so, and its tests then fail.
+# One thread per worker: more threads on the same cores only wait for each other.
+TEST_VARIABLES = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def install_for_tests() -> None:
+    # Creates the clients' environments at the same time; if one fails, it prints why, and its tests fail.
     with subprocess.Popen([str(PYTHON), str(ROOT / "tests" / "wire" / "clients.py")]):
         install(dev=True)
         install_programs()
+
+
+def pytest_options(options: list[str]) -> list[str]:
+    """Return `options` with the number of workers added, unless they set it."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = ["-n", str(min(cores, 4))] if cores > 1 and not any(item.startswith("-n") for item in options) else []
-    # One thread per worker: more of them on the same cores only wait for each other.
-    become(str(PYTHON), "-m", "pytest", *workers, *options, OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
+    return [*workers, *options]
+
+
+def test(options: list[str]) -> None:
+    install_for_tests()
+    become(str(PYTHON), "-m", "pytest", *pytest_options(options), **TEST_VARIABLES)
+
+
+def cover(options: list[str]) -> None:
+    """Run the tests with coverage, of child processes too, and print the report."""
+    install_for_tests()
+    os.chdir(ROOT)
+    os.environ.update({name: os.environ.get(name, value) for name, value in TEST_VARIABLES.items()})
+    coverage = [str(PYTHON), "-m", "coverage"]
+    subprocess.run([*coverage, "erase"], check=False)
+    tests = subprocess.run([*coverage, "run", "-m", "pytest", *pytest_options(options)], check=False)
+    subprocess.run([*coverage, "combine", "--quiet"], check=False)
+    report = subprocess.run([*coverage, "report"], check=False)
+    sys.exit(tests.returncode or report.returncode)
 
 
 def check(options: list[str]) -> None:
@@ -222,7 +248,7 @@ def check(options: list[str]) -> None:
 
 
 def bench(options: list[str]) -> None:
-    """Run a script of bench/: all.py where none is named, for everything; `list` names them."""
+    """Run a script of bench/, by default all.py; `list` lists the scripts."""
     scripts = {path.stem: path for path in sorted((ROOT / "bench").glob("*.py"))}
     name, rest = ("all", options) if not options or options[0].startswith("-") else (options[0], options[1:])
     if name == "list":
@@ -231,12 +257,12 @@ def bench(options: list[str]) -> None:
             print(f"{stem:24} {words[0] if words else ''}")
         return
     if name not in scripts:
-        raise Stop(f"no bench {name!r}; there are: {', '.join(scripts)}")
+        raise Stop(f"benchmark {name!r} not found; expected one of: {', '.join(scripts)}")
     install(dev=True)
     become(str(PYTHON), "-m", f"bench.{name}", *rest)
 
 
-VERBS = {"demo": demo, "test": test, "check": check, "bench": bench}
+VERBS = {"demo": demo, "test": test, "cover": cover, "check": check, "bench": bench}
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""run.py: its choice of Python and installs, without installing anything; the real install is what runs these tests."""
+"""run.py: how it chooses Python and what it installs, with pip replaced; the real install is what runs these tests."""
 
 from __future__ import annotations
 
@@ -43,13 +43,11 @@ def commands(run_py: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[list[s
     return seen
 
 
-def test_the_tests_programs_are_installed_by_root_and_asked_for_else(
-    run_py: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_postgresql_is_installed_by_root_and_requested_otherwise(run_py: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     commands: list[tuple[str, ...]] = []
     monkeypatch.setattr(run_py, "_run", lambda *command: commands.append(command))
     run_py.install_programs()
-    assert commands == []  # PostgreSQL is here: its tests have run
+    assert commands == []  # PostgreSQL is installed
     monkeypatch.setattr(run_py, "Path", lambda *parts: Path("/nonexistent"))
     monkeypatch.setattr(run_py.shutil, "which", lambda name: name if name == "apt-get" else None)
     monkeypatch.setattr(run_py.os, "geteuid", lambda: 0)
@@ -103,7 +101,7 @@ def test_a_python_with_neither_pip_nor_ensurepip(
             run_py.make_venv()
 
 
-def test_a_venv_of_another_python_is_made_anew(run_py: ModuleType, commands: list[list[str]]) -> None:
+def test_a_venv_of_another_python_is_recreated(run_py: ModuleType, commands: list[list[str]]) -> None:
     run_py.PYTHON.parent.mkdir()
     run_py.PYTHON.write_text("#!/bin/sh\necho 3.9\n")
     run_py.PYTHON.chmod(0o755)
@@ -138,19 +136,19 @@ def test_an_unsupported_python_looks_for_one_that_runs(run_py: ModuleType, monke
 def test_no_supported_python_is_one_line(run_py: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr(run_py.sys, "version_info", (3, 10, 2, "final", 0))
-    with pytest.raises(run_py.Stop, match=r"^this is Python 3\.10; Luthier needs 3\.11, 3\.12 or 3\.13"):
+    with pytest.raises(run_py.Stop, match=r"^this is Python 3\.10; Luthier requires Python 3\.11 to 3\.13"):
         run_py.use_a_supported_python()
 
 
 class Plans:
-    """Stands in for pip's dry run: a CUDA build, and a CPU build when `cpu_index` is asked for and can be reached."""
+    """Replaces pip's dry run: plans a CUDA build, or a CPU build if the command contains `cpu_index`."""
 
     def __init__(self, cpu_index: str = "") -> None:
         self.cpu_index = cpu_index
-        self.asked: list[list[str]] = []
+        self.commands: list[list[str]] = []
 
     def __call__(self, command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
-        self.asked.append(command)
+        self.commands.append(command)
         names = ["torch"] if self.cpu_index and self.cpu_index in command else ["torch", "nvidia-cublas", "sympy"]
         page = {"project_url": ["Documentation, https://docs.example.org", "Homepage, https://torch.example.org"]}
         items = [{"metadata": {"name": name, **page}, "download_info": {"url": f"file:///{name}"}} for name in names]
@@ -173,10 +171,10 @@ def test_a_cuda_build_that_cannot_be_avoided_is_announced(
     monkeypatch.setattr(run_py.subprocess, "run", Plans())
     monkeypatch.setattr(run_py, "_size", lambda url: 500_000_000)
     assert run_py._without_cuda([]) == []
-    said = capsys.readouterr().out
-    assert "3 packages, 1.5 GB" in said
-    assert "LUTHIER_PIP_ARGS" in said
-    assert said.count("\n") == 1
+    output = capsys.readouterr().out
+    assert "3 packages, 1.5 GB" in output
+    assert "LUTHIER_PIP_ARGS" in output
+    assert output.count("\n") == 1
 
 
 def test_a_cpu_build_that_pip_finds_by_itself_needs_nothing(
@@ -185,7 +183,7 @@ def test_a_cpu_build_that_pip_finds_by_itself_needs_nothing(
     plans = Plans("--quiet")
     monkeypatch.setattr(run_py.subprocess, "run", plans)
     assert run_py._without_cuda(["--quiet"]) == ["--quiet"]
-    assert len(plans.asked) == 1
+    assert len(plans.commands) == 1
     assert capsys.readouterr().out == ""
 
 
@@ -202,7 +200,7 @@ def test_bench_lists_the_scripts(run_py: ModuleType, capsys: pytest.CaptureFixtu
     (run_py.ROOT / "bench" / "one.py").write_text('"""How fast one is.\n\nMore."""\n')
     run_py.bench(["list"])
     assert capsys.readouterr().out.split(maxsplit=1) == ["one", "How fast one is.\n"]
-    with pytest.raises(run_py.Stop, match="no bench 'two'; there are: one"):
+    with pytest.raises(run_py.Stop, match="benchmark 'two' not found; expected one of: one"):
         run_py.bench(["two"])
 
 
@@ -216,7 +214,7 @@ def test_constraints_pin_every_requirement_exactly_and_name_no_host() -> None:
         assert name in pinned
 
 
-def test_the_clients_venvs_are_made_beside_the_install(run_py: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_clients_venvs_are_created_during_the_install(run_py: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
 
     class Clients:
