@@ -84,12 +84,12 @@ def ledger_lines(rows: int) -> list[dict[str, Any]]:
     lines = []
     for row in range(1, rows + 1):
         tokens = round(draw.lognormvariate(4.4, 0.45))
-        side = "validation" if row % 10 == 3 else "test" if row % 10 == 7 else "train"
+        split = "validation" if row % 10 == 3 else "test" if row % 10 == 7 else "train"
         line = {
             "row": f"training/reviews.jsonl:{row}",
             "file": "reviews.jsonl",
             "line": row,
-            "side": side,
+            "side": split,
             "fate": "kept",
             "tokens": tokens,
             "completion_tokens": 2,
@@ -162,7 +162,7 @@ RUN: dict[str, Any] = {
         "counts": {},
     },
     "warnings": [
-        "3 rows of the test side nearly repeat a training row (group_near_duplicates=true keeps them together)"
+        "3 rows of the test split nearly repeat a training row (group_near_duplicates=true keeps them together)"
     ],
 }
 

@@ -72,9 +72,9 @@ KNOWN = frozenset({"luthier", "luthier.cli", "luthier.cli.app", "luthier.data", 
         ("luthier.data.split", "from luthier import weights"),
         ("luthier.data.split", "from ..weights import load"),
         ("luthier.data.split", "def f():\n    from luthier.training import x"),
-        ("luthier.cli.app", "from luthier.data.split import Split"),
+        ("luthier.cli.app", "from luthier.data.split import SplitAssignment"),
         ("luthier.cli.app", "import importlib\nimportlib.import_module('luthier.data')"),
-        ("luthier.weights.load", "if TYPE_CHECKING:\n    from luthier.data.split import Split"),
+        ("luthier.weights.load", "if TYPE_CHECKING:\n    from luthier.data.split import SplitAssignment"),
         ("luthier.errors", "from luthier.catalog import find"),
         ("luthier.cellar.wine", "import json"),
     ],
@@ -86,7 +86,10 @@ def test_the_checker_sees_a_broken_floor(module: str, text: str) -> None:
 @pytest.mark.parametrize(
     ("module", "text"),
     [
-        ("luthier.data.split", "from luthier.errors import DataError\nfrom .split import Split\nimport torch"),
+        (
+            "luthier.data.split",
+            "from luthier.errors import DataError\nfrom .split import assign_splits\nimport torch",
+        ),
         ("luthier.training", "from luthier.data import split\nfrom luthier.weights.load import load"),
         ("luthier.cli.app", "from luthier import __version__, errors\nfrom luthier.cli import tune"),
     ],

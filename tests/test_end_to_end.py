@@ -17,10 +17,10 @@ FIELDS = {"product_title": "lamp", "review_headline": "Great", "review_body": "I
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small part of the example, in the example's layout."""
     folder = tmp_path_factory.mktemp("reviews")
-    for side, name, count in (("training", "train", 48), ("validation", "validation", 6), ("test", "test", 12)):
-        (folder / side).mkdir()
-        lines = (REVIEWS / side / f"{name}.jsonl").read_text("utf-8").splitlines(keepends=True)[:count]
-        (folder / side / f"{name}.jsonl").write_text("".join(lines), "utf-8")
+    for split, name, count in (("training", "train", 48), ("validation", "validation", 6), ("test", "test", 12)):
+        (folder / split).mkdir()
+        lines = (REVIEWS / split / f"{name}.jsonl").read_text("utf-8").splitlines(keepends=True)[:count]
+        (folder / split / f"{name}.jsonl").write_text("".join(lines), "utf-8")
     shutil.copy(REVIEWS / "training" / "template.json", folder / "training")
     return folder
 

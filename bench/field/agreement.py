@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from bench.field import rows
 from bench.field.line import Line
 from luthier.data.batches import Layout, collate
-from luthier.data.prepare import Prepared
+from luthier.data.prepare import Dataset
 from luthier.data.tokenize import Tokenizer
 from luthier.training.process_group import ProcessGroup
 from luthier.training.step import MicroBatches, take_step
@@ -87,7 +87,7 @@ def compare(
     return found
 
 
-def check(model: Path, prepared: Prepared, lora: bool, chosen: list[int]) -> Agreement:
+def check(model: Path, prepared: Dataset, lora: bool, chosen: list[int]) -> Agreement:
     """One step of Luthier against plain modules, on the rows `chosen`."""
     own = load_model(model, torch.device("cpu"), torch.float32, frozen=lora)
     if lora:
@@ -103,7 +103,7 @@ def check(model: Path, prepared: Prepared, lora: bool, chosen: list[int]) -> Agr
 
 
 def _own_step(
-    own: Model, prepared: Prepared, tokenizer: Tokenizer, chosen: list[int]
+    own: Model, prepared: Dataset, tokenizer: Tokenizer, chosen: list[int]
 ) -> tuple[float, dict[str, Tensor]]:
     layout = Layout(own.packs, tokenizer.pad_id, own.start_id)
     own.network.eval()  # as the reference is: T5 has dropout of its own
@@ -132,7 +132,7 @@ def _reference(folder: Path, lora: bool, start: Mapping[str, Tensor]) -> Any:
     return plain.eval()
 
 
-def _plain_step(plain: Any, prepared: Prepared, chosen: list[int], pairs: bool) -> tuple[float, dict[str, Tensor]]:
+def _plain_step(plain: Any, prepared: Dataset, chosen: list[int], pairs: bool) -> tuple[float, dict[str, Tensor]]:
     labels_in_all = int(sum(prepared.tokens.row(number)[1].sum() for number in chosen))
     total = 0.0
     for number in chosen:

@@ -9,7 +9,7 @@ import json
 import shutil
 from pathlib import Path
 
-from luthier.data.prepare import DataSettings, Prepared, prepare
+from luthier.data.prepare import Dataset, DataSettings, prepare
 from luthier.data.tokenize import Tokenizer
 
 DATA = Path(__file__).resolve().parent.parent / "data"
@@ -47,13 +47,13 @@ def write_pairs(channel: Path, path: Path) -> Path:
     return path
 
 
-def tokenize(channel: Path, model: Path, cache: Path) -> Prepared:
+def tokenize(channel: Path, model: Path, cache: Path) -> Dataset:
     """Luthier's own preparation; every row trains."""
     settings = DataSettings(kind="instruction", validation_split_ratio=0.0, demarcation=False)
     return prepare({"training": channel}, settings, Tokenizer.load(model), cache)
 
 
-def write_ids(prepared: Prepared, path: Path, pairs: bool) -> Path:
+def write_ids(prepared: Dataset, path: Path, pairs: bool) -> Path:
     """One JSON line a row: input_ids and labels, -100 where none is; of `pairs`, source and target."""
     with open(path, "w", encoding="utf-8") as out:
         for number in prepared.split.train.tolist():

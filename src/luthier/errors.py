@@ -103,7 +103,12 @@ class Interrupted(LuthierError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return ``; did you mean 'x'?`` for the closest known name in any case, or an empty string."""
-    names = {candidate.lower(): candidate for candidate in known}
-    close = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.6)
-    return f"; did you mean {names[close[0]]!r}?" if close else ""
+    """Return ``; did you mean 'x'?`` for the closest known name, or an empty string.
+
+    A name that is close as it is written comes before one that is close in another case.
+    """
+    names = list(known)
+    folded = {candidate.lower(): candidate for candidate in names}
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    close = close or [folded[key] for key in difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.6)]
+    return f"; did you mean {close[0]!r}?" if close else ""

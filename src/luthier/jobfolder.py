@@ -96,7 +96,7 @@ class JobFolder:
 
     @property
     def scores(self) -> Path:
-        """Per-row scores of base and tuned model: scores/base.<side>.jsonl, scores/tuned.<side>.jsonl."""
+        """Per-row scores of base and tuned model: scores/base.<split>.jsonl, scores/tuned.<split>.jsonl."""
         return self.root / "scores"
 
     @property

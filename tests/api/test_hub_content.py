@@ -10,7 +10,7 @@ import pytest
 from api.desk import Desk
 
 from luthier.catalog.entry import entries
-from luthier.catalog.jumpstart import ids
+from luthier.catalog.jumpstart import jumpstart_ids
 
 HUB = {"HubName": "SageMakerPublicHub", "HubContentType": "Model"}
 LLAMA = "meta-textgeneration-llama-2-7b"
@@ -48,7 +48,7 @@ def test_every_entry_is_a_content(desk: Desk) -> None:
             break
         more = {"NextToken": answer["NextToken"]}
     names = [content["HubContentName"] for content in found]
-    assert len(names) == len({identity for entry in entries() for identity in ids(entry)})
+    assert len(names) == len({identity for entry in entries() for identity in jumpstart_ids(entry)})
     assert {"redpajama-incite-instruct-3b", LLAMA, "luthier-tiny"} <= set(names)
     assert names == sorted(names)
     for name in names:

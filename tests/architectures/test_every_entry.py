@@ -20,7 +20,7 @@ from luthier.jobspec import JobSpec
 from luthier.weights.target import find_target
 
 EULA = {"accepted": "2026-01-01T00:00:00Z", "licence": "L", "url": "u", "by": "me"}
-TUNABLE = [entry for entry in entries() if entry.tunable and entry.source != "embedded"]
+TUNABLE = [entry for entry in entries() if entry.is_tunable and entry.source != "embedded"]
 
 
 def build_of(entry: Entry) -> str:

@@ -118,7 +118,7 @@ def test_every_model_that_jumpstart_and_autopilot_name_is_there() -> None:
     assert len(ids) == 56
     assert [name for name, entry in found.items() if entry is None] == []
     assert len({entry.id for entry in found.values() if entry}) == 56
-    assert [entry.id for entry in found.values() if entry and not entry.tunable] == [
+    assert [entry.id for entry in found.values() if entry and not entry.is_tunable] == [
         "llama-2-7b-neuron", "llama-2-13b-neuron", "stable-diffusion-2-1",
     ]  # fmt: skip
     assert {entry.autopilot.name for entry in entries() if entry.autopilot} == AUTOPILOT_MODELS
@@ -126,12 +126,12 @@ def test_every_model_that_jumpstart_and_autopilot_name_is_there() -> None:
 
 def test_newer_families_are_there() -> None:
     for family in NEWER:
-        assert any(entry.name.startswith(family) and entry.tunable for entry in entries()), family
+        assert any(entry.name.startswith(family) and entry.is_tunable for entry in entries()), family
 
 
 def test_every_class_has_its_tiny_proof() -> None:
     proved = {shape["model_type"] for shape in SHAPES.values()}
-    assert {entry.shape["model_type"] for entry in entries() if entry.tunable} <= proved
+    assert {entry.shape["model_type"] for entry in entries() if entry.is_tunable} <= proved
 
 
 # Each of them
@@ -141,11 +141,11 @@ def test_every_class_has_its_tiny_proof() -> None:
 def test_an_entry_holds_together(entry: Entry) -> None:
     assert set(entry.kinds) <= set(KINDS)
     assert entry.parameters > 0
-    assert entry.shape or not entry.tunable
+    assert entry.shape or not entry.is_tunable
     assert entry.licence.name
     assert entry.licence.url.startswith("https://")
-    assert entry.clean_packing == (entry.architecture in PACKS_CLEANLY)
-    assert bool(entry.default_hyperparameters) == entry.tunable
+    assert entry.attention.packing == (entry.architecture in PACKS_CLEANLY)
+    assert bool(entry.default_hyperparameters) == entry.is_tunable
     assert entry.default_template is None or set(entry.default_template) == {"prompt", "completion"}
     if entry.chat_template:
         assert "chat" in entry.kinds

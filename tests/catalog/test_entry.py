@@ -43,8 +43,8 @@ def test_a_minimal_entry() -> None:
     entry = read(aliases=["Mini"])
     assert entry.kinds == ("domain",)
     assert entry.names == ("m", "org/m", "Mini", "Mine")
-    assert (entry.revision, entry.autopilot, entry.licence.eula, entry.clean_packing) == (None, None, False, False)
-    assert entry.tunable
+    assert (entry.revision, entry.autopilot, entry.licence.eula, entry.attention.packing) == (None, None, False, False)
+    assert entry.is_tunable
 
 
 def test_a_full_entry() -> None:
@@ -58,7 +58,7 @@ def test_a_full_entry() -> None:
     assert (entry.licence.name, entry.licence.url, entry.licence.eula) == ("L", "https://x.org/l", True)
     assert entry.autopilot is not None
     assert (entry.autopilot.rows, entry.autopilot.tokens) == (10, 20)
-    assert (entry.attention.kernels, entry.clean_packing) == (("eager", "sdpa"), True)
+    assert (entry.attention.kernels, entry.attention.packing) == (("eager", "sdpa"), True)
     assert entry.hyperparameter_ranges["epoch"] == {"minimum": 2, "maximum": 4}
     assert entry.shape["attention_types"] == [["a"], 2]
     assert "M1" in entry.names

@@ -104,8 +104,8 @@ def test_the_size_is_said_first_and_only_what_is_needed_is_fetched(
     said: list[str] = []
     assert hub.fetch(WHERE, lambda text: said.append(f"{text} {'download' in online.asked}")) == online.folder
     assert said == ["fetching org/m from the Hub: 3.00 GB (interrupted downloads resume) False"]
-    assert online.asked == {"info": ("org/m", "rev1"), "download": ("org/m", "rev1", hub.WANTED)}
-    assert not any("bin" in pattern or "py" in pattern for pattern in hub.WANTED)
+    assert online.asked == {"info": ("org/m", "rev1"), "download": ("org/m", "rev1", hub.MODEL_FILES)}
+    assert not any("bin" in pattern or "py" in pattern for pattern in hub.MODEL_FILES)
 
 
 def test_pickled_weights_are_fetched_where_there_are_no_others(online: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,9 +114,9 @@ def test_pickled_weights_are_fetched_where_there_are_no_others(online: Hub, monk
     said: list[str] = []
     hub.fetch(WHERE, said.append)
     assert said == ["fetching org/m from the Hub: 9.00 GB (interrupted downloads resume)"]
-    assert online.asked["download"] == ("org/m", "rev1", ("pytorch_model*.bin", *hub.TOKENIZER_ONLY))
-    hub.fetch(WHERE, said.append, hub.TOKENIZER_ONLY)
-    assert online.asked["download"] == ("org/m", "rev1", hub.TOKENIZER_ONLY)
+    assert online.asked["download"] == ("org/m", "rev1", ("pytorch_model*.bin", *hub.TOKENIZER_FILES))
+    hub.fetch(WHERE, said.append, hub.TOKENIZER_FILES)
+    assert online.asked["download"] == ("org/m", "rev1", hub.TOKENIZER_FILES)
 
 
 def test_a_model_that_the_disk_cannot_hold(online: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,7 +188,7 @@ def test_a_snapshot_of_the_tokenizer_alone_is_completed(online: Hub, tmp_path: P
     folder.mkdir()
     (folder / "config.json").write_text("{}")
     found = Location("m", None, folder, "org/m", "rev1")
-    assert hub.fetch(found, lambda _: None, hub.TOKENIZER_ONLY) == folder
+    assert hub.fetch(found, lambda _: None, hub.TOKENIZER_FILES) == folder
     assert "download" not in online.asked
     assert hub.fetch(found, lambda _: None) == online.folder
     assert online.asked["download"][0] == "org/m"

@@ -50,7 +50,7 @@ def test_what_cannot_be_a_value_is_refused_with_what_was_expected(row: Hyperpara
 
 def beside(row: Hyperparameter, bound: float, direction: int) -> str:
     """The bound itself when it is excluded, else the closest value beyond it."""
-    if row.above if direction < 0 else row.below:
+    if row.exclusive_minimum if direction < 0 else row.exclusive_maximum:
         return repr(bound)
     return str(int(bound) + direction) if row.type != "float" else repr(bound + direction * 1e-6)
 
@@ -60,7 +60,7 @@ def test_below_the_minimum_is_refused(row: Hyperparameter) -> None:
     assert row.minimum is not None
     outside = beside(row, row.minimum, -1) if row.sentinel is None else str(row.sentinel - 1)
     assert "expected" in refusal({row.name: outside})
-    inside = row.minimum + (1e-6 if row.above else 0)
+    inside = row.minimum + (1e-6 if row.exclusive_minimum else 0)
     assert row.parse(f"{inside:g}") == inside
 
 
@@ -68,7 +68,7 @@ def test_below_the_minimum_is_refused(row: Hyperparameter) -> None:
 def test_above_the_maximum_is_refused(row: Hyperparameter) -> None:
     assert row.maximum is not None
     assert "expected" in refusal({row.name: beside(row, row.maximum, 1)})
-    most = row.maximum - (1e-6 if row.below else 0)
+    most = row.maximum - (1e-6 if row.exclusive_maximum else 0)
     assert row.parse(repr(most) if row.type == "float" else str(int(most))) == most
 
 
@@ -110,7 +110,7 @@ def test_aliases_set_the_same_hyperparameter(row: Hyperparameter) -> None:
     for alias in row.aliases:
         values = parse({alias: str(value)})
         assert values[row.name] == value
-        assert values.given == {row.name}
+        assert values.explicit == {row.name}
         assert alias not in values
 
 
@@ -177,7 +177,9 @@ def test_values_as_the_sdk_sends_them() -> None:
 
 
 def test_excluded_bounds() -> None:
-    row = Hyperparameter("x", "float", 0.5, "g", "h", minimum=0, maximum=1, above=True, below=True)
+    row = Hyperparameter(
+        "x", "float", 0.5, "g", "h", minimum=0, maximum=1, exclusive_minimum=True, exclusive_maximum=True
+    )
     assert row.expected == "a number above 0 and below 1"
     assert row.parse("0.5") == 0.5
     for text in ("0", "1", "-0.0"):
@@ -242,7 +244,7 @@ def test_autopilots_names_mean_ours_within_its_ranges(name: str) -> None:
     for value in (least, high):
         values = parse({name: f"{value:g}"})
         assert values[meant] == value
-        assert values.given == {meant}
+        assert values.explicit == {meant}
     assert "Autopilot's range" in refusal({name: OVER[name]}) or name == "learningRate"
     assert refusal({name: OVER[name]}).startswith(f"{name}={OVER[name]}: expected a ")
     assert "expected" in refusal({name: "-1"})
@@ -265,7 +267,7 @@ def test_sagemakers_keys_are_set_aside() -> None:
     own = {"sagemaker_program": '"train.py"', "sagemaker_region": "eu-west-1", "sagemaker_typo_typo": "1"}
     values = parse(own | {"epoch": "2"})
     assert values.reserved == own
-    assert values.given == {"epoch"}
+    assert values.explicit == {"epoch"}
     assert set(values) == set(TABLE)
     assert parse({}).reserved == {}
     assert "unknown hyperparameter 'sagemakerprogram'" in refusal({"sagemakerprogram": "1"})
@@ -294,7 +296,7 @@ def test_a_jumpstart_models_own_defaults_are_accepted(model: str) -> None:
     assert dict(parse({name: json.dumps(value) for name, value in written.items()})) == dict(values)
     assert dict(parse({name: json.dumps(value) for name, value in spec.items()})) == dict(values)
     assert dict(parse(spec)) == dict(values)
-    assert len(values.given) == len(spec)
+    assert len(values.explicit) == len(spec)
     for name, value in spec.items():
         if name in TABLE and TABLE[name].type in ("int", "float"):
             assert values[name] == (TABLE[name].sentinel if value == "None" else float(value)), name
@@ -307,7 +309,7 @@ def test_a_jumpstart_models_own_defaults_are_in_our_entrys_range(model: str) -> 
     values = parse(SPECS[model], entry.default_hyperparameters, entry.hyperparameter_ranges)
     alone = parse({}, entry.default_hyperparameters, entry.hyperparameter_ranges)
     for name in ("learning_rate", "lora_r", "epoch", "weight_decay", "per_device_train_batch_size", "peft_type"):
-        if entry.kinds and name in values.given:
+        if entry.kinds and name in values.explicit:
             assert alone[name] == values[name], f"{model}: {name}"
 
 
@@ -331,7 +333,7 @@ def test_the_specs_bring_what_is_odd_about_them() -> None:
 def test_given_over_family_over_table() -> None:
     values = parse({"lora_r": "4"}, {"lora_r": 16, "batch_size": 2})
     assert (values["lora_r"], values["per_device_train_batch_size"], values["epoch"]) == (4, 2, 3)
-    assert values.given == {"lora_r"}
+    assert values.explicit == {"lora_r"}
     assert set(values) == set(TABLE)
     assert len(values) == len(TABLE)
     assert "'lora_r': 4" in repr(values)
@@ -352,7 +354,7 @@ def test_the_kinds_exclude_and_imply_each_other() -> None:
         values = parse({name: "True"}, {other: True})
         assert values[name] is True
         assert values[other] is False
-        assert values.given == {name}
+        assert values.explicit == {name}
     both_off = parse({"instruction_tuned": "False", "chat_dataset": "False"})
     assert (both_off["instruction_tuned"], both_off["chat_dataset"]) == (False, False)
 
@@ -439,6 +441,6 @@ def test_what_was_accepted_is_accepted_again(raw: dict[str, str]) -> None:
         values = parse(raw)
     except SettingError:
         return
-    again = parse({name: str(values[name]) for name in values.given})
+    again = parse({name: str(values[name]) for name in values.explicit})
     assert dict(again) == dict(values)
-    assert again.given == values.given
+    assert again.explicit == values.explicit

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from luthier.catalog import find
 from luthier.catalog.locate import EMBEDDED, locate
-from luthier.catalog.shape import derived
+from luthier.catalog.shape import entry_from_config
 from luthier.errors import ModelNotFoundError
 
 REPOSITORY = "openai-community/gpt2-xl"
@@ -43,7 +43,7 @@ def test_a_folder_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for written in (str(folder), "mine", "./mine/", "~/mine"):
         found = locate(written, {})
         assert found.folder == folder
-        assert found.entry == derived(written, folder)
+        assert found.entry == entry_from_config(written, folder)
         assert found.repository is None
         assert found.name == written
 
@@ -78,7 +78,7 @@ def test_the_mirror_holds_models_the_catalogue_does_not_know(tmp_path: Path) -> 
     folder = model_at(tmp_path / "some" / "Model-7B.v2")
     found = locate("some/Model-7B.v2", {"LUTHIER_MODELS": str(tmp_path)})
     assert (found.folder, found.name) == (folder, "some/Model-7B.v2")
-    assert found.entry == derived("some/Model-7B.v2", folder)
+    assert found.entry == entry_from_config("some/Model-7B.v2", folder)
 
 
 def test_the_mirror_may_be_written_from_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,9 +107,9 @@ def test_otherwise_a_repository_with_the_places_that_were_tried(tmp_path: Path) 
     found = locate("gpt2-xl", {"HF_HUB_CACHE": str(tmp_path)})
     cache = str(tmp_path / "models--openai-community--gpt2-xl")
     assert (found.folder, found.repository) == (None, REPOSITORY)
-    assert found.looked == ("LUTHIER_MODELS (not set)", cache)
+    assert found.searched == ("LUTHIER_MODELS (not set)", cache)
     found = locate("gpt2-xl", {"HF_HUB_CACHE": str(tmp_path), "LUTHIER_MODELS": "/mirror"})
-    assert found.looked == (f"/mirror/{REPOSITORY}", cache)
+    assert found.searched == (f"/mirror/{REPOSITORY}", cache)
     assert locate("org/unheard-of", {}).repository == "org/unheard-of"
 
 
@@ -117,10 +117,10 @@ def test_a_model_outside_the_catalogue_has_an_entry_once_its_files_are_there(tmp
     found = locate("org/unheard-of", {})
     assert found.entry is None
     folder = model_at(tmp_path / "fetched")
-    assert found.at(folder).entry == derived("org/unheard-of", folder)
-    assert (found.at(folder).folder, found.at(folder).repository) == (folder, "org/unheard-of")
+    assert found.with_folder(folder).entry == entry_from_config("org/unheard-of", folder)
+    assert (found.with_folder(folder).folder, found.with_folder(folder).repository) == (folder, "org/unheard-of")
     known = locate("gpt2-xl", {})
-    assert known.at(folder).entry is find("gpt2-xl")  # the catalogue knows more than a config.json says
+    assert known.with_folder(folder).entry is find("gpt2-xl")  # the catalogue knows more than a config.json says
 
 
 def test_an_entry_without_weights_of_its_own_has_those_of_the_one_it_names(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def test_a_licence_and_whether_it_must_be_accepted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("largest", "inside", "outside"),
+    ("max_parameters", "inside", "outside"),
     [
         ("8B", "llama-3.1-8b", "gemma-7b"),  # 8.03 and 8.54 billion: rounded as written
         ("8.03b", "llama-3.1-8b", "qwen3-8b"),
@@ -59,9 +59,9 @@ def test_a_licence_and_whether_it_must_be_accepted() -> None:
         ("134515007", "luthier/tiny", "smollm2-135m"),
     ],
 )
-def test_a_largest_size_rounded_as_written(largest: str, inside: str, outside: str) -> None:
-    assert inside in ids(largest=largest)
-    assert outside not in ids(largest=largest)
+def test_a_maximum_size_rounded_as_written(max_parameters: str, inside: str, outside: str) -> None:
+    assert inside in ids(max_parameters=max_parameters)
+    assert outside not in ids(max_parameters=max_parameters)
 
 
 def test_autopilot() -> None:
@@ -69,7 +69,7 @@ def test_autopilot() -> None:
 
 
 def test_all_sides_together() -> None:
-    found = ids(text="llama", kind="chat", gated=True, largest="7B", autopilot=True, architecture="llama")
+    found = ids(text="llama", kind="chat", gated=True, max_parameters="7B", autopilot=True, architecture="llama")
     assert found == ["llama-2-7b", "llama-2-7b-chat"]
 
 
@@ -79,10 +79,10 @@ def test_all_sides_together() -> None:
         ({"kind": "chatt"}, "--kind chatt; did you mean 'chat'?; expected one of autopilot, chat, domain, instruction"),
         ({"architecture": "lama"}, "--architecture lama; did you mean 'llama'?; expected one of BloomForCausalLM, "),
         ({"licence": "appache"}, "--licence appache; did you mean 'Apache-2.0'?; expected one of Apache-2.0, "),
-        ({"largest": "8X"}, "--max-parameters 8X: expected a size such as 8B, 1.5B or 500M"),
-        ({"largest": "0B"}, "--max-parameters 0B: expected "),
-        ({"largest": "-1"}, "--max-parameters -1: expected "),
-        ({"largest": "1e9"}, "--max-parameters 1e9: expected "),
+        ({"max_parameters": "8X"}, "--max-parameters 8X: expected a size such as 8B, 1.5B or 500M"),
+        ({"max_parameters": "0B"}, "--max-parameters 0B: expected "),
+        ({"max_parameters": "-1"}, "--max-parameters -1: expected "),
+        ({"max_parameters": "1e9"}, "--max-parameters 1e9: expected "),
     ],
 )
 def test_a_word_that_no_entry_has(wanted: dict[str, str], said: str) -> None:

@@ -11,7 +11,7 @@ from tiny_models import ALL, SHAPES, network_of
 
 from luthier.catalog import find
 from luthier.catalog.entry import KINDS, parse_for
-from luthier.catalog.shape import context_length, derived, read_config
+from luthier.catalog.shape import context_length, entry_from_config, read_config
 from luthier.errors import ModelNotFoundError
 
 PAIRS = ("instruction", "autopilot")
@@ -26,7 +26,7 @@ def config_at(folder: Path, **config: Any) -> Path:
 def test_an_entry_is_derived_from_the_config_that_the_real_class_writes(architecture: str, tmp_path: Path) -> None:
     network = network_of(architecture)
     network.config.save_pretrained(tmp_path)
-    entry = derived("org/mine", tmp_path)
+    entry = entry_from_config("org/mine", tmp_path)
     pairs = architecture == "t5"
     assert entry.names == ("org/mine",)
     assert entry.architecture == type(network).__name__
@@ -42,17 +42,17 @@ def test_an_entry_is_derived_from_the_config_that_the_real_class_writes(architec
 def test_an_encoder_decoder_takes_the_ways_of_flan_t5(tmp_path: Path) -> None:
     flan = find("flan-t5-base")
     assert flan is not None
-    entry = derived("mine", config_at(tmp_path, is_encoder_decoder=True, n_positions=512))
+    entry = entry_from_config("mine", config_at(tmp_path, is_encoder_decoder=True, n_positions=512))
     assert (entry.kinds, entry.default_template, entry.context_length) == (flan.kinds, flan.default_template, 512)
     name = "add_input_output_demarcation_key"
     assert parse_for(entry, {})[name] == parse_for(flan, {})[name]
 
 
 def test_nothing_is_said_that_the_config_does_not_say(tmp_path: Path) -> None:
-    entry = derived("mine", config_at(tmp_path))
+    entry = entry_from_config("mine", config_at(tmp_path))
     assert (entry.architecture, entry.parameters, entry.context_length) == ("unknown", 0, 0)
     assert (entry.licence.name, entry.licence.eula, entry.verified) == ("not known", False, ())
-    assert (entry.lora_targets, entry.attention.kernels, entry.clean_packing) == ((), (), False)
+    assert (entry.lora_targets, entry.attention.kernels, entry.attention.packing) == ((), (), False)
 
 
 @pytest.mark.parametrize(

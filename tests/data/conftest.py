@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from data.layout import Preparing, make_tokenizer
 
-from luthier.data.prepare import DataSettings, Prepared, prepare
+from luthier.data.prepare import Dataset, DataSettings, prepare
 from luthier.data.tokenize import Tokenizer
 
 
@@ -26,7 +26,7 @@ def tokenizer(tokenizer_folder: Path) -> Tokenizer:
 def preparing(tokenizer: Tokenizer, tmp_path: Path) -> Preparing:
     """prepare(training=..., validation=..., **settings) with the small tokenizer and a cache of the test's own."""
 
-    def call(training: Path, validation: Path | None = None, test: Path | None = None, **settings: Any) -> Prepared:
+    def call(training: Path, validation: Path | None = None, test: Path | None = None, **settings: Any) -> Dataset:
         channels = {"training": training, "validation": validation, "test": test}
         given = {name: path for name, path in channels.items() if path is not None}
         return prepare(given, DataSettings(**settings), tokenizer, tmp_path / "cache")

@@ -10,7 +10,7 @@ from typing import Any
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from luthier.data.prepare import Prepared
+from luthier.data.prepare import Dataset
 
 CHATML = (
     "{% for message in messages %}"
@@ -56,4 +56,4 @@ def write_template(folder: Path, prompt: str, completion: str) -> Path:
     return path
 
 
-Preparing = Callable[..., Prepared]
+Preparing = Callable[..., Dataset]

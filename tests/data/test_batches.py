@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from token_rows import write_store
 
-from luthier.data.batches import Layout, Plan, collate, in_order
+from luthier.data.batches import BatchSampler, Layout, collate, scoring_batches
 from luthier.layers.batch import Batch
 
 PAD = 3
@@ -20,18 +20,18 @@ LENGTHS = st.lists(st.integers(2, 30), min_size=1, max_size=20)
 
 
 @st.composite
-def plans(draw: st.DrawFn) -> Plan:
+def plans(draw: st.DrawFn) -> BatchSampler:
     rows = draw(st.lists(st.integers(0, 999), min_size=1, max_size=60, unique=True))
-    return Plan(np.array(rows), draw(st.integers(1, 9)), draw(st.integers(1, 4)), draw(st.integers(0, 99)))
+    return BatchSampler(np.array(rows), draw(st.integers(1, 9)), draw(st.integers(1, 4)), draw(st.integers(0, 99)))
 
 
-def epoch_of(plan: Plan, epoch: int) -> list[list[list[int]]]:
+def epoch_of(plan: BatchSampler, epoch: int) -> list[list[list[int]]]:
     first = epoch * plan.steps_per_epoch
     return [plan.micro_batches(first + step) for step in range(plan.steps_per_epoch)]
 
 
 @given(plans(), st.integers(0, 3))
-def test_an_epoch_takes_each_row_once(plan: Plan, epoch: int) -> None:
+def test_an_epoch_takes_each_row_once(plan: BatchSampler, epoch: int) -> None:
     steps = epoch_of(plan, epoch)
     taken = [row for step in steps for batch in step for row in batch]
     assert sorted(taken) == sorted(plan.rows.tolist())
@@ -45,23 +45,23 @@ def test_an_epoch_takes_each_row_once(plan: Plan, epoch: int) -> None:
 
 
 @given(plans(), st.integers(0, 200))
-def test_a_step_is_a_function_of_seed_and_step(plan: Plan, step: int) -> None:
-    again = Plan(plan.rows.copy(), plan.rows_per_batch, plan.accumulation, plan.seed)
+def test_a_step_is_a_function_of_seed_and_step(plan: BatchSampler, step: int) -> None:
+    again = BatchSampler(plan.rows.copy(), plan.rows_per_batch, plan.accumulation, plan.seed)
     again.micro_batches(0)  # what was asked before makes no difference
     assert plan.micro_batches(step) == again.micro_batches(step)
 
 
 def test_epochs_and_seeds_give_other_orders() -> None:
-    plan = Plan(np.arange(50), 5, 2, 1)
+    plan = BatchSampler(np.arange(50), 5, 2, 1)
     assert epoch_of(plan, 0) != epoch_of(plan, 1)
-    assert epoch_of(plan, 0) != epoch_of(Plan(np.arange(50), 5, 2, 2), 0)
+    assert epoch_of(plan, 0) != epoch_of(BatchSampler(np.arange(50), 5, 2, 2), 0)
     assert epoch_of(plan, 0) != [
         [list(range(10 * step, 10 * step + 5)), list(range(10 * step + 5, 10 * step + 10))] for step in range(5)
     ]
 
 
 def test_the_last_window_is_partial() -> None:
-    plan = Plan(np.arange(100, 111), rows_per_batch=2, accumulation=3, seed=0)
+    plan = BatchSampler(np.arange(100, 111), rows_per_batch=2, accumulation=3, seed=0)
     assert plan.steps_per_epoch == 2
     assert [[len(batch) for batch in step] for step in epoch_of(plan, 0)] == [[2, 2, 2], [2, 2, 1]]
     assert plan.epoch_of(3) == 1.5
@@ -69,7 +69,7 @@ def test_the_last_window_is_partial() -> None:
 
 @pytest.mark.parametrize("lengths", [None, np.arange(11)])
 def test_what_does_not_fill_a_micro_batch_is_left_out(lengths: np.ndarray | None) -> None:
-    plan = Plan(np.arange(100, 111), 2, 3, seed=0, lengths=lengths, drop_last=True)
+    plan = BatchSampler(np.arange(100, 111), 2, 3, seed=0, lengths=lengths, drop_last=True)
     assert plan.steps_per_epoch == 2
     assert [[len(batch) for batch in step] for step in epoch_of(plan, 0)] == [[2, 2, 2], [2, 2]]
     left_out = set()
@@ -78,8 +78,8 @@ def test_what_does_not_fill_a_micro_batch_is_left_out(lengths: np.ndarray | None
         assert len(seen) == 10
         left_out |= set(range(100, 111)) - seen
     assert len(left_out) > 4  # another one each time, whatever its length
-    whole = Plan(np.arange(10), 2, 3, seed=0, lengths=None, drop_last=True)
-    assert epoch_of(whole, 1) == epoch_of(Plan(np.arange(10), 2, 3, seed=0), 1)
+    whole = BatchSampler(np.arange(10), 2, 3, seed=0, lengths=None, drop_last=True)
+    assert epoch_of(whole, 1) == epoch_of(BatchSampler(np.arange(10), 2, 3, seed=0), 1)
 
 
 def check_labels(batch: Batch, ids: list[np.ndarray], trained: list[np.ndarray]) -> None:
@@ -132,7 +132,7 @@ def test_scoring_order_is_longest_first_and_complete(lengths: list[int], rows_pe
     with tempfile.TemporaryDirectory() as folder:
         store = write_store(Path(folder), lengths)
         rows = np.arange(len(lengths))[::2]
-        batches = list(in_order(store, rows, rows_per_batch, Layout(packed, PAD)))
+        batches = list(scoring_batches(store, rows, rows_per_batch, Layout(packed, PAD)))
     assert sorted(row for batch in batches for row in batch.rows) == rows.tolist()
     seen = [length for batch in batches for length in batch.row_lengths]
     assert seen == sorted(seen, reverse=True)
@@ -141,15 +141,15 @@ def test_scoring_order_is_longest_first_and_complete(lengths: list[int], rows_pe
 
 @pytest.mark.parametrize("packed", [True, False])
 def test_no_rows_no_batch(tmp_path: Path, packed: bool) -> None:
-    assert list(in_order(write_store(tmp_path, [3]), np.empty(0, np.int64), 4, Layout(packed, PAD))) == []
+    assert list(scoring_batches(write_store(tmp_path, [3]), np.empty(0, np.int64), 4, Layout(packed, PAD))) == []
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(2, 60), min_size=1, max_size=200), st.integers(1, 7), st.integers(1, 3))
 def test_grouping_by_length_loses_no_row_and_keeps_every_size(lengths: list[int], size: int, accumulation: int) -> None:
     rows = np.arange(1000, 1000 + len(lengths))
-    plan = Plan(rows, size, accumulation, seed=3, lengths=np.array(lengths))
-    usual = Plan(rows, size, accumulation, seed=3)
+    plan = BatchSampler(rows, size, accumulation, seed=3, lengths=np.array(lengths))
+    usual = BatchSampler(rows, size, accumulation, seed=3)
     for epoch in (0, 1):
         steps = range(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch)
         batches = [batch for step in steps for batch in plan.micro_batches(step)]
@@ -165,8 +165,8 @@ def test_balancing_deals_the_rows_of_a_step_anew_and_no_others(
     sizes: list[int], most: int, accumulation: int, drop_last: bool
 ) -> None:
     rows = np.arange(1000, 1000 + len(sizes))
-    plan = Plan(rows, most, accumulation, seed=3, drop_last=drop_last, work=np.array(sizes))
-    usual = Plan(rows, most, accumulation, seed=3, drop_last=drop_last)
+    plan = BatchSampler(rows, most, accumulation, seed=3, drop_last=drop_last, work=np.array(sizes))
+    usual = BatchSampler(rows, most, accumulation, seed=3, drop_last=drop_last)
     for step in range(2 * plan.steps_per_epoch):
         dealt, expected = plan.micro_batches(step), usual.micro_batches(step)
         assert len(dealt) == len(expected)
@@ -179,14 +179,14 @@ def test_balancing_deals_the_rows_of_a_step_anew_and_no_others(
 def test_balanced_micro_batches_of_a_step_are_about_as_much_work() -> None:
     sizes = np.random.default_rng(0).integers(20, 400, 400)
 
-    def longest(plan: Plan) -> float:
+    def longest(plan: BatchSampler) -> float:
         """How much longer than the mean the longest micro-batch of a step is, on average."""
         steps = [[int(sizes[batch].sum()) for batch in plan.micro_batches(step)] for step in range(50)]
         return float(np.mean([max(step) / np.mean(step) for step in steps])) - 1
 
     rows = np.arange(400)
-    assert longest(Plan(rows, 4, 2, 1)) > 0.08
-    assert longest(Plan(rows, 4, 2, 1, work=sizes)) < 0.02
+    assert longest(BatchSampler(rows, 4, 2, 1)) > 0.08
+    assert longest(BatchSampler(rows, 4, 2, 1, work=sizes)) < 0.02
 
 
 def padding(batches: list[list[int]], lengths: dict[int, int]) -> int:
@@ -197,9 +197,9 @@ def padding(batches: list[list[int]], lengths: dict[int, int]) -> int:
 
 def test_epochs_of_grouped_rows_differ_and_repeat() -> None:
     lengths = np.random.default_rng(0).integers(2, 90, 200)
-    plans = [Plan(np.arange(200), 4, 2, 1, lengths) for _ in range(2)]
+    plans = [BatchSampler(np.arange(200), 4, 2, 1, lengths) for _ in range(2)]
     epochs = [[plans[0].micro_batches(step) for step in range(25 * epoch, 25 * epoch + 25)] for epoch in (0, 1)]
-    usual = [batch for step in range(25) for batch in Plan(np.arange(200), 4, 2, 1).micro_batches(step)]
+    usual = [batch for step in range(25) for batch in BatchSampler(np.arange(200), 4, 2, 1).micro_batches(step)]
     grouped = [batch for step in epochs[0] for batch in step]
     sizes = dict(enumerate(lengths.tolist()))
     assert padding(grouped, sizes) < 0.15 * padding(usual, sizes)

@@ -75,7 +75,7 @@ def test_every_assistant_turn_is_trained_up_to_its_marker(tokenizer: Tokenizer) 
     assert [piece.text for piece in example.pieces if piece.trained] == ["a<|im_end|>", "b<|im_end|>"]
     assert example.completion == "b<|im_end|>"
     assert example.prompt.endswith("<|im_start|>assistant\n")
-    assert not example.framed
+    assert not example.add_special_tokens
 
 
 def test_the_last_turn_alone(tokenizer: Tokenizer) -> None:
@@ -105,7 +105,7 @@ def test_the_last_turn_can_be_trained_where_earlier_ones_are_rewritten() -> None
 
 
 def said(example: Example) -> list[str]:
-    return [piece.text[start:end] for piece in example.pieces for start, end in piece.spoken]
+    return [piece.text[start:end] for piece in example.pieces for start, end in piece.user_spans]
 
 
 def test_all_turns_are_the_users_too_but_not_the_headers(tokenizer: Tokenizer) -> None:
@@ -117,11 +117,11 @@ def test_all_turns_are_the_users_too_but_not_the_headers(tokenizer: Tokenizer) -
     (ids, trained), (same_ids, same_trained) = tokenizer.encode_examples([example, usual])
     assert ids.tolist() == same_ids.tolist(), "what is trained does not change what the model sees"
     assert trained.tolist() == same_trained.tolist()
-    spoken = tokenizer.spoken(example.pieces)
-    assert len(spoken) == len(ids)
-    assert not (spoken & trained).any()
-    assert tokenizer.show(ids[spoken]) == "two\nlines <|im_end|>system<|im_end|>"
-    assert tokenizer.show(ids[~spoken & ~trained]) == (
+    user_spans = tokenizer.user_mask(example.pieces)
+    assert len(user_spans) == len(ids)
+    assert not (user_spans & trained).any()
+    assert tokenizer.show(ids[user_spans]) == "two\nlines <|im_end|>system<|im_end|>"
+    assert tokenizer.show(ids[~user_spans & ~trained]) == (
         "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\n\n<|im_start|>assistant\n\n<|im_start|>user\n"
         "\n<|im_start|>assistant\n\n"
     )
@@ -155,7 +155,7 @@ def test_tokens_that_hold_a_character_of_a_turn(scheme: str, tmp_path: Path) -> 
     assert tokenizer.chat is not None
     example = tokenizer.chat.example([USER | {"content": "the  cat"}, ASSISTANT], turns="all")
     ids = np.array(tokenizer.encode(example.pieces))
-    assert tokenizer.show(ids[tokenizer.spoken(example.pieces)]).strip() == "the  cat"
+    assert tokenizer.show(ids[tokenizer.user_mask(example.pieces)]).strip() == "the  cat"
     assert ids.tolist() == tokenizer.encode_examples([example])[0][0].tolist()
 
 
@@ -164,7 +164,7 @@ def test_tokens_of_a_guarded_vocabulary(tmp_path: Path) -> None:
     assert tokenizer.chat is not None
     example = tokenizer.chat.example([USER | {"content": "ab</s>b"}, ASSISTANT | {"content": "bb"}], turns="all")
     ids = np.array(tokenizer.encode(example.pieces))
-    assert tokenizer.show(ids[tokenizer.spoken(example.pieces)]).replace(" ", "") == "ab</s>b"
+    assert tokenizer.show(ids[tokenizer.user_mask(example.pieces)]).replace(" ", "") == "ab</s>b"
 
 
 def test_a_template_is_lent_where_there_is_none(tmp_path: Path) -> None:
@@ -172,10 +172,10 @@ def test_a_template_is_lent_where_there_is_none(tmp_path: Path) -> None:
     assert Tokenizer.load(bare).chat is None
     lent = Tokenizer.load(bare, LLAMA)
     assert lent.chat is not None
-    assert (lent.chat_template, lent.lent_template) == (LLAMA, LLAMA)
+    assert (lent.chat_template, lent.default_chat_template) == (LLAMA, LLAMA)
     assert lent.fingerprint != Tokenizer.load(bare).fingerprint
     own = Tokenizer.load(make_tokenizer(tmp_path / "own"), LLAMA)
-    assert (own.chat_template, own.lent_template) == (CHATML, None)
+    assert (own.chat_template, own.default_chat_template) == (CHATML, None)
     assert own.fingerprint == Tokenizer.load(tmp_path / "own").fingerprint
     with pytest.raises(ModelNotFoundError, match="not valid Jinja"):
         Tokenizer.load(bare, "{% for")

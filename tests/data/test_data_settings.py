@@ -12,7 +12,7 @@ from luthier.errors import SettingError
 
 def settings(**raw: Any) -> DataSettings:
     values = parse(raw)
-    return DataSettings.from_hyperparameters("instruction", values, values.given, None, 2048)
+    return DataSettings.from_hyperparameters("instruction", values, values.explicit, None, 2048)
 
 
 def test_every_data_hyperparameter_arrives() -> None:
@@ -26,9 +26,9 @@ def test_every_data_hyperparameter_arrives() -> None:
     assert found == DataSettings(
         kind="instruction", max_input_length=77, max_output_length=9, validation_split_ratio=0.1, test_split_ratio=0.05,
         split_seed=3, max_train_samples=5, max_val_samples=6, demarcation=False, completion_only=False,
-        group_near_duplicates=True, control_tokens=True, workers=2, context_length=2048, given=found.given,
+        group_near_duplicates=True, control_tokens=True, workers=2, context_length=2048, explicit=found.explicit,
     )  # fmt: skip
-    assert "max_val_samples" in found.given
+    assert "max_val_samples" in found.explicit
 
 
 def test_scoring_only_holds_nothing_out() -> None:
@@ -44,15 +44,15 @@ def test_scoring_only_holds_nothing_out() -> None:
      (3000, 1 << 30, 0, 3000)],
 )  # fmt: skip
 def test_the_window(asked: int, tokenizer: int, context: int, window: int) -> None:
-    assert DataSettings(max_input_length=asked, context_length=context).window(tokenizer) == (window, "")
+    assert DataSettings(max_input_length=asked, context_length=context).resolve_max_length(tokenizer) == (window, "")
 
 
 def test_a_window_above_the_limit_is_lowered_and_said() -> None:
-    window, said = DataSettings(max_input_length=3000, context_length=2048).window(1 << 30)
+    window, said = DataSettings(max_input_length=3000, context_length=2048).resolve_max_length(1 << 30)
     assert window == 2048
     assert said == "max_input_length=3000 is above the model's context; 2048 is used"
 
 
 def test_a_window_of_one_token_is_refused() -> None:
     with pytest.raises(SettingError, match="at least 2"):
-        DataSettings(max_input_length=1).window(100)
+        DataSettings(max_input_length=1).resolve_max_length(100)

@@ -10,7 +10,7 @@ from data.layout import Preparing, write_jsonl
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from luthier.data.prepare import DataSettings, Prepared, prepare
+from luthier.data.prepare import Dataset, DataSettings, prepare
 from luthier.data.tokenize import Tokenizer
 from luthier.errors import DataError
 
@@ -23,23 +23,23 @@ def file(folder: Path, name: str, content: str) -> Path:
     return folder
 
 
-def joined(prepared: Prepared, indices: np.ndarray[Any, Any]) -> list[int]:
+def joined(prepared: Dataset, indices: np.ndarray[Any, Any]) -> list[int]:
     return [number for index in indices for number in prepared.tokens.row(int(index))[0].tolist()]
 
 
-def test_a_text_file_loses_nothing_and_sides_are_contiguous(
+def test_a_text_file_loses_nothing_and_splits_are_contiguous(
     preparing: Preparing, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     prepared = preparing(file(tmp_path / "data", "a.txt", TEXT), max_input_length=64, test_split_ratio=0.1)
     assert prepared.kind == "domain"
-    sides = [prepared.split.train, prepared.split.validation, prepared.split.test]
-    ids = [number for side in sides for number in joined(prepared, side)]
+    splits = [prepared.split.train, prepared.split.validation, prepared.split.test]
+    ids = [number for split in splits for number in joined(prepared, split)]
     assert tokenizer.show(ids) == TEXT + "<|endoftext|>"
     assert ids.count(tokenizer.eos_id) == 1
     lengths = prepared.tokens.lengths[prepared.split.train]
     assert set(lengths[:-2].tolist()) == {64}
     assert lengths.min() >= 2
-    assert prepared.split.sides.tolist() == sorted(prepared.split.sides.tolist())
+    assert prepared.split.row_splits.tolist() == sorted(prepared.split.row_splits.tolist())
 
 
 def test_every_token_of_a_block_but_the_first_is_trained(preparing: Preparing, tmp_path: Path) -> None:
@@ -70,10 +70,10 @@ def test_every_token_of_every_record_is_in_one_block(
     except DataError as error:
         assert "no trainable row is left" in str(error)  # noqa: PT017
         return
-    rows = prepared.split.sides
-    for number, side in enumerate((prepared.split.train, prepared.split.validation)):
+    rows = prepared.split.row_splits
+    for number, split in enumerate((prepared.split.train, prepared.split.validation)):
         kept = "".join(text + "<|endoftext|>" for text, of in zip(texts, rows, strict=True) if of == number)
-        ids = joined(prepared, side)
+        ids = joined(prepared, split)
         assert tokenizer.show(ids) == kept
         assert prepared.counts.tokens >= len(ids)
     assert prepared.counts.dropped == sum(not text.strip() for text in texts)
@@ -121,7 +121,7 @@ def test_documents_without_an_end(preparing: Preparing, tokenizer: Tokenizer, tm
 
 def test_one_single_token_is_nothing_to_learn_from(preparing: Preparing, tokenizer: Tokenizer, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "data" / "a.jsonl", [{"text": "a"}])
-    assert not tokenizer.bos
+    assert not tokenizer.prefix_ids
     assert len(preparing(tmp_path / "data", validation_split_ratio=0.0).split.train) == 1
     with pytest.raises(DataError, match=r"the train text is one single token.*leave append_eod True"):
         preparing(tmp_path / "data", validation_split_ratio=0.0, append_eod=False)

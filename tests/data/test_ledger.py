@@ -5,8 +5,8 @@ import re
 import numpy as np
 import pytest
 
-from luthier.data.ledger import Counts, check_rows, check_truncated, count, lines, say_losses
-from luthier.data.rows import ROW, Fate, FileName, Reason, RowTable
+from luthier.data.ledger import RowCounts, check_rows, check_truncated, count, data_loss_warnings, lines
+from luthier.data.rows import ROW, DropReason, FileName, RowOutcome, RowTable
 from luthier.errors import DataError
 
 
@@ -16,16 +16,16 @@ def table() -> RowTable:
     entries["file"] = [0, 0, 1, 1]
     entries["tokens"] = [10, 20, 30, 40]
     entries["completion"] = [1, 2, 3, 4]
-    entries["fate"] = [Fate.KEPT, Fate.TRUNCATED, Fate.DROPPED, Fate.DROPPED]
-    entries["reason"] = [Reason.NONE, Reason.NONE, Reason.NO_ROOM, Reason.VALIDATION_SAMPLE]
+    entries["fate"] = [RowOutcome.KEPT, RowOutcome.TRUNCATED, RowOutcome.DROPPED, RowOutcome.DROPPED]
+    entries["reason"] = [DropReason.NONE, DropReason.NONE, DropReason.NO_ROOM, DropReason.VALIDATION_SAMPLE]
     entries["cut"] = [0, 5, 0, 0]
     return RowTable([FileName("training", "a.jsonl"), FileName("validation", "a.jsonl")], entries)
 
 
 def test_counts() -> None:
     counts = count(table())
-    training = Counts(2, 1, 1, 0, 30, 3)
-    assert counts == Counts(4, 1, 1, 2, 30, 3, {"training": training, "validation": Counts(2, 0, 0, 2, 0, 0)})
+    training = RowCounts(2, 1, 1, 0, 30, 3)
+    assert counts == RowCounts(4, 1, 1, 2, 30, 3, {"training": training, "validation": RowCounts(2, 0, 0, 2, 0, 0)})
     assert counts.truncated_share == 0.25
 
 
@@ -42,7 +42,7 @@ def test_lines_name_each_row_and_its_reason() -> None:
 
 
 def test_losses_are_said_with_the_first_rows() -> None:
-    said = say_losses(table(), 20)
+    said = data_loss_warnings(table(), 20)
     assert said[0].startswith("1 of 4 rows is truncated to 20 tokens: 5 tokens cut on the right")
     assert "1 of 4 rows is dropped, the prompt leaves no room for a completion token: validation/a.jsonl:1" in said
 
@@ -59,7 +59,7 @@ def test_losses_are_said_with_the_first_rows() -> None:
     ],
 )
 def test_too_many_truncated_rows_are_refused(kind: str, limit: float | None, truncated: int, refused: bool) -> None:
-    counts = Counts(100, 100 - truncated, truncated, 0, 1, 1)
+    counts = RowCounts(100, 100 - truncated, truncated, 0, 1, 1)
     if refused:
         with pytest.raises(DataError, match=re.escape(f"{truncated} of 100 rows are truncated")):
             check_truncated(counts, kind, limit)
@@ -69,7 +69,7 @@ def test_too_many_truncated_rows_are_refused(kind: str, limit: float | None, tru
 
 @pytest.mark.parametrize(("rows", "limit"), [(1000, 1000), (5, None), (1001, 1000)])
 def test_more_rows_than_a_model_takes_are_refused(rows: int, limit: int | None) -> None:
-    counts = Counts(rows, rows, 0, 0, 1, 1)
+    counts = RowCounts(rows, rows, 0, 0, 1, 1)
     if limit is None or rows <= limit:
         check_rows(counts, limit)
         return

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from luthier.data.batches import Layout, collate
 from luthier.data.ledger import lines
-from luthier.data.prepare import DataSettings, Prepared, prepare
+from luthier.data.prepare import Dataset, DataSettings, prepare
 from luthier.data.tokenize import Tokenizer
 from luthier.errors import DataError, SettingError
 
@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def prepared(place: Path, folder: Path, **settings: object) -> Prepared:
+def prepared(place: Path, folder: Path, **settings: object) -> Dataset:
     write_jsonl(place / "rows" / "train.jsonl", ROWS)
     write_template(place / "rows", "{q}", "{a}")
     chosen = {"kind": "instruction", "validation_split_ratio": 0.0, "demarcation": False} | settings
@@ -42,7 +42,7 @@ def prepared(place: Path, folder: Path, **settings: object) -> Prepared:
     )
 
 
-def test_both_sides_are_what_the_tokenizer_itself_makes_of_them(tmp_path: Path, folder: Path) -> None:
+def test_prompt_and_completion_are_what_the_tokenizer_itself_makes_of_them(tmp_path: Path, folder: Path) -> None:
     plain = AutoTokenizer.from_pretrained(folder)
     rows = prepared(tmp_path, folder).tokens
     for index, row in enumerate(ROWS):
@@ -59,7 +59,7 @@ def test_the_served_prompt_is_the_trained_prompt(tmp_path: Path, folder: Path) -
         assert tokenizer.prompt_ids(example) == ids[~trained].tolist()
 
 
-def test_what_is_cut_of_either_side_is_accounted_for(tmp_path: Path, folder: Path) -> None:
+def test_what_is_cut_of_prompt_or_completion_is_accounted_for(tmp_path: Path, folder: Path) -> None:
     whole = prepared(tmp_path / "whole", folder).tokens
     found = prepared(tmp_path / "cut", folder, max_input_length=6, max_output_length=4)
     tokenizer = Tokenizer.load(folder)
@@ -69,7 +69,7 @@ def test_what_is_cut_of_either_side_is_accounted_for(tmp_path: Path, folder: Pat
     assert ids[~trained].tolist() == [*source[:5], tokenizer.eos_id]  # the encoder's text still ends
     assert ids[trained].tolist() == target[:4].tolist()  # the decoder does not learn to stop there
     assert tokenizer.eos_id not in ids[trained]
-    line = list(lines(found.table, found.split.sides))[1]
+    line = list(lines(found.table, found.split.row_splits))[1]
     assert (line["fate"], line["cut_prompt"]) == ("truncated", len(source) - 6)
     assert line["cut"] == len(source) - 6 + len(target) - 4
     assert line["tokens"] == 10

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from luthier.data import build, records
 from luthier.data import prepare as prepare_module
-from luthier.data.prepare import DataSettings, Prepared, prepare
+from luthier.data.prepare import Dataset, DataSettings, prepare
 from luthier.data.tokenize import Tokenizer
 from luthier.errors import DataError, UserError
 
@@ -36,7 +36,7 @@ def refusal(call: Preparing, *arguments: Any, **settings_: Any) -> list[str]:
     return str(caught.value).splitlines()
 
 
-def ledger_of(prepared: Prepared, folder: Path) -> list[dict[str, Any]]:
+def ledger_of(prepared: Dataset, folder: Path) -> list[dict[str, Any]]:
     prepared.write_ledger(folder / "ledger.jsonl")
     return [json.loads(line) for line in (folder / "ledger.jsonl").read_text("utf-8").splitlines()]
 
@@ -206,7 +206,7 @@ def test_no_rows_at_all(preparing: Preparing, tmp_path: Path) -> None:
 def test_one_to_four_rows_are_accepted(preparing: Preparing, tmp_path: Path, rows: int) -> None:
     prepared = preparing(qa(tmp_path / "data", ROWS[:rows]))
     assert len(prepared.split.train) == rows
-    assert any("validation side is empty" in warning for warning in prepared.warnings)
+    assert any("validation split is empty" in warning for warning in prepared.warnings)
 
 
 def test_truncated_and_dropped_rows_are_in_the_ledger(
@@ -289,7 +289,7 @@ def test_cached_equals_fresh(preparing: Preparing, tmp_path: Path, monkeypatch: 
     assert cached.counts == fresh.counts
     for row in range(len(fresh.tokens)):
         assert cached.tokens.row(row)[0].tolist() == fresh.tokens.row(row)[0].tolist()
-    assert cached.split.sides.tolist() == fresh.split.sides.tolist()
+    assert cached.split.row_splits.tolist() == fresh.split.row_splits.tolist()
 
 
 @pytest.mark.parametrize("change", ["data", "template", "window", "demarcation"])
@@ -374,7 +374,7 @@ def test_a_cache_that_cannot_be_written_is_said(tokenizer: Tokenizer, tmp_path: 
         prepare({"training": qa(tmp_path / "data")}, DataSettings(), tokenizer, tmp_path / "file" / "cache")
 
 
-def test_duplicates_across_supplied_sides_are_reported(preparing: Preparing, tmp_path: Path) -> None:
+def test_duplicates_across_supplied_splits_are_reported(preparing: Preparing, tmp_path: Path) -> None:
     data = qa(tmp_path / "train")
     long = "The quick brown fox jumps over the lazy dog and the cat sleeps by the fire while 12 hens count eggs"
     write_jsonl(data / "b.jsonl", [{"q": long, "a": "yes"}])
@@ -397,7 +397,7 @@ def test_near_duplicates_are_grouped_on_request(preparing: Preparing, tmp_path: 
     grouped = preparing(data, group_near_duplicates=True)
     assert not any("near-duplicate" in said for said in grouped.warnings)
     assert len(grouped.split.validation) == 16
-    assert all(grouped.split.sides[row] == grouped.split.sides[row + 1] for row in range(0, 80, 2))
+    assert all(grouped.split.row_splits[row] == grouped.split.row_splits[row + 1] for row in range(0, 80, 2))
 
 
 def test_long_lines_and_long_words_survive(preparing: Preparing, tmp_path: Path) -> None:
@@ -408,10 +408,10 @@ def test_long_lines_and_long_words_survive(preparing: Preparing, tmp_path: Path)
 
 def test_window_limits_are_said(preparing: Preparing, tmp_path: Path) -> None:
     data = qa(tmp_path / "data")
-    assert preparing(data).window == 1024
-    assert preparing(data, context_length=512).window == 512
+    assert preparing(data).max_length == 1024
+    assert preparing(data, context_length=512).max_length == 512
     capped = preparing(data, max_input_length=5000)
-    assert capped.window == 2048
+    assert capped.max_length == 2048
     assert "max_input_length=5000 is above the tokenizer's limit; 2048 is used" in capped.warnings
 
 
@@ -440,8 +440,8 @@ def test_the_ledger_has_each_row_once_and_loses_no_token(
         return
     ledger = ledger_of(prepared, tmp_path)
     assert [line["row"] for line in ledger] == [f"training/a.jsonl:{number}" for number in range(1, len(rows) + 1)]
-    sides = {"train": prepared.split.train, "validation": prepared.split.validation, "test": prepared.split.test}
-    for name, indices in sides.items():
+    splits = {"train": prepared.split.train, "validation": prepared.split.validation, "test": prepared.split.test}
+    for name, indices in splits.items():
         assert sorted(indices) == indices.tolist()
         lines = [line for line in ledger if line["side"] == name]
         assert [line["tokens"] for line in lines] == prepared.tokens.lengths[indices].tolist()

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luthier.data.rows import ROW, Fate, FileName, RowTable
+from luthier.data.rows import ROW, FileName, RowOutcome, RowTable
 from luthier.data.settings import DataSettings
-from luthier.data.split import Split, assign, duplicates_across, load
+from luthier.data.split import SplitAssignment, assign_splits, duplicates_across, load
 from luthier.errors import DataError, RunFolderError, SettingError
 
 
@@ -27,25 +27,25 @@ def table(groups: list[int], supplied: int = 0, near: list[int] | None = None) -
     return RowTable(files, entries)
 
 
-def sides(rows: RowTable, contiguous: bool = False, **settings: Any) -> list[int]:
-    return [int(side) for side in assign(rows, DataSettings(**settings), contiguous)[0]]
+def splits(rows: RowTable, contiguous: bool = False, **settings: Any) -> list[int]:
+    return [int(split) for split in assign_splits(rows, DataSettings(**settings), contiguous)[0]]
 
 
 @pytest.mark.parametrize(("rows", "held_out"), [(1, 0), (4, 0), (5, 1), (10, 2), (99, 19), (100, 20)])
 def test_the_share_is_rounded_down(rows: int, held_out: int) -> None:
-    assert sides(table(list(range(rows)))).count(1) == held_out
+    assert splits(table(list(range(rows)))).count(1) == held_out
 
 
 def test_one_to_four_rows_warn() -> None:
-    _, _, warnings = assign(table([0, 1, 2]), DataSettings(), False)
+    _, _, warnings = assign_splits(table([0, 1, 2]), DataSettings(), False)
     assert len(warnings) == 1
-    assert "validation side is empty" in warnings[0]
+    assert "validation split is empty" in warnings[0]
 
 
 def test_the_seed_decides() -> None:
     rows = table(list(range(100)))
-    assert sides(rows, split_seed=1) == sides(rows, split_seed=1)
-    assert sides(rows, split_seed=1) != sides(rows, split_seed=2)
+    assert splits(rows, split_seed=1) == splits(rows, split_seed=1)
+    assert splits(rows, split_seed=1) != splits(rows, split_seed=2)
 
 
 @given(
@@ -60,59 +60,59 @@ def test_shares_hold_and_groups_stay_together(
 ) -> None:
     rows = table(list(range(len(groups))), near=groups) if grouped else table(groups)
     settings: dict[str, Any] = {"validation_split_ratio": validation, "test_split_ratio": test, "split_seed": seed}
-    found = sides(rows, group_near_duplicates=grouped, **settings)
+    found = splits(rows, group_near_duplicates=grouped, **settings)
     count = len(groups)
     assert found.count(1) == int(count * validation + 1e-9)
     assert found.count(2) == int(count * test + 1e-9)
     assert -1 not in found
-    sides_of = {group: {side for g, side in zip(groups, found, strict=True) if g == group} for group in groups}
+    sides_of = {group: {split for g, split in zip(groups, found, strict=True) if g == group} for group in groups}
     cut = [group for group, sides_ in sides_of.items() if len(sides_) > 1]
-    assert len(cut) <= 2  # at most one group is cut for each side that is filled
+    assert len(cut) <= 2  # at most one group is cut for each split that is filled
 
 
-def test_duplicates_stay_on_one_side_when_there_is_room() -> None:
+def test_duplicates_stay_on_one_split_when_there_is_room() -> None:
     groups = [number // 2 for number in range(200)]
-    found = sides(table(groups))
+    found = splits(table(groups))
     assert all(found[place] == found[place + 1] for place in range(0, 200, 2))
 
 
 def test_all_rows_alike_still_give_the_share() -> None:
-    assert sides(table([7] * 10)).count(1) == 2
+    assert splits(table([7] * 10)).count(1) == 2
 
 
-def test_a_supplied_side_keeps_exactly_its_rows() -> None:
+def test_a_supplied_split_keeps_exactly_its_rows() -> None:
     rows = table([0] * 10, supplied=5)
-    settings = DataSettings(validation_split_ratio=0.5, given=frozenset({"validation_split_ratio"}))
-    found, supplied, warnings = assign(rows, settings, False)
+    settings = DataSettings(validation_split_ratio=0.5, explicit=frozenset({"validation_split_ratio"}))
+    found, supplied, warnings = assign_splits(rows, settings, False)
     assert found.tolist() == [0] * 10 + [1] * 5
     assert supplied == {"validation"}
     assert warnings == ["validation_split_ratio has no effect: the validation rows are supplied"]
 
 
 def test_a_test_share_beside_a_supplied_validation() -> None:
-    found = sides(table(list(range(10)), supplied=5), test_split_ratio=0.3)
+    found = splits(table(list(range(10)), supplied=5), test_split_ratio=0.3)
     assert (found.count(0), found.count(1), found.count(2)) == (7, 5, 3)
 
 
 def test_contiguous_sides() -> None:
-    found = sides(table(list(range(10))), contiguous=True, test_split_ratio=0.1)
+    found = splits(table(list(range(10))), contiguous=True, test_split_ratio=0.1)
     assert found == [0] * 7 + [1] * 2 + [2]
 
 
 def test_samples_are_drawn_and_the_rest_is_dropped_by_name() -> None:
     rows = table(list(range(100)))
-    found = sides(rows, max_train_samples=10, max_val_samples=3)
+    found = splits(rows, max_train_samples=10, max_val_samples=3)
     assert (found.count(0), found.count(1), found.count(-1)) == (10, 3, 87)
-    assert (rows.entries["fate"] == Fate.DROPPED).sum() == 87
+    assert (rows.entries["fate"] == RowOutcome.DROPPED).sum() == 87
     assert found.index(0) > 0 or found[:10] != [0] * 10
-    again = sides(table(list(range(100))), max_train_samples=10, max_val_samples=3)
+    again = splits(table(list(range(100))), max_train_samples=10, max_val_samples=3)
     assert again == found
 
 
 def test_dropped_rows_have_no_side() -> None:
     rows = table(list(range(10)))
-    rows.entries["fate"][:5] = Fate.DROPPED
-    found = sides(rows)
+    rows.entries["fate"][:5] = RowOutcome.DROPPED
+    found = splits(rows)
     assert found[:5] == [-1] * 5
     assert found.count(1) == 1
 
@@ -120,14 +120,14 @@ def test_dropped_rows_have_no_side() -> None:
 @pytest.mark.parametrize("shares", [(1.0, 0.0), (0.0, 1.0), (0.5, 0.5)])
 def test_holding_out_everything_is_refused(shares: tuple[float, float]) -> None:
     with pytest.raises(DataError, match=r"no trainable row is left: validation_split_ratio=.* hold out all"):
-        sides(table([0, 1]), validation_split_ratio=shares[0], test_split_ratio=shares[1])
+        splits(table([0, 1]), validation_split_ratio=shares[0], test_split_ratio=shares[1])
 
 
 def test_nothing_kept_is_refused() -> None:
     rows = table([0, 1])
-    rows.entries["fate"] = Fate.DROPPED
+    rows.entries["fate"] = RowOutcome.DROPPED
     with pytest.raises(DataError, match="no trainable row is left: every row was dropped"):
-        sides(rows)
+        splits(rows)
 
 
 def test_shares_above_one_are_refused() -> None:
@@ -135,10 +135,10 @@ def test_shares_above_one_are_refused() -> None:
         DataSettings(validation_split_ratio=0.7, test_split_ratio=0.4)
 
 
-def made(rows: RowTable) -> Split:
-    found, supplied, _ = assign(rows, DataSettings(test_split_ratio=0.1), False)
+def made(rows: RowTable) -> SplitAssignment:
+    found, supplied, _ = assign_splits(rows, DataSettings(test_split_ratio=0.1), False)
     stored = [np.flatnonzero(found == number) for number in range(3)]
-    return Split(stored[0], stored[1], stored[2], supplied, rows, found)
+    return SplitAssignment(stored[0], stored[1], stored[2], supplied, rows, found)
 
 
 def test_saved_and_verified(tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_another_split_is_not_verified(tmp_path: Path, change: str) -> None:
         split.verify(path)
 
 
-def test_duplicates_across_sides_are_found() -> None:
+def test_duplicates_across_splits_are_found() -> None:
     rows = table([1, 2, 1, 3, 2], near=[0, 1, 0, 3, 1])
     found = np.array([0, 0, 1, 2, -1], np.int8)
     assert duplicates_across(rows, found, "same") == [(2, 0)]

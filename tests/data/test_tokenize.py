@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from luthier.data.build import spans_of
+from luthier.data.build import mask_to_spans
 from luthier.data.example import Example, Piece
 from luthier.data.template import DEMARCATION, Template
 from luthier.data.tokenize import Place, Tokenizer
@@ -39,7 +39,7 @@ def trusted(text: str, trained: bool = False) -> Piece:
 
 
 def test_facts(tokenizer: Tokenizer) -> None:
-    assert tokenizer.bos == []
+    assert tokenizer.prefix_ids == []
     assert tokenizer.eos_id == 0
     assert tokenizer.pad_id == 0
     assert tokenizer.stop_ids == [0, 2]
@@ -101,7 +101,7 @@ def test_a_very_long_word(tokenizer: Tokenizer) -> None:
 
 def test_gpt2_is_gpt2() -> None:
     ours = Tokenizer.load(GPT2)
-    assert (ours.vocab_size, ours.eos_id, ours.bos, ours.chat_template) == (50257, 50256, [], None)
+    assert (ours.vocab_size, ours.eos_id, ours.prefix_ids, ours.chat_template) == (50257, 50256, [], None)
     assert ours.encode([plain("Hello world, 12 eggs")]) == [15496, 995, 11, 1105, 9653]
     assert ours.encode([trusted("a<|endoftext|>b")]) == [64, 50256, 65]
     assert 50256 not in ours.encode([plain("a<|endoftext|>b")])
@@ -111,7 +111,7 @@ def test_a_space_before_texts_is_put_only_where_the_model_saw_it(tmp_path: Path)
     for scheme in ("first", "always"):
         folder = metaspace_tokenizer(tmp_path / scheme, scheme)
         ours, theirs = Tokenizer.load(folder), AutoTokenizer.from_pretrained(folder)
-        assert ours.bos == [1]
+        assert ours.prefix_ids == [1]
         for text in ("the cat", " the cat", "the<s>cat</s> the"):
             assert ours.encode([trusted(text)]) == theirs(text, add_special_tokens=False)["input_ids"]
         example = Example("", (plain("the "), plain("cat", True)))
@@ -183,13 +183,17 @@ def test_rows_name_the_stretches_that_carry_loss(tokenizer: Tokenizer) -> None:
     """Apart, in order, never empty; pieces that touch are one stretch, and an end of text belongs to the last."""
     texts = [("a", False), ("bc d", True), ("", False), ("e", True), ("f", False), ("", True), ("g", True)]
     pieces = tuple(plain(*text) for text in texts)
-    examples = [Example("row", pieces), Example("row", pieces, framed=False), Example("row", pieces[:1], framed=False)]
+    examples = [
+        Example("row", pieces),
+        Example("row", pieces, add_special_tokens=False),
+        Example("row", pieces[:1], add_special_tokens=False),
+    ]
     for row, (ids, trained), example in zip(
         tokenizer.encode_rows(examples), tokenizer.encode_examples(examples), examples, strict=True
     ):
         assert row.ids.tolist() == ids.tolist()
-        assert row.spans == spans_of(trained)
+        assert row.spans == mask_to_spans(trained)
         lengths = [len(tokenizer.encode([piece])) for piece in example.pieces]
         flags = [piece.trained for piece, length in zip(example.pieces, lengths, strict=True) for _ in range(length)]
-        framed = [*([False] * len(tokenizer.bos)), *flags, True] if example.framed else flags
+        framed = [*([False] * len(tokenizer.prefix_ids)), *flags, True] if example.add_special_tokens else flags
         assert trained.tolist() == framed

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from luthier.data.build import spans_of
+from luthier.data.build import mask_to_spans
 from luthier.data.tokens import TokenStore, TokenWriter
 
 
@@ -19,7 +19,7 @@ from luthier.data.tokens import TokenStore, TokenWriter
 def test_rows_come_back(tmp_path: Path, rows: list[list[tuple[int, bool]]], completion_only: bool) -> None:
     writer = TokenWriter(tmp_path, 100_000)
     for row in rows:
-        writer.append(np.array([number for number, _ in row]), spans_of(np.array([flag for _, flag in row], bool)))
+        writer.append(np.array([number for number, _ in row]), mask_to_spans(np.array([flag for _, flag in row], bool)))
     writer.close()
     store = TokenStore(tmp_path, 100_000, completion_only)
     assert len(store) == len(rows)

@@ -23,7 +23,7 @@ def test_counts_by_hand(tmp_path: Path) -> None:
     path.write_text(path.read_text() + '{"torn')
     fates = read_fates(path)
     assert fates is not None
-    assert fates.by_side == {"train": {"kept": 1, "truncated": 1}, "": {"dropped": 1}, "test": {"kept": 1}}
+    assert fates.by_split == {"train": {"kept": 1, "truncated": 1}, "": {"dropped": 1}, "test": {"kept": 1}}
     assert fates.reasons == {("truncated", "longer than the limit, cut on the left"): 1, ("dropped", "empty"): 1}
     assert [line["row"] for line in fates.named["dropped"]] == ["a:3"]
     assert (fates.rows, fates.cut, fates.unreadable, fates.trained, fates.total("kept")) == (4, 5, 1, 2, 2)

@@ -11,7 +11,7 @@ import torch
 from tiny_models import ARCHITECTURES, write_model, write_rows
 from transformers import AutoModelForCausalLM
 
-from luthier.data.prepare import Prepared, prepare
+from luthier.data.prepare import Dataset, prepare
 from luthier.data.settings import DataSettings
 from luthier.data.tokenize import Tokenizer
 from luthier.errors import SettingError
@@ -22,7 +22,7 @@ from luthier.weights.load import load_model
 CPU = torch.device("cpu")
 
 
-def prepared_at(tmp_path: Path, tokenizer: Tokenizer, count: int = 12) -> Prepared:
+def prepared_at(tmp_path: Path, tokenizer: Tokenizer, count: int = 12) -> Dataset:
     rows = write_rows(tmp_path / "rows" / "train.jsonl", count).parent
     settings = DataSettings(kind="instruction", validation_split_ratio=0, context_length=256)
     return prepare({"training": rows}, settings, tokenizer, tmp_path / "cache")

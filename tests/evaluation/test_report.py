@@ -105,7 +105,7 @@ def test_a_finished_run_has_it_all(job: JobFolder) -> None:
         "the completion is empty",
         "dropped rows by name",
         "Row length in tokens",
-        "3 rows of the test side nearly",
+        "3 rows of the test split nearly",
         "luthier tune examples/reviews --set epoch=3",
         "9c9c9c",
         "4f4f4f",
@@ -119,7 +119,7 @@ def test_a_finished_run_has_it_all(job: JobFolder) -> None:
         "validation rows, which chose",
     ):
         assert words in page.text, words
-    assert "No test side" not in page.text
+    assert "No test split" not in page.text
     assert source.count('<svg class="chart"') == 5
     assert_harmless(source, page)
 
@@ -134,7 +134,7 @@ def test_given_settings_come_first(job: JobFolder) -> None:
     assert "10 settings at their defaults" in text
 
 
-def test_scoring_the_validation_side_is_said(tmp_path: Path) -> None:
+def test_scoring_the_validation_split_is_said(tmp_path: Path) -> None:
     _, page = render(build_run(tmp_path / "run", rows=30, ledger_rows=10, steps=16, split="validation"))
     assert "which also chose the checkpoint" in page.text
 
@@ -201,7 +201,7 @@ def test_a_lone_surrogate_does_not_cost_the_report(job: JobFolder) -> None:
     assert "half a ? pair" in render(job)[1].text
 
 
-def test_what_the_run_says_of_its_side_is_said_once(job: JobFolder) -> None:
+def test_what_the_run_says_of_its_split_is_said_once(job: JobFolder) -> None:
     metrics = json.loads(job.metrics.read_text())
     note = "the scored rows are the validation rows, which also chose the checkpoint"
     job.metrics.write_text(json.dumps(metrics | {"split": "validation", "notes": [note], "validation": None}))

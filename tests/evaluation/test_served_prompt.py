@@ -14,7 +14,7 @@ from training.job_folders import lay_out, run
 
 from luthier.data.cache import key_of
 from luthier.data.prepare import prepare
-from luthier.data.prompts import renderer
+from luthier.data.prompts import prompt_renderer
 from luthier.data.settings import DataSettings
 from luthier.data.template import Template
 from luthier.data.tokenize import Tokenizer
@@ -71,7 +71,7 @@ def test_served_prompt_is_trained_prompt(
     prepared = prepare({"training": write_channel(tmp_path / "rows", kind)}, settings, tokenizer, tmp_path / "cache")
     stored = prepared.template.to_json() if prepared.template else None
     run = Target("run", base, provenance={"kind": prepared.kind, "template": json.loads(json.dumps(stored))})
-    render = renderer(run.provenance, tokenizer, raw=False)
+    render = prompt_renderer(run.provenance, tokenizer, raw=False)
 
     assert len(prepared.tokens) == len(HOSTILE)
     for index, row in enumerate(rows_of(kind)):
@@ -85,7 +85,7 @@ def test_a_finished_run_serves_the_prompts_it_was_trained_on(finished: FinishedR
     run = finished.get("llama", "lora")
     target = find_target(str(run.folder.root), lambda text: None)
     tokenizer = Tokenizer.load(target.base)
-    render = renderer(target.provenance, tokenizer, raw=False)
+    render = prompt_renderer(target.provenance, tokenizer, raw=False)
     settings = DataSettings(kind="instruction", context_length=256)
     prepared = prepare({"training": run.rows}, settings, tokenizer, run.folder.root / "cache")
     for number, line in enumerate((run.rows / "train.jsonl").read_text("utf-8").splitlines()):
@@ -96,7 +96,7 @@ def test_a_finished_run_serves_the_prompts_it_was_trained_on(finished: FinishedR
 
 def test_a_row_without_a_field_is_refused_by_name(finished: FinishedRuns) -> None:
     target = find_target(str(finished.get().folder.root), lambda text: None)
-    render = renderer(target.provenance, Tokenizer.load(target.base), raw=False)
+    render = prompt_renderer(target.provenance, Tokenizer.load(target.base), raw=False)
     with pytest.raises(UserError, match="needs the text fields 'context'"):
         render({"instruction": "a"})
 
@@ -129,5 +129,7 @@ def test_a_template_that_the_catalogue_lends_is_served_too(
     target = find_target(str(job.root), lambda text: None)
     assert target.chat_template == LENT
     tokenizer = Tokenizer.load(target.base, target.chat_template)
-    prompt = renderer(target.provenance, tokenizer, raw=False)({"messages": [{"role": "user", "content": "a cat"}]})
+    prompt = prompt_renderer(target.provenance, tokenizer, raw=False)(
+        {"messages": [{"role": "user", "content": "a cat"}]}
+    )
     assert prompt.prompt == "user: a cat<|endoftext|>\nassistant: "

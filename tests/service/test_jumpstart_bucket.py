@@ -19,8 +19,8 @@ from luthier.service import jumpstart_bucket
 
 CACHE = jumpstart_bucket.bucket()
 BUCKET, PRIVATE = "jumpstart-cache-prod-us-west-2", "jumpstart-private-cache-prod-us-west-2"
-ALL = sorted((identity, entry) for entry in entries() for identity in jumpstart.ids(entry))
-TUNABLE = [pair for pair in ALL if pair[1].tunable]
+ALL = sorted((identity, entry) for entry in entries() for identity in jumpstart.jumpstart_ids(entry))
+TUNABLE = [pair for pair in ALL if pair[1].is_tunable]
 
 
 def read(key: str, bucket: str = BUCKET) -> Any:
@@ -57,11 +57,11 @@ def test_ids_are_what_hubs_and_jobs_may_be_named() -> None:
     assert {"meta-textgeneration-llama-2-7b", "huggingface-text2text-flan-t5-base", "luthier-tiny"} <= listed
     for identity, entry in ALL:
         assert jumpstart.entry_of(identity) is entry
-    for name, entry in names.contents().items():
+    for name, entry in names.hub_contents().items():
         assert re.fullmatch(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}", name)
         assert len(name) <= 63
         assert jumpstart.entry_of(name) is entry
-    assert len(names.contents()) == len(ALL)
+    assert len(names.hub_contents()) == len(ALL)
 
 
 @pytest.mark.parametrize(("identity", "entry"), TUNABLE, ids=[identity for identity, _ in TUNABLE])

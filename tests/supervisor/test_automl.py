@@ -24,7 +24,7 @@ def harness(tmp_path: Path) -> Iterator[Harness]:
         yield opened
 
 
-def create(harness: Harness, name: str, base: str = "falcon-7b-instruct", sides: tuple[str, ...] = ("training",),
+def create(harness: Harness, name: str, base: str = "falcon-7b-instruct", splits: tuple[str, ...] = ("training",),
            hyperparameters: dict[str, str] | None = None, criteria: dict[str, int] | None = None,
            **more: Any) -> Resource:  # fmt: skip
     """Queue a job as CreateAutoMLJobV2 does."""
@@ -32,7 +32,7 @@ def create(harness: Harness, name: str, base: str = "falcon-7b-instruct", sides:
     request = {
         "AutoMLJobName": name,
         "RoleArn": ROLE,
-        "AutoMLJobInputDataConfig": [{"ChannelType": side, "DataSource": source} for side in sides],
+        "AutoMLJobInputDataConfig": [{"ChannelType": split, "DataSource": source} for split in splits],
         "OutputDataConfig": {"S3OutputPath": "s3://results/auto"},
         "AutoMLProblemTypeConfig": {"TextGenerationJobConfig": {"CompletionCriteria": criteria or {}}},
         **more,
@@ -74,10 +74,10 @@ def test_autopilots_limits_are_in_the_order(harness: Harness) -> None:
     assert settings == {"validation_split_ratio": "0.2", "max_input_length": "1024"}
 
 
-def test_settings_follow_sides_share_and_family(harness: Harness) -> None:
+def test_settings_follow_splits_share_and_family(harness: Harness) -> None:
     split = create(harness, "split", DataSplitConfig={"ValidationFraction": 0.3})
     assert order.hyperparameters(split, {"training": 1})["validation_split_ratio"] == "0.3"
-    both = create(harness, "both", sides=("training", "validation"))
+    both = create(harness, "both", splits=("training", "validation"))
     assert "validation_split_ratio" not in order.hyperparameters(both, {"training": 1, "validation": 1})
     pairs = create(harness, "pairs", base="flan-t5-large", hyperparameters={"epoch": "3"})
     assert order.hyperparameters(pairs, {"training": 1}) == {

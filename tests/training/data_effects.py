@@ -60,9 +60,9 @@ def _(lab: Lab) -> None:
 
 @DATA_EFFECTS.of("validation_split_ratio", "test_split_ratio")
 def _(lab: Lab) -> None:
-    assert {side: len(rows) for side, rows in lab.run().split.items()} == {"train": 20, "validation": 5, "test": 0}
+    assert {split: len(rows) for split, rows in lab.run().split.items()} == {"train": 20, "validation": 5, "test": 0}
     done = lab.run(validation_split_ratio=0.4, test_split_ratio=0.2)
-    assert {side: len(rows) for side, rows in done.split.items()} == {"train": 10, "validation": 10, "test": 5}
+    assert {split: len(rows) for split, rows in done.split.items()} == {"train": 10, "validation": 10, "test": 5}
     assert done.metrics["split"] == "test"
     assert lab.run().metrics["split"] == "validation"
 

@@ -87,7 +87,7 @@ def test_every_input_row_is_in_the_ledger_and_the_split(finished: JobFolder) -> 
     ledger = [json.loads(line) for line in finished.ledger.read_text("utf-8").splitlines()]
     split = read(finished.split)
     assert len(ledger) == 40
-    assert [len(split[side]) for side in ("train", "validation", "test")] == [28, 8, 4]
+    assert [len(split[name]) for name in ("train", "validation", "test")] == [28, 8, 4]
     assert sorted(split["train"] + split["validation"] + split["test"]) == sorted(line["row"] for line in ledger)
 
 

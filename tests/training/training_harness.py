@@ -25,7 +25,7 @@ from luthier.weights.model import Model
 
 PLAIN = {"lora_dropout": 0.0, "score_rows": 0, "per_device_train_batch_size": 4, "lr_scheduler_type": "constant"}
 TOLERANCE = 2e-5  # between losses of the same rows, otherwise laid out
-SIDES = ("train", "validation", "test")
+SPLITS = ("train", "validation", "test")
 TEMPLATE = {"prompt": "{instruction} {context}", "completion": " {response}"}
 
 
@@ -70,7 +70,7 @@ class Done:
 
     @property
     def split(self) -> dict[str, list[str]]:
-        return {side: rows for side, rows in self.read("split.json").items() if side in SIDES}
+        return {split: rows for split, rows in self.read("split.json").items() if split in SPLITS}
 
     @property
     def checkpoints(self) -> list[int]:

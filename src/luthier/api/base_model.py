@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from luthier.catalog import jumpstart
-from luthier.catalog.entry import Entry, check_tunable, entries, meant
-from luthier.errors import UserError
+from luthier.catalog.entry import Entry, check_tunable, entries
+from luthier.errors import UserError, did_you_mean
 
 TAG = "sagemaker-sdk:jumpstart-model-id"
 VARIABLE = "LUTHIER_MODEL"
@@ -84,7 +84,7 @@ def of_autopilot(name: str) -> Entry:
     known = autopilot_names()
     if name.lower() in known:
         return known[name.lower()][1]
-    close = meant(name, (shown for shown, _ in known.values()))
+    close = did_you_mean(name, (shown for shown, _ in known.values()))
     raise UserError(
         f"BaseModelName {name!r} is not supported{close}; expected one of "
         f"{', '.join(entry.autopilot.name for entry in entries() if entry.autopilot)}, or the JumpStart id of an entry "
@@ -98,7 +98,7 @@ def autopilot_names() -> dict[str, tuple[str, Entry]]:
     for entry in entries():
         if "autopilot" in entry.kinds:
             own = (entry.autopilot.name,) if entry.autopilot else ()
-            for name in (*own, *jumpstart.ids(entry)):
+            for name in (*own, *jumpstart.jumpstart_ids(entry)):
                 found[name.lower()] = (name, entry)
     return found
 
@@ -138,8 +138,8 @@ def _free(name: str) -> BaseModel:
 def _known(name: str, where: str) -> tuple[str, Entry]:
     entry = jumpstart.entry_of(name)
     if entry is None:
-        names = (known for entry in entries() for known in (*jumpstart.ids(entry), *entry.names))
-        raise UserError(f"{where}: unknown model {name!r}{meant(name, names)}; `luthier models` lists them")
+        names = (known for entry in entries() for known in (*jumpstart.jumpstart_ids(entry), *entry.names))
+        raise UserError(f"{where}: unknown model {name!r}{did_you_mean(name, names)}; `luthier models` lists them")
     return entry.id, entry
 
 

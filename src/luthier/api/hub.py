@@ -11,7 +11,8 @@ from luthier.api.jumpstart.document import document
 from luthier.api.paging import sliced
 from luthier.api.service import Service
 from luthier.catalog import jumpstart as names
-from luthier.catalog.entry import Entry, meant
+from luthier.catalog.entry import Entry
+from luthier.errors import did_you_mean
 from luthier.protocol.call import Call
 from luthier.protocol.errors import WireError
 
@@ -36,10 +37,10 @@ def describe_content(call: Call, service: Service) -> dict[str, Any]:
     _check_hub(call)
     given = call.parameters
     name, version = given["HubContentName"], given.get("HubContentVersion", names.LATEST)
-    known = names.contents()
+    known = names.hub_contents()
     if given["HubContentType"] != "Model" or name not in known:
         kind = given["HubContentType"]
-        close = meant(name, known) if kind == "Model" else ""
+        close = did_you_mean(name, known) if kind == "Model" else ""
         raise WireError("ResourceNotFound", f"Could not find {kind} {name} in hub {names.HUB}{close}.")
     if version not in names.VERSIONS:
         raise WireError(
@@ -58,7 +59,7 @@ def describe_content(call: Call, service: Service) -> dict[str, Any]:
 def list_contents(call: Call, service: Service) -> dict[str, Any]:
     _check_hub(call)
     given = call.parameters
-    known = names.contents() if given["HubContentType"] == "Model" and _timely(call) else {}
+    known = names.hub_contents() if given["HubContentType"] == "Model" and _timely(call) else {}
     ordered = sorted((name for name in known if given.get("NameContains", "") in name),
                      reverse=given.get("SortOrder") == "Descending")  # fmt: skip
     found, more = sliced(call, ordered, MOST)

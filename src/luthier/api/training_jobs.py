@@ -128,9 +128,9 @@ def engine_settings(entry: Entry | None, given: Mapping[str, str]) -> dict[str, 
     """Hyperparameters as the engine takes them: checked, by their own names, without SageMaker's; SettingError."""
     settings = parse_for(entry, given)
     for name, kind in (("chat_dataset", "chat"), ("instruction_tuned", "instruction")):
-        if name in settings.given and settings[name]:
+        if name in settings.explicit and settings[name]:
             check_kind(entry, kind)
-    return {name: str(settings[name]) for name in TABLE if name in settings.given}
+    return {name: str(settings[name]) for name in TABLE if name in settings.explicit}
 
 
 def first_facts(chosen: str, kind: str, hyperparameters: Mapping[str, str]) -> dict[str, Any]:

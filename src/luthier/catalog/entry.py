@@ -5,12 +5,11 @@ The files are those of `entries/`, and of the folder that LUTHIER_ENTRIES names.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import os
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 import yaml
 
 from luthier.catalog.hyperparameters import Hyperparameters, parse
-from luthier.errors import EulaError, SettingError, UserError
+from luthier.errors import EulaError, SettingError, UserError, did_you_mean
 
 KINDS = ("instruction", "autopilot", "chat", "domain")
 KERNELS = ("eager", "sdpa", "flash")
@@ -100,12 +99,7 @@ class Entry:
         return tuple(unique.values())
 
     @property
-    def clean_packing(self) -> bool:
-        """Whether rows laid side by side never see each other."""
-        return self.attention.packing
-
-    @property
-    def tunable(self) -> bool:
+    def is_tunable(self) -> bool:
         """Whether it may be tuned for anything."""
         return bool(self.kinds)
 
@@ -122,19 +116,12 @@ def find(name: str, environment: Mapping[str, str] = os.environ) -> Entry | None
 
 def suggest(name: str, environment: Mapping[str, str] = os.environ) -> str:
     """Return ``; did you mean 'x'?`` for the closest name of any entry, or an empty string."""
-    return meant(name, (known for entry in entries(environment) for known in entry.names))
-
-
-def meant(word: str, known: Iterable[str]) -> str:
-    """Return ``; did you mean 'x'?`` for the closest of `known` in whatever case, or an empty string."""
-    names = {name.lower(): name for name in known}
-    close = difflib.get_close_matches(word.lower(), names, n=1, cutoff=0.6)
-    return f"; did you mean {names[close[0]]!r}?" if close else ""
+    return did_you_mean(name, (known for entry in entries(environment) for known in entry.names))
 
 
 def check_tunable(entry: Entry | None) -> None:
     """UserError, saying what is needed, for a model that is known and cannot be tuned."""
-    if entry and not entry.tunable:
+    if entry and not entry.is_tunable:
         raise UserError(f"{entry.id} cannot be used here. {entry.description}")
 
 

@@ -17,12 +17,12 @@ from luthier.catalog.entry import check_tunable
 from luthier.catalog.locate import Location
 from luthier.errors import CapacityError, ModelNotFoundError
 
-WANTED = ("model*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
-PICKLED = "pytorch_model*.bin"  # fetched in place of safetensors where a repository has none of them
-TOKENIZER_ONLY = ("*.json", "*.model", "*.txt", "*.jinja")
+MODEL_FILES = ("model*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
+PICKLE_FILES = "pytorch_model*.bin"  # fetched in place of safetensors where a repository has none of them
+TOKENIZER_FILES = ("*.json", "*.model", "*.txt", "*.jinja")
 
 
-def fetch(location: Location, say: Callable[[str], None], patterns: tuple[str, ...] = WANTED) -> Path:
+def fetch(location: Location, say: Callable[[str], None], patterns: tuple[str, ...] = MODEL_FILES) -> Path:
     """Return the model's folder, downloading it when it is not at hand.
 
     Raises ModelNotFoundError, in one line naming every place that was tried, when the Hub cannot be reached or has
@@ -34,7 +34,7 @@ def fetch(location: Location, say: Callable[[str], None], patterns: tuple[str, .
         return location.folder
     assert location.repository is not None
     here = () if location.folder is None else (f"{location.folder} (no weights in it)",)
-    tried = "; ".join((*location.looked, *here, "the Hugging Face Hub"))
+    tried = "; ".join((*location.searched, *here, "the Hugging Face Hub"))
     token = os.environ.get("HF_TOKEN") or False
     try:
         files = (
@@ -42,8 +42,8 @@ def fetch(location: Location, say: Callable[[str], None], patterns: tuple[str, .
             .model_info(location.repository, revision=location.revision, files_metadata=True, timeout=10)
             .siblings
         )
-        if WANTED[0] in patterns and not any(Path(file.rfilename).match(WANTED[0]) for file in files or []):
-            patterns = (PICKLED, *patterns[1:])
+        if MODEL_FILES[0] in patterns and not any(Path(file.rfilename).match(MODEL_FILES[0]) for file in files or []):
+            patterns = (PICKLE_FILES, *patterns[1:])
         size = sum(file.size or 0 for file in files or [] if any(Path(file.rfilename).match(p) for p in patterns))
         _check_room(size, location.repository)
         say(f"fetching {location.repository} from the Hub: {size / 1e9:.2f} GB (interrupted downloads resume)")
@@ -63,9 +63,9 @@ def fetch(location: Location, say: Callable[[str], None], patterns: tuple[str, .
 
 def _whole(folder: Path, patterns: tuple[str, ...]) -> bool:
     """Whether a snapshot holds what is wanted: an earlier look at its rows may have fetched the tokenizer alone."""
-    if WANTED[0] not in patterns:
+    if MODEL_FILES[0] not in patterns:
         return True
-    return any(next(folder.glob(pattern), None) is not None for pattern in ("*.safetensors", PICKLED))
+    return any(next(folder.glob(pattern), None) is not None for pattern in ("*.safetensors", PICKLE_FILES))
 
 
 def _reason(error: Exception) -> str:

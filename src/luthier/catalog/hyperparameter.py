@@ -38,12 +38,12 @@ class Hyperparameter:
     help: str
     minimum: float | None = None
     maximum: float | None = None
-    above: bool = False
-    below: bool = False
+    exclusive_minimum: bool = False
+    exclusive_maximum: bool = False
     sentinel: int | None = None
     choices: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
-    whose: str = ""
+    bounds_source: str = ""
 
     @property
     def expected(self) -> str:
@@ -56,15 +56,15 @@ class Hyperparameter:
             return "text"
         words = "a whole number" if self.type in ("int", "optional_int") else "a number"
         if self.minimum is not None:
-            words += f" {'above' if self.above else 'of at least'} {_plain(self.minimum)}"
+            words += f" {'above' if self.exclusive_minimum else 'of at least'} {_plain(self.minimum)}"
         if self.maximum is not None:
             words += " and" if self.minimum is not None else ""
-            words += f" {'below' if self.below else 'at most'} {_plain(self.maximum)}"
-        words += f" ({self.whose})" if self.whose else ""
+            words += f" {'below' if self.exclusive_maximum else 'at most'} {_plain(self.maximum)}"
+        words += f" ({self.bounds_source})" if self.bounds_source else ""
         words += f", or {self.sentinel}" if self.sentinel is not None else ""
         return words + (", or None" if self.type == "optional_int" else "")
 
-    def narrowed(self, bounds: Mapping[str, float], whose: str) -> Hyperparameter:
+    def with_bounds(self, bounds: Mapping[str, float], bounds_source: str) -> Hyperparameter:
         """The row with its bounds narrowed to `bounds` ("minimum", "maximum"), which are `whose`."""
         low, high = bounds.get("minimum"), bounds.get("maximum")
         raised = low is not None and (self.minimum is None or low > self.minimum)
@@ -73,9 +73,9 @@ class Hyperparameter:
             self,
             minimum=low if raised else self.minimum,
             maximum=high if lowered else self.maximum,
-            above=self.above and not raised,
-            below=self.below and not lowered,
-            whose=whose if raised or lowered else self.whose,
+            exclusive_minimum=self.exclusive_minimum and not raised,
+            exclusive_maximum=self.exclusive_maximum and not lowered,
+            bounds_source=bounds_source if raised or lowered else self.bounds_source,
         )
 
     def parse(self, raw: Any) -> Value:
@@ -96,8 +96,8 @@ class Hyperparameter:
             return True
         if self.choices:
             return str(value) in self.choices
-        low = self.minimum is None or value > self.minimum or (value == self.minimum and not self.above)
-        high = self.maximum is None or value < self.maximum or (value == self.maximum and not self.below)
+        low = self.minimum is None or value > self.minimum or (value == self.minimum and not self.exclusive_minimum)
+        high = self.maximum is None or value < self.maximum or (value == self.maximum and not self.exclusive_maximum)
         return math.isfinite(value) and low and high
 
 

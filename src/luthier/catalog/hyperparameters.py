@@ -14,10 +14,7 @@ from luthier.catalog.hyperparameter import Hyperparameter, Value
 from luthier.catalog.table import TABLE
 from luthier.errors import SettingError, did_you_mean
 
-__all__ = [
-    "AUTOPILOT", "LONGEST_NAME", "LONGEST_VALUE", "MOST", "RESERVED", "TABLE", "Hyperparameter", "Hyperparameters",
-    "Value", "parse", "precision",
-]  # fmt: skip
+__all__ = ["TABLE", "Hyperparameter", "Hyperparameters", "Value", "parse", "precision"]
 
 # Autopilot's names for text generation: the hyperparameter each stands for, and the range it has there.
 AUTOPILOT: dict[str, tuple[str, float, float]] = {
@@ -27,7 +24,8 @@ AUTOPILOT: dict[str, tuple[str, float, float]] = {
     "learningRateWarmupSteps": ("warmup_steps", 0, 250),
 }
 RESERVED = "sagemaker_"  # SageMaker's own keys, which its SDK adds to every job
-MOST, LONGEST_NAME, LONGEST_VALUE = 100, 256, 2500  # SageMaker's limits: hyperparameters of a job, characters
+# SageMaker's limits: hyperparameters of a job, characters of a name and of a value.
+MAX_HYPERPARAMETERS, MAX_NAME_LENGTH, MAX_VALUE_LENGTH = 100, 256, 2500
 # Of each pair only one may be on; the one that the caller sets switches the family's default of the other off.
 _EXCLUSIVE = (("instruction_tuned", "chat_dataset"), ("bf16", "fp16"))
 
@@ -44,7 +42,7 @@ class Hyperparameters(Mapping[str, Value]):
         self, values: Mapping[str, Value], given: frozenset[str], reserved: Mapping[str, str] | None = None
     ) -> None:
         self._values = dict(values)
-        self.given = given
+        self.explicit = given
         self.reserved = dict(reserved or {})
 
     def __getitem__(self, name: str) -> Value:
@@ -58,7 +56,7 @@ class Hyperparameters(Mapping[str, Value]):
 
     def to_strings(self) -> dict[str, str]:
         """What the caller set, by canonical name, as a job stores it: every value a string."""
-        return {name: str(self._values[name]) for name in TABLE if name in self.given}
+        return {name: str(self._values[name]) for name in TABLE if name in self.explicit}
 
     def __repr__(self) -> str:
         return f"Hyperparameters({self._values!r})"
@@ -94,18 +92,18 @@ def precision(values: Mapping[str, Any]) -> str:
 
 
 def _check_sizes(raw: Mapping[str, Any]) -> None:
-    if len(raw) > MOST:
-        raise SettingError(f"{len(raw)} hyperparameters are given; SageMaker takes at most {MOST}")
+    if len(raw) > MAX_HYPERPARAMETERS:
+        raise SettingError(f"{len(raw)} hyperparameters are given; SageMaker takes at most {MAX_HYPERPARAMETERS}")
     for name, value in raw.items():
-        if len(name) > LONGEST_NAME:
+        if len(name) > MAX_NAME_LENGTH:
             raise SettingError(
                 f"hyperparameter {name[:40]!r}...: its name has {len(name)} characters, more than the "
-                f"{LONGEST_NAME} that SageMaker takes"
+                f"{MAX_NAME_LENGTH} that SageMaker takes"
             )
-        if len(str(value)) > LONGEST_VALUE:
+        if len(str(value)) > MAX_VALUE_LENGTH:
             raise SettingError(
                 f"hyperparameter {name!r}: its value has {len(str(value)):,} characters, more than the "
-                f"{LONGEST_VALUE:,} that SageMaker takes"
+                f"{MAX_VALUE_LENGTH:,} that SageMaker takes"
             )
 
 
@@ -115,10 +113,10 @@ def _rows(ranges: Ranges) -> dict[str, tuple[str, Hyperparameter]]:
     for name, bounds in ranges.items():
         if name not in table:
             raise SettingError(f"a range of {name!r}, which is no hyperparameter{did_you_mean(name, TABLE)}")
-        table[name] = table[name].narrowed(bounds, "the model's range")
+        table[name] = table[name].with_bounds(bounds, "the model's range")
     rows = {alias: (row.name, row) for row in table.values() for alias in (row.name, *row.aliases)}
     for name, (meant, low, high) in AUTOPILOT.items():
-        row = table[meant].narrowed({"minimum": low, "maximum": high}, "Autopilot's range")
+        row = table[meant].with_bounds({"minimum": low, "maximum": high}, "Autopilot's range")
         rows[name] = (meant, replace(row, name=name))
     return rows
 

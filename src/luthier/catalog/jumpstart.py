@@ -26,7 +26,7 @@ _URI = re.compile(r"s3://([^/]+)/?(.*)")
 _AWS_KEY = re.compile(r"(?:train-|infer-)?(.+?)(?:\.tar\.gz)?")
 
 
-def ids(entry: Entry) -> tuple[str, ...]:
+def jumpstart_ids(entry: Entry) -> tuple[str, ...]:
     """The ids of an entry in JumpStart's lists: AWS's own, or its plain name where AWS has none."""
     return tuple(alias for alias in entry.aliases if _JUMPSTART_ID.fullmatch(alias)) or (slug(entry),)
 
@@ -36,14 +36,16 @@ def slug(entry: Entry) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "-", entry.id).strip("-")
 
 
-def known() -> Mapping[str, Entry]:
+def entries_by_id() -> Mapping[str, Entry]:
     """Every id of JumpStart's lists, with its entry."""
-    return {identity: entry for entry in entries() for identity in ids(entry)}
+    return {identity: entry for entry in entries() for identity in jumpstart_ids(entry)}
 
 
-def contents() -> Mapping[str, Entry]:
+def hub_contents() -> Mapping[str, Entry]:
     """Every name of the hub's contents, with its entry: an id, or the plain name where that is too long for the hub."""
-    return {(identity if len(identity) <= LONGEST else slug(entry)): entry for identity, entry in known().items()}
+    return {
+        (identity if len(identity) <= LONGEST else slug(entry)): entry for identity, entry in entries_by_id().items()
+    }
 
 
 def entry_of(name: str) -> Entry | None:
@@ -65,7 +67,7 @@ def bucket_of(entry: Entry, region: str) -> str:
     return f"{PRIVATE if entry.licence.eula else PUBLIC}{region}"
 
 
-def key(identity: str, version: str, rest: str) -> str:
+def object_key(identity: str, version: str, rest: str) -> str:
     """The key of something of a model's."""
     return f"{ROOT}/{identity}/{version}/{rest}"
 
@@ -101,6 +103,6 @@ def hub_arn(region: str) -> str:
     return f"arn:aws:sagemaker:{region}:aws:hub/{HUB}"
 
 
-def image(role: str, region: str) -> str:
+def image_uri(role: str, region: str) -> str:
     """The image URI that requests carry; nothing is ever pulled."""
     return f"763104351884.dkr.ecr.{region}.amazonaws.com/luthier-{role}:1"

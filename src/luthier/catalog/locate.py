@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from luthier.catalog.entry import Entry, find, suggest
-from luthier.catalog.shape import derived
+from luthier.catalog.shape import entry_from_config
 from luthier.errors import ModelNotFoundError
 
 EMBEDDED = Path(__file__).parent / "tiny"
@@ -24,7 +24,7 @@ class Location:
     """A named base model: `folder` when its files are at hand, else the `repository` to fetch them from.
 
     `entry` is the catalogue's; for a model that the catalogue does not know, one made of its config.json, and None
-    until that is at hand. `looked` lists the places that were tried, for the message when nothing is found.
+    until that is at hand. `searched` lists the places that were tried, for the message when nothing is found.
     """
 
     name: str
@@ -32,11 +32,11 @@ class Location:
     folder: Path | None
     repository: str | None = None
     revision: str | None = None
-    looked: tuple[str, ...] = ()
+    searched: tuple[str, ...] = ()
 
-    def at(self, folder: Path) -> Location:
+    def with_folder(self, folder: Path) -> Location:
         """The same model, its files being at hand in `folder`."""
-        return replace(self, entry=self.entry or derived(self.name, folder), folder=folder)
+        return replace(self, entry=self.entry or entry_from_config(self.name, folder), folder=folder)
 
 
 def locate(model: str, environment: Mapping[str, str] = os.environ) -> Location:
@@ -47,7 +47,7 @@ def locate(model: str, environment: Mapping[str, str] = os.environ) -> Location:
     """
     folder = _existing_folder(model)
     if folder is not None and (folder / "config.json").is_file():
-        return Location(model, derived(model, folder), folder)
+        return Location(model, entry_from_config(model, folder), folder)
     entry = find(model, environment)
     if entry is not None and entry.source == "embedded":
         return Location(entry.id, entry, EMBEDDED)
@@ -65,7 +65,7 @@ def locate(model: str, environment: Mapping[str, str] = os.environ) -> Location:
     looked = []
     for place, stored in _local_places(repository, revision, environment):
         if stored is not None and (stored / "config.json").is_file():
-            return Location(name, entry, None, repository, revision).at(stored.resolve())
+            return Location(name, entry, None, repository, revision).with_folder(stored.resolve())
         looked.append(place)
     return Location(name, entry, None, repository, revision, tuple(looked))
 

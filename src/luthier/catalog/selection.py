@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from luthier.catalog.entry import KINDS, Entry, entries, meant
-from luthier.errors import SettingError
+from luthier.catalog.entry import KINDS, Entry, entries
+from luthier.errors import SettingError, did_you_mean
 
 _UNITS = {"": 0, "k": 3, "m": 6, "b": 9}
 
@@ -21,7 +21,8 @@ class Selection:
     """What a list is narrowed to; None or "" leaves a side open.
 
     `text` is part of any name; `architecture` a class (LlamaForCausalLM) or its config's model_type (llama);
-    `licence` part of its name; `gated` whether it must be accepted; `largest` a size such as 8B, rounded as written.
+    `licence` part of its name; `gated` whether it must be accepted; `max_parameters` a size such as 8B, rounded as
+    written.
     Raises SettingError for a word that no entry has.
     """
 
@@ -30,7 +31,7 @@ class Selection:
     architecture: str | None = None
     licence: str | None = None
     gated: bool | None = None
-    largest: str | None = None
+    max_parameters: str | None = None
     autopilot: bool = False
 
     def __post_init__(self) -> None:
@@ -39,8 +40,8 @@ class Selection:
         _check("--architecture", self.architecture, [name for entry in shown for name in _architectures(entry)])
         if self.licence and not any(_holds(entry.licence.name, self.licence) for entry in shown):
             _check("--licence", self.licence, [entry.licence.name for entry in shown])
-        if self.largest is not None:
-            _size(self.largest)
+        if self.max_parameters is not None:
+            _size(self.max_parameters)
 
     def __contains__(self, entry: Entry) -> bool:
         return (
@@ -49,7 +50,7 @@ class Selection:
             and (self.architecture is None or self.architecture.lower() in map(str.lower, _architectures(entry)))
             and (self.licence is None or _holds(entry.licence.name, self.licence))
             and (self.gated is None or entry.licence.eula is self.gated)
-            and (self.largest is None or _fits(entry.parameters, self.largest))
+            and (self.max_parameters is None or _fits(entry.parameters, self.max_parameters))
             and (not self.autopilot or entry.autopilot is not None)
         )
 
@@ -65,7 +66,7 @@ def _holds(text: str, part: str) -> bool:
 def _check(option: str, value: str | None, known: Iterable[str]) -> None:
     names = sorted(set(known))
     if value is not None and value.lower() not in map(str.lower, names):
-        raise SettingError(f"{option} {value}{meant(value, names)}; expected one of {', '.join(names)}")
+        raise SettingError(f"{option} {value}{did_you_mean(value, names)}; expected one of {', '.join(names)}")
 
 
 def _size(text: str) -> tuple[float, int]:

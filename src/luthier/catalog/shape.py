@@ -34,7 +34,7 @@ def context_length(folder: Path, entry: Entry | None = None) -> int:
     return next((int(config[name]) for name in _CONTEXT_NAMES if config.get(name)), known)
 
 
-def derived(name: str, folder: Path) -> Entry:
+def entry_from_config(name: str, folder: Path) -> Entry:
     """An entry for a model outside the catalogue, made of its config.json alone; its licence and size are not known.
 
     An encoder-decoder takes FLAN-T5's ways: rows of prompt and completion, and no demarcation between them.

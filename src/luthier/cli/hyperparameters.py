@@ -97,7 +97,7 @@ def read_hyperparameters(config: Path | None, pairs: Iterable[str], entry: Entry
 
 
 def _explicit(settings: Hyperparameters) -> dict[str, Any]:
-    return {name: settings[name] for name in settings.given} | settings.reserved
+    return {name: settings[name] for name in settings.explicit} | settings.reserved
 
 
 def to_strings(settings: Hyperparameters) -> dict[str, str]:

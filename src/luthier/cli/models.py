@@ -98,8 +98,8 @@ def _locate_known(name: str) -> Location:
     location = locate(entry.id if entry else name)
     if location.entry is None:
         raise ModelNotFoundError(
-            f"model {name!r} is neither in the catalogue nor on this machine (searched {'; '.join(location.looked)}); "
-            "`luthier tune --model` downloads it from the Hub"
+            f"model {name!r} is neither in the catalogue nor on this machine (searched "
+            f"{'; '.join(location.searched)}); `luthier tune --model` downloads it from the Hub"
         )
     return location
 
@@ -170,7 +170,7 @@ def _card_rows(location: Location, entry: Entry) -> Iterator[tuple[str, str]]:
     yield "tuned on", ", ".join(entry.kinds) or "cannot be tuned"
     yield "Autopilot", f"{limits.name}: at most {limits.rows:,} rows of {limits.tokens:,} tokens" if limits else ""
     yield "LoRA targets", ", ".join(entry.lora_targets)
-    yield "attention", ", ".join((*entry.attention.kernels, *(["packs rows"] if entry.clean_packing else [])))
+    yield "attention", ", ".join((*entry.attention.kernels, *(["packs rows"] if entry.attention.packing else [])))
     yield "default template", _pairs({name: repr(text) for name, text in (entry.default_template or {}).items()})
     yield "chat template", entry.chat_template or ""
     yield "defaults", _pairs(entry.default_hyperparameters)

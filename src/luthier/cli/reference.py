@@ -18,9 +18,9 @@ from typer.models import ArgumentInfo, OptionInfo
 from luthier.catalog.entry import entries
 from luthier.catalog.hyperparameters import (
     AUTOPILOT,
-    LONGEST_NAME,
-    LONGEST_VALUE,
-    MOST,
+    MAX_HYPERPARAMETERS,
+    MAX_NAME_LENGTH,
+    MAX_VALUE_LENGTH,
     RESERVED,
     TABLE,
     Hyperparameter,
@@ -101,7 +101,8 @@ def hyperparameters_page() -> str:
         'Values may have the form that SageMaker\'s SDK sends: text, JSON (`"5"` with quotes, `true`, '
         f'`["q_proj", "v_proj"]`), and `None` or `null` for -1 where -1 is allowed. Keys that start with `{RESERVED}` '
         "belong to SageMaker: Luthier records them and does not use them. A job accepts at most "
-        f"{MOST} names of at most {LONGEST_NAME} characters, with values of at most {LONGEST_VALUE:,} characters.\n",
+        f"{MAX_HYPERPARAMETERS} names of at most {MAX_NAME_LENGTH} characters, "
+        f"with values of at most {MAX_VALUE_LENGTH:,} characters.\n",
         "A test shows the effect of each hyperparameter: "
         "`pytest 'tests/training/test_effects.py::test_it_does_what_it_says[NAME]'`; the last column names the file.\n",
     ]

@@ -16,13 +16,13 @@ from rich.console import Console
 
 from luthier import entrypoint
 from luthier.catalog.entry import check_kind, parse_for
-from luthier.catalog.hub import TOKENIZER_ONLY, fetch
+from luthier.catalog.hub import TOKENIZER_FILES, fetch
 from luthier.catalog.locate import locate
 from luthier.catalog.shape import context_length
 from luthier.data import preview
 from luthier.data.kind import resolve_kind
 from luthier.data.ledger import check_truncated
-from luthier.data.prepare import Prepared, prepare
+from luthier.data.prepare import Dataset, prepare
 from luthier.data.settings import DataSettings
 from luthier.data.tokenize import Tokenizer, set_threads
 from luthier.errors import UserError
@@ -56,20 +56,20 @@ def inspect(request: dict[str, Any]) -> None:
         preview.show(prepared, tokenizer, Console())
 
 
-def _prepared(request: dict[str, Any], notes: Console) -> tuple[Prepared, Tokenizer]:
+def _prepared(request: dict[str, Any], notes: Console) -> tuple[Dataset, Tokenizer]:
     channels = {name: Path(path) for name, path in request["channels"].items()}
     location = locate(request.get("model") or "luthier/tiny")
 
     def say(text: str) -> None:
         notes.print(text, highlight=False, markup=False)
 
-    folder = fetch(location, say, TOKENIZER_ONLY)
-    entry = location.at(folder).entry
+    folder = fetch(location, say, TOKENIZER_FILES)
+    entry = location.with_folder(folder).entry
     values = parse_for(entry, request.get("hyperparameters") or {})
-    kind = resolve_kind(request.get("kind") or "auto", values, values.given, channels["training"])
+    kind = resolve_kind(request.get("kind") or "auto", values, values.explicit, channels["training"])
     check_kind(entry, kind)
     positions = context_length(folder, entry)
-    settings = DataSettings.from_hyperparameters(kind, values, values.given, entry, positions)
+    settings = DataSettings.from_hyperparameters(kind, values, values.explicit, entry, positions)
     set_threads(settings.workers)  # loading already starts the threads
     tokenizer = Tokenizer.load(folder, entry.chat_template if entry else None)
     prepared = prepare(channels, settings, tokenizer, cache_root(), say)

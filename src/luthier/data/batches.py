@@ -109,7 +109,7 @@ def _lines(ids: list[np.ndarray], layout: Layout, width: int) -> _Lines:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class BatchSampler:
     """Which rows each optimizer step takes. `rows` are indices into the token store.
 
     `lengths` of those rows, where they will be padded: then a micro-batch holds rows of like length. `drop_last`:
@@ -213,7 +213,7 @@ def _exchanged(parts: list[list[int]], held: list[int], work: np.ndarray) -> boo
     return True
 
 
-def in_order(tokens: TokenStore, rows: np.ndarray, rows_per_batch: int, layout: Layout) -> Iterator[Batch]:
+def scoring_batches(tokens: TokenStore, rows: np.ndarray, rows_per_batch: int, layout: Layout) -> Iterator[Batch]:
     """Batches for scoring, longest rows first: memory peaks at once, and padding is least."""
     by_length = rows[np.argsort(-tokens.lengths[rows], kind="stable")]
     for start in range(0, len(by_length), rows_per_batch):

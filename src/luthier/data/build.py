@@ -26,7 +26,7 @@ from luthier.data.forms import Form
 from luthier.data.near_duplicates import Sketches
 from luthier.data.problems import Problems
 from luthier.data.records import Record
-from luthier.data.rows import ROW, Array, Fate, Reason
+from luthier.data.rows import ROW, Array, DropReason, RowOutcome
 from luthier.data.tokenize import EncodedRow, Tokenizer
 from luthier.data.tokens import TokenWriter
 from luthier.errors import DataError, Problem
@@ -231,12 +231,12 @@ class RowBuilder:
             labels = sum(end - max(start, 1) for start, end in kept.spans)  # nothing predicts a row's first token
             empty = self.form.is_empty(record, example)
             if empty or labels <= 0:
-                fate, reason = Fate.DROPPED, Reason.EMPTY if empty else Reason.NO_ROOM
+                fate, reason = RowOutcome.DROPPED, DropReason.EMPTY if empty else DropReason.NO_ROOM
                 facts = (len(row.ids), 0, 0, 0, fate, reason, -1)
             else:
-                fate = Fate.TRUNCATED if len(row.ids) > len(kept.ids) else Fate.KEPT
+                fate = RowOutcome.TRUNCATED if len(row.ids) > len(kept.ids) else RowOutcome.KEPT
                 stored = writer.append(kept.ids, kept.spans, self._turns(example, kept))
-                facts = (len(kept.ids), labels, len(row.ids) - len(kept.ids), cut_prompt, fate, Reason.NONE, stored)
+                facts = (len(kept.ids), labels, len(row.ids) - len(kept.ids), cut_prompt, fate, DropReason.NONE, stored)
             for name, fact in zip(_TOLD, facts, strict=True):
                 told[name].append(fact)
         for name, column in told.items():
@@ -252,7 +252,7 @@ class RowBuilder:
             return EncodedRow(row.ids[: self.window], spans), 0
         start = row.spans[0][0]
         source, target = row.ids[:start], row.ids[start : start + self.output_window]
-        closing = self.tokenizer.closing
+        closing = self.tokenizer.suffix_ids
         if start > self.window:  # the encoder's text still ends as the tokenizer ends it
             source = np.concatenate([source[: self.window - len(closing)], np.array(closing, dtype=np.int64)])
         kept = np.concatenate([source, target])
@@ -260,7 +260,11 @@ class RowBuilder:
 
     def _turns(self, example: Example, kept: EncodedRow) -> list[Span]:
         """Spans of all turns, the user's too; none where they are not asked for."""
-        return spans_of(kept.trained | self.tokenizer.spoken(example.pieces)[: len(kept.ids)]) if self.turns else []
+        return (
+            mask_to_spans(kept.trained | self.tokenizer.user_mask(example.pieces)[: len(kept.ids)])
+            if self.turns
+            else []
+        )
 
     def _examples(self, batch: Sequence[Record]) -> Iterator[Example]:
         """The batch rendered. A chat template may refuse a conversation that the survey let pass: a problem, then."""
@@ -270,16 +274,16 @@ class RowBuilder:
             except ChatError as error:
                 self.problems.add(record.file, record.line, "chat template", str(error))
             else:
-                yield trusting(example) if self.control_tokens else example
+                yield trust_special_tokens(example) if self.control_tokens else example
 
 
-def spans_of(trained: Array) -> list[tuple[int, int]]:
+def mask_to_spans(trained: Array) -> list[tuple[int, int]]:
     """Stretches [start, end) of True."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], trained, [False]]).astype(np.int8)))
     return [(int(start), int(end)) for start, end in edges.reshape(-1, 2)]
 
 
-def trusting(example: Example) -> Example:
+def trust_special_tokens(example: Example) -> Example:
     """The example with all of its text trusted: special-token strings in it become control tokens."""
     pieces = tuple(replace(piece, controls=((0, len(piece.text)),)) for piece in example.pieces)
     return replace(example, pieces=pieces)

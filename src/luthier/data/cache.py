@@ -1,7 +1,7 @@
 """Prepared data on disk, by content hash: built in a folder beside, renamed into place, verified before reuse.
 
     <cache>/<key>/   ids.bin offsets.npy spans.npy spanned.npy   the token store
-                     entries.npy owner.npy [sides.npy]           the row table, the row of each stored row, its sides
+                     entries.npy owner.npy [sides.npy]           the row table, the row of each stored row, its splits
                      meta.json                                   what applied, and the checksum of every file
 
 A folder that fails its checksums is set aside and built again. It knows files, nothing of rows.

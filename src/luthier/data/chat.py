@@ -116,16 +116,16 @@ class ChatTemplate:
         """
         text = self.render(messages)
         markers = self._markers(messages, text, generation=False)
-        spoken = self._spoken(messages, text, markers) if turns == ALL else []
+        user_spans = self._spoken(messages, text, markers) if turns == ALL else []
         answers = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
         pieces: list[Piece] = []
         done = 0
         for place in answers[-1:] if turns == LAST else answers:
             start, end = self._answer(messages, place, text, markers)
-            pieces += [_piece(text, done, start, False, markers, spoken), _piece(text, start, end, True, markers)]
+            pieces += [_piece(text, done, start, False, markers, user_spans), _piece(text, start, end, True, markers)]
             done = end
         pieces += self._ending(text, done, markers)
-        return Example(source, tuple(piece for piece in pieces if piece.text), framed=False)
+        return Example(source, tuple(piece for piece in pieces if piece.text), add_special_tokens=False)
 
     def _answer(self, messages: Sequence[Message], place: int, text: str, markers: Sequence[Span]) -> Span:
         """Where an assistant turn stands in the rendering, its end-of-turn marker with it."""
@@ -179,7 +179,9 @@ class ChatTemplate:
     def render_prompt(self, messages: Sequence[Message], source: str = "") -> Example:
         """The prompt that asks for the next assistant turn, as serving sends it."""
         text = self.render(messages, generation=True)
-        return Example(source, (_piece(text, 0, len(text), False, self._markers(messages, text, True)),), framed=False)
+        return Example(
+            source, (_piece(text, 0, len(text), False, self._markers(messages, text, True)),), add_special_tokens=False
+        )
 
     def end_of_turn(self) -> str:
         """The marker that closes an assistant turn; empty when the template has none."""
@@ -217,11 +219,11 @@ def _masked(match: re.Match[str]) -> str:
 
 
 def _piece(
-    text: str, start: int, end: int, trained: bool, markers: Sequence[Span], spoken: Sequence[Span] = ()
+    text: str, start: int, end: int, trained: bool, markers: Sequence[Span], user_spans: Sequence[Span] = ()
 ) -> Piece:
     controls, said = (
         tuple((first - start, last - start) for first, last in spans if start <= first and last <= end)
-        for spans in (markers, spoken)
+        for spans in (markers, user_spans)
     )
     return Piece(text[start:end], trained, controls, said)
 

@@ -25,7 +25,7 @@ class Piece:
     text: str
     trained: bool
     controls: tuple[Span, ...] = ()
-    spoken: tuple[Span, ...] = ()
+    user_spans: tuple[Span, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Example:
 
     source: str
     pieces: tuple[Piece, ...]
-    framed: bool = True
+    add_special_tokens: bool = True
 
     @property
     def prompt_pieces(self) -> tuple[Piece, ...]:

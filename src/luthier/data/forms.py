@@ -4,7 +4,7 @@
     example(record)   the text the model sees
     values(record)    the row's own text, template excluded: what duplicates are judged by
 
-They know one record at a time, nothing of files, sides or tokens.
+They know one record at a time, nothing of files, splits or tokens.
 """
 
 from __future__ import annotations

@@ -30,14 +30,14 @@ SUFFIXES = {
 }
 
 
-def resolve_kind(kind: str, values: Mapping[str, Any], given: Collection[str], training_channel: Path) -> str:
+def resolve_kind(kind: str, values: Mapping[str, Any], explicit: Collection[str], training_channel: Path) -> str:
     """Settle the kind from what was asked (`kind`, instruction_tuned, chat_dataset) and, for the rest, the data.
 
     Both hyperparameters True, or one that contradicts an explicit kind, is a SettingError. Both set False means
     domain adaptation, as in JumpStart.
     """
-    instruction = values.get("instruction_tuned") if "instruction_tuned" in given else None
-    chat = values.get("chat_dataset") if "chat_dataset" in given else None
+    instruction = values.get("instruction_tuned") if "instruction_tuned" in explicit else None
+    chat = values.get("chat_dataset") if "chat_dataset" in explicit else None
     if instruction and chat:
         raise SettingError("instruction_tuned=True and chat_dataset=True exclude each other; set one of them to False")
     if kind not in ("auto", *KINDS):
@@ -50,7 +50,7 @@ def resolve_kind(kind: str, values: Mapping[str, Any], given: Collection[str], t
     else:
         allowed -= {"instruction", "autopilot"} if instruction is False else set()
         allowed -= {"chat"} if chat is False else set()
-    said = " and ".join(f"{name}={values[name]}" for name in ("instruction_tuned", "chat_dataset") if name in given)
+    said = " and ".join(f"{name}={values[name]}" for name in ("instruction_tuned", "chat_dataset") if name in explicit)
     if kind != "auto":
         if kind not in allowed:
             raise SettingError(f"--kind {kind} contradicts {said}; drop one of them")

@@ -6,7 +6,7 @@
     groups   rows that share a band of 4 bins and agree in at least THRESHOLD of the 64 are joined
 
 THRESHOLD is the estimated Jaccard similarity (standard error about 0.05 at 0.8). Texts under 8 bytes match when equal.
-It knows texts and numbers, nothing of files or sides. Shapes: R rows, N shingles of a batch.
+It knows texts and numbers, nothing of files or splits. Shapes: R rows, N shingles of a batch.
 """
 
 from __future__ import annotations

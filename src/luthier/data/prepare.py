@@ -18,18 +18,18 @@ import numpy as np
 
 from luthier.data import cache as store_cache
 from luthier.data import ledger, records
-from luthier.data.build import RowBuilder, files_of, survey, trusting
+from luthier.data.build import RowBuilder, files_of, survey, trust_special_tokens
 from luthier.data.channel import Channel, find_template, open_channels
 from luthier.data.chat import ALL, ASSISTANT
 from luthier.data.domain import BlockBuilder
 from luthier.data.example import Example, Piece
 from luthier.data.forms import ChatForm, Form, TemplateForm, TextForm, text_column
 from luthier.data.kind import check_files, detect
-from luthier.data.ledger import Counts
+from luthier.data.ledger import RowCounts
 from luthier.data.problems import Problems
-from luthier.data.rows import SIDES, Array, Fate, FileName, RowTable
+from luthier.data.rows import SPLITS, Array, FileName, RowOutcome, RowTable
 from luthier.data.settings import DataSettings
-from luthier.data.split import Split, assign, duplicates_across
+from luthier.data.split import SplitAssignment, assign_splits, duplicates_across
 from luthier.data.template import AUTOPILOT, DEFAULT, DEMARCATION, Template
 from luthier.data.tokenize import Tokenizer, set_threads
 from luthier.data.tokens import TokenStore
@@ -39,11 +39,11 @@ FORMAT_VERSION = 2  # of the cache; raise it whenever the same input would give 
 DOCUMENTED = "the documented default template"
 _WINDOW_OF_EXAMPLES = 4_096  # rows held when examples are asked for out of order
 
-__all__ = ["DataSettings", "Prepared", "prepare"]
+__all__ = ["DataSettings", "Dataset", "prepare"]
 
 
 @dataclass
-class Prepared:
+class Dataset:
     """Everything training and evaluation need of the data. Texts are read again when asked for, never held.
 
     `template_origin` says which template applied; `file_hashes` maps ``channel/file`` to its sha256.
@@ -53,13 +53,13 @@ class Prepared:
     template: Template | None
     template_origin: str
     tokens: TokenStore
-    split: Split
-    counts: Counts
+    split: SplitAssignment
+    counts: RowCounts
     warnings: list[str]
     fingerprint: str
     file_hashes: dict[str, str]
     table: RowTable
-    window: int
+    max_length: int
     _channels: Sequence[Channel] = field(repr=False)
     _form: Form = field(repr=False)
     _tokenizer: Tokenizer = field(repr=False)
@@ -73,7 +73,7 @@ class Prepared:
 
     def write_ledger(self, path: Path) -> None:
         """Write ledger.jsonl: one line for each input row."""
-        ledger.write(path, self.table, self.split.sides)
+        ledger.write(path, self.table, self.split.row_splits)
 
     def examples(self, indices: Array) -> Iterator[Example]:
         """The examples of stored rows, in the order of `indices`; their files are streamed again."""
@@ -105,7 +105,7 @@ class Prepared:
             for record in records.read(file, Problems(), lines):
                 if record.line in lines:
                     example = self._form.example(record)
-                    yield trusting(example) if self._trusting else example
+                    yield trust_special_tokens(example) if self._trusting else example
                 if record.line >= last:
                     break
 
@@ -116,7 +116,7 @@ def prepare(
     tokenizer: Tokenizer,
     cache: Path,
     say: Callable[[str], None] | None = None,
-) -> Prepared:
+) -> Dataset:
     """Read, check, tokenize and split the rows of `channels`; DataError lists every fault that was found.
 
     `cache` is the folder under which tokenized data are kept by content; `say` hears of progress.
@@ -127,7 +127,7 @@ def prepare(
     check_files(kind, opened)
     if tokenizer.encoder_decoder:
         _check_pairs(kind, settings)
-    window, warning = settings.window(tokenizer.model_max_length)
+    window, warning = settings.resolve_max_length(tokenizer.model_max_length)
     warnings = [said for channel in opened for said in channel.warnings] + ([warning] if warning else [])
     hashes = {f"{file.channel}/{file.name}": file.sha256() for file in files_of(opened)}
     order = _Order(kind, opened, settings, tokenizer, window, hashes, say or (lambda _: None))
@@ -266,7 +266,7 @@ class _Order:
                 settings.max_val_samples,
                 settings.group_near_duplicates,
                 settings.scoring,
-                sorted(settings.given & {"validation_split_ratio", "test_split_ratio"}),
+                sorted(settings.explicit & {"validation_split_ratio", "test_split_ratio"}),
             ]
         return facts
 
@@ -289,7 +289,7 @@ class _Order:
             ).build(self.channels, folder)  # fmt: skip
         return {"origin": found.origin, "warnings": warnings}
 
-    def load(self, folder: Path, candidates: Candidates, warnings: list[str]) -> Prepared:
+    def load(self, folder: Path, candidates: Candidates, warnings: list[str]) -> Dataset:
         """Open a built folder and split its rows."""
         meta = store_cache.read_meta(folder) or {}
         form = dict(candidates)[meta["origin"]]
@@ -299,13 +299,13 @@ class _Order:
         )
         files = [FileName(file.channel, file.name) for file in files_of(self.channels)]
         table = RowTable(files, np.load(folder / "entries.npy"))
-        losses = ledger.say_losses(table, self.window)
-        if (table.entries["fate"] == Fate.DROPPED).all():
+        losses = ledger.data_loss_warnings(table, self.window)
+        if (table.entries["fate"] == RowOutcome.DROPPED).all():
             raise DataError(Problem("", 0, "no trainable row is left: " + "; ".join(losses)))
         split = self._split(folder, table)
-        duplicates = _say_duplicates(table, split.sides, self.settings.group_near_duplicates)
+        duplicates = _say_duplicates(table, split.row_splits, self.settings.group_near_duplicates)
         warnings = [*warnings, *meta["warnings"], *losses, *split.warnings, *duplicates]
-        return Prepared(
+        return Dataset(
             kind=self.kind,
             template=form.template if isinstance(form, TemplateForm) else None,
             template_origin=meta["origin"],
@@ -316,7 +316,7 @@ class _Order:
             fingerprint=store_cache.key_of([self.facts(candidates), _plain(self.settings)]),
             file_hashes=self.hashes,
             table=table,
-            window=self.window,
+            max_length=self.window,
             _channels=self.channels,
             _form=form,
             _tokenizer=self.tokenizer,
@@ -324,17 +324,17 @@ class _Order:
             _trusting=self.settings.control_tokens,
         )
 
-    def _split(self, folder: Path, table: RowTable) -> Split:
+    def _split(self, folder: Path, table: RowTable) -> SplitAssignment:
         supplied = frozenset(channel.name for channel in self.channels[1:])
         if self.kind == "domain":
-            sides, stored_sides = np.load(folder / "sides.npy"), np.load(folder / "block_sides.npy")
-            stored = [np.flatnonzero(stored_sides == number) for number in range(len(SIDES))]
+            splits, stored_sides = np.load(folder / "sides.npy"), np.load(folder / "block_sides.npy")
+            stored = [np.flatnonzero(stored_sides == number) for number in range(len(SPLITS))]
             said: list[str] = []
         else:
-            sides, supplied, said = assign(table, self.settings, contiguous=False)
-            stored = [table.entries["stored"][sides == number] for number in range(len(SIDES))]
+            splits, supplied, said = assign_splits(table, self.settings, contiguous=False)
+            stored = [table.entries["stored"][splits == number] for number in range(len(SPLITS))]
         train, validation, test = (rows.astype(np.int64) for rows in stored)
-        return Split(train, validation, test, supplied, table, sides, self.settings.split_seed, tuple(said))
+        return SplitAssignment(train, validation, test, supplied, table, splits, self.settings.split_seed, tuple(said))
 
 
 @contextmanager
@@ -352,9 +352,9 @@ def _uncollected() -> Iterator[None]:
 
 
 def _plain(settings: DataSettings) -> dict[str, Any]:
-    """The settings as JSON, without those at their defaults and those that change no token and no side."""
+    """The settings as JSON, without those at their defaults and those that change no token and no split."""
     usual = asdict(DataSettings())
-    silent = ("given", "workers")
+    silent = ("explicit", "workers")
     return {name: value for name, value in asdict(settings).items() if value != usual[name] and name not in silent}
 
 
@@ -365,10 +365,10 @@ def _stored(form: Form) -> Any:
     return form.column if isinstance(form, TextForm) else "chat"
 
 
-def _say_duplicates(table: RowTable, sides: Array, grouped: bool) -> list[str]:
+def _say_duplicates(table: RowTable, splits: Array, grouped: bool) -> list[str]:
     """Warnings about held-out rows that training has too, exactly or nearly."""
-    exact = duplicates_across(table, sides, "same")
-    near = duplicates_across(table, sides, "near")
+    exact = duplicates_across(table, splits, "same")
+    near = duplicates_across(table, splits, "near")
     exactly = {held_out for held_out, _ in exact}
     near = [pair for pair in near if pair[0] not in exactly]
     said = []
@@ -377,9 +377,9 @@ def _say_duplicates(table: RowTable, sides: Array, grouped: bool) -> list[str]:
         (
             near,
             "a near-duplicate",
-            "they are in one group that the shares had to cut, or on a supplied side"
+            "they are in one group that the shares had to cut, or on a supplied split"
             if grouped
-            else "group_near_duplicates=True keeps such rows on one side",
+            else "group_near_duplicates=True keeps such rows on one split",
         ),
     ):
         if pairs:

@@ -13,9 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from luthier.data.chat import ALL, ASSISTANT, LAST
-from luthier.data.ledger import Counts
-from luthier.data.prepare import Prepared
-from luthier.data.rows import SIDES, Array
+from luthier.data.ledger import RowCounts
+from luthier.data.prepare import Dataset
+from luthier.data.rows import SPLITS, Array
 from luthier.data.tokenize import Tokenizer
 
 TRAINED = {ASSISTANT: "the assistant's are trained", LAST: "the last one is trained", ALL: "all are trained"}
@@ -26,7 +26,7 @@ _EXAMPLES = 3
 _SHOWN = 400  # characters of a stretch of an example
 
 
-def show(prepared: Prepared, tokenizer: Tokenizer, console: Console) -> None:
+def show(prepared: Dataset, tokenizer: Tokenizer, console: Console) -> None:
     """Print the whole preview."""
     console.print(_counts(prepared))
     console.print(_settled(prepared))
@@ -36,7 +36,7 @@ def show(prepared: Prepared, tokenizer: Tokenizer, console: Console) -> None:
         console.print(Text.assemble(("warning: ", "bold yellow"), warning))
 
 
-def as_json(prepared: Prepared) -> dict[str, Any]:
+def as_json(prepared: Dataset) -> dict[str, Any]:
     """The machine-readable answer of inspect."""
     counts = prepared.counts
     split = prepared.split
@@ -57,7 +57,7 @@ def as_json(prepared: Prepared) -> dict[str, Any]:
         "template": prepared.template.to_json() if prepared.template else None,
         "template_origin": prepared.template_origin,
         "train_on_turns": prepared.turns,
-        "max_input_length": prepared.window,
+        "max_input_length": prepared.max_length,
         "split": {"train": len(split.train), "validation": len(split.validation), "test": len(split.test)},
         "supplied": sorted(split.supplied),
         "fingerprint": prepared.fingerprint,
@@ -70,13 +70,13 @@ def refused_json(kind: str | None, problems: list[str]) -> dict[str, Any]:
     return {"kind": kind, **numbers, "problems": problems, "warnings": [], "examples": []}
 
 
-def _counts(prepared: Prepared) -> Table:
+def _counts(prepared: Dataset) -> Table:
     table = Table(title=f"{prepared.kind} data", title_justify="left")
     table.add_column("channel")
     for name in ("rows", "kept", "truncated", "dropped", "tokens", "completion tokens"):
         table.add_column(name, justify="right")
 
-    def add(name: str, counts: Counts) -> None:
+    def add(name: str, counts: RowCounts) -> None:
         numbers = (counts.rows, counts.kept, counts.truncated, counts.dropped, counts.tokens, counts.completion_tokens)
         table.add_row(name, *(f"{number:,}" for number in numbers))
 
@@ -88,17 +88,17 @@ def _counts(prepared: Prepared) -> Table:
     return table
 
 
-def _settled(prepared: Prepared) -> Text:
+def _settled(prepared: Dataset) -> Text:
     split = prepared.split
     unit = "blocks" if prepared.kind == "domain" else "rows"
-    sides = ", ".join(
+    splits = ", ".join(
         f"{name} {len(rows):,}" + (" (supplied)" if name in split.supplied else "")
-        for name, rows in zip(SIDES, (split.train, split.validation, split.test), strict=True)
+        for name, rows in zip(SPLITS, (split.train, split.validation, split.test), strict=True)
     )
     turns = f"\nturns      {TRAINED[prepared.turns]}" if prepared.turns else ""
     return Text(
-        f"template   {prepared.template_origin}{turns}\nwindow     {prepared.window:,} tokens\n"
-        f"split      {sides} {unit}, seed {split.seed}"
+        f"template   {prepared.template_origin}{turns}\nwindow     {prepared.max_length:,} tokens\n"
+        f"split      {splits} {unit}, seed {split.seed}"
     )
 
 
@@ -117,7 +117,7 @@ def histogram(lengths: Array) -> Text:
     return Text("\n".join(lines))
 
 
-def _examples(prepared: Prepared, tokenizer: Tokenizer) -> RenderableType:
+def _examples(prepared: Dataset, tokenizer: Tokenizer) -> RenderableType:
     rows = prepared.split.train[:_EXAMPLES]
     sources = [example.source for example in prepared.examples(rows)]
     panels = [
@@ -129,7 +129,7 @@ def _examples(prepared: Prepared, tokenizer: Tokenizer) -> RenderableType:
     )
 
 
-def coloured(prepared: Prepared, tokenizer: Tokenizer, row: int) -> Iterator[tuple[str, str]]:
+def coloured(prepared: Dataset, tokenizer: Tokenizer, row: int) -> Iterator[tuple[str, str]]:
     """(text, style) stretches of a stored row, as its tokens spell it."""
     ids, trained = prepared.tokens.row(row)
     for is_trained, places in itertools.groupby(range(len(ids)), key=lambda place: bool(trained[place])):

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from luthier.data.build import trusting
+from luthier.data.build import trust_special_tokens
 from luthier.data.chat import ROLES, ChatError
 from luthier.data.example import Example, Piece
 from luthier.data.template import Template
@@ -22,19 +22,21 @@ from luthier.errors import UserError
 Render = Callable[[Mapping[str, Any]], Example]
 
 
-def renderer(provenance: Mapping[str, Any], tokenizer: Tokenizer, raw: bool, trusted: bool | None = None) -> Render:
+def prompt_renderer(
+    provenance: Mapping[str, Any], tokenizer: Tokenizer, raw: bool, trusted: bool | None = None
+) -> Render:
     """How a row's fields become a prompt: as the run was trained, or (`raw`) the plain text of its field `prompt`.
 
     `trusted`: special-token strings in the fields become control tokens; None leaves it to what the run was trained
     with, and to text where `raw`. The function that is returned raises UserError for fields that do not fit.
     """
-    render = _renderer(provenance, tokenizer, raw)
+    render = _kind_renderer(provenance, tokenizer, raw)
     if trusted is None:
         trusted = not raw and bool(provenance.get("settings", {}).get("parse_special_tokens"))
-    return (lambda fields: trusting(render(fields))) if trusted else render
+    return (lambda fields: trust_special_tokens(render(fields))) if trusted else render
 
 
-def _renderer(provenance: Mapping[str, Any], tokenizer: Tokenizer, raw: bool) -> Render:
+def _kind_renderer(provenance: Mapping[str, Any], tokenizer: Tokenizer, raw: bool) -> Render:
     kind, stored = provenance.get("kind"), provenance.get("template")
     if kind == "chat" and not raw:
         return lambda fields: _chat_prompt(tokenizer, fields)

@@ -20,13 +20,13 @@ from typing import Any, NoReturn
 from luthier.data import tables
 from luthier.data.channel import RowFile
 from luthier.data.problems import Problems
-from luthier.data.strict_utf8 import Lines, NotUtf8Error
+from luthier.data.strict_utf8 import NotUtf8Error, Utf8Lines
 
 PIECE_CHARACTERS = 2_000  # of a .txt piece: about a page, so that a split cuts between pages
 DEEPEST = 1_000  # levels of nesting
 
 
-class Literal(str):
+class JsonLiteral(str):
     """A JSON number or boolean, as written in the file: `1.10` stays ``1.10``."""
 
     __slots__ = ()
@@ -73,7 +73,7 @@ def read(file: RowFile, problems: Problems, wanted: frozenset[int] | None = None
 
 
 def _json_lines(file: RowFile, problems: Problems, wanted: frozenset[int] | None) -> Iterator[Record]:
-    for line, text in Lines(file.path):
+    for line, text in Utf8Lines(file.path):
         if wanted is not None and line not in wanted:
             continue
         if not text.strip(" \t\r\n"):
@@ -122,7 +122,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         raise BadRowError("duplicate key", f"the key {twice!r} stands twice in one object")
     for name, value in pairs:
         if value is True or value is False:
-            made[name] = Literal("true" if value else "false")
+            made[name] = JsonLiteral("true" if value else "false")
     return made
 
 
@@ -131,7 +131,7 @@ def _constant(name: str) -> NoReturn:
 
 
 _DECODER = json.JSONDecoder(
-    object_pairs_hook=_object, parse_constant=_constant, parse_float=Literal, parse_int=Literal, strict=True
+    object_pairs_hook=_object, parse_constant=_constant, parse_float=JsonLiteral, parse_int=JsonLiteral, strict=True
 )
 
 
@@ -175,7 +175,7 @@ def _refuse_lone_surrogates(text: str, parsed: Any) -> None:
 
 def describe(value: Any) -> str:
     """What a parsed JSON value is, in words for a message."""
-    names = {dict: "an object", list: "a list", Literal: "a number or boolean", str: "a string", bool: "a boolean"}
+    names = {dict: "an object", list: "a list", JsonLiteral: "a number or boolean", str: "a string", bool: "a boolean"}
     return "null" if value is None else names.get(type(value), type(value).__name__)
 
 
@@ -216,7 +216,7 @@ def _array_elements(file: RowFile) -> Iterator[tuple[int, str]]:
     depth = line = begins = 0
     closed = comma = False
     element: list[str] = []
-    for line, text in Lines(file.path):
+    for line, text in Utf8Lines(file.path):
         done = 0
         for match in _STRUCTURE.finditer(text):
             mark = match.group()
@@ -253,7 +253,7 @@ def _text(file: RowFile) -> Iterator[Record]:
     """Pieces of consecutive whole lines, about PIECE_CHARACTERS each, exactly as written; `line` is a piece's first."""
     held: list[str] = []
     size = first = 0
-    for line, text in Lines(file.path):
+    for line, text in Utf8Lines(file.path):
         first = first or line
         held.append(text)
         size += len(text)

@@ -14,11 +14,11 @@ import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-SIDES = ("train", "validation", "test")
-NO_SIDE = -1
+SPLITS = ("train", "validation", "test")
+NO_SPLIT = -1
 
 
-class Fate(IntEnum):
+class RowOutcome(IntEnum):
     """How an input row ended."""
 
     KEPT = 0
@@ -26,7 +26,7 @@ class Fate(IntEnum):
     DROPPED = 2
 
 
-class Reason(IntEnum):
+class DropReason(IntEnum):
     """Why a row was dropped."""
 
     NONE = 0
@@ -38,12 +38,12 @@ class Reason(IntEnum):
 
 
 REASONS = {
-    Reason.NONE: "",
-    Reason.NO_ROOM: "the prompt leaves no room for a completion token",
-    Reason.EMPTY: "the completion is empty",
-    Reason.BLANK: "the text is empty",
-    Reason.TRAIN_SAMPLE: "not in the sample of max_train_samples",
-    Reason.VALIDATION_SAMPLE: "not in the sample of max_val_samples",
+    DropReason.NONE: "",
+    DropReason.NO_ROOM: "the prompt leaves no room for a completion token",
+    DropReason.EMPTY: "the completion is empty",
+    DropReason.BLANK: "the text is empty",
+    DropReason.TRAIN_SAMPLE: "not in the sample of max_train_samples",
+    DropReason.VALIDATION_SAMPLE: "not in the sample of max_val_samples",
 }
 
 ROW = np.dtype(

@@ -18,8 +18,8 @@ DEFAULT_WINDOW = 1024  # tokens; JumpStart's ceiling where max_input_length is -
 class DataSettings:
     """Settings of `prepare`. `max_input_length` -1: the smallest of 1024, the tokenizer's limit and the context.
 
-    `given` names the hyperparameters the caller set himself, so that one that has no effect can be said. `template`
-    overrides every other: the rows are rendered as a finished run was. `scoring`: no side but one is wanted.
+    `explicit` names the hyperparameters the caller set himself, so that one that has no effect can be said. `template`
+    overrides every other: the rows are rendered as a finished run was. `scoring`: no split but one is wanted.
     """
 
     kind: str = "auto"
@@ -39,7 +39,7 @@ class DataSettings:
     workers: int | None = None
     default_template: tuple[str, str] | None = None
     context_length: int = 0
-    given: frozenset[str] = frozenset()
+    explicit: frozenset[str] = frozenset()
     template: Template | None = None
     scoring: bool = False
 
@@ -55,7 +55,7 @@ class DataSettings:
         cls,
         kind: str,
         values: Mapping[str, Any],
-        given: Collection[str],
+        explicit: Collection[str],
         entry: Entry | None,
         context_length: int,
     ) -> DataSettings:
@@ -79,7 +79,7 @@ class DataSettings:
             workers=values["preprocessing_num_workers"],
             default_template=(family["prompt"], family["completion"]) if family else None,
             context_length=context_length,
-            given=frozenset(given),
+            explicit=frozenset(explicit),
         )
 
     def scoring_only(self, template: Template | None) -> DataSettings:
@@ -89,7 +89,7 @@ class DataSettings:
             template=template, scoring=True,
         )  # fmt: skip
 
-    def window(self, tokenizer_limit: int) -> tuple[int, str]:
+    def resolve_max_length(self, tokenizer_limit: int) -> tuple[int, str]:
         """Tokens kept of a row, and a warning (or "") when that is less than was asked for."""
         limits = {"the tokenizer's limit": tokenizer_limit, "the model's context": self.context_length}
         known = {name: limit for name, limit in limits.items() if limit > 0}

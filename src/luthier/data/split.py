@@ -1,8 +1,8 @@
-"""Which side each row is on: train, validation or test; stored in split.json so that it can be checked.
+"""Which split each row is on: train, validation or test; stored in split.json so that it can be checked.
 
     shares        floor(share x rows) of the training channel's rows, drawn by the seed
     duplicates    rows with the same field values are drawn together, as far as the share allows
-    supplied      a side that the user supplied keeps exactly its rows
+    supplied      a split that the user supplied keeps exactly its rows
 
 It knows row numbers and groups, nothing of text or tokens.
 """
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from luthier.data.rows import NO_SIDE, ROW, SIDES, Array, Fate, Reason, RowTable
+from luthier.data.rows import NO_SPLIT, ROW, SPLITS, Array, DropReason, RowOutcome, RowTable
 from luthier.data.settings import DataSettings
 from luthier.errors import DataError, Problem, RunFolderError
 
@@ -26,23 +26,26 @@ _OFTEN = 100_000  # names joined at once when written
 
 
 @dataclass(frozen=True)
-class Split:
-    """The three sides as indices into the token store, ascending (int64); `sides` (R,) is each input row's own."""
+class SplitAssignment:
+    """The three splits as ascending int64 indices into the token store.
+
+    `row_splits` int8 (R,) holds the split of each input row: an index into SPLITS, or NO_SPLIT.
+    """
 
     train: Array
     validation: Array
     test: Array
     supplied: frozenset[str]
     table: RowTable
-    sides: Array
+    row_splits: Array
     seed: int = 0
     warnings: tuple[str, ...] = field(default=(), compare=False)
 
     def _rows(self) -> dict[str, Array]:
-        return {name: np.flatnonzero(self.sides == number) for number, name in enumerate(SIDES)}
+        return {name: np.flatnonzero(self.row_splits == number) for number, name in enumerate(SPLITS)}
 
     def save(self, path: Path) -> None:
-        """Write split.json: the names of each side's rows, as ``channel/file:line``."""
+        """Write split.json: the names of each split's rows, as ``channel/file:line``."""
         temporary = path.with_name(f".{path.name}.part")
         with open(temporary, "w", encoding="utf-8") as handle:
             head = {"format_version": FORMAT_VERSION, "seed": self.seed, "supplied": sorted(self.supplied)}
@@ -79,32 +82,32 @@ def load(path: Path) -> dict[str, Any]:
     return stored
 
 
-def assign(table: RowTable, settings: DataSettings, contiguous: bool) -> tuple[Array, frozenset[str], list[str]]:
-    """Put every row that can be trained on its side. Marks sampled-out rows as dropped in the table's entries.
+def assign_splits(table: RowTable, settings: DataSettings, contiguous: bool) -> tuple[Array, frozenset[str], list[str]]:
+    """Put every row that can be trained on its split. Marks sampled-out rows as dropped in the table's entries.
 
-    `contiguous`: rows are consecutive text, so each side is one stretch (train, then validation, then test).
-    Returns sides int8 (R,), the supplied sides, and warnings.
+    `contiguous`: rows are consecutive text, so each split is one stretch (train, then validation, then test).
+    Returns splits int8 (R,), the supplied splits, and warnings.
     """
-    usable = table.entries["fate"] != Fate.DROPPED
-    sides = np.full(len(table), NO_SIDE, np.int8)
+    usable = table.entries["fate"] != RowOutcome.DROPPED
+    splits = np.full(len(table), NO_SPLIT, np.int8)
     supplied = frozenset(name for name in ("validation", "test") if any(file.channel == name for file in table.files))
     training = table.of_channel("training")
     training = training[usable[training]]
-    sides[training] = 0
+    splits[training] = 0
     for name in supplied:
         rows = table.of_channel(name)
-        sides[rows[usable[rows]]] = SIDES.index(name)
+        splits[rows[usable[rows]]] = SPLITS.index(name)
     asked = {name: 0 if name in supplied else int(len(training) * share + 1e-9) for name, share in _shares(settings)}
     if contiguous:
         end = len(training) - sum(asked.values())
         for name, size in asked.items():
-            sides[training[end : end + size]] = SIDES.index(name)
+            splits[training[end : end + size]] = SPLITS.index(name)
             end += size
     else:
-        _draw(table.entries, training, sides, asked, settings)
+        _draw(table.entries, training, splits, asked, settings)
     warnings = _ignored(settings, supplied)
-    _sample(table.entries, sides, settings, contiguous)
-    return sides, supplied, warnings + _checks(sides, settings)
+    _sample(table.entries, splits, settings, contiguous)
+    return splits, supplied, warnings + _checks(splits, settings)
 
 
 def _shares(settings: DataSettings) -> Iterator[tuple[str, float]]:
@@ -112,7 +115,7 @@ def _shares(settings: DataSettings) -> Iterator[tuple[str, float]]:
     yield "test", settings.test_split_ratio
 
 
-def _draw(entries: Array, rows: Array, sides: Array, asked: dict[str, int], settings: DataSettings) -> None:
+def _draw(entries: Array, rows: Array, splits: Array, asked: dict[str, int], settings: DataSettings) -> None:
     """Draw whole groups by the seed; a group is cut only when no whole one is left that fits."""
     if not len(rows):
         return
@@ -124,37 +127,40 @@ def _draw(entries: Array, rows: Array, sides: Array, asked: dict[str, int], sett
     order = np.random.default_rng((settings.split_seed, 0)).permutation(len(sizes))
     free = np.ones(len(sizes), np.bool_)
     for name, room in asked.items():
-        side = SIDES.index(name)
+        split = SPLITS.index(name)
         for group in order[free[order]].tolist():
             if room == 0:
                 break
             if sizes[group] <= room:
-                sides[rows[by_group[starts[group] : starts[group] + sizes[group]]]] = side
+                splits[rows[by_group[starts[group] : starts[group] + sizes[group]]]] = split
                 free[group] = False
                 room -= int(sizes[group])
         if room:  # only larger groups are left: the share wins over keeping one whole
             left = order[free[order]]
             for group in left[np.argsort(sizes[left], kind="stable")].tolist()[:1]:
-                sides[rows[by_group[starts[group] : starts[group] + room]]] = side
+                splits[rows[by_group[starts[group] : starts[group] + room]]] = split
                 by_group[starts[group] : starts[group] + sizes[group]] = np.roll(
                     by_group[starts[group] : starts[group] + sizes[group]], -room
                 )
                 sizes[group] -= room
 
 
-def _sample(entries: Array, sides: Array, settings: DataSettings, contiguous: bool) -> None:
+def _sample(entries: Array, splits: Array, settings: DataSettings, contiguous: bool) -> None:
     """Keep max_train_samples and max_val_samples rows; the others are dropped, by name of the setting."""
-    limits = {Reason.TRAIN_SAMPLE: settings.max_train_samples, Reason.VALIDATION_SAMPLE: settings.max_val_samples}
-    for side, (reason, limit) in enumerate(limits.items()):
-        rows = np.flatnonzero(sides == side)
+    limits = {
+        DropReason.TRAIN_SAMPLE: settings.max_train_samples,
+        DropReason.VALIDATION_SAMPLE: settings.max_val_samples,
+    }
+    for split, (reason, limit) in enumerate(limits.items()):
+        rows = np.flatnonzero(splits == split)
         if limit < 0 or len(rows) <= limit:
             continue
         order = np.arange(len(rows))
         if not contiguous:
-            order = np.random.default_rng((settings.split_seed, 1 + side)).permutation(len(rows))
+            order = np.random.default_rng((settings.split_seed, 1 + split)).permutation(len(rows))
         out = rows[order[limit:]]
-        sides[out] = NO_SIDE
-        entries["fate"][out] = Fate.DROPPED
+        splits[out] = NO_SPLIT
+        entries["fate"][out] = RowOutcome.DROPPED
         entries["reason"][out] = reason
         entries["cut"][out] = 0
 
@@ -163,12 +169,12 @@ def _ignored(settings: DataSettings, supplied: frozenset[str]) -> list[str]:
     return [
         f"{name}_split_ratio has no effect: the {name} rows are supplied"
         for name in sorted(supplied)
-        if f"{name}_split_ratio" in settings.given
+        if f"{name}_split_ratio" in settings.explicit
     ]
 
 
-def _checks(sides: Array, settings: DataSettings) -> list[str]:
-    counts = np.bincount(sides[sides >= 0], minlength=len(SIDES))
+def _checks(splits: Array, settings: DataSettings) -> list[str]:
+    counts = np.bincount(splits[splits >= 0], minlength=len(SPLITS))
     if not counts[0]:
         shares = f"validation_split_ratio={settings.validation_split_ratio:g} and test_split_ratio="
         held_out = f"{shares}{settings.test_split_ratio:g} hold out all" if counts.sum() else "every row was dropped"
@@ -177,17 +183,17 @@ def _checks(sides: Array, settings: DataSettings) -> list[str]:
         return []
     if not counts[1] and settings.validation_split_ratio > 0:
         return [
-            f"the validation side is empty: {counts[0]} training rows at validation_split_ratio="
+            f"the validation split is empty: {counts[0]} training rows at validation_split_ratio="
             f"{settings.validation_split_ratio:g} give none; the last checkpoint is kept unchosen"
         ]
-    return [] if counts[1] else ["the validation side is empty: the last checkpoint is kept unchosen"]
+    return [] if counts[1] else ["the validation split is empty: the last checkpoint is kept unchosen"]
 
 
-def duplicates_across(table: RowTable, sides: Array, column: str) -> list[tuple[int, int]]:
+def duplicates_across(table: RowTable, splits: Array, column: str) -> list[tuple[int, int]]:
     """(held-out row, training row) pairs that share a group of `column` ("same" or "near"), by held-out row."""
     groups = table.entries[column]
-    training = np.flatnonzero(sides == 0)
-    held_out = np.flatnonzero(sides > 0)
+    training = np.flatnonzero(splits == 0)
+    held_out = np.flatnonzero(splits > 0)
     known, first = np.unique(groups[training], return_index=True)
     if not len(known) or not len(held_out):
         return []

@@ -16,7 +16,7 @@ class NotUtf8Error(ValueError):
         self.line = line
 
 
-class Lines:
+class Utf8Lines:
     """Iterates (line number from 1, text with its line end). Raises NotUtf8Error at the first bad line.
 
     `number` is the last line given: a reader that joins lines (CSV) can say where it stands.

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from luthier.data.channel import RowFile
 from luthier.data.problems import Problems
-from luthier.data.strict_utf8 import Lines, NotUtf8Error
+from luthier.data.strict_utf8 import NotUtf8Error, Utf8Lines
 
 _MAGIC = b"PAR1"
 _CELL = 64 * 1024 * 1024  # characters; above it a quote was surely left open
@@ -33,7 +33,7 @@ def is_parquet(path: Path) -> bool:
 
 def csv_rows(file: RowFile, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line the row begins on, its cells by column). Blank lines are no rows."""
-    lines = Lines(file.path)
+    lines = Utf8Lines(file.path)
     reader = csv.reader(lines.texts(), strict=True)
     header: list[str] | None = None
     begins = 1
@@ -87,7 +87,7 @@ def columns(file: RowFile, problems: Problems) -> list[str]:
         opened = _open(file, problems)
         return list(opened.schema_arrow.names) if opened else []
     try:
-        return list(next(csv.reader(Lines(file.path).texts(), strict=True), []))
+        return list(next(csv.reader(Utf8Lines(file.path).texts(), strict=True), []))
     except (csv.Error, NotUtf8Error):
         return []  # its rows, when read, say what is wrong
 

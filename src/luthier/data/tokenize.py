@@ -90,14 +90,14 @@ class Tokenizer:
         self._shared = SharedBeginning(self._backends[Place.START])
         self._forbidden = _forbidden(self._control_ids, source.unk_token_id, self.vocab_size, self._backends)
         self.encoder_decoder = encoder_decoder
-        self.bos, self.closing = self._frame(source)
+        self.prefix_ids, self.suffix_ids = self._frame(source)
         self.chat_template: str | None = _default_template(source.chat_template)
         self.chat = self._chat(source)
         turn = self.chat.end_of_turn() if self.chat else ""
         ends = [self.eos_id, *([self._control_ids[turn]] if turn else []), *stops]
         self.stop_ids: list[int] = list(dict.fromkeys(ends))
         self.fingerprint = self._fingerprint()
-        self.lent_template: str | None = None  # of conversations, where the tokenizer brings none of its own
+        self.default_chat_template: str | None = None  # of conversations, where the tokenizer brings none of its own
 
     @classmethod
     def load(cls, folder: Path, chat_template: str | None = None) -> Tokenizer:
@@ -133,7 +133,7 @@ class Tokenizer:
             loaded = cls(source, stops, _is_encoder_decoder(folder / "config.json"))
         except ChatError as error:
             raise ModelNotFoundError(f"{folder}: {error}") from None
-        loaded.lent_template = lent
+        loaded.default_chat_template = lent
         return loaded
 
     def encode(self, pieces: Sequence[Piece]) -> list[int]:
@@ -158,14 +158,16 @@ class Tokenizer:
         """
         if self.encoder_decoder:
             return self._encode_pairs(examples)
-        return self._encode_rows([example.pieces for example in examples], [example.framed for example in examples])
+        return self._encode_rows(
+            [example.pieces for example in examples], [example.add_special_tokens for example in examples]
+        )
 
     def prompt_ids(self, example: Example) -> list[int]:
         """The prompt's ids exactly as trained: what generation starts from."""
         ids = self.encode(example.prompt_pieces)
-        if not example.framed:
+        if not example.add_special_tokens:
             return ids
-        return [*self.bos, *ids, *(self.closing if self.encoder_decoder else [])]
+        return [*self.prefix_ids, *ids, *(self.suffix_ids if self.encoder_decoder else [])]
 
     def decode(self, ids: Iterable[int], after: Sequence[int] = ()) -> str:
         """Text of the ids, control tokens left out. `after`: the prompt that they go on from: a space in front of the
@@ -195,7 +197,7 @@ class Tokenizer:
         )
         pairs = []
         for (prompt, _), (completion, _) in zip(prompts, completions, strict=True):
-            ids = np.array([*self.bos, *prompt, *self.closing, *completion, self.eos_id], dtype=np.int64)
+            ids = np.array([*self.prefix_ids, *prompt, *self.suffix_ids, *completion, self.eos_id], dtype=np.int64)
             pairs.append(EncodedRow(ids, [(len(ids) - len(completion) - 1, len(ids))]))
         return pairs
 
@@ -206,7 +208,7 @@ class Tokenizer:
         split = [self._parts_of_row(pieces, place) for pieces in batch]
         plain = [part for pieces in split for parts in pieces for part in parts if isinstance(part, _Text)]
         encoded = iter(self._encode_plain(plain))
-        bos, eos = np.array(self.bos, dtype=np.int64), np.array([self.eos_id], dtype=np.int64)
+        bos, eos = np.array(self.prefix_ids, dtype=np.int64), np.array([self.eos_id], dtype=np.int64)
         chunks: list[Array] = [np.empty(0, np.int64)]
         places: list[tuple[int, int, list[Span]]] = []
         end = 0
@@ -303,14 +305,14 @@ class Tokenizer:
             backend = self._backends[text.place if number == 0 else Place.CONTINUING]
             yield start, backend.encode(text.text[start:end], add_special_tokens=False)
 
-    def spoken(self, pieces: Sequence[Piece]) -> Array:
+    def user_mask(self, pieces: Sequence[Piece]) -> Array:
         """bool (T,) for the ids of `encode`: the tokens that hold a character of their piece's `spoken` spans."""
         mask: list[bool] = []
         for piece, parts in zip(pieces, self._parts_of_row(pieces, Place.START), strict=True):
             controls = iter(self._control_spans(piece))
             for part in parts:
                 spans = self._token_spans(part) if isinstance(part, _Text) else [next(controls)]
-                mask += [any(_within(span, said) for said in piece.spoken) for span in spans]
+                mask += [any(_within(span, said) for said in piece.user_spans) for span in spans]
         return np.array(mask, dtype=np.bool_)
 
     def _token_spans(self, text: _Text) -> list[Span]:
@@ -339,8 +341,8 @@ class Tokenizer:
         return ChatTemplate(self.chat_template, names, self.control_tokens)
 
     def _fingerprint(self) -> str:
-        facts = [self.bos, self.eos_id, self.stop_ids, self.chat_template, self.control_tokens]
-        facts += [self.closing] if self.encoder_decoder else []
+        facts = [self.prefix_ids, self.eos_id, self.stop_ids, self.chat_template, self.control_tokens]
+        facts += [self.suffix_ids] if self.encoder_decoder else []
         return hashlib.sha256((self._backends[Place.START].to_str() + json.dumps(facts)).encode()).hexdigest()
 
 

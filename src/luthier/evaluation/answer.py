@@ -15,9 +15,9 @@ from typing import Any
 from rich.console import Console
 
 from luthier.data.example import Example
-from luthier.data.prompts import renderer
+from luthier.data.prompts import prompt_renderer
 from luthier.data.records import BadRowError, parse_object
-from luthier.data.strict_utf8 import Lines, NotUtf8Error
+from luthier.data.strict_utf8 import NotUtf8Error, Utf8Lines
 from luthier.data.template import Template
 from luthier.data.tokenize import Tokenizer
 from luthier.errors import DataError, Problem, UserError
@@ -36,7 +36,7 @@ def answer(request: dict[str, Any], console: Console) -> None:
     target = find_target(request["target"], lambda text: print(text, file=sys.stderr))  # noqa: T201
     device = find_device(request.get("device", "auto"))
     tokenizer = Tokenizer.load(target.base, target.chat_template)
-    render = renderer(target.provenance, tokenizer, raw=bool(request.get("raw")))
+    render = prompt_renderer(target.provenance, tokenizer, raw=bool(request.get("raw")))
     prompts = (
         _prompts_of_file(Path(request["file"]), render)
         if request.get("file")
@@ -87,12 +87,12 @@ def _fields_of_text(text: str, target: Target, raw: bool) -> dict[str, Any]:
 def _prompts_of_file(path: Path, render: Callable[[Mapping[str, Any]], Example]) -> Iterator[Example]:
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    lines = Lines(path)
+    lines = Utf8Lines(path)
     try:
         for number, line in lines:
             if line.strip():
                 example = render(parse_object(line))
-                yield Example(f"{path.name}:{number}", example.pieces, example.framed)
+                yield Example(f"{path.name}:{number}", example.pieces, example.add_special_tokens)
     except (BadRowError, NotUtf8Error, UserError) as error:
         raise DataError(Problem(path.name, lines.number, str(error))) from None
 

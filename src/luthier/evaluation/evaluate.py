@@ -17,7 +17,7 @@ from luthier.catalog.entry import parse_for
 from luthier.catalog.hyperparameters import Hyperparameters, parse, precision
 from luthier.catalog.shape import context_length
 from luthier.data.kind import resolve_kind
-from luthier.data.prepare import Prepared, prepare
+from luthier.data.prepare import Dataset, prepare
 from luthier.data.settings import DataSettings
 from luthier.data.template import Template
 from luthier.data.tokenize import Tokenizer, set_threads
@@ -44,7 +44,7 @@ def evaluate(request: dict[str, Any], console: Console) -> None:
     set_threads(cast("int | None", values["preprocessing_num_workers"]))
     tokenizer = Tokenizer.load(target.base, target.chat_template)
     prepared = _prepare(target, request, values, tokenizer)
-    rows, pool, side = _sides(prepared)
+    rows, pool, split = _splits(prepared)
     device = find_device(request.get("device", "auto"))
     model = target.load(device, target.dtype or compute_dtype(precision(values), device))
     settings = ScoreSettings(
@@ -61,12 +61,12 @@ def evaluate(request: dict[str, Any], console: Console) -> None:
             rows = data.rows
         held_out = HeldOut(data, tokenizer, rows, settings)
         scores = Path(request["out"] or folder) / "scores.jsonl"
-        with _bar(notes, len(rows), side) as bar:
+        with _bar(notes, len(rows), split) as bar:
             task = bar.add_task("", total=held_out.work)
             held_out.score(model, scores, lambda done: bar.advance(task, done))
         metrics = summarise(scores)
     metrics["notes"] = [*prepared.warnings, *metrics["notes"]]
-    _show(request, console, metrics, target.name + (f", {shots} examples in the prompt" if shots else ""), side)
+    _show(request, console, metrics, target.name + (f", {shots} examples in the prompt" if shots else ""), split)
 
 
 def _settings(target: Target, given: dict[str, Any]) -> Hyperparameters:
@@ -76,7 +76,7 @@ def _settings(target: Target, given: dict[str, Any]) -> Hyperparameters:
     return parse_for(target.entry, given)
 
 
-def _prepare(target: Target, request: dict[str, Any], values: Hyperparameters, tokenizer: Tokenizer) -> Prepared:
+def _prepare(target: Target, request: dict[str, Any], values: Hyperparameters, tokenizer: Tokenizer) -> Dataset:
     channels = {name: Path(path) for name, path in request["channels"].items()}
     stored = target.provenance.get("template")
     trained_kind = target.provenance.get("kind")
@@ -84,22 +84,22 @@ def _prepare(target: Target, request: dict[str, Any], values: Hyperparameters, t
     if trained_kind and asked == "auto":
         kind = str(trained_kind)
     else:
-        kind = resolve_kind(asked, values, values.given, channels["training"])
+        kind = resolve_kind(asked, values, values.explicit, channels["training"])
     positions = context_length(target.base, target.entry)
     settings = DataSettings.from_hyperparameters(kind, values, frozenset(), target.entry, positions)
     settings = settings.scoring_only(Template.from_json(stored) if stored else None)
     return prepare(channels, settings, tokenizer, cache_root())
 
 
-def _sides(prepared: Prepared) -> tuple[Array, Array, str]:
-    """Rows to score, rows that examples may come from, and the side's name."""
-    split = prepared.split
-    for side, rows in (("test", split.test), ("validation", split.validation)):
+def _splits(prepared: Dataset) -> tuple[Array, Array, str]:
+    """Rows to score, rows that examples may come from, and the split's name."""
+    splits = prepared.split
+    for name, rows in (("test", splits.test), ("validation", splits.validation)):
         if len(rows):
-            return rows, split.train, side
-    if not len(split.train):
+            return rows, splits.train, name
+    if not len(splits.train):
         raise UserError("no row is left to score")
-    return split.train, split.train, "given"
+    return splits.train, splits.train, "given"
 
 
 def _apart(pool: Array, rows: Array, shots: int, seed: int) -> tuple[Array, Array]:
@@ -112,21 +112,21 @@ def _apart(pool: Array, rows: Array, shots: int, seed: int) -> tuple[Array, Arra
     return np.sort(taken), np.setdiff1d(rows, taken)
 
 
-def _bar(console: Console, count: int, side: str) -> Progress:
+def _bar(console: Console, count: int, split: str) -> Progress:
     return Progress(
-        TextColumn(f"scoring {count:,} {side} rows"), BarColumn(), MofNCompleteColumn(), console=console,
+        TextColumn(f"scoring {count:,} {split} rows"), BarColumn(), MofNCompleteColumn(), console=console,
         disable=not console.is_terminal,
     )  # fmt: skip
 
 
-def _show(request: dict[str, Any], console: Console, metrics: dict[str, Any], name: str, side: str) -> None:
-    result = metrics | {"model": name, "split": side}
+def _show(request: dict[str, Any], console: Console, metrics: dict[str, Any], name: str, split: str) -> None:
+    result = metrics | {"model": name, "split": split}
     if request.get("out"):
         write_json(Path(request["out"]) / "metrics.json", result)
     if request.get("json"):
         sys.stdout.write(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
         return
-    shown = {"tuned": metrics, "labels": {"tuned": name}, "split": side}
+    shown = {"tuned": metrics, "labels": {"tuned": name}, "split": split}
     console.print(before_after_table(shown | {key: metrics[key] for key in ("rows", "scored_by_generation")}))
     for note in metrics["notes"]:
         console.print(f"[yellow]note:[/] {escape(note)}", highlight=False)

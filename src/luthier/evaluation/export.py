@@ -64,8 +64,8 @@ def _measured(target: Target, device: torch.device, dtype: torch.dtype) -> tuple
     cost: dict[str, Any] = {"trained_on": target.provenance["quantization"], "base": "unquantized"}
     rows: HeldOut | None = None
     try:
-        side, rows = _rows(target)
-        cost |= {"split": side, "rows": len(rows.rows), "loss_trained": _loss(target.load(device, dtype), rows)}
+        split, rows = _rows(target)
+        cost |= {"split": split, "rows": len(rows.rows), "loss_trained": _loss(target.load(device, dtype), rows)}
     except (LuthierError, OSError) as error:
         cost["not_measured"] = str(error).splitlines()[0]
     model = merged(target.load(device, dtype, full_precision=True))
@@ -76,7 +76,7 @@ def _measured(target: Target, device: torch.device, dtype: torch.dtype) -> tuple
 
 
 def _rows(target: Target) -> tuple[str, HeldOut]:
-    """Rows that the run held out: of the test side where it has one. UserError when they are not to be had."""
+    """Rows that the run held out: of the test split where it has one. UserError when they are not to be had."""
     assert target.artifact is not None
     folder, provenance = JobFolder(target.artifact.parent), target.provenance
     folder.read_spec()
@@ -93,13 +93,13 @@ def _rows(target: Target) -> tuple[str, HeldOut]:
     if prepared.file_hashes != provenance["data"]["files"]:
         raise UserError("the run's rows have changed since it was trained")
     prepared.split.verify(folder.split)
-    sides = {"test": prepared.split.test, "validation": prepared.split.validation}
-    side = next((name for name, rows in sides.items() if len(rows)), None)
-    if side is None:
+    splits = {"test": prepared.split.test, "validation": prepared.split.validation}
+    split = next((name for name, rows in splits.items() if len(rows)), None)
+    if split is None:
         raise UserError("the run held no rows out")
-    chosen = np.random.default_rng(0).permutation(sides[side])[:MOST_ROWS]
+    chosen = np.random.default_rng(0).permutation(splits[split])[:MOST_ROWS]
     how = ScoreSettings(0, 0, int(values["per_device_eval_batch_size"] or 1), bool(values["packing"]))
-    return side, HeldOut(prepared, tokenizer, np.sort(chosen), how)
+    return split, HeldOut(prepared, tokenizer, np.sort(chosen), how)
 
 
 def _loss(model: Model, rows: HeldOut) -> float:

@@ -22,17 +22,17 @@ MOST_REASONS = 25
 LONGEST_ROW = 1 << 16
 """Longer rows share the last bin of the histogram."""
 
-SIDES = ("train", "validation", "test")
-_SIDE_NAMES = {"training": "train"}
+SPLITS = ("train", "validation", "test")
+_SPLIT_NAMES = {"training": "train"}
 
 
 @dataclass(slots=True)
 class Fates:
-    """by_side: rows per side ("" where a row reached none) and fate; reasons: (fate, reason) -> rows; named: the
+    """by_split: rows per split ("" where a row reached none) and fate; reasons: (fate, reason) -> rows; named: the
     first rows of truncated and dropped; lengths: (LONGEST_ROW + 1,) rows per number of tokens, dropped rows
     aside; cut: tokens cut away in all; unreadable: lines that are no ledger line."""
 
-    by_side: dict[str, Counter[str]] = field(default_factory=dict)
+    by_split: dict[str, Counter[str]] = field(default_factory=dict)
     reasons: Counter[tuple[str, str]] = field(default_factory=Counter)
     named: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: {"truncated": [], "dropped": []})
     lengths: np.ndarray[Any, Any] = field(default_factory=lambda: np.zeros(LONGEST_ROW + 1, dtype=np.int64))
@@ -41,19 +41,19 @@ class Fates:
     unreadable: int = 0
 
     def total(self, fate: str) -> int:
-        return sum(counts[fate] for counts in self.by_side.values())
+        return sum(counts[fate] for counts in self.by_split.values())
 
     @property
     def trained(self) -> int:
-        """Rows of the training side that were not dropped."""
-        counts = self.by_side.get("train", Counter())
+        """Rows of the training split that were not dropped."""
+        counts = self.by_split.get("train", Counter())
         return counts["kept"] + counts["truncated"]
 
     def add(self, line: dict[str, Any]) -> None:
         """Count one ledger line."""
-        fate, side = str(line["fate"]), str(line.get("side") or "")
+        fate, split = str(line["fate"]), str(line.get("side") or "")
         self.rows += 1
-        self.by_side.setdefault(_SIDE_NAMES.get(side, side), Counter())[fate] += 1
+        self.by_split.setdefault(_SPLIT_NAMES.get(split, split), Counter())[fate] += 1
         if fate != "dropped":
             self.lengths[min(max(int(line.get("tokens") or 0), 0), LONGEST_ROW)] += 1
         self.cut += int(line.get("cut") or 0)

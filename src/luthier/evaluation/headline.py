@@ -50,7 +50,7 @@ def headline(
     failure: str,
     trained_rows: int | None = None,
 ) -> Headline:
-    """Put the run into words; every argument may be empty. `trained_rows`: rows of the training side, where known."""
+    """Put the run into words; every argument may be empty. `trained_rows`: rows of the training split, where known."""
     model = str((run.get("model") or {}).get("name") or order.get("model") or "the base model")
     about = _about(run, metrics, model, trained_rows)
     state = str(metrics.get("stopped") or ("failed" if failure else "unfinished"))
@@ -85,7 +85,7 @@ def _main_metrics(metrics: Mapping[str, Any]) -> list[str]:
     measured = [
         name for name in METRICS if metrics["base"].get(name) is not None and metrics["tuned"].get(name) is not None
     ]
-    labels = "f1" in measured or max(metrics[side].get("exact_match") or 0 for side in ("base", "tuned")) >= 0.1
+    labels = "f1" in measured or max(metrics[model].get("exact_match") or 0 for model in ("base", "tuned")) >= 0.1
     wanted = ["loss", "exact_match" if labels else "rougeL"]
     if not set(wanted) & set(measured) - {"loss"}:
         wanted = ["loss", "token_accuracy"]
@@ -106,8 +106,8 @@ def _change(metrics: Mapping[str, Any], name: str, said: Verdict) -> str:
 
 def _rows(metrics: Mapping[str, Any]) -> str:
     rows, generated = int(metrics.get("rows") or 0), int(metrics.get("scored_by_generation") or 0)
-    side = "test" if metrics.get("split") == "test" else "validation"
-    text = f"{rows:,} {side} row{'s' if rows != 1 else ''}"
+    split = "test" if metrics.get("split") == "test" else "validation"
+    text = f"{rows:,} {split} row{'s' if rows != 1 else ''}"
     if 0 < generated < rows:
         text += f" ({generated:,} of them answered by generation)"
     return text

@@ -1,7 +1,7 @@
 """Scoring a model on held-out rows: likelihood of each row, and a greedy answer to a sample of them.
 
     rows -- likelihood, all of them ---------------.
-       `--- a seeded sample -- greedy generation ---+--> scores/<model>.<side>.jsonl, one line a row
+       `--- a seeded sample -- greedy generation ---+--> scores/<model>.<split>.jsonl, one line a row
 
 Both models of a comparison see the same rows, the same sample and the same limits.
 """
@@ -69,7 +69,7 @@ def _removed_on_failure(path: Path) -> Iterator[None]:
 
 
 class HeldOut:
-    """One held-out side of a prepared dataset. `rows` are indices into `prepared.tokens`."""
+    """One held-out split of a prepared dataset. `rows` are indices into `prepared.tokens`."""
 
     def __init__(self, prepared: Rows, tokenizer: Tokenizer, rows: Array, settings: ScoreSettings) -> None:
         self.prepared = prepared
@@ -165,7 +165,7 @@ class HeldOut:
 
     def _reference(self, example: Example) -> str:
         """The completion as written; of a chat turn, its text without the markers that close it."""
-        if example.framed:
+        if example.add_special_tokens:
             return example.completion
         last = [piece for piece in example.pieces if piece.trained][-1:]
         return self.tokenizer.decode(self.tokenizer.encode(last))

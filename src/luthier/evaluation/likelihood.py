@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from luthier.data.batches import Layout, collate, in_order
+from luthier.data.batches import Layout, collate, scoring_batches
 from luthier.data.tokens import TokenStore
 from luthier.layers.batch import Batch
 from luthier.weights.model import Model
@@ -39,7 +39,7 @@ def score_rows(
 ) -> Iterator[RowLikelihood]:
     """Score each of `rows` (indices into `tokens`) once, longest first. `limit` learns how many fit in memory."""
     fits = limit or RowLimit("scoring")
-    batches = in_order(tokens, rows, rows_per_batch, layout)
+    batches = scoring_batches(tokens, rows, rows_per_batch, layout)
 
     def score(batch: Batch) -> list[RowLikelihood]:
         def part(rows: Sequence[int]) -> list[RowLikelihood]:

@@ -21,7 +21,7 @@ import jinja2
 from luthier.catalog.metrics import METRICS
 from luthier.errors import LuthierError
 from luthier.evaluation.curves import Curves, read_curves
-from luthier.evaluation.fates import FATES, SIDES, Fates, read_fates
+from luthier.evaluation.fates import FATES, SPLITS, Fates, read_fates
 from luthier.evaluation.headline import headline
 from luthier.evaluation.pictures import changes, length_picture, loss_picture, rate_picture
 from luthier.evaluation.samples import Samples, choose_samples
@@ -65,7 +65,7 @@ def _contents(job: JobFolder) -> dict[str, Any]:
         "rate_picture": rate_picture(curves),
         "fates": fates,
         "fate_names": FATES,
-        "sides": _sides(fates),
+        "splits": _splits(fates),
         "length_pictures": length_picture(fates, limit if isinstance(limit, int) else None),
         "samples": samples,
         "samples_missing": samples_missing,
@@ -98,26 +98,26 @@ def _failure(job: JobFolder) -> str:
 
 
 def _samples(job: JobFolder, metrics: Mapping[str, Any]) -> tuple[Samples | None, str]:
-    """The sample rows of the scored side, or why there are none."""
-    sides = [str(metrics.get("split") or ""), "test", "validation"]
-    for side in sides:
-        base, tuned = job.scores / f"base.{side}.jsonl", job.scores / f"tuned.{side}.jsonl"
-        if side and base.is_file() and tuned.is_file():
+    """The sample rows of the scored split, or why there are none."""
+    splits = [str(metrics.get("split") or ""), "test", "validation"]
+    for split in splits:
+        base, tuned = job.scores / f"base.{split}.jsonl", job.scores / f"tuned.{split}.jsonl"
+        if split and base.is_file() and tuned.is_file():
             try:
                 samples = choose_samples(base, tuned)
             except LuthierError as error:
                 return None, str(error)
-            return (samples, "") if samples.rows else (None, f"the {side} side has no rows")
+            return (samples, "") if samples.rows else (None, f"the {split} split has no rows")
     return None, "base and tuned model were not both scored row by row"
 
 
-def _sides(fates: Fates | None) -> list[tuple[str, dict[str, int]]]:
-    """Rows per side and fate, the known sides first."""
+def _splits(fates: Fates | None) -> list[tuple[str, dict[str, int]]]:
+    """Rows per split and fate, the known splits first."""
     if fates is None:
         return []
-    known = [side for side in SIDES if side in fates.by_side]
-    others = sorted(set(fates.by_side) - set(SIDES))
-    return [(side or "no side", dict(fates.by_side[side])) for side in known + others]
+    known = [split for split in SPLITS if split in fates.by_split]
+    others = sorted(set(fates.by_split) - set(SPLITS))
+    return [(split or "no split", dict(fates.by_split[split])) for split in known + others]
 
 
 def _warnings(run: Mapping[str, Any], metrics: Mapping[str, Any], curves: Curves, fates: Fates | None) -> list[str]:
@@ -125,8 +125,8 @@ def _warnings(run: Mapping[str, Any], metrics: Mapping[str, Any], curves: Curves
     lines = [str(line) for line in [*(run.get("warnings") or []), *(metrics.get("notes") or [])]]
     if metrics.get("split") == "validation" and not any("chose the checkpoint" in line for line in lines):
         lines.append(
-            "There is no test side: the rows scored here are the validation rows, which also chose the checkpoint, so "
-            "the numbers lean to the good side. Set test_split_ratio, or give --test, for an untouched side."
+            "There is no test split: the rows scored here are the validation rows, which also chose the checkpoint, so "
+            "the numbers lean to the good side. Set test_split_ratio, or give --test, for an untouched split."
         )
     if curves.not_finite:
         lines.append(f"{curves.not_finite:,} logged values are not finite and are not drawn: training diverged there.")

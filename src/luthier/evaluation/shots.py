@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from luthier.data.build import spans_of
+from luthier.data.build import mask_to_spans
 from luthier.data.example import Example, Piece
-from luthier.data.prepare import Prepared
+from luthier.data.prepare import Dataset
 from luthier.data.tokenize import Tokenizer
 from luthier.data.tokens import TokenStore, TokenWriter
 from luthier.errors import SettingError
@@ -29,7 +29,7 @@ class ShotRows:
     """Rows with examples before them, tokenized into a store of their own in `folder`."""
 
     def __init__(
-        self, prepared: Prepared, tokenizer: Tokenizer, rows: np.ndarray[Any, Any], shots: list[Example], folder: Path,
+        self, prepared: Dataset, tokenizer: Tokenizer, rows: np.ndarray[Any, Any], shots: list[Example], folder: Path,
         context: int,
     ) -> None:  # fmt: skip
         self.kind = prepared.kind
@@ -45,7 +45,7 @@ class ShotRows:
                         f"--shots {len(shots)}: {example.source} has {len(ids):,} tokens with its examples, "
                         f"the model's context holds {context:,}; ask for fewer"
                     )
-                writer.append(ids, spans_of(trained))
+                writer.append(ids, mask_to_spans(trained))
         self.tokens = TokenStore(folder, tokenizer.vocab_size)
 
     def examples(self, indices: np.ndarray[Any, Any]) -> Iterator[Example]:
@@ -54,7 +54,7 @@ class ShotRows:
             yield replace(example, pieces=(*self._before, *example.pieces))
 
 
-def draw_shots(prepared: Prepared, pool: np.ndarray[Any, Any], count: int, seed: int) -> list[Example]:
+def draw_shots(prepared: Dataset, pool: np.ndarray[Any, Any], count: int, seed: int) -> list[Example]:
     """`count` examples from the rows in `pool`; SettingError when it has fewer."""
     if prepared.kind == "domain":
         raise SettingError("--shots: running text has no prompts and completions; use instruction data")

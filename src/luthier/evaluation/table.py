@@ -27,21 +27,21 @@ def before_after_table(metrics: Mapping[str, Any]) -> Table:
     One of base and tuned may be missing: then the table has that model's column alone. An optional
     "labels": {"base": ..., "tuned": ...} names the columns. Metrics that apply to neither model are left out.
     """
-    sides = [side for side in ("base", "tuned") if metrics.get(side)]
+    models = [model for model in ("base", "tuned") if metrics.get(model)]
     labels = metrics.get("labels") or {}
-    both = len(sides) == 2
+    both = len(models) == 2
     table = Table(box=box.SIMPLE_HEAD, caption=_caption(metrics, both), caption_justify="left", pad_edge=False)
     table.add_column("metric", no_wrap=True)
-    for side in sides:
-        table.add_column(labels.get(side, side), justify="right", style="bold" if side == "tuned" else "")
+    for model in models:
+        table.add_column(labels.get(model, model), justify="right", style="bold" if model == "tuned" else "")
     if both:
         table.add_column("change", justify="right", no_wrap=True)
         table.add_column("95 % interval", justify="right", no_wrap=True)
         table.add_column("", no_wrap=True)
     for name, metric in METRICS.items():
-        if all(metrics[side].get(name) is None for side in sides):
+        if all(metrics[model].get(name) is None for model in models):
             continue
-        cells: list[str | Text] = [metric.label, *(shown(metrics[side].get(name)) for side in sides)]
+        cells: list[str | Text] = [metric.label, *(shown(metrics[model].get(name)) for model in models)]
         if both:
             cells += _change(metrics, name)
         table.add_row(*cells)

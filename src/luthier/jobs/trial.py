@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from luthier.catalog.jumpstart import image
+from luthier.catalog.jumpstart import image_uri
 from luthier.jobs.store import Resource, Store
 
 SUFFIX = "-tr-1"
@@ -66,7 +66,7 @@ def _request(job: Resource) -> dict[str, Any]:
         "TrainingJobName": job.name + SUFFIX,
         "RoleArn": given["RoleArn"],
         "HyperParameters": config.get("TextGenerationHyperParameters", {}),
-        "AlgorithmSpecification": {"TrainingImage": image("training", job.region), "TrainingInputMode": "File"},
+        "AlgorithmSpecification": {"TrainingImage": image_uri("training", job.region), "TrainingInputMode": "File"},
         "InputDataConfig": [_channel(channel) for channel in given.get("AutoMLJobInputDataConfig", ())],
         "OutputDataConfig": {**given["OutputDataConfig"], "S3OutputPath": _output(job)},
         "ResourceConfig": {"InstanceType": INSTANCE_TYPE, "InstanceCount": 1, "VolumeSizeInGB": VOLUME_GB},

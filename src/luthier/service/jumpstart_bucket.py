@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from luthier.api.jumpstart.spec import MIN_SDK, spec
 from luthier.catalog.entry import Entry
-from luthier.catalog.jumpstart import BUCKETS, VERSIONS, is_private, key, known, region_of
+from luthier.catalog.jumpstart import BUCKETS, VERSIONS, entries_by_id, is_private, object_key, region_of
 from luthier.objects.virtual import VirtualBucket
 
 MANIFEST, PROPRIETARY = "models_manifest.json", "proprietary-sdk-manifest.json"
@@ -32,8 +32,8 @@ def manifest() -> list[dict[str, str]]:
     """Every id in every version, as SDK v2 reads it."""
     return [
         {"model_id": identity, "version": version, "min_version": MIN_SDK,
-         "spec_key": key(identity, version, "spec.json")}
-        for identity in sorted(known())
+         "spec_key": object_key(identity, version, "spec.json")}
+        for identity in sorted(entries_by_id())
         for version in VERSIONS
     ]  # fmt: skip
 
@@ -55,16 +55,18 @@ def _objects(bucket: str, entries: str) -> Mapping[str, Callable[[], bytes]]:
     if not is_private(bucket):
         found[MANIFEST] = lambda: _json(manifest())
         found[PROPRIETARY] = lambda: _json([])
-    for identity, entry in known().items():
+    for identity, entry in entries_by_id().items():
         for version in VERSIONS:
             if not is_private(bucket):
-                found[key(identity, version, "spec.json")] = functools.partial(_spec, entry, identity, version, region)
-                found[key(identity, version, "sourcedir.tar.gz")] = lambda: _EMPTY_TAR
+                found[object_key(identity, version, "spec.json")] = functools.partial(
+                    _spec, entry, identity, version, region
+                )
+                found[object_key(identity, version, "sourcedir.tar.gz")] = lambda: _EMPTY_TAR
             if entry.licence.eula:
-                found[key(identity, version, "eula.txt")] = functools.partial(_eula, entry)
+                found[object_key(identity, version, "eula.txt")] = functools.partial(_eula, entry)
             if entry.licence.eula == is_private(bucket):
                 for folder in ("train", "infer"):
-                    found[key(identity, version, f"{folder}/README.txt")] = lambda: _NOTE
+                    found[object_key(identity, version, f"{folder}/README.txt")] = lambda: _NOTE
     return found
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from luthier.data.records import Literal
+from luthier.data.records import JsonLiteral
 from luthier.errors import did_you_mean
 from luthier.serving.refusals import Refusal
 
@@ -144,7 +144,7 @@ def checked(rule: Rule, value: Any, where: str) -> Any:
 
 def plain_value(value: Any) -> Any:
     """A number or boolean out of the text it was written as; anything else as it is."""
-    if not isinstance(value, Literal):
+    if not isinstance(value, JsonLiteral):
         return value
     try:
         return json.loads(value)
@@ -154,7 +154,7 @@ def plain_value(value: Any) -> Any:
 
 def shown(value: Any) -> str:
     """A value as the caller wrote it, short enough for one line."""
-    text = str(value) if isinstance(value, Literal) else json.dumps(value, ensure_ascii=False)
+    text = str(value) if isinstance(value, JsonLiteral) else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -168,7 +168,7 @@ def _number(rule: Rule, value: Any) -> int | float | None:
 
 
 def _texts(value: Any) -> tuple[str, ...] | None:
-    texts = [value] if isinstance(value, str) and not isinstance(value, Literal) else value
+    texts = [value] if isinstance(value, str) and not isinstance(value, JsonLiteral) else value
     if not isinstance(texts, list) or len(texts) > MOST_STOPS:
         return None
     fitting = all(type(text) is str and 1 <= len(text) <= MOST_STOP_CHARACTERS for text in texts)

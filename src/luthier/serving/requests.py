@@ -143,7 +143,7 @@ def _prompts(value: Any) -> tuple[tuple[Prompt, ...], bool]:
 
 def _kind(value: Any) -> str:
     """What kind of Prompt a JSON value is."""
-    return next((kind for form, kind in _KINDS if type(value) is form), "")  # a Literal is no text
+    return next((kind for form, kind in _KINDS if type(value) is form), "")  # a JsonLiteral is no text
 
 
 def _fields(given: dict[str, Any]) -> Asked:

@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 
 from luthier.data.example import Example, Piece
-from luthier.data.prompts import renderer
+from luthier.data.prompts import prompt_renderer
 from luthier.data.tokenize import Tokenizer
 from luthier.errors import LuthierError, UserError
 from luthier.serving.parameters import LARGEST, Parameters
@@ -95,7 +95,7 @@ class Served:
         fields = prompt.value if prompt.kind == "fields" else {_PLAIN[prompt.kind]: prompt.value}
         if prompt.kind == "messages" and not isinstance(prompt.value, list):
             raise UserError('expected a list of {"role": "system|user|assistant", "content": text}')
-        return renderer(self.provenance, self.tokenizer, raw, trusted)(fields)
+        return prompt_renderer(self.provenance, self.tokenizer, raw, trusted)(fields)
 
     def _rows_of(self, example: Example, prompt: Prompt, asked: Asked) -> list[Row]:
         parameters = asked.parameters
@@ -119,14 +119,14 @@ class Served:
         return Row(replace(order, choice=choice), Writing(self.tokenizer, order.ids, order.stops, live=order.scored))
 
     def _ids(self, example: Example) -> list[int]:
-        ids, start = self.tokenizer.prompt_ids(example), self.tokenizer.bos
-        doubled = example.framed and start and not self.tokenizer.encoder_decoder
+        ids, start = self.tokenizer.prompt_ids(example), self.tokenizer.prefix_ids
+        doubled = example.add_special_tokens and start and not self.tokenizer.encoder_decoder
         # A text that is trusted with its control tokens may bring the one that begins it.
         return ids[len(start) :] if doubled and ids[len(start) : 2 * len(start)] == start else ids
 
     def _truncated(self, ids: list[int], most: int) -> list[int]:
         """The last `most` tokens of a prompt, the one that begins a text kept."""
-        start = self.tokenizer.bos if ids[: len(self.tokenizer.bos)] == self.tokenizer.bos else []
+        start = self.tokenizer.prefix_ids if ids[: len(self.tokenizer.prefix_ids)] == self.tokenizer.prefix_ids else []
         if len(ids) <= most:
             return ids
         return [*start, *ids[len(ids) - max(most - len(start), 1) :]]

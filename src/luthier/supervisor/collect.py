@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from luthier.catalog.jumpstart import image
+from luthier.catalog.jumpstart import image_uri
 from luthier.errors import LuthierError, ObjectStoreUnreachableError, UserError
 from luthier.jobs import trial
 from luthier.jobs.store import Resource
@@ -64,7 +64,7 @@ def container(resource: Resource) -> dict[str, Any]:
     """What CreateModel needs to serve the job's model."""
     task = "text2text-generation" if order.reads_pairs(order.entry_of(resource)) else "text-generation"
     return {
-        "Image": image("inference", resource.region),
+        "Image": image_uri("inference", resource.region),
         "ModelDataUrl": artifact(resource),
         "Environment": {"HF_TASK": task},
     }

@@ -81,7 +81,7 @@ def reads_pairs(entry: Entry | None) -> bool:
     return entry is not None and entry.shape.get("model_type") in ("t5", "mt5", "bart", "mbart", "longt5")
 
 
-def job(resource: Resource, device: str, sides: Mapping[str, Any], model: str | None = None) -> JobSpec:
+def job(resource: Resource, device: str, channels: Mapping[str, Any], model: str | None = None) -> JobSpec:
     """The engine's order; `model` stands in for the base model's name where its weights were downloaded."""
     facts, entry = resource.facts, entry_of(resource)
     limit = entry.autopilot.rows if is_automl(resource) and entry and entry.autopilot else None
@@ -92,18 +92,18 @@ def job(resource: Resource, device: str, sides: Mapping[str, Any], model: str | 
         command=["CreateAutoMLJobV2" if is_automl(resource) else "CreateTrainingJob", resource.name],
         max_truncated=TRUNCATED if is_automl(resource) else None,
         max_rows=limit,
-        hyperparameters=hyperparameters(resource, sides),
+        hyperparameters=hyperparameters(resource, channels),
         eula=facts.get("eula"),
     )
 
 
-def hyperparameters(resource: Resource, sides: Mapping[str, Any]) -> dict[str, str]:
-    """The engine's hyperparameters; `sides` are the channels that there are. Autopilot's own rules become settings."""
+def hyperparameters(resource: Resource, channels: Mapping[str, Any]) -> dict[str, str]:
+    """The engine's hyperparameters; `channels` are those of the request. Autopilot's own rules become settings."""
     given = {name: str(value) for name, value in resource.facts.get("hyperparameters", {}).items()}
     if not is_automl(resource):
         return given
     settled: dict[str, str] = {}
-    if "validation" not in sides:
+    if "validation" not in channels:
         split = resource.request.get("DataSplitConfig", {})
         settled["validation_split_ratio"] = str(split.get("ValidationFraction", VALIDATION_SHARE))
     entry = entry_of(resource)

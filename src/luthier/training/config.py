@@ -171,7 +171,7 @@ _DECAYING = ("linear", "cosine", "CosineAnnealing")  # schedulers that go down t
 
 def _check_together(values: Hyperparameters) -> None:
     v = cast(dict[str, Any], dict(values))
-    scheduler, given = v["lr_scheduler_type"], values.given
+    scheduler, given = v["lr_scheduler_type"], values.explicit
     if scheduler == "constant" and any(v[name] for name in given & {"warmup_steps", "warmup_ratio"}):
         raise SettingError("lr_scheduler_type=constant has no warm-up; use constant_with_warmup")
     if v["min_learning_rate"] > v["learning_rate"]:
@@ -209,7 +209,7 @@ def without_bf16(dtype: str) -> str:
 
 def _strategy(values: Hyperparameters, strategy: str, interval: str) -> str:
     """The strategy asked for; naming an interval alone asks for steps."""
-    implied = interval in values.given and strategy not in values.given
+    implied = interval in values.explicit and strategy not in values.explicit
     return "steps" if implied else str(values[strategy])
 
 
@@ -265,7 +265,7 @@ def _said(rules: list[Rule], values: Hyperparameters) -> tuple[str, ...]:
 def _asking(names: tuple[str, ...], values: Hyperparameters) -> list[str]:
     """Those of `names` that were given, and not just to leave off what is off anyway."""
     off = (False, "False", "auto", None)
-    given = [name for name in names if name in values.given and (name, values[name]) != ("bits", 16)]
+    given = [name for name in names if name in values.explicit and (name, values[name]) != ("bits", 16)]
     return [name for name in given if values[name] not in off or TABLE[name].default is True]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from luthier.data.prepare import Prepared
+from luthier.data.prepare import Dataset
 from luthier.evaluation.table import before_after_table
 from luthier.jobfolder import JobFolder
 from luthier.training.resolved_job import ResolvedJob
@@ -30,7 +30,7 @@ def print_job(console: Console, order: ResolvedJob, ranks: int) -> None:
         console.print(f"{ranks} ranks, {shared}", highlight=False)
 
 
-def print_data(console: Console, prepared: Prepared, warnings: Sequence[str]) -> None:
+def print_data(console: Console, prepared: Dataset, warnings: Sequence[str]) -> None:
     """Where every row went, and what deserves a second look."""
     counts, split = prepared.counts, prepared.split
     origin = f", {prepared.template_origin}" if prepared.template_origin else ""

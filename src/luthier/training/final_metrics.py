@@ -24,20 +24,22 @@ def write_final_metrics(
     order: ResolvedJob,
     state: TrainingState,
     model: Model,
-    sides: list[str],
+    splits: list[str],
     epochs: float,
     seconds: Mapping[str, float],
     peaks: Sequence[Peak],
 ) -> dict[str, Any]:
     """Write and return metrics.json.
 
-    `sides` are the scored ones, the deciding one first; `epochs` the passes over the training rows; `seconds` the
+    `splits` are the scored ones, the deciding one first; `epochs` the passes over the training rows; `seconds` the
     time by what it was spent on ("score_seconds", "total_seconds"); `peaks` each rank's memory.
     """
     seed = int(order.hyperparameters["train_data_split_seed"] or 0)
     scores = folder.scores
-    compared = {side: compare(scores / f"base.{side}.jsonl", scores / f"tuned.{side}.jsonl", seed) for side in sides}
-    deciding = sides[0] if sides else None
+    compared = {
+        split: compare(scores / f"base.{split}.jsonl", scores / f"tuned.{split}.jsonl", seed) for split in splits
+    }
+    deciding = splits[0] if splits else None
     metrics: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "split": deciding,

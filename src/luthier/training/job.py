@@ -23,9 +23,9 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from luthier.data.batches import Layout, Plan
+from luthier.data.batches import BatchSampler, Layout
 from luthier.data.ledger import check_rows, check_truncated
-from luthier.data.prepare import Prepared, prepare
+from luthier.data.prepare import Dataset, prepare
 from luthier.data.tokenize import Tokenizer, set_threads
 from luthier.errors import Interrupted
 from luthier.evaluation.held_out import HeldOut, ScoreSettings
@@ -60,7 +60,7 @@ class Stage:
     folder: JobFolder
     order: ResolvedJob
     tokenizer: Tokenizer
-    prepared: Prepared
+    prepared: Dataset
     record: dict[str, Any]
     console: Console
     ranks: ProcessGroup = field(default_factory=ProcessGroup)
@@ -110,18 +110,18 @@ def run_job(
             ranks,
         )
         check_capacity(estimate_resources(model, checkpoints.limit), folder.root, stage.order.device, ranks.size)
-        sides = _held_out(stage)
+        splits = _held_out(stage)
         with nullcontext(ranks.ask) if locked else stop_requests(console) as ranks.ask:
-            for side, held_out in sides.items():
-                _score(stage, held_out, model, "base", side)
+            for split, held_out in splits.items():
+                _score(stage, held_out, model, "base", split)
             state = _train(stage, model, checkpoints, resume)
             _take_best(stage, model, checkpoints, state)
             model.round_shards() if isinstance(model, ShardedModel) else round_weights(model)
-            for side, held_out in sides.items():
+            for split, held_out in splits.items():
                 if ranks.leads:
-                    (folder.scores / f"tuned.{side}.jsonl").unlink(missing_ok=True)
-                _score(stage, held_out, model, "tuned", side)
-        _finish(stage, model, state, list(sides), time.monotonic() - started)
+                    (folder.scores / f"tuned.{split}.jsonl").unlink(missing_ok=True)
+                _score(stage, held_out, model, "tuned", split)
+        _finish(stage, model, state, list(splits), time.monotonic() - started)
 
 
 def _prepare_first(folder: JobFolder, resume: bool, console: Console, ranks: ProcessGroup) -> Stage:
@@ -214,33 +214,33 @@ def _load_one(stage: Stage) -> Model:
 
 
 def _held_out(stage: Stage) -> dict[str, HeldOut]:
-    """The sides to score, the one that decides the verdict first."""
+    """The splits to score, the one that decides the verdict first."""
     values, job = stage.order.hyperparameters, stage.order.job
     settings = ScoreSettings(
         job.score_rows, int(values["train_data_split_seed"] or 0),
         stage.order.settings.run.eval_rows_per_batch, stage.order.settings.run.packing, stage.limits.scoring,
         stage.limits.answering,
     )  # fmt: skip
-    split = stage.prepared.split
-    rows = {"test": split.test, "validation": split.validation}
+    splits = stage.prepared.split
+    rows = {"test": splits.test, "validation": splits.validation}
     return {
-        side: HeldOut(stage.prepared, stage.tokenizer, indices, settings)
-        for side, indices in rows.items()
+        split: HeldOut(stage.prepared, stage.tokenizer, indices, settings)
+        for split, indices in rows.items()
         if len(indices)
     }
 
 
-def _score(stage: Stage, held_out: HeldOut, model: Model, name: str, side: str) -> None:
-    path = stage.folder.scores / f"{name}.{side}.jsonl"
+def _score(stage: Stage, held_out: HeldOut, model: Model, name: str, split: str) -> None:
+    path = stage.folder.scores / f"{name}.{split}.jsonl"
     if stage.ranks.first(path.exists()):
-        stage.say(f"{name} model on the {side} rows: scored before, kept")
+        stage.say(f"{name} model on the {split} rows: scored before, kept")
         return
     bar = Progress(
-        TextColumn(f"scoring the {name} model on {len(held_out.rows):,} {side} rows"), BarColumn(),
+        TextColumn(f"scoring the {name} model on {len(held_out.rows):,} {split} rows"), BarColumn(),
         MofNCompleteColumn(), TimeRemainingColumn(), console=stage.console, disable=not stage.console.is_terminal,
     )  # fmt: skip
     if not stage.console.is_terminal:
-        stage.say(f"scoring the {name} model on {len(held_out.rows):,} {side} rows")
+        stage.say(f"scoring the {name} model on {len(held_out.rows):,} {split} rows")
     started = time.monotonic()
     with bar:
         task = bar.add_task("", total=held_out.work)
@@ -287,18 +287,18 @@ def _train(stage: Stage, model: Model, checkpoints: Checkpoints, resume: bool) -
 
 def _layout(stage: Stage, model: Model) -> Layout:
     run = stage.order.settings.run
-    widths = (stage.prepared.window, stage.order.data.max_output_length if model.encoder_decoder else 0)
+    widths = (stage.prepared.max_length, stage.order.data.max_output_length if model.encoder_decoder else 0)
     return Layout(
         run.packing and model.packs, stage.tokenizer.pad_id, model.start_id, widths if run.pad_to_max else (0, 0)
     )
 
 
-def _plan(stage: Stage, model: Model, state: TrainingState) -> Plan:
+def _plan(stage: Stage, model: Model, state: TrainingState) -> BatchSampler:
     run, rows = stage.order.settings.run, stage.prepared.split.train
     tokens = stage.prepared.tokens
     lengths = tokens.lengths[rows]
     padded, packed = (None, model.work(lengths, tokens.trained_counts[rows])) if model.packs else (lengths, None)
-    return Plan(rows, run.rows_per_batch, state.window, run.seed, padded, run.drop_last, packed)
+    return BatchSampler(rows, run.rows_per_batch, state.window, run.seed, padded, run.drop_last, packed)
 
 
 def _starting_state(stage: Stage, checkpoints: Checkpoints, resume: bool) -> TrainingState:
@@ -324,7 +324,7 @@ def _take_best(stage: Stage, model: Model, checkpoints: Checkpoints, state: Trai
     model.network.eval()
 
 
-def _finish(stage: Stage, model: Model, state: TrainingState, sides: list[str], seconds: float) -> None:
+def _finish(stage: Stage, model: Model, state: TrainingState, splits: list[str], seconds: float) -> None:
     if isinstance(model, ShardedModel):
         model.put_together()
     peaks = stage.ranks.gather(peak_memory(stage.order.device))
@@ -333,14 +333,14 @@ def _finish(stage: Stage, model: Model, state: TrainingState, sides: list[str], 
     folder, template = stage.folder, stage.prepared.template
     as_file = {"prompt": template.prompt, "completion": template.completion} if template else None
     provenance = stage.record | {"steps": state.step, "best_step": state.best_step, "best_loss": state.best_loss}
-    save_artifact(model, stage.order.base, folder.model, as_file, provenance, stage.tokenizer.lent_template)
+    save_artifact(model, stage.order.base, folder.model, as_file, provenance, stage.tokenizer.default_chat_template)
     pack(folder.model, folder.artifact)
     plan = _plan(stage, model, state)
     spent = {
         "score_seconds": round(stage.score_seconds, 2),
         "total_seconds": round(seconds + stage.earlier_seconds, 2),
     }
-    metrics = write_final_metrics(folder, stage.order, state, model, sides, plan.epoch_of(state.step), spent, peaks)
+    metrics = write_final_metrics(folder, stage.order, state, model, splits, plan.epoch_of(state.step), spent, peaks)
     write_report(folder)
     print_result(stage.console, folder, metrics)
 

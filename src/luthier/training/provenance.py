@@ -16,7 +16,7 @@ import torch
 from luthier.catalog.hyperparameters import Hyperparameters
 from luthier.catalog.locate import Location
 from luthier.catalog.shape import read_config
-from luthier.data.prepare import Prepared
+from luthier.data.prepare import Dataset
 from luthier.jobfolder import FORMAT_VERSION
 from luthier.jobspec import JobSpec
 from luthier.weights.convert import origin
@@ -43,7 +43,7 @@ def run_provenance(
     spec: JobSpec,
     hyperparameters: Hyperparameters,
     model: Mapping[str, Any],
-    prepared: Prepared,
+    prepared: Dataset,
     device: str,
     dtype: str,
 ) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def run_provenance(
         "template": prepared.template.to_json() if prepared.template else None,
         "template_origin": prepared.template_origin,
         "settings": dict(hyperparameters),
-        "given": sorted(hyperparameters.given),
+        "given": sorted(hyperparameters.explicit),
         "reserved": hyperparameters.reserved,
         "device": device,
         "dtype": dtype,

@@ -85,11 +85,11 @@ def resolve_job(folder: JobFolder, say: Callable[[str], None]) -> ResolvedJob:
     read_settings(hyperparameters)  # what can be refused is refused before anything is fetched
     device = find_device(job.device)
     base = as_safetensors(fetch(location, say), say)
-    location = location.at(base)  # the entry of a model outside the catalogue is made of its files
+    location = location.with_folder(base)  # the entry of a model outside the catalogue is made of its files
     hyperparameters, kind = _read(asked, location.entry, job.kind, channels["training"])
     settings = read_settings(hyperparameters)
     positions = context_length(base, location.entry)
-    data = DataSettings.from_hyperparameters(kind, hyperparameters, hyperparameters.given, location.entry, positions)
+    data = DataSettings.from_hyperparameters(kind, hyperparameters, hyperparameters.explicit, location.entry, positions)
     dtype = compute_dtype(settings.run.precision, device)
     if settings.optimizer.in_bf16 and dtype is not torch.bfloat16:
         raise SettingError(without_bf16(str(dtype).removeprefix("torch.")))
@@ -99,7 +99,7 @@ def resolve_job(folder: JobFolder, say: Callable[[str], None]) -> ResolvedJob:
 def _read(asked: Mapping[str, Any], entry: Entry | None, kind: str, training: Path) -> tuple[Hyperparameters, str]:
     """The hyperparameters over the entry's, and the kind of the rows, which must be one that the entry takes."""
     hyperparameters = parse_for(entry, asked)
-    found = resolve_kind(kind, hyperparameters, hyperparameters.given, training)
+    found = resolve_kind(kind, hyperparameters, hyperparameters.explicit, training)
     check_kind(entry, found)
     return hyperparameters, found
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from luthier.data.batches import Layout, Plan, collate
+from luthier.data.batches import BatchSampler, Layout, collate
 from luthier.data.tokens import TokenStore
 from luthier.errors import Interrupted
 from luthier.evaluation.likelihood import Likelihood, score_rows, total
@@ -39,7 +39,7 @@ class Run:
 
     model: Model
     tokens: TokenStore
-    plan: Plan
+    plan: BatchSampler
     validation_rows: np.ndarray
     settings: TrainingSettings
     layout: Layout

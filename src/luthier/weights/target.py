@@ -74,7 +74,7 @@ def find_target(name: str, say: Callable[[str], None]) -> Target:
         raise RunFolderError(f"{name}: this run has no model yet; finish it with luthier tune --resume --out {name}")
     location = locate(name)
     base = as_safetensors(fetch(location, say), say)
-    return Target(location.name, base, entry=location.at(base).entry)
+    return Target(location.name, base, entry=location.with_folder(base).entry)
 
 
 def _from_artifact(folder: Path, say: Callable[[str], None]) -> Target:

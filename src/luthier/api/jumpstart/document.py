@@ -10,7 +10,7 @@ from typing import Any
 from luthier.api.jumpstart import spec as specs
 from luthier.api.jumpstart.offered import hyperparameters, is_pairs, metrics, name_base
 from luthier.catalog.entry import Entry
-from luthier.catalog.jumpstart import bucket_of, image, key
+from luthier.catalog.jumpstart import bucket_of, image_uri, object_key
 
 _CAMEL = {"name": "Name", "type": "Type", "default": "Default", "scope": "Scope", "options": "Options"}
 # The hub's schema knows no bound that excludes itself.
@@ -22,10 +22,10 @@ def document(entry: Entry, identity: str, version: str, region: str) -> dict[str
     payload = specs.payload(entry)
     written: dict[str, Any] = {
         "ModelTypes": ["OPEN_WEIGHTS"],
-        "Capabilities": ["FINE_TUNING", "TRAINING", "VALIDATION"] if entry.tunable else [],
+        "Capabilities": ["FINE_TUNING", "TRAINING", "VALIDATION"] if entry.is_tunable else [],
         "Url": f"https://huggingface.co/{entry.source}",
         "MinSdkVersion": specs.MIN_SDK,
-        "TrainingSupported": entry.tunable,
+        "TrainingSupported": entry.is_tunable,
         "IncrementalTrainingSupported": False,
         "ResourceNameBase": name_base(entry),
         "GatedBucket": entry.licence.eula,
@@ -35,7 +35,7 @@ def document(entry: Entry, identity: str, version: str, region: str) -> dict[str
         "DataType": "Text",
         "License": entry.licence.name,
         "DynamicContainerDeploymentSupported": False,
-        "HostingEcrUri": image("inference", region),
+        "HostingEcrUri": image_uri("inference", region),
         "HostingArtifactS3DataType": "S3Prefix",
         "HostingArtifactCompressionType": "None",
         "HostingArtifactUri": _uri(entry, identity, version, region, "infer/"),
@@ -55,12 +55,12 @@ def document(entry: Entry, identity: str, version: str, region: str) -> dict[str
     if entry.licence.eula:
         written["HostingEulaUri"] = _uri(entry, identity, version, region, "eula.txt")
         written["HostingEulaExternalLink"] = entry.licence.url
-    return written | (_training(entry, identity, version, region) if entry.tunable else {})
+    return written | (_training(entry, identity, version, region) if entry.is_tunable else {})
 
 
 def _training(entry: Entry, identity: str, version: str, region: str) -> dict[str, Any]:
     return {
-        "TrainingEcrUri": image("training", region),
+        "TrainingEcrUri": image_uri("training", region),
         "TrainingArtifactS3DataType": "S3Prefix",
         "TrainingArtifactCompressionType": "None",
         "TrainingArtifactUri": _uri(entry, identity, version, region, "train/"),
@@ -81,9 +81,9 @@ def _training(entry: Entry, identity: str, version: str, region: str) -> dict[st
 
 
 def _uri(entry: Entry, identity: str, version: str, region: str, rest: str) -> str:
-    return f"s3://{bucket_of(entry, region)}/{key(identity, version, rest)}"
+    return f"s3://{bucket_of(entry, region)}/{object_key(identity, version, rest)}"
 
 
 def _variants(role: str, region: str) -> dict[str, Any]:
-    uri = image(role, region)
+    uri = image_uri(role, region)
     return {"Variants": {family: {"Properties": {"ImageUri": uri}} for family in specs.FAMILIES}}

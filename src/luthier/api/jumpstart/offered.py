@@ -61,7 +61,7 @@ def _rows(entry: Entry) -> Iterator[Hyperparameter]:
         names.add("max_output_length")
     for name, row in TABLE.items():
         if name in names:
-            yield row.narrowed(entry.hyperparameter_ranges.get(name, {}), "")
+            yield row.with_bounds(entry.hyperparameter_ranges.get(name, {}), "")
 
 
 def _written(entry: Entry, identity: str, row: Hyperparameter) -> dict[str, Any]:
@@ -82,9 +82,9 @@ def _bounds(row: Hyperparameter) -> dict[str, float]:
     if row.sentinel is not None:
         low = row.sentinel if low is None else min(low, row.sentinel)  # what lies between is refused by the job
     if low is not None:
-        found["exclusive_min" if row.above else "min"] = low
+        found["exclusive_min" if row.exclusive_minimum else "min"] = low
     if high is not None:
-        found["exclusive_max" if row.below else "max"] = high
+        found["exclusive_max" if row.exclusive_maximum else "max"] = high
     return found
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from luthier.api.jumpstart.offered import hyperparameters, is_pairs, metrics, name_base
 from luthier.catalog.entry import Entry
-from luthier.catalog.jumpstart import image, key
+from luthier.catalog.jumpstart import image_uri, object_key
 
 MIN_SDK = "2.0.0"
 JSON = "application/json"
@@ -43,12 +43,12 @@ def spec(entry: Entry, identity: str, version: str, region: str) -> dict[str, An
         "url": f"https://huggingface.co/{entry.source}" if "/" in entry.source else "",
         "version": version,
         "min_sdk_version": MIN_SDK,
-        "training_supported": entry.tunable,
+        "training_supported": entry.is_tunable,
         "incremental_training_supported": False,
         "resource_name_base": name_base(entry),
         "gated_bucket": entry.licence.eula,
         "hosting_use_script_uri": False,
-        "hosting_artifact_key": key(identity, version, "infer/"),
+        "hosting_artifact_key": object_key(identity, version, "infer/"),
         "default_inference_instance_type": default_instance(entry),
         "supported_inference_instance_types": list(INSTANCES),
         "hosting_instance_type_variants": _variants("inference", region),
@@ -59,8 +59,8 @@ def spec(entry: Entry, identity: str, version: str, region: str) -> dict[str, An
         "default_payloads": {"example": payload(entry)},
     }
     if entry.licence.eula:
-        written["hosting_eula_key"] = key(identity, version, "eula.txt")
-    if not entry.tunable:
+        written["hosting_eula_key"] = object_key(identity, version, "eula.txt")
+    if not entry.is_tunable:
         return written | {"usage_info_message": entry.description}
     return written | _training(entry, identity, version, region)
 
@@ -78,9 +78,9 @@ def payload(entry: Entry) -> dict[str, Any]:
 
 def _training(entry: Entry, identity: str, version: str, region: str) -> dict[str, Any]:
     return {
-        "training_artifact_key": key(identity, version, "train/"),
-        "training_script_key": key(identity, version, "sourcedir.tar.gz"),
-        "training_prepacked_script_key": key(identity, version, "sourcedir.tar.gz"),
+        "training_artifact_key": object_key(identity, version, "train/"),
+        "training_script_key": object_key(identity, version, "sourcedir.tar.gz"),
+        "training_prepacked_script_key": object_key(identity, version, "sourcedir.tar.gz"),
         "default_training_instance_type": default_instance(entry),
         "supported_training_instance_types": list(INSTANCES),
         "training_instance_type_variants": _variants("training", region),
@@ -93,6 +93,6 @@ def _training(entry: Entry, identity: str, version: str, region: str) -> dict[st
 
 def _variants(role: str, region: str) -> dict[str, Any]:
     return {
-        "regional_aliases": {region: {"luthier": image(role, region)}},
+        "regional_aliases": {region: {"luthier": image_uri(role, region)}},
         "variants": {family: {"regional_properties": {"image_uri": "$luthier"}} for family in FAMILIES},
     }
