@@ -1,4 +1,4 @@
-"""What moto's codec lacks and ours adds: strict values, streams, headers, times in UTC, errors in every form."""
+"""Requests and responses in every protocol: strict values, streams, headers, times in UTC, errors in every form."""
 
 from __future__ import annotations
 

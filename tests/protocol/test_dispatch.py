@@ -200,5 +200,5 @@ def test_headers_that_a_signed_url_holds() -> None:
     assert headers["x-amz-meta-colour"] == "red"
     assert headers["x-amz-acl"] == "mine"
     assert headers["x-amz-meta-n"] == "a b"
-    assert "X-Amz-Date" not in headers
+    assert not {"X-Amz-Date", "x-amz-date"} & headers.keys()
     assert "x-amz-meta-colour" not in dispatch.headers_of(request("PUT", "/b/k?x-amz-meta-colour=red"))

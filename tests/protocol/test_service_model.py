@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from luthier.protocol import dispatch, model
+from luthier.protocol import model, routing
 from luthier.protocol.call import Principal
 from luthier.protocol.gateway import Gateway
 from luthier.protocol.message import Request
@@ -35,17 +35,17 @@ def test_texts_are_left_out_and_members_are_not() -> None:
         "members": {"documentation": {"shape": "A"}},
         "list": [{"documentation": "x"}],
     }
-    assert model._undocumented(described) == {"members": {"documentation": {"shape": "A"}}, "list": [{}]}
+    assert model._without_documentation(described) == {"members": {"documentation": {"shape": "A"}}, "list": [{}]}
 
 
 def test_the_first_calls_may_come_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model, "_models", {})
-    dispatch._new_router.cache_clear()
+    routing._routes.cache_clear()
     gateway = Gateway(lambda call: {}, {"s3": {"ListBuckets"}}, lambda request, service: Principal())
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda number: gateway.answer(Request("GET", "/")).status, range(32)))
     assert answers == [200] * 32
-    dispatch._new_router.cache_clear()
+    routing._routes.cache_clear()
 
 
 CHILD = """
@@ -70,4 +70,6 @@ def test_the_wire_is_small() -> None:
     status, resident, modules = json.loads(done.stdout)
     assert status == 200
     assert resident < MOST
-    assert not {"torch", "transformers", "numpy", "pandas", "pyarrow", "moto.s3", "cryptography"} & set(modules)
+    assert not {"torch", "transformers", "numpy", "pandas", "pyarrow", "moto", "werkzeug", "cryptography"} & set(
+        modules
+    )

@@ -1,25 +1,20 @@
-"""Requests into an operation's input and results into answers, by the service's model; errors in the service's form.
-
-The only module that knows moto's parsers, and what they lack: strict types and streams.
-"""
+"""Requests into an operation's input, results and errors into responses, by the service's model."""
 
 from __future__ import annotations
 
 import json
 import logging
 import re
+import struct
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any
 from xml.sax.saxutils import escape
 
-from moto.core.eventstream import EventStreamEncoder
-from moto.core.model import OperationModel, Shape
-from moto.core.parse import UNDEFINED, QueryParser, RequestParserError, RestJSONParser, RestXMLParser
+from botocore.model import OperationModel, Shape
 
 from luthier.errors import LuthierError
-from luthier.protocol import jsonbody, serializer, xmlbody
+from luthier.protocol import jsonbody, parser, serializer, xmlbody
 from luthier.protocol.dispatch import form_fields, headers_of, query_fields
 from luthier.protocol.errors import WireError, wire_error
 from luthier.protocol.message import Request, Response
@@ -37,46 +32,66 @@ PROLOG = '<?xml version="1.0" encoding="UTF-8"?>\n'
 ISO, S3_ISO = "%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%dT%H:%M:%S.000Z"
 LONGEST_HEADER = 1024  # of an event; the format allows 32 KiB
 HOST_ID = "luthier"
+S3_NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
+# Root elements of S3's responses that are neither the payload's name nor {operation}Result; botocore's model has none.
+S3_ROOTS = {
+    "CreateMultipartUpload": "InitiateMultipartUploadResult",
+    "DeleteObjects": "DeleteResult",
+    "GetBucketAcl": "AccessControlPolicy",
+    "GetBucketCors": "CORSConfiguration",
+    "GetBucketLifecycleConfiguration": "LifecycleConfiguration",
+    "GetBucketLocation": "LocationConstraint",
+    "GetBucketLogging": "BucketLoggingStatus",
+    "GetBucketNotificationConfiguration": "NotificationConfiguration",
+    "GetBucketTagging": "Tagging",
+    "GetObjectAcl": "AccessControlPolicy",
+    "GetObjectAttributes": "GetObjectAttributesOutput",
+    "GetObjectTagging": "Tagging",
+    "ListBuckets": "ListAllMyBucketsResult",
+    "ListObjectVersions": "ListVersionsResult",
+    "ListObjects": "ListBucketResult",
+    "ListObjectsV2": "ListBucketResult",
+}
 BODILESS = (204, 304)
 _NOT_IN_HEADER = re.compile("[\x00-\x08\x0a-\x1f\x7f]")
-_NUMBER = re.compile(r"[+-]?[0-9]{1,19}")
-# What moto's parsers raise on values of another type; they check none.
-_UNPARSABLE = (RequestParserError, ValueError, TypeError, LookupError, NameError, AttributeError, ArithmeticError)
 _logger = logging.getLogger(__name__)
 
 
 def parse(operation: OperationModel, request: Request, labels: Mapping[str, str]) -> dict[str, Any]:
     """The operation's input; a body that its model streams is left in the request, and is its iterator of bytes.
 
-    Raises WireError SerializationException for what cannot be read, ValidationException for a header, label or query
-    field of another type than the model's.
+    Raises WireError SerializationException for what cannot be read, ValidationException for a header, label, field or
+    XML element of another type than the model's.
     """
-    service = str(operation.service_model.service_name)
-    form = protocol_of(service).form
-    if operation.input_shape is None:
+    service, shape = str(operation.service_model.service_name), operation.input_shape
+    wire_protocol, limit = protocol_of(service).form, protocol_of(service).limit
+    if shape is None:
         return {}
-    if form == "json":
+    if wire_protocol == "json":
         _check_json_type(request)
-        return dict(jsonbody.parse(operation.input_shape, jsonbody.read(request.body(protocol_of(service).limit))))
-    payload = str(operation.input_shape.serialization.get("payload", ""))
-    streamed = bool(payload and operation.input_shape.members[payload].serialization.get("streaming"))
-    values = form_fields(request, service) if form == "query" else query_fields(request.query)
-    given: Any = {
-        "method": request.method,
-        "headers": headers_of(request),
-        "url_path": request.path,
-        "url_params": dict(labels),
-        "values": values,
-        "body": request.chunks if streamed else request.body(protocol_of(service).limit),
-    }
+        return dict(jsonbody.parse(shape, jsonbody.read(request.body(limit))))
     try:
-        parsed = dict(_PARSERS[form](operation, _moment).parse(given))
-    except _UNPARSABLE as error:
-        _logger.debug("%s could not be parsed", operation.name, exc_info=True)
+        if wire_protocol == "query":
+            return parser.parse_form(shape, form_fields(request, service)) or {}
+        return _parse_rest(shape, request, labels, limit)
+    except ValueError as error:
         raise WireError("ValidationException", f"A parameter of {operation.name} has the wrong type: {error}") from None
-    if payload and operation.input_shape.members[payload].type_name == "blob":
-        parsed.setdefault(payload, given["body"])  # an empty body is one, too
-    return {name: value for name, value in parsed.items() if value is not None}
+
+
+def _parse_rest(shape: Shape, request: Request, labels: Mapping[str, str], limit: int) -> dict[str, Any]:
+    payload = shape.serialization.get("payload", "")
+    member = shape.members.get(payload)
+    is_streamed = member is not None and member.serialization.get("streaming")
+    body = b"" if is_streamed else request.body(limit)
+    parsed = parser.parse_bindings(shape, labels, query_fields(request.query), headers_of(request))
+    if member is not None and member.type_name == "blob":
+        return parsed | {payload: request.chunks if is_streamed else body}  # an empty body is one, too
+    if not body:
+        return parsed
+    if member is not None and member.type_name == "string":
+        return parsed | {payload: body.decode()}
+    members = parser.parse_xml(member or shape, xmlbody.read(body))
+    return parsed | ({payload: members} if member else members)
 
 
 def serialise(operation: OperationModel, result: Mapping[str, Any] | None, request_id: str) -> Response:
@@ -123,54 +138,6 @@ def _check_json_type(request: Request) -> None:
         raise WireError("SerializationException", f"The content type {kind[:128]!r} is not {JSON_TYPE!r}.")
 
 
-# Requests ------------------------------------------------------------------------------------------------------------
-
-
-def _moment(text: str) -> datetime:
-    """A time in a header, a query or XML: HTTP's form, ISO 8601 or epoch seconds."""
-    try:
-        if text.replace(".", "", 1).isdecimal():
-            return datetime.fromtimestamp(float(text), UTC)
-        return serializer.as_moment(text if text[:4].isdecimal() else parsedate_to_datetime(text))
-    except (ValueError, OverflowError, OSError):
-        raise ValueError(f"{text[:64]!r} is not a timestamp") from None
-
-
-def _whole_number(shape: Shape, text: str) -> int:
-    if not _NUMBER.fullmatch(text):
-        raise ValueError(f"{text[:64]!r} is not an integer")
-    number, bits = int(text), jsonbody.BITS[shape.type_name]
-    if not -(2 ** (bits - 1)) <= number < 2 ** (bits - 1):
-        raise ValueError(f"{text} does not fit into {bits} bits")
-    return number
-
-
-class _Xml(RestXMLParser):
-    def _parse_xml_string_to_dom(self, body: bytes) -> Any:
-        return xmlbody.read(body)
-
-    def _parse_integer(self, shape: Shape, given: Any) -> int:
-        return _whole_number(shape, given if isinstance(given, str) else (given.text or ""))
-
-    _parse_long = _parse_integer
-
-
-class _Query(QueryParser):
-    def _parse_integer(self, shape: Shape, given: Any, prefix: str = "") -> Any:
-        value = given.get(prefix, UNDEFINED)
-        return _whole_number(shape, value) if isinstance(value, str) else value
-
-    _parse_long = _parse_integer
-
-
-class _RestJson(RestJSONParser):
-    def _parse_body_as_json(self, body: bytes) -> Any:
-        return jsonbody.read(body)
-
-
-_PARSERS = {"query": _Query, "rest-json": _RestJson, "rest-xml": _Xml}
-
-
 # Answers -------------------------------------------------------------------------------------------------------------
 
 
@@ -209,13 +176,12 @@ def _rest_body(
 
 def _s3_document(operation: OperationModel, output: Shape, shape: Shape, value: Any) -> bytes:
     """The document of an answer of S3's, in its namespace."""
-    how, space = output.serialization, str(operation.service_model.metadata.get("xmlNamespace", ""))
-    root = str(how.get("resultWrapper") or how.get("payload") or f"{operation.name}Result")
+    root = S3_ROOTS.get(operation.name) or output.serialization.get("payload") or f"{operation.name}Result"
     if operation.name == "GetBucketLocation":
         # The one answer that is no structure: the root holds the member's text.
-        text = f'<{root} xmlns="{space}">{serializer.xml_text(value.get("LocationConstraint") or "")}</{root}>'
+        text = f'<{root} xmlns="{S3_NAMESPACE}">{serializer.xml_text(value.get("LocationConstraint") or "")}</{root}>'
     else:
-        text = serializer.xml_element(root, shape, value, S3_ISO, space)
+        text = serializer.xml_element(root, shape, value, S3_ISO, S3_NAMESPACE)
     return f"{PROLOG}{text}".encode()
 
 
@@ -291,4 +257,11 @@ def _exception_event(shapes: Mapping[str, Shape], error: Exception) -> bytes:
 
 
 def _message(fields: Mapping[str, str], payload: bytes) -> bytes:
-    return bytes(EventStreamEncoder().encode_message(fields, payload))
+    """An event as AWS frames it: lengths and their CRC, headers of type 7 (string), payload, CRC of all before it."""
+    headers = b"".join(
+        struct.pack("!B", len(name)) + name.encode() + struct.pack("!BH", 7, len(text.encode())) + text.encode()
+        for name, text in fields.items()
+    )
+    prelude = struct.pack("!II", 16 + len(headers) + len(payload), len(headers))
+    message = prelude + struct.pack("!I", zlib.crc32(prelude)) + headers + payload
+    return message + struct.pack("!I", zlib.crc32(message))

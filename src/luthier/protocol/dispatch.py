@@ -6,19 +6,11 @@ was signed for, the host name of AWS that a proxy passed on, a form with an acti
 
 from __future__ import annotations
 
-import functools
 import re
-import threading
 from dataclasses import dataclass, field
-from typing import Any
 from urllib.parse import parse_qsl, unquote
 
-from moto.core.routing import RestRouter
-from werkzeug.datastructures import Headers, MultiDict
-from werkzeug.exceptions import HTTPException
-from werkzeug.routing import RoutingException
-
-from luthier.protocol import model
+from luthier.protocol import model, routing
 from luthier.protocol.call import REGION
 from luthier.protocol.errors import WireError
 from luthier.protocol.message import Request
@@ -51,17 +43,6 @@ class Asked:
     operation: str
     region: str = REGION
     labels: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class _Routed:
-    """As much of a request as moto's router looks at."""
-
-    method: str
-    raw_path: str
-    args: MultiDict[str, str]
-    headers: Headers
-    host: str = "localhost"
 
 
 def service_of(request: Request) -> str:
@@ -142,8 +123,8 @@ def check_target(request: Request) -> None:
             raise WireError("InvalidURI", f"Couldn't parse the specified URI: its {what} holds a NUL.")
 
 
-def query_fields(text: str) -> MultiDict[str, str]:
-    """The fields of a query or a form, which may be empty; WireError MalformedQueryString."""
+def query_fields(text: str) -> dict[str, str]:
+    """The fields of a query or a form, the first of each name; values may be empty. WireError MalformedQueryString."""
     try:
         pairs = parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=MOST_FIELDS)
     except UnicodeDecodeError:
@@ -152,11 +133,11 @@ def query_fields(text: str) -> MultiDict[str, str]:
         raise WireError("MalformedQueryString", f"The query string or form has over {MOST_FIELDS:,} fields.") from None
     if any("\0" in name or "\0" in value for name, value in pairs):
         raise WireError("MalformedQueryString", "The query string or form holds a NUL.")
-    return MultiDict(pairs)
+    return dict(reversed(pairs))
 
 
-def form_fields(request: Request, service: str) -> MultiDict[str, str]:
-    """The fields of a query-protocol request, of its form and its query; its body can be read again."""
+def form_fields(request: Request, service: str) -> dict[str, str]:
+    """The fields of a query-protocol request, of its query before its form; its body can be read again."""
     body = request.body(protocol_of(service).limit)
     request.chunks = iter((body,))
     if body and not _is_form(request):
@@ -166,13 +147,12 @@ def form_fields(request: Request, service: str) -> MultiDict[str, str]:
     except UnicodeDecodeError:
         raise WireError("SerializationException", "The form is not percent-encoded UTF-8.") from None
     fields = query_fields(request.query)
-    fields.update(query_fields(text))
-    return fields
+    return query_fields(text) | fields
 
 
-def headers_of(request: Request) -> Headers:
-    """The request's headers as werkzeug and moto take them, with those of S3's that a signed URL holds in its query."""
-    headers = Headers(list(request.headers.items()))
+def headers_of(request: Request) -> dict[str, str]:
+    """The request's headers, with those of S3's that a signed URL holds in its query."""
+    headers = dict(request.headers)
     if "Signature=" in request.query:
         for name, value in parse_qsl(request.query[:8192], keep_blank_values=True):
             if _HOISTED.fullmatch(name) and name not in headers:
@@ -183,26 +163,11 @@ def headers_of(request: Request) -> Headers:
 def _find_by_path(request: Request, service: str) -> Asked:
     bucket = virtual_bucket(request) if service == "s3" else ""
     path = f"/{bucket}{request.path}" if bucket else request.path
-    routed: Any = _Routed(request.method, path, query_fields(request.query), headers_of(request))
-    try:
-        operation, labels = _router(service).match(routed)
-    except (HTTPException, RoutingException):
-        raise _unknown("The specified method is not allowed against this resource.") from None
-    return Asked(service, str(operation.name), region_of(request), labels)
-
-
-_routers = threading.Lock()
-
-
-def _router(service: str) -> RestRouter:
-    with _routers:
-        return _new_router(service)
-
-
-@functools.cache
-def _new_router(service: str) -> RestRouter:
-    # Not moto's own router for S3, which imports all of moto's S3 to look at the host.
-    return RestRouter(model.load(service))
+    found = routing.match(service, request.method, path, query_fields(request.query), headers_of(request))
+    if found is None:
+        raise _unknown("The specified method is not allowed against this resource.")
+    operation, labels = found
+    return Asked(service, operation, region_of(request), labels)
 
 
 def _existing(service: str, name: str) -> str:

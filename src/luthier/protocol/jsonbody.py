@@ -15,7 +15,7 @@ import re
 from datetime import UTC, datetime
 from typing import Any, NoReturn
 
-from moto.core.model import Shape
+from botocore.model import Shape
 
 from luthier.protocol.errors import WireError
 

@@ -1,6 +1,6 @@
 """The services' published models, as botocore ships them: shapes, operations and their HTTP bindings.
 
-Loaded when a service is first asked for and kept without their documentation, which is most of their size.
+Loaded on first use and kept without their documentation, which is most of their size.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from moto.core.loaders import create_loader
-from moto.core.model import OperationModel, ServiceModel
+from botocore.loaders import Loader
+from botocore.model import OperationModel, ServiceModel
 
 SERVICES = ("sagemaker", "sagemaker-runtime", "logs", "sts", "iam", "s3")
 
@@ -23,15 +23,15 @@ def load(service: str) -> ServiceModel:
         raise KeyError(service)
     with _loading:
         if service not in _models:
-            description = create_loader().load_service_model(service, "service-2")
-            _models[service] = ServiceModel(_undocumented(description), service)
+            # The extras are changes that botocore makes for its own clients.
+            description = Loader(include_default_extras=False).load_service_model(service, "service-2")
+            _models[service] = ServiceModel(_without_documentation(description), service)
         return _models[service]
 
 
 def operation(service: str, name: str) -> OperationModel:
     """The model of an operation that the service has."""
-    found: OperationModel = load(service).operation_model(name)
-    return found
+    return load(service).operation_model(name)
 
 
 def has(service: str, name: str) -> bool:
@@ -39,12 +39,12 @@ def has(service: str, name: str) -> bool:
     return name in load(service).operation_names
 
 
-def _undocumented(part: Any) -> Any:
+def _without_documentation(part: Any) -> Any:
     """The same description without its texts, as far as they are texts (a member may be named `documentation`)."""
     if isinstance(part, dict):
         return {
-            key: _undocumented(value)
+            key: _without_documentation(value)
             for key, value in part.items()
             if key != "documentation" or not isinstance(value, str)
         }
-    return [_undocumented(value) for value in part] if isinstance(part, list) else part
+    return [_without_documentation(value) for value in part] if isinstance(part, list) else part

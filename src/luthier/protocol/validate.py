@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any
 
 import regex
-from moto.core.model import OperationModel, Shape
+from botocore.model import OperationModel, Shape
 
 from luthier.protocol.errors import WireError
 
