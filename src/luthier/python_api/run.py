@@ -66,7 +66,7 @@ class Run:
     def show(self, height: int = 800) -> Any:
         """Show the report in a notebook, in a frame of `height` pixels."""
         page = html.escape(self.report.read_text("utf-8"), quote=True)
-        frame = f'<iframe srcdoc="{page}" style="width:100%; height:{height}px; border:0"></iframe>'
+        frame = f'<div><iframe srcdoc="{page}" style="width:100%; height:{height}px; border:0"></iframe></div>'
         return importlib.import_module("IPython.display").HTML(frame)
 
     def _repr_html_(self) -> str:
