@@ -48,7 +48,7 @@ def options(name: str) -> dict[str, Any]:
         notes = get_args(hints[parameter.name])[1:] if get_origin(hints[parameter.name]) is Annotated else ()
         for note in notes:
             if isinstance(note, OptionInfo):
-                forms = (note.default, *note.param_decls)
+                forms = (note.default, *(note.param_decls or ()))
                 long_form = next(str(form) for form in forms if str(form).startswith("--"))
                 found[long_form[2:].split("/")[0].replace("-", "_")] = parameter.default
     return found
