@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from luthier.evaluation import bootstrap
-from luthier.evaluation.bootstrap import interval, resampled_counts, resampled_sums
+from luthier.evaluation.bootstrap import percentile_interval, resampled_counts, resampled_sums
 
 
 def test_each_draw_takes_as_many_rows_as_there_are() -> None:
@@ -26,7 +26,7 @@ def test_columns_are_drawn_together() -> None:
 
 def test_chunks_only_bound_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draws are spread as the theory says, chunk after chunk; no chunk repeats another."""
-    monkeypatch.setattr(bootstrap, "CHUNK", 250)
+    monkeypatch.setattr(bootstrap, "CHUNK_VALUES", 250)
     column = np.random.default_rng(1).normal(size=(100, 1))
     sums = resampled_sums(column, np.random.default_rng(0), 2001)[:, 0]
     assert len(np.unique(sums)) > 1990
@@ -52,7 +52,7 @@ def test_intervals_cover_the_truth_about_95_times_of_100() -> None:
         base = tokens * draw.normal(2.0, 0.4, size=60)
         tuned = base + tokens * draw.normal(-0.5, 0.3, size=60)
         sums = resampled_sums(np.stack([base, tuned, tokens], axis=1), np.random.default_rng(seed), 1000)
-        low, high = interval((sums[:, 1] - sums[:, 0]) / sums[:, 2])
+        low, high = percentile_interval((sums[:, 1] - sums[:, 0]) / sums[:, 2])
         assert low is not None
         assert high is not None
         covered += low <= -0.5 <= high
@@ -69,7 +69,7 @@ def test_counts_are_spread_as_resampled_rows_are() -> None:
 
 
 def test_interval_leaves_undefined_draws_out() -> None:
-    assert interval(np.array([np.nan, 1.0, np.inf, 1.0])) == (1, 1)
-    assert interval(np.array([np.nan])) == (None, None)
-    low, high = interval(np.arange(1001.0))
+    assert percentile_interval(np.array([np.nan, 1.0, np.inf, 1.0])) == (1, 1)
+    assert percentile_interval(np.array([np.nan])) == (None, None)
+    low, high = percentile_interval(np.arange(1001.0))
     assert (low, high) == (25, 975)

@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from luthier.evaluation.charts import Series, dumbbell, histogram, lines, tick_text, ticks
+from luthier.evaluation.charts import Series, axis_ticks, dumbbell, format_tick, histogram, line_chart
 
 HOSTILE = "</svg><script>alert(1)</script>\"'"
 
@@ -21,18 +21,18 @@ HOSTILE = "</svg><script>alert(1)</script>\"'"
     ],
 )
 def test_ticks(low: float, high: float, expected: list[float]) -> None:
-    assert ticks(low, high, 5) == pytest.approx(expected)
+    assert axis_ticks(low, high, 5) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
     ("value", "text"), [(0, "0"), (0.25, "0.25"), (2e-4, "2e-4"), (1500, "1,500"), (2.5e7, "2.5e7")]
 )
 def test_tick_text(value: float, text: str) -> None:
-    assert tick_text(value) == text
+    assert format_tick(value) == text
 
 
 def test_lines_are_to_scale() -> None:
-    svg = ElementTree.fromstring(lines([Series("a", "train", [(0, 0.0), (5, 1.0), (10, 2.0)])], 460, 246))
+    svg = ElementTree.fromstring(line_chart([Series("a", "train", [(0, 0.0), (5, 1.0), (10, 2.0)])], 460, 246))
     path = svg.find("path")
     assert path is not None
     points = [tuple(map(float, point[1:].split())) for point in path.attrib["d"].replace(" L", "|L").split("|")]
@@ -42,28 +42,28 @@ def test_lines_are_to_scale() -> None:
 
 
 def test_one_point_and_no_points() -> None:
-    ElementTree.fromstring(lines([Series("a", "train", [(1, 1.0)])], 460, 246))
-    assert lines([Series("a", "train", [])], 460, 246) == ""
+    ElementTree.fromstring(line_chart([Series("a", "train", [(1, 1.0)])], 460, 246))
+    assert line_chart([Series("a", "train", [])], 460, 246) == ""
     assert histogram([], 460, 246) == ""
 
 
 def test_dots_have_titles_and_the_best_is_marked() -> None:
-    svg = lines([Series("eval", "eval", [(1, 1.0), (2, 0.5)], dots=True)], 460, 246, mark=(2, 0.5, "best"))
+    svg = line_chart([Series("eval", "eval", [(1, 1.0), (2, 0.5)], dots=True)], 460, 246, mark=(2, 0.5, "best"))
     assert "<title>eval at step 2: 0.5</title>" in svg
     assert 'class="best"' in svg
 
 
 def test_everything_is_escaped() -> None:
     drawn = [
-        lines(
+        line_chart(
             [Series(HOSTILE, HOSTILE, [(1, 1.0)], dots=True)],
             460,
             246,
             mark=(1, 1, HOSTILE),
             x_label=HOSTILE,
-            describe=HOSTILE,
+            description=HOSTILE,
         ),
-        histogram([(0, 5, 1)], 460, 246, limit=3, x_label=HOSTILE, unit=HOSTILE, describe=HOSTILE),
+        histogram([(0, 5, 1)], 460, 246, limit=3, x_label=HOSTILE, unit=HOSTILE, description=HOSTILE),
         dumbbell(0.1, 0.2, 1, HOSTILE, HOSTILE),
     ]
     for svg in drawn:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from luthier.catalog.metrics import METRICS
-from luthier.evaluation.compare import compare, summarise
+from luthier.evaluation.compare import compare, compute_metrics
 
 
 def score(
@@ -40,7 +40,7 @@ def test_summary_by_hand(tmp_path: Path) -> None:
         score(2, 1.0, 5, 2, "very bad", "bad"),
         score(3, 3.0, 6, 3, "bad", "good"),
     ]
-    summary = summarise(write(tmp_path / "s", rows))
+    summary = compute_metrics(write(tmp_path / "s", rows))
     assert summary["loss"] == pytest.approx(6 / 12)
     assert summary["perplexity"] == pytest.approx(math.exp(0.5))
     assert summary["token_accuracy"] == pytest.approx(6 / 12)
@@ -54,11 +54,11 @@ def test_summary_by_hand(tmp_path: Path) -> None:
 
 def test_rows_without_a_prediction_count_for_loss_only(tmp_path: Path) -> None:
     rows = [score(1, 2.0, 2, 1, "a", "a"), score(2, 4.0, 2, 1, None, "a")]
-    summary = summarise(write(tmp_path / "s", rows))
+    summary = compute_metrics(write(tmp_path / "s", rows))
     assert summary["loss"] == pytest.approx(1.5)
     assert summary["exact_match"] == 1
     assert summary["scored_by_generation"] == 1
-    assert "over 1 of the 2 rows" in summary["notes"][0]
+    assert "cover the 1 of 2 rows" in summary["notes"][0]
 
 
 def test_domain_rows_have_no_text_metrics(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_a_seed_repeats_its_numbers(tmp_path: Path) -> None:
 
 
 def test_pairing_is_used(tmp_path: Path) -> None:
-    """Every row gains 0.1 nats a token beside a spread of 2: unpaired intervals would be wide, paired are points."""
+    """Every row gains 0.1 nats per token, the spread is 2: unpaired intervals would be wide, paired ones are points."""
     base = write(tmp_path / "b", [score(row, 10.0 * (row % 5), 10, 1, None, "") for row in range(50)])
     tuned = write(tmp_path / "t", [score(row, 10.0 * (row % 5) - 1, 10, 1, None, "") for row in range(50)])
     change = compare(base, tuned)["difference"]["loss"]
@@ -161,7 +161,7 @@ def test_infinite_losses_are_null_and_said(tmp_path: Path) -> None:
     result = compare(base, tuned)
     assert result["tuned"]["loss"] is None
     assert result["difference"]["loss"] is None
-    assert any("2 rows have no finite loss under the tuned model" in note for note in result["notes"])
+    assert any("2 rows have a non-finite loss under the tuned model" in note for note in result["notes"])
     json.dumps(result, allow_nan=False)
 
 
@@ -191,4 +191,4 @@ def test_a_small_sample_of_free_text_is_not_taken_for_labels(tmp_path: Path) -> 
 def test_uneven_tokens_are_said(tmp_path: Path) -> None:
     base = write(tmp_path / "b", [score(1, 1, 2, 1, None, ""), score(2, 1, 2, 1, None, "")])
     tuned = write(tmp_path / "t", [score(1, 1, 3, 1, None, ""), score(2, 1, 2, 1, None, "")])
-    assert any("1 rows differ in completion tokens" in note for note in compare(base, tuned)["notes"])
+    assert any("1 rows have different completion token counts" in note for note in compare(base, tuned)["notes"])

@@ -15,8 +15,8 @@ from luthier.data.prepare import Dataset, prepare
 from luthier.data.settings import DataSettings
 from luthier.data.tokenize import Tokenizer
 from luthier.errors import SettingError
-from luthier.evaluation.held_out import GENERATION_CEILING, HeldOut, ScoreSettings
-from luthier.evaluation.shots import ShotRows, draw_shots
+from luthier.evaluation.few_shot import FewShotRows, draw_few_shot_examples
+from luthier.evaluation.held_out import MAX_NEW_TOKENS, HeldOutScorer, ScoreSettings
 from luthier.weights.load import load_model
 
 CPU = torch.device("cpu")
@@ -29,7 +29,7 @@ def prepared_at(tmp_path: Path, tokenizer: Tokenizer, count: int = 12) -> Datase
 
 
 def settings(sample: int, packing: bool = True) -> ScoreSettings:
-    return ScoreSettings(sample, seed=1, rows_per_batch=5, packing=packing)
+    return ScoreSettings(generation_rows=sample, seed=1, rows_per_batch=5, packing=packing)
 
 
 @pytest.mark.parametrize("packing", [True, False])
@@ -38,11 +38,11 @@ def test_a_row_scores_as_in_transformers_alone(tmp_path: Path, architecture: str
     base = write_model(tmp_path / "model", architecture)
     tokenizer = Tokenizer.load(base)
     prepared = prepared_at(tmp_path, tokenizer)
-    held_out = HeldOut(prepared, tokenizer, prepared.split.train, settings(3, packing))
+    scorer = HeldOutScorer(prepared, tokenizer, prepared.split.train, settings(3, packing))
     path = tmp_path / "scores.jsonl"
     done: list[int] = []
-    held_out.score(load_model(base, CPU, torch.float32, frozen=True), path, done.append)
-    assert sum(done) == held_out.work == 15
+    scorer.score(load_model(base, CPU, torch.float32, frozen=True), path, done.append)
+    assert sum(done) == scorer.work == 15
 
     network = AutoModelForCausalLM.from_pretrained(base)
     lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
@@ -63,23 +63,23 @@ def test_the_sample_is_seeded_and_bounded(tmp_path: Path) -> None:
     tokenizer = Tokenizer.load(write_model(tmp_path / "model", "llama"))
     prepared = prepared_at(tmp_path, tokenizer)
     rows = prepared.split.train
-    first, again = (HeldOut(prepared, tokenizer, rows, settings(4)).sample for _ in range(2))
+    first, again = (HeldOutScorer(prepared, tokenizer, rows, settings(4)).sample for _ in range(2))
     assert first == again
     assert len(first) == 4
-    assert len(HeldOut(prepared, tokenizer, rows, settings(-1)).sample) == 12
-    assert HeldOut(prepared, tokenizer, rows, settings(0)).sample == set()
+    assert len(HeldOutScorer(prepared, tokenizer, rows, settings(-1)).sample) == 12
+    assert HeldOutScorer(prepared, tokenizer, rows, settings(0)).sample == set()
     longest = int(prepared.tokens.trained_counts.max())
-    room = HeldOut(prepared, tokenizer, rows, settings(-1)).max_new_tokens
-    assert longest <= room <= GENERATION_CEILING
+    room = HeldOutScorer(prepared, tokenizer, rows, settings(-1)).max_new_tokens
+    assert longest <= room <= MAX_NEW_TOKENS
 
 
 def test_examples_in_the_prompt_are_before_the_row_and_carry_no_loss(tmp_path: Path) -> None:
     tokenizer = Tokenizer.load(write_model(tmp_path / "model", "llama", positions=2048))
     prepared = prepared_at(tmp_path, tokenizer)
     pool, rows = prepared.split.train[:4], prepared.split.train[4:]
-    shots = draw_shots(prepared, pool, 2, seed=0)
+    shots = draw_few_shot_examples(prepared, pool, 2, seed=0)
     (tmp_path / "shots").mkdir()
-    with_shots = ShotRows(prepared, tokenizer, rows, shots, tmp_path / "shots", context=2048)
+    with_shots = FewShotRows(prepared, tokenizer, rows, shots, tmp_path / "shots", context=2048)
     scored = {example.source for example in prepared.examples(rows)}
     assert not scored & {shot.source for shot in shots}
     before = "".join(piece.text for shot in shots for piece in shot.pieces[:1]) != ""
@@ -98,9 +98,9 @@ def test_examples_in_the_prompt_are_before_the_row_and_carry_no_loss(tmp_path: P
 def test_more_examples_than_there_are_is_one_line(tmp_path: Path) -> None:
     tokenizer = Tokenizer.load(write_model(tmp_path / "model", "llama"))
     prepared = prepared_at(tmp_path, tokenizer)
-    with pytest.raises(SettingError, match="--shots 9: only 4 rows are left"):
-        draw_shots(prepared, prepared.split.train[:4], 9, seed=0)
-    shots = draw_shots(prepared, prepared.split.train[:4], 4, seed=0)
+    with pytest.raises(SettingError, match="--shots 9: only 4 rows are available"):
+        draw_few_shot_examples(prepared, prepared.split.train[:4], 9, seed=0)
+    shots = draw_few_shot_examples(prepared, prepared.split.train[:4], 4, seed=0)
     (tmp_path / "shots").mkdir()
-    with pytest.raises(SettingError, match="the model's context holds 256; ask for fewer"):
-        ShotRows(prepared, tokenizer, prepared.split.train[4:], shots, tmp_path / "shots", context=256)
+    with pytest.raises(SettingError, match="the model's context of 256; use a smaller number"):
+        FewShotRows(prepared, tokenizer, prepared.split.train[4:], shots, tmp_path / "shots", context=256)

@@ -11,7 +11,7 @@ from tiny_models import ARCHITECTURES, network_of
 from token_rows import VOCAB, loss_alone, write_store
 
 from luthier.data.batches import Layout
-from luthier.evaluation.likelihood import Likelihood, RowLikelihood, score_rows, total
+from luthier.evaluation.likelihood import Likelihood, RowLikelihood, aggregate, score_rows
 from luthier.layers import head_loss
 from luthier.weights.model import Model
 
@@ -60,5 +60,5 @@ def test_logits_are_held_for_one_chunk_at_most(tmp_path: Path, monkeypatch: pyte
 
 def test_the_total_weighs_tokens_not_rows() -> None:
     rows = [RowLikelihood(0, loss_sum=2.0, tokens=1, correct=1), RowLikelihood(1, loss_sum=3.0, tokens=9, correct=2)]
-    assert total(iter(rows)) == Likelihood(loss=0.5, token_accuracy=0.3, tokens=10)
-    assert total(iter([])) == Likelihood(0.0, 0.0, 0)
+    assert aggregate(iter(rows)) == Likelihood(loss=0.5, token_accuracy=0.3, tokens=10)
+    assert aggregate(iter([])) == Likelihood(0.0, 0.0, 0)

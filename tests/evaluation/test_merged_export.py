@@ -60,7 +60,7 @@ def test_the_export_is_the_model_that_was_measured(quantized: Finished, tmp_path
     exported(quantized.folder.root, tmp_path / "out")
     target = find_target(str(tmp_path / "out"), lambda _: None)
     assert (target.adapter, target.quantization) == (None, None)
-    _, rows = room._rows(find_target(str(quantized.folder.root), lambda _: None))
+    _, rows = room._held_out_scorer(find_target(str(quantized.folder.root), lambda _: None))
     model = target.load(torch.device("cpu"), torch.float32)
     assert room._loss(model, rows) == pytest.approx(provenance(tmp_path / "out")["merge"]["loss_merged"], abs=1e-6)
 
@@ -87,7 +87,7 @@ def moved(run: Finished, place: Path) -> Path:
 def test_without_the_runs_rows_that_is_said(quantized: Finished, tmp_path: Path, how: str) -> None:
     run = moved(quantized, tmp_path)
     expected = {
-        "gone": "the run's rows are gone from", "changed": "have changed since it was trained",
+        "gone": "the run's training data not found in", "changed": "have changed since training",
         "resplit": "rows are not what data and settings give now", "artifact": "not a Luthier run",
     }[how]  # fmt: skip
     if how == "gone":
@@ -113,7 +113,9 @@ def test_without_the_runs_rows_that_is_said(quantized: Finished, tmp_path: Path,
 
 def test_a_run_that_held_no_rows_out(finished: FinishedRuns, tmp_path: Path) -> None:
     run = finished.train("none-held", finished.base("llama"), finished.get().rows, bits="4", validation_split_ratio="0")
-    assert "the difference was not measured: the run held no rows out" in exported(run.folder.root, tmp_path / "out")
+    assert "the difference was not measured: the run has no held-out rows" in exported(
+        run.folder.root, tmp_path / "out"
+    )
 
 
 def test_a_run_on_whole_weights_has_nothing_to_say(finished: FinishedRuns, tmp_path: Path) -> None:
@@ -124,7 +126,7 @@ def test_a_run_on_whole_weights_has_nothing_to_say(finished: FinishedRuns, tmp_p
 
 
 def test_a_base_model_is_refused(finished: FinishedRuns, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="a base model, not a run; there is nothing to export"):
+    with pytest.raises(UserError, match="a base model, not a run; nothing to export"):
         exported(finished.get().base, tmp_path / "out")
 
 

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from fake_run import RUN, build_run, ledger_lines, score_rows, write_lines
 
-from luthier.evaluation.pictures import MOST_BARS, length_bars
-from luthier.evaluation.report import grouped, shown_seconds, shown_size, shown_value, write_report
+from luthier.evaluation.report import format_bytes, format_count, format_duration, format_setting, write_report
+from luthier.evaluation.report_charts import MAX_BARS, length_bars
 from luthier.jobfolder import JobFolder
 from luthier.jobspec import JobSpec
 
@@ -99,11 +99,11 @@ def test_a_finished_run_has_it_all(job: JobFolder) -> None:
         "F1 (macro)",
         "best: ",
         "Learning rate",
-        "Improved most",
+        "Most improved",
         "Got worse",
-        "At random",
+        "Random",
         "the completion is empty",
-        "dropped rows by name",
+        "dropped rows",
         "Row length in tokens",
         "3 rows of the test split nearly",
         "luthier tune examples/reviews --set epoch=3",
@@ -119,7 +119,7 @@ def test_a_finished_run_has_it_all(job: JobFolder) -> None:
         "validation rows, which chose",
     ):
         assert words in page.text, words
-    assert "No test split" not in page.text
+    assert "no test split" not in page.text
     assert source.count('<svg class="chart"') == 5
     assert_harmless(source, page)
 
@@ -127,11 +127,11 @@ def test_a_finished_run_has_it_all(job: JobFolder) -> None:
 def test_given_settings_come_first(job: JobFolder) -> None:
     text = render(job)[1].text
     assert (
-        text.index("Given for this run")
-        < text.index("0.1", text.index("Given for this run"))
+        text.index("Set for this run")
+        < text.index("0.1", text.index("Set for this run"))
         < text.index("early_stopping_patience")
     )
-    assert "10 settings at their defaults" in text
+    assert "10 settings with default values" in text
 
 
 def test_scoring_the_validation_split_is_said(tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_a_run_that_only_began(tmp_path: Path) -> None:
     source, page = render(job)
     for words in (
         "Not finished",
-        "No training step was logged",
+        "No training step has been logged",
         "No curves",
         "No samples",
         "No ledger",
@@ -233,7 +233,7 @@ def test_an_interrupted_run_shows_its_curves(job: JobFolder) -> None:
         handle.write('{"step": 81, "lo')
     _, page = render(job)
     assert "The last logged step is 80" in page.text
-    assert "1 lines of metrics.jsonl are torn" in page.text
+    assert "1 lines of metrics.jsonl are incomplete" in page.text
     assert "No before/after table" in page.text
     assert "training, smoothed" in page.text
 
@@ -261,7 +261,7 @@ def test_no_validation_and_no_generation(job: JobFolder) -> None:
     _, page = render(job)
     for words in (
         "No evaluation loss",
-        "none answered by generation",
+        "none of them by generation",
         "No texts were generated",
         "not generated",
         "No costs",
@@ -275,7 +275,7 @@ def test_torn_files_are_named(job: JobFolder) -> None:
     job.scores.joinpath("base.test.jsonl").write_text("{torn\n")
     text = render(job)[1].text
     assert "run.json cannot be read" in text
-    assert "base.test.jsonl:1: not a row of scores" in text
+    assert "base.test.jsonl:1: invalid scores row" in text
 
 
 def test_huge_rows_and_ledgers_stay_bounded(job: JobFolder) -> None:
@@ -287,7 +287,7 @@ def test_huge_rows_and_ledgers_stay_bounded(job: JobFolder) -> None:
     source, page = render(job)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert "more characters, not shown here" in page.text
+    assert "more characters not shown" in page.text
     assert len(source) < 400_000
     assert peak < 20e6
 
@@ -297,7 +297,7 @@ def test_bars_cover_every_row() -> None:
     lengths[[3, 999, 1000, 65_536]] = 2
     bars = length_bars(lengths)
     assert sum(count for _, _, count in bars) == 8
-    assert len(bars) <= MOST_BARS + 1
+    assert len(bars) <= MAX_BARS + 1
     assert all(high == following for (_, high, _), (following, _, _) in pairwise(bars))
     one = np.zeros(10, dtype=np.int64)
     one[4] = 1
@@ -305,13 +305,13 @@ def test_bars_cover_every_row() -> None:
 
 
 def test_numbers_for_people() -> None:
-    assert [grouped(value) for value in (None, 1234567, 1529.7)] == ["–", "1,234,567", "1,530"]
-    assert [shown_seconds(value) for value in (None, 8.16, 59.97, 185, 7900.0)] == [
+    assert [format_count(value) for value in (None, 1234567, 1529.7)] == ["–", "1,234,567", "1,530"]
+    assert [format_duration(value) for value in (None, 8.16, 59.97, 185, 7900.0)] == [
         "–",
         "8.2 s",
         "1 min 0 s",
         "3 min 5 s",
         "2 h 11 min",
     ]
-    assert [shown_size(value) for value in (None, 12, 2048, 3 * 2**40)] == ["–", "12 B", "2.0 KiB", "3.0 TiB"]
-    assert [shown_value(value) for value in ("a", None, True, 0.1)] == ["a", "null", "true", "0.1"]
+    assert [format_bytes(value) for value in (None, 12, 2048, 3 * 2**40)] == ["–", "12 B", "2.0 KiB", "3.0 TiB"]
+    assert [format_setting(value) for value in ("a", None, True, 0.1)] == ["a", "null", "true", "0.1"]

@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import DefaultTokenizer
 
-from luthier.evaluation.rouge import LONGEST_TEXT, ROUGE_NAMES, Rouge, UnicodeTokenizer, beyond_ascii, was_cut
+from luthier.evaluation.rouge import (
+    MAX_TEXT_CHARACTERS,
+    ROUGE_NAMES,
+    Rouge,
+    UnicodeTokenizer,
+    has_non_ascii_letters,
+    is_truncated,
+)
 
 ENGLISH = [
     ("The cat sat on the mat.", "the cat was on the mat"),
@@ -122,7 +129,7 @@ def test_any_text_scores_between_zero_and_one(prediction: str, reference: str) -
     [("plain", False), ("“quoted” – … ❤️ £ m²", False), ("café", True), ("cafe\u0301", True), ("١", True), ("天", True)],
 )
 def test_beyond_ascii(text: str, expected: bool) -> None:
-    assert beyond_ascii(text) is expected
+    assert has_non_ascii_letters(text) is expected
 
 
 def test_huge_texts_stay_affordable() -> None:
@@ -131,5 +138,5 @@ def test_huge_texts_stay_affordable() -> None:
     scores = Rouge().score("word " * 100, long)
     assert time.monotonic() - started < 10
     assert 0 < scores[0] < 1
-    assert was_cut("word", long)
-    assert not was_cut("word", long[:LONGEST_TEXT])
+    assert is_truncated("word", long)
+    assert not is_truncated("word", long[:MAX_TEXT_CHARACTERS])

@@ -7,7 +7,7 @@ from typing import Any
 
 from fake_run import write_lines
 
-from luthier.evaluation.samples import LONGEST_SHOWN, choose_samples
+from luthier.evaluation.samples import MAX_CHARACTERS, choose_sample_rows
 
 
 def row(number: int, prediction: str | None, loss: float = 1.0, reference: str = "one two") -> dict[str, Any]:
@@ -35,37 +35,37 @@ def test_improved_worse_and_random(tmp_path: Path) -> None:
     ]
     write_lines(tmp_path / "b", base)
     write_lines(tmp_path / "t", reversed(tuned))
-    samples = choose_samples(tmp_path / "b", tmp_path / "t")
+    samples = choose_sample_rows(tmp_path / "b", tmp_path / "t")
     assert [sample.row for sample in samples.groups["improved"]] == ["r:2", "r:0"]
     assert [sample.row for sample in samples.groups["worse"]] == ["r:1"]
     assert {sample.row for sample in samples.groups["random"]} == {"r:3", "r:4", "r:5"}
     assert (samples.improved_rows, samples.worse_rows, samples.rows, samples.by_generation) == (2, 1, 6, True)
     best = samples.groups["improved"][0]
     assert (best.prompt, best.reference, best.base, best.tuned) == ("p2", "one two", "x", "one two")
-    assert (best.base_numbers["exact_match"], best.tuned_numbers["exact_match"]) == (0, 1)
+    assert (best.base_scores["exact_match"], best.tuned_scores["exact_match"]) == (0, 1)
 
 
 def test_without_generation_loss_decides(tmp_path: Path) -> None:
     write_lines(tmp_path / "b", [row(0, None, 2.0), row(1, None, 2.0), row(2, None, float("nan"))])
     write_lines(tmp_path / "t", [row(0, None, 1.0), row(1, None, 3.0), row(2, None, 1.0)])
-    samples = choose_samples(tmp_path / "b", tmp_path / "t")
+    samples = choose_sample_rows(tmp_path / "b", tmp_path / "t")
     assert not samples.by_generation
     assert [sample.row for sample in samples.groups["improved"]] == ["r:0"]
     assert [sample.row for sample in samples.groups["worse"]] == ["r:1"]
-    assert samples.groups["random"][0].base_numbers["loss"] is None
+    assert samples.groups["random"][0].base_scores["loss"] is None
     assert samples.groups["random"][0].base is None
 
 
 def test_long_texts_are_cut_and_the_rest_counted(tmp_path: Path) -> None:
-    write_lines(tmp_path / "b", [row(0, "x", reference="y" * (LONGEST_SHOWN + 5))])
-    samples = choose_samples(tmp_path / "b", tmp_path / "b")
+    write_lines(tmp_path / "b", [row(0, "x", reference="y" * (MAX_CHARACTERS + 5))])
+    samples = choose_sample_rows(tmp_path / "b", tmp_path / "b")
     sample = samples.groups["random"][0]
-    assert len(sample.reference) == LONGEST_SHOWN
-    assert sample.cut == {"reference": 5}
+    assert len(sample.reference) == MAX_CHARACTERS
+    assert sample.omitted == {"reference": 5}
 
 
 def test_ids_that_repeat_and_no_rows(tmp_path: Path) -> None:
     write_lines(tmp_path / "b", [row(1, "x"), row(1, "y"), row(1, "z")])
-    assert len(choose_samples(tmp_path / "b", tmp_path / "b").groups["random"]) == 3
+    assert len(choose_sample_rows(tmp_path / "b", tmp_path / "b").groups["random"]) == 3
     write_lines(tmp_path / "e", [])
-    assert choose_samples(tmp_path / "e", tmp_path / "e").rows == 0
+    assert choose_sample_rows(tmp_path / "e", tmp_path / "e").rows == 0

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from luthier.errors import RunFolderError
-from luthier.evaluation.scores import paired, read_scores, row_id
+from luthier.evaluation.scores import align_rows, read_scores, row_id
 
 
 def score(row: str, **changes: Any) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def test_columns(tmp_path: Path) -> None:
     assert scores.tokens.tolist() == [4, 4, 0, 4]
     assert scores.texts[:, 4].tolist() == [1, 0, 0, 0]
     assert scores.prediction[0] == scores.reference[0]
-    assert (scores.unfinished, scores.cut) == (1, 1)
+    assert (scores.unfinished, scores.truncated) == (1, 1)
 
 
 def test_line_separators_inside_texts_are_no_line_ends(tmp_path: Path) -> None:
@@ -60,19 +60,19 @@ def test_empty_file(tmp_path: Path) -> None:
 def test_a_torn_line_is_named(tmp_path: Path, line: str) -> None:
     path = write(tmp_path / "s.jsonl", [score("a:1")])
     path.write_text(path.read_text() + line + "\n")
-    with pytest.raises(RunFolderError, match=r"s\.jsonl:2: not a row of scores"):
+    with pytest.raises(RunFolderError, match=r"s\.jsonl:2: invalid scores row"):
         read_scores(path)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(RunFolderError, match="no such scores file"):
+    with pytest.raises(RunFolderError, match="scores file not found"):
         read_scores(tmp_path / "none.jsonl")
 
 
 def test_rows_pair_by_id_in_any_order(tmp_path: Path) -> None:
     base = read_scores(write(tmp_path / "b", [score("a:1", loss_sum=1), score("a:2", loss_sum=2), score("a:3")]))
     tuned = read_scores(write(tmp_path / "t", [score("a:3"), score("a:2", loss_sum=20), score("a:1", loss_sum=10)]))
-    base, tuned = paired(base, tuned)
+    base, tuned = align_rows(base, tuned)
     assert base.loss_sum.tolist()[:2] == [1, 2]
     assert tuned.loss_sum.tolist()[:2] == [10, 20]
 
@@ -80,23 +80,23 @@ def test_rows_pair_by_id_in_any_order(tmp_path: Path) -> None:
 def test_an_id_that_occurs_twice_pairs_in_order(tmp_path: Path) -> None:
     base = read_scores(write(tmp_path / "b", [score("a:1", loss_sum=1), score("a:1", loss_sum=2), score("b:1")]))
     tuned = read_scores(write(tmp_path / "t", [score("b:1"), score("a:1", loss_sum=10), score("a:1", loss_sum=20)]))
-    assert paired(base, tuned)[1].loss_sum.tolist()[:2] == [10, 20]
+    assert align_rows(base, tuned)[1].loss_sum.tolist()[:2] == [10, 20]
 
 
 def test_missing_rows_are_an_error_that_names_one(tmp_path: Path) -> None:
     base = read_scores(write(tmp_path / "b", [score("a:1"), score("a:2")]))
     tuned = read_scores(write(tmp_path / "t", [score("a:1")]))
     with pytest.raises(RunFolderError, match=r"different rows \(2 and 1\); a:2 is missing in t"):
-        paired(base, tuned)
+        align_rows(base, tuned)
     with pytest.raises(RunFolderError, match="a:2 is missing in t"):
-        paired(tuned, base)
+        align_rows(tuned, base)
 
 
 def test_other_references_are_an_error(tmp_path: Path) -> None:
     base = read_scores(write(tmp_path / "b", [score("a:1"), score("a:2")]))
     tuned = read_scores(write(tmp_path / "t", [score("a:1"), score("a:2", reference="changed")]))
-    with pytest.raises(RunFolderError, match="row a:2 has another reference"):
-        paired(base, tuned)
+    with pytest.raises(RunFolderError, match="row a:2 has a different reference"):
+        align_rows(base, tuned)
 
 
 def test_row_id(tmp_path: Path) -> None:

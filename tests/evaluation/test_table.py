@@ -37,7 +37,7 @@ def test_both_models() -> None:
     assert lines["exact match"] == "exact match 0.250 0.200 −0.050 −0.200 … +0.100 ↓ unclear"
     assert "F1" not in text
     assert "ROUGE" not in text
-    assert "200 held-out rows (test), 50 of them by generation; paired bootstrap over rows" in " ".join(text.split())
+    assert "200 held-out rows (test), 50 with generated text; paired bootstrap over rows" in " ".join(text.split())
 
 
 def test_one_model_alone_with_its_name() -> None:
@@ -50,7 +50,7 @@ def test_one_model_alone_with_its_name() -> None:
 def test_few_rows_decide_nothing() -> None:
     text = drawn(METRICS | {"rows": 4, "scored_by_generation": 4})
     assert "better" not in text
-    assert "fewer than 10 rows decide nothing" in " ".join(text.split())
+    assert "fewer than 10 rows: too few for a verdict" in " ".join(text.split())
 
 
 def test_a_missing_difference_is_not_invented() -> None:

@@ -15,7 +15,7 @@ from serving.vocabularies import sentencepiece_like
 from tiny_models import write_model
 
 from luthier.catalog.locate import EMBEDDED
-from luthier.evaluation.answer import answer
+from luthier.evaluation.generate import print_generations
 from luthier.serving import served as served_module
 from luthier.serving.refusals import Refusal
 from luthier.serving.requests import read_request
@@ -35,7 +35,7 @@ def rows_of(served: Served, body: Any) -> list[Row]:
 def generated(capsys: pytest.CaptureFixture[str], target: str, text: str, **more: Any) -> str:
     """What `luthier generate` prints for a text."""
     request = {"target": target, "text": text, "max_new_tokens": 24, "device": "cpu", "json": True} | more
-    answer(request, Console(file=io.StringIO()))
+    print_generations(request, Console(file=io.StringIO()))
     return str(json.loads(capsys.readouterr().out)["generated_text"])
 
 

@@ -1,1 +1,1 @@
-"""How good a model is: likelihood, generation, base against tuned, and the report."""
+"""Measures a model: likelihood and generation on held-out rows, base against tuned, and the HTML report."""

@@ -1,4 +1,4 @@
-"""``python -m luthier.evaluation generate|evaluate|compare|export``: their doors, a JSON request each."""
+"""``python -m luthier.evaluation generate|evaluate|compare|export``: reads a JSON request on standard input."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from rich.markup import escape
 
 from luthier import entrypoint
 from luthier.errors import UserError
-from luthier.evaluation.answer import answer
 from luthier.evaluation.evaluate import evaluate
 from luthier.evaluation.export import export
+from luthier.evaluation.generate import print_generations
 from luthier.evaluation.table import before_after_table
 from luthier.jobfolder import JobFolder
 
@@ -24,7 +24,9 @@ def show_comparison(request: dict[str, Any], console: Console) -> None:
     folder = JobFolder(request["run"])
     folder.read_spec()
     if not folder.metrics.exists():
-        raise UserError(f"{request['run']}: not finished: no metrics.json; go on with luthier tune --resume --out RUN")
+        raise UserError(
+            f"{request['run']}: run not finished (no metrics.json); resume it with luthier tune --resume --out RUN"
+        )
     metrics = json.loads(folder.metrics.read_text("utf-8"))
     if request.get("json"):
         sys.stdout.write(json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
@@ -37,8 +39,8 @@ def show_comparison(request: dict[str, Any], console: Console) -> None:
         console.print(f"[yellow]note:[/] {escape(note)}", highlight=False)
 
 
-VERBS: dict[str, Callable[[dict[str, Any], Console], None]] = {
-    "generate": answer,
+COMMANDS: dict[str, Callable[[dict[str, Any], Console], None]] = {
+    "generate": print_generations,
     "evaluate": evaluate,
     "compare": show_comparison,
     "export": export,
@@ -46,8 +48,8 @@ VERBS: dict[str, Callable[[dict[str, Any], Console], None]] = {
 
 
 def main() -> None:
-    """Run the verb named on the command line with the request on standard input."""
-    VERBS[sys.argv[1]](json.load(sys.stdin), Console())
+    """Run the command named in the first argument."""
+    COMMANDS[sys.argv[1]](json.load(sys.stdin), Console())
 
 
 if __name__ == "__main__":

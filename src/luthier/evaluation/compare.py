@@ -1,8 +1,8 @@
-"""Base against tuned on the same held-out rows: the metrics of both, and each difference with its interval.
+"""Compares base and tuned model on the same held-out rows: metrics of both, and each difference with its interval.
 
-Token-weighted metrics are ratios of sums over rows (loss = sum of nats / sum of completion tokens), text metrics
-are means over the rows for which a text was generated. Not applicable is None, never 0. Reads per-row scores
-files; knows nothing of models or how the rows were scored.
+Token-weighted metrics are ratios of sums over rows (loss = sum of nats / sum of completion tokens). Text metrics are
+means over the rows for which a text was generated. A metric that does not apply is None, never 0. Input: per-row
+scores files.
 """
 
 from __future__ import annotations
@@ -13,20 +13,19 @@ from typing import Any
 import numpy as np
 
 from luthier.catalog.metrics import METRICS
-from luthier.evaluation.bootstrap import RESAMPLES, interval, resampled_counts, resampled_sums
-from luthier.evaluation.generation import MOST_LABELS, label_confusion, macro_f1
-from luthier.evaluation.metric import TEXT_METRICS
-from luthier.evaluation.rouge import LONGEST_TEXT
-from luthier.evaluation.scores import TEXT_COLUMNS, Scores, paired, read_scores
+from luthier.evaluation.bootstrap import RESAMPLES, percentile_interval, resampled_counts, resampled_sums
+from luthier.evaluation.rouge import MAX_TEXT_CHARACTERS
+from luthier.evaluation.scores import TEXT_COLUMNS, RowScores, align_rows, read_scores
+from luthier.evaluation.text_metrics import MAX_LABELS, label_confusion, macro_f1
+from luthier.evaluation.verdict import TEXT_METRICS
 
 Array = np.ndarray[Any, Any]
 Metrics = dict[str, float | None]
 
 
-def summarise(scores: Path) -> dict[str, Any]:
-    """The metrics of one model: one entry per name in METRICS (None: not applicable), and beside them
-
-    "rows", "scored_by_generation" (counts) and "notes" (a list of lines that a reader must know).
+def compute_metrics(scores: Path) -> dict[str, Any]:
+    """Return one model's metrics: an entry per name in METRICS (None: not applicable), "rows" and
+    "scored_by_generation" (counts), and "notes" (a list of lines).
     """
     rows = read_scores(scores)
     return {
@@ -38,95 +37,97 @@ def summarise(scores: Path) -> dict[str, Any]:
 
 
 def compare(base: Path, tuned: Path, seed: int = 0) -> dict[str, Any]:
-    """Compare two scores files of the same rows (in any order).
+    """Compare two scores files of the same rows, in any order.
 
     Returns {"rows", "scored_by_generation", "base": metrics, "tuned": metrics, "difference": {name: {"value",
-    "low", "high"} or None}, "notes"}. A difference is tuned minus base with its paired bootstrap 95 % interval;
-    low and high are None where fewer than two rows were measured. Same files and seed: same numbers.
+    "low", "high"} or None}, "notes"}. A difference is tuned minus base with its paired bootstrap 95 % interval; low and
+    high are None if fewer than two rows were measured. Deterministic for a seed.
     """
-    before, after = paired(read_scores(base), read_scores(tuned))
-    generated = before.generated & after.generated
-    result_base, result_tuned = _metrics(before, generated), _metrics(after, generated)
-    intervals = _likelihood_intervals(before, after, seed) | _text_intervals(before, after, generated, seed)
+    base_scores, tuned_scores = align_rows(read_scores(base), read_scores(tuned))
+    generated = base_scores.generated & tuned_scores.generated
+    base_metrics, tuned_metrics = _metrics(base_scores, generated), _metrics(tuned_scores, generated)
+    intervals = _likelihood_intervals(base_scores, tuned_scores, seed)
+    intervals |= _text_intervals(base_scores, tuned_scores, generated, seed)
     difference: dict[str, Any] = {}
     for name in METRICS:
-        first, second = result_base[name], result_tuned[name]
+        before, after = base_metrics[name], tuned_metrics[name]
         low, high = intervals.get(name, (None, None))
         difference[name] = (
-            None if first is None or second is None else {"value": second - first, "low": low, "high": high}
+            None if before is None or after is None else {"value": after - before, "low": low, "high": high}
         )
     return {
-        "rows": len(before),
+        "rows": len(base_scores),
         "scored_by_generation": int(generated.sum()),
-        "base": result_base,
-        "tuned": result_tuned,
+        "base": base_metrics,
+        "tuned": tuned_metrics,
         "difference": difference,
-        "notes": _notes({"the base model": before, "the tuned model": after}),
+        "notes": _notes({"the base model": base_scores, "the tuned model": tuned_scores}),
     }
 
 
-def _metrics(scores: Scores, generated: Array) -> Metrics:
-    """All metrics of one model; the text metrics over the rows marked in `generated` (R,)."""
+def _metrics(scores: RowScores, generated: Array) -> Metrics:
+    """All metrics of one model; text metrics over the rows marked in `generated` (R,)."""
     sums = np.array([[scores.loss_sum.sum(), scores.tokens.sum(), scores.correct.sum()]])
-    found: Metrics = {name: _number(values[0]) for name, values in _likelihood(sums).items()}
+    metrics: Metrics = {name: _finite_or_none(values[0]) for name, values in _likelihood(sums).items()}
     rows = int(generated.sum())
     if not rows:
-        return found | dict.fromkeys(TEXT_METRICS)
-    found |= dict(zip(TEXT_COLUMNS, (float(mean) for mean in scores.texts[generated].mean(axis=0)), strict=True))
+        return metrics | dict.fromkeys(TEXT_METRICS)
+    metrics |= dict(zip(TEXT_COLUMNS, (float(mean) for mean in scores.texts[generated].mean(axis=0)), strict=True))
     confusion = _confusion(scores, generated)
-    return found | {"f1": None if confusion is None else float(_f1(*_f1_cells(confusion))[0])}
+    return metrics | {"f1": None if confusion is None else _single_f1(confusion)}
 
 
 def _likelihood(sums: Array) -> dict[str, Array]:
-    """sums: (B, 3) of nats, completion tokens, tokens guessed right -> each metric (B,); NaN without tokens."""
+    """sums: (B, 3) of nats, completion tokens, correct tokens -> each metric (B,); NaN without tokens."""
     nats, tokens, correct = sums.T
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         loss = nats / tokens
         return {"loss": loss, "perplexity": np.exp(loss), "token_accuracy": correct / tokens}
 
 
-def _likelihood_intervals(base: Scores, tuned: Scores, seed: int) -> dict[str, tuple[float | None, float | None]]:
+def _likelihood_intervals(base: RowScores, tuned: RowScores, seed: int) -> dict[str, tuple[float | None, float | None]]:
     if len(base) < 2:
         return {}
     columns = np.stack([base.loss_sum, base.tokens, base.correct, tuned.loss_sum, tuned.tokens, tuned.correct], axis=1)
     sums = resampled_sums(columns, np.random.default_rng(seed))
     before, after = _likelihood(sums[:, :3]), _likelihood(sums[:, 3:])
     with np.errstate(invalid="ignore"):
-        return {name: interval(after[name] - before[name]) for name in before}
+        return {name: percentile_interval(after[name] - before[name]) for name in before}
 
 
 def _text_intervals(
-    base: Scores, tuned: Scores, generated: Array, seed: int
+    base: RowScores, tuned: RowScores, generated: Array, seed: int
 ) -> dict[str, tuple[float | None, float | None]]:
     rows = int(generated.sum())
     if rows < 2:
         return {}
     change = tuned.texts[generated] - base.texts[generated]
     means = resampled_sums(change, np.random.default_rng(seed + 1)) / rows
-    found = {name: interval(means[:, index]) for index, name in enumerate(TEXT_COLUMNS)}
+    intervals = {name: percentile_interval(means[:, index]) for index, name in enumerate(TEXT_COLUMNS)}
     before, after = _confusion(base, generated), _confusion(tuned, generated)
     if before is None or after is None:
-        return found
-    # Kinds of rows: (reference class, class that base predicted, class that tuned predicted); at most 20 x 21 x 21.
-    kinds, cells = np.unique(np.column_stack([before, after[:, 1]]), axis=0, return_counts=True)
-    counts = resampled_counts(cells, np.random.default_rng(seed + 2), RESAMPLES)
-    return found | {"f1": interval(_f1(kinds[:, [0, 2]], counts) - _f1(kinds[:, [0, 1]], counts))}
+        return intervals
+    # Categories: (reference class, class predicted by base, class predicted by tuned); at most 20 x 21 x 21.
+    categories, sizes = np.unique(np.column_stack([before, after[:, 1]]), axis=0, return_counts=True)
+    counts = resampled_counts(sizes, np.random.default_rng(seed + 2), RESAMPLES)
+    difference = _f1(categories[:, [0, 2]], counts) - _f1(categories[:, [0, 1]], counts)
+    return intervals | {"f1": percentile_interval(difference)}
 
 
-def _confusion(scores: Scores, generated: Array) -> Array | None:
-    """Classes of the generated rows; None where the references of all rows, generated or not, are free text."""
-    if len(np.unique(scores.reference)) > MOST_LABELS:
+def _confusion(scores: RowScores, generated: Array) -> Array | None:
+    """Classes of the generated rows; None if the references of all rows, generated or not, are free text."""
+    if len(np.unique(scores.reference)) > MAX_LABELS:
         return None
     return label_confusion(scores.reference[generated], scores.prediction[generated])
 
 
-def _f1_cells(confusion: Array) -> tuple[Array, Array]:
+def _single_f1(confusion: Array) -> float:
     cells, counts = np.unique(confusion, axis=0, return_counts=True)
-    return cells, counts[None, :]
+    return float(_f1(cells, counts[None, :])[0])
 
 
 def _f1(cells: Array, counts: Array) -> Array:
-    """cells: (K, 2) reference and predicted class; counts: (B, K) rows of each cell -> macro F1 (B,)."""
+    """cells: (K, 2) reference and predicted class; counts: (B, K) rows per cell -> macro F1 (B,)."""
     references, predictions = cells.T
     classes = np.arange(int(references.max()) + 1)
     is_reference = (references[:, None] == classes).astype(np.float64)
@@ -134,30 +135,33 @@ def _f1(cells: Array, counts: Array) -> Array:
     return macro_f1(counts @ (is_reference * is_prediction), counts @ is_reference, counts @ is_prediction)
 
 
-def _number(value: float) -> float | None:
-    """A number that JSON can hold; None for NaN (no tokens) and infinities (the notes say so)."""
+def _finite_or_none(value: float) -> float | None:
+    """JSON has no NaN (no tokens) and no infinities (reported in the notes): both become None."""
     return float(value) if np.isfinite(value) else None
 
 
-def _notes(models: dict[str, Scores]) -> list[str]:
-    """What a reader of the numbers must know, one line each."""
+def _notes(models: dict[str, RowScores]) -> list[str]:
+    """One line for each reason to read the numbers with care."""
     notes: list[str] = []
-    several = list(models.values())
-    generated = min(int(scores.generated.sum()) for scores in several)
-    rows = len(several[0])
+    both = list(models.values())
+    generated = min(int(scores.generated.sum()) for scores in both)
+    rows = len(both[0])
     if 0 < generated < rows:
-        notes.append(f"ROUGE, exact match and F1 are over {generated:,} of the {rows:,} rows: the ones generated for")
+        notes.append(f"ROUGE, exact match and F1 cover the {generated:,} of {rows:,} rows with a generated text")
     for name, scores in models.items():
         undefined = int((~np.isfinite(scores.loss_sum)).sum())
         if undefined:
-            notes.append(f"{undefined:,} rows have no finite loss under {name}: its loss and perplexity are null")
+            notes.append(f"{undefined:,} rows have a non-finite loss under {name}; its loss and perplexity are null")
         if scores.unfinished:
-            notes.append(f"{scores.unfinished:,} generations of {name} ran into the token limit before they ended")
-    cut = max(scores.cut for scores in several)
-    if cut:
-        notes.append(f"{cut:,} rows are longer than {LONGEST_TEXT:,} characters: ROUGE compares their first ones only")
-    if len(several) == 2:
-        uneven = int((several[0].tokens != several[1].tokens).sum())
+            notes.append(f"{scores.unfinished:,} generations of {name} were truncated at the token limit")
+    truncated = max(scores.truncated for scores in both)
+    if truncated:
+        limit = f"{MAX_TEXT_CHARACTERS:,} characters"
+        notes.append(f"{truncated:,} rows have a text longer than {limit}; ROUGE compares the first {limit} only")
+    if len(both) == 2:
+        uneven = int((both[0].tokens != both[1].tokens).sum())
         if uneven:
-            notes.append(f"{uneven:,} rows differ in completion tokens between base and tuned: losses do not compare")
+            notes.append(
+                f"{uneven:,} rows have different completion token counts for base and tuned: losses not comparable"
+            )
     return notes

@@ -1,7 +1,7 @@
-"""The curves of a run, read from metrics.jsonl: training loss, learning rate, evaluation loss.
+"""A run's curves, read from metrics.jsonl: training loss, learning rate, evaluation loss.
 
-The file is streamed and only numbers are kept (about 60 bytes a logged step). A line torn by a kill is skipped; a
-step logged twice, before and after a resume, counts as logged last. Draws nothing.
+The file is streamed; about 60 bytes per logged step stay in memory. An incomplete line (the process was killed) is
+skipped. Of a step logged twice, before and after a resume, the last value counts.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from itertools import pairwise
 from pathlib import Path
 
 Points = list[tuple[float, float]]
-"""(step, value), by rising step."""
+"""(step, value), sorted by step."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Curves:
-    """`skipped`: lines that are no JSON object; steps whose value is not finite are left out and counted too."""
+    """`skipped`: lines that are not JSON objects; `not_finite`: values left out because they are NaN or infinite."""
 
     loss: Points = field(default_factory=list)
     learning_rate: Points = field(default_factory=list)
@@ -61,23 +61,23 @@ def read_curves(path: Path) -> Curves:
 
 
 def smoothed(points: Sequence[tuple[float, float]], share: float = 0.05) -> Points:
-    """Centred moving average over `share` of the points (at least 3): shows the trend without shifting it."""
+    """Centred moving average over `share` of the points (at least 3)."""
     half = max(1, round(len(points) * share / 2))
     sums = [0.0]
     for _, value in points:
         sums.append(sums[-1] + value)
     result: Points = []
     for index, (step, _) in enumerate(points):
-        reach = min(half, index, len(points) - 1 - index)  # symmetric at the ends, so that they do not bend
+        reach = min(half, index, len(points) - 1 - index)  # symmetric, so that the ends do not bend
         low, high = index - reach, index + reach + 1
         result.append((step, (sums[high] - sums[low]) / (high - low)))
     return result
 
 
-def thinned(points: Sequence[tuple[float, float]], most: int = 400) -> Points:
-    """At most `most` points, each the mean of its neighbours: a drawing has no more pixels."""
-    if len(points) <= most:
+def thinned(points: Sequence[tuple[float, float]], count: int = 400) -> Points:
+    """At most `count` points, each the mean of a group: a chart has no more pixels."""
+    if len(points) <= count:
         return list(points)
-    edges = [round(index * len(points) / most) for index in range(most + 1)]
+    edges = [round(index * len(points) / count) for index in range(count + 1)]
     groups = (points[low:high] for low, high in pairwise(edges))
     return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]

@@ -1,7 +1,7 @@
-"""`luthier export`: a run's adapter, or the whole model it comes to, and what merging it has cost.
+"""`luthier export`: writes a run's adapter or its merged model.
 
-An adapter that was trained on a quantized base is merged into the base's own, unquantized weights: the model that comes
-out is another one than was trained. How far it is from that is measured on rows that the run held out, and said.
+An adapter trained on a quantized base is merged into the unquantized base, so the exported model differs from the
+trained one. The difference in loss on the run's held-out rows is measured, printed and stored in the provenance.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from luthier.data.settings import DataSettings
 from luthier.data.template import Template
 from luthier.data.tokenize import Tokenizer
 from luthier.errors import LuthierError, UserError
-from luthier.evaluation.compare import summarise
-from luthier.evaluation.held_out import HeldOut, ScoreSettings
+from luthier.evaluation.compare import compute_metrics
+from luthier.evaluation.held_out import HeldOutScorer, ScoreSettings
 from luthier.home import cache_root
 from luthier.jobfolder import JobFolder
 from luthier.weights.export import check_empty, export_adapter, export_merged, merged
@@ -31,7 +31,7 @@ from luthier.weights.load import find_device
 from luthier.weights.model import Model
 from luthier.weights.target import Target, find_target
 
-MOST_ROWS = 64  # both models score them, on the CPU
+MAX_ROWS = 64  # scored by both models, on the CPU
 
 
 def export(request: dict[str, Any], console: Console) -> None:
@@ -42,7 +42,7 @@ def export(request: dict[str, Any], console: Console) -> None:
 
     target, out = find_target(request["run"], say), Path(request["out"])
     if target.artifact is None:
-        raise UserError(f"{request['run']}: a base model, not a run; there is nothing to export")
+        raise UserError(f"{request['run']}: a base model, not a run; nothing to export")
     if request["form"] == "adapter":
         export_adapter(target.artifact, out)
     else:
@@ -52,37 +52,38 @@ def export(request: dict[str, Any], console: Console) -> None:
         if target.quantization is None:
             model = merged(target.load(device, dtype))
         else:
-            model, cost = _measured(target, device, dtype)
-            say(_sentence(cost))
-            provenance["merge"] = cost
+            model, comparison = _merge_unquantized(target, device, dtype)
+            say(_describe_merge(comparison))
+            provenance["merge"] = comparison
         export_merged(model, target.artifact, target.base, out, provenance)
     say(f"exported  {out}")
 
 
-def _measured(target: Target, device: torch.device, dtype: torch.dtype) -> tuple[Model, dict[str, Any]]:
-    """The model to export, and the `merge` block of its provenance: losses in nats per completion token."""
-    cost: dict[str, Any] = {"trained_on": target.provenance["quantization"], "base": "unquantized"}
-    rows: HeldOut | None = None
+def _merge_unquantized(target: Target, device: torch.device, dtype: torch.dtype) -> tuple[Model, dict[str, Any]]:
+    """Return the merged model and the `merge` block of its provenance; losses in nats per completion token."""
+    comparison: dict[str, Any] = {"trained_on": target.provenance["quantization"], "base": "unquantized"}
+    scorer: HeldOutScorer | None = None
     try:
-        split, rows = _rows(target)
-        cost |= {"split": split, "rows": len(rows.rows), "loss_trained": _loss(target.load(device, dtype), rows)}
+        split, scorer = _held_out_scorer(target)
+        loss = _loss(target.load(device, dtype), scorer)
+        comparison |= {"split": split, "rows": len(scorer.rows), "loss_trained": loss}
     except (LuthierError, OSError) as error:
-        cost["not_measured"] = str(error).splitlines()[0]
+        comparison["not_measured"] = str(error).splitlines()[0]
     model = merged(target.load(device, dtype, full_precision=True))
-    if rows is not None and "loss_trained" in cost:
-        loss = _loss(model, rows)
-        cost |= {"loss_merged": loss, "difference": loss - cost["loss_trained"]}
-    return model, cost
+    if scorer is not None and "loss_trained" in comparison:
+        loss = _loss(model, scorer)
+        comparison |= {"loss_merged": loss, "difference": loss - comparison["loss_trained"]}
+    return model, comparison
 
 
-def _rows(target: Target) -> tuple[str, HeldOut]:
-    """Rows that the run held out: of the test split where it has one. UserError when they are not to be had."""
+def _held_out_scorer(target: Target) -> tuple[str, HeldOutScorer]:
+    """Return the split's name and a scorer of the run's test rows, or validation rows. UserError if there are none."""
     assert target.artifact is not None
     folder, provenance = JobFolder(target.artifact.parent), target.provenance
     folder.read_spec()
     channels = folder.channels()
     if "training" not in channels:
-        raise UserError(f"the run's rows are gone from {folder.channel('training')}")
+        raise UserError(f"the run's training data not found in {folder.channel('training')}")
     values, tokenizer = parse({}, provenance["settings"]), Tokenizer.load(target.base, target.chat_template)
     template = provenance.get("template")
     settings = DataSettings.from_hyperparameters(
@@ -91,31 +92,36 @@ def _rows(target: Target) -> tuple[str, HeldOut]:
     settings = replace(settings, template=Template.from_json(template) if template else None)
     prepared = prepare(channels, settings, tokenizer, cache_root())
     if prepared.file_hashes != provenance["data"]["files"]:
-        raise UserError("the run's rows have changed since it was trained")
+        raise UserError("the run's data files have changed since training")
     prepared.split.verify(folder.split)
     splits = {"test": prepared.split.test, "validation": prepared.split.validation}
-    split = next((name for name, rows in splits.items() if len(rows)), None)
-    if split is None:
-        raise UserError("the run held no rows out")
-    chosen = np.random.default_rng(0).permutation(splits[split])[:MOST_ROWS]
-    how = ScoreSettings(0, 0, int(values["per_device_eval_batch_size"] or 1), bool(values["packing"]))
-    return split, HeldOut(prepared, tokenizer, np.sort(chosen), how)
+    name = next((name for name, rows in splits.items() if len(rows)), None)
+    if name is None:
+        raise UserError("the run has no held-out rows")
+    drawn = np.random.default_rng(0).permutation(splits[name])[:MAX_ROWS]
+    score_settings = ScoreSettings(
+        generation_rows=0,
+        seed=0,
+        rows_per_batch=int(values["per_device_eval_batch_size"] or 1),
+        packing=bool(values["packing"]),
+    )
+    return name, HeldOutScorer(prepared, tokenizer, np.sort(drawn), score_settings)
 
 
-def _loss(model: Model, rows: HeldOut) -> float:
+def _loss(model: Model, scorer: HeldOutScorer) -> float:
     with tempfile.TemporaryDirectory() as scratch:
         scores = Path(scratch) / "scores.jsonl"
-        rows.score(model, scores, lambda done: None)
-        return float(summarise(scores)["loss"])
+        scorer.score(model, scores, lambda count: None)
+        return float(compute_metrics(scores)["loss"])
 
 
-def _sentence(cost: dict[str, Any]) -> str:
-    bits = f"the {cost['trained_on']['bits']}-bit base that the adapter was trained on"
-    if "not_measured" in cost:
-        return f"merged into the unquantized base, not into {bits}; the difference was not measured: " + str(
-            cost["not_measured"]
-        )
+def _describe_merge(comparison: dict[str, Any]) -> str:
+    trained_base = f"the {comparison['trained_on']['bits']}-bit base used in training"
+    if "not_measured" in comparison:
+        reason = comparison["not_measured"]
+        return f"merged into the unquantized base, not {trained_base}; the difference was not measured: {reason}"
     return (
-        f"merged into the unquantized base: loss {cost['loss_merged']:.4f} on {cost['rows']} {cost['split']} rows, "
-        f"{cost['loss_trained']:.4f} on {bits} (difference {cost['difference']:+.4f})"
+        f"merged into the unquantized base: loss {comparison['loss_merged']:.4f} on {comparison['rows']} "
+        f"{comparison['split']} rows, {comparison['loss_trained']:.4f} on {trained_base} "
+        f"(difference {comparison['difference']:+.4f})"
     )

@@ -1,9 +1,9 @@
-"""Scoring a model on held-out rows: likelihood of each row, and a greedy answer to a sample of them.
+"""Scores a model on held-out rows: the likelihood of every row, and greedy generation for a sample of them.
 
-    rows -- likelihood, all of them ---------------.
-       `--- a seeded sample -- greedy generation ---+--> scores/<model>.<split>.jsonl, one line a row
+    rows -- likelihood, every row ------------------.
+       `--- seeded sample -- greedy generation ------+--> scores/<model>.<split>.jsonl, one line per row
 
-Both models of a comparison see the same rows, the same sample and the same limits.
+Base and tuned model are scored on the same rows, the same sample and with the same limits.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from luthier.weights.model import Model
 from luthier.weights.row_limit import RowLimit
 
 Array = np.ndarray[Any, Any]
-GENERATION_CEILING = 512  # new tokens; longer references are compared with what fits
-TOKENS_AT_ONCE = 16384
-ROWS_IN_MEMORY = 256
+MAX_NEW_TOKENS = 512  # generations for longer references are truncated
+MAX_BATCH_TOKENS = 16384
+CHUNK_ROWS = 256
 
 
-class Rows(Protocol):
-    """Prepared rows: token ids by index, and the texts they came from."""
+class EvaluationRows(Protocol):
+    """Tokenized rows and the examples they were rendered from, by index."""
 
     kind: str
     tokens: TokenStore
@@ -44,23 +44,23 @@ class Rows(Protocol):
     def examples(self, indices: Array) -> Iterator[Example]: ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreSettings:
-    """`sample`: rows answered by generation, -1 for all, 0 for none; drawn with `seed`.
+    """`generation_rows`: rows to generate for, drawn with `seed`; -1 for all, 0 for none.
 
-    `scoring` and `answering` learn how many rows fit in memory at once.
+    The two limits adapt to the number of rows that fit in memory.
     """
 
-    sample: int
+    generation_rows: int
     seed: int
     rows_per_batch: int
     packing: bool
-    scoring: RowLimit = field(default_factory=lambda: RowLimit("scoring"))
-    answering: RowLimit = field(default_factory=lambda: RowLimit("answering"))
+    scoring_limit: RowLimit = field(default_factory=lambda: RowLimit("scoring"))
+    generation_limit: RowLimit = field(default_factory=lambda: RowLimit("generating"))
 
 
 @contextmanager
-def _removed_on_failure(path: Path) -> Iterator[None]:
+def _unlink_on_failure(path: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
@@ -68,81 +68,82 @@ def _removed_on_failure(path: Path) -> Iterator[None]:
         raise
 
 
-class HeldOut:
-    """One held-out split of a prepared dataset. `rows` are indices into `prepared.tokens`."""
+class HeldOutScorer:
+    """Scores models on one held-out split. `rows` are indices into `prepared.tokens`."""
 
-    def __init__(self, prepared: Rows, tokenizer: Tokenizer, rows: Array, settings: ScoreSettings) -> None:
+    def __init__(self, prepared: EvaluationRows, tokenizer: Tokenizer, rows: Array, settings: ScoreSettings) -> None:
         self.prepared = prepared
-        self.tokens = _completions_only(prepared.tokens, tokenizer)
+        self.tokens = _completion_loss_only(prepared.tokens, tokenizer)
         self.tokenizer = tokenizer
         self.rows = rows
         self.settings = settings
-        self.sample = self._draw()
-        self.max_new_tokens = self._room()
+        self.sample = self._draw_sample()
+        self.max_new_tokens = self._generation_limit()
 
     def score(self, model: Model, path: Path | None, advance: Callable[[int], None]) -> None:
-        """Write the scores file of `model`; `advance` is told of rows done (likelihood and generation count alike).
+        """Write the scores file of `model`; reports newly scored or generated rows to `advance`.
 
-        Where several ranks run the model, each calls this; all but one give no path.
+        With several ranks, every rank calls this and only one passes a path.
         """
-        lines = self._scored(model, advance)
+        lines = self._score_lines(model, advance)
         if path is None:
             deque(lines, maxlen=0)
             return
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _removed_on_failure(temporary), open(temporary, "w", encoding="utf-8") as handle:
+        with _unlink_on_failure(temporary), open(temporary, "w", encoding="utf-8") as handle:
             handle.writelines(json.dumps(line) + "\n" for line in lines)
             handle.flush()
             os.fsync(handle.fileno())
         os.replace(temporary, path)
 
-    def _scored(self, model: Model, advance: Callable[[int], None]) -> Iterator[dict[str, object]]:
-        """The lines of the scores file."""
+    def _score_lines(self, model: Model, advance: Callable[[int], None]) -> Iterator[dict[str, object]]:
         tokens = self.tokens
         layout = Layout(self.settings.packing and model.packs, self.tokenizer.pad_id, model.start_id)
         columns = np.zeros((len(tokens), 3)) if len(self.rows) else np.zeros((0, 3))
-        how = self.settings
+        settings = self.settings
         for row in score_rows(
-            model, tokens, self.rows, rows_per_batch=how.rows_per_batch, layout=layout, limit=how.scoring
-        ):
+            model, tokens, self.rows, rows_per_batch=settings.rows_per_batch, layout=layout,
+            limit=settings.scoring_limit,
+        ):  # fmt: skip
             columns[row.row] = row.loss_sum, row.tokens, row.correct
             advance(1)
-        for index, example, answer in self._answered(model, advance):
+        for index, example, generation in self._generate_sample(model, advance):
             loss_sum, count, correct = columns[index]
-            yield self._line(example, answer) | {
+            yield self._text_fields(example, generation) | {
                 "loss_sum": float(loss_sum), "tokens": int(count), "correct": int(correct)
             }  # fmt: skip
 
     @property
     def work(self) -> int:
-        """Rows that one call of `score` will report."""
+        """Total number of rows that one call of `score` reports to `advance`."""
         return len(self.rows) + len(self.sample)
 
-    def _draw(self) -> set[int]:
+    def _draw_sample(self) -> set[int]:
         if self.prepared.kind == "domain":
-            return set()  # a block of running text has no answer to compare with
-        if self.settings.sample < 0 or self.settings.sample >= len(self.rows):
+            return set()  # plain text has no reference to compare with
+        count = self.settings.generation_rows
+        if count < 0 or count >= len(self.rows):
             return set(self.rows.tolist())
-        drawn = np.random.default_rng(self.settings.seed).choice(self.rows, self.settings.sample, replace=False)
+        drawn = np.random.default_rng(self.settings.seed).choice(self.rows, count, replace=False)
         return set(drawn.tolist())
 
-    def _room(self) -> int:
-        """New tokens allowed: a quarter more than the longest reference needs."""
+    def _generation_limit(self) -> int:
+        """Maximum number of new tokens: a quarter more than the longest reference of the sample."""
         longest = max((int(self.tokens.trained_counts[row]) for row in self.sample), default=0)
-        return min(GENERATION_CEILING, max(16, longest + longest // 4))
+        return min(MAX_NEW_TOKENS, max(16, longest + longest // 4))
 
-    def _answered(
+    def _generate_sample(
         self, model: Model, advance: Callable[[int], None]
     ) -> Iterator[tuple[int, Example, Generation | None]]:
-        """Each row's example, and the answer where the row is in the sample; a bounded number of texts at a time."""
+        """Yield (row, example, its generation if the row is in the sample), holding CHUNK_ROWS texts in memory."""
         pairs = zip(self.rows.tolist(), self.prepared.examples(self.rows), strict=True)
-        while chunk := list(islice(pairs, ROWS_IN_MEMORY)):
-            asked = {index: self.tokenizer.prompt_ids(example) for index, example in chunk if index in self.sample}
-            answers = dict(zip(asked, self._generate(model, list(asked.values())), strict=True))
-            advance(len(answers))
+        while chunk := list(islice(pairs, CHUNK_ROWS)):
+            prompts = {index: self.tokenizer.prompt_ids(example) for index, example in chunk if index in self.sample}
+            generations = dict(zip(prompts, self._generate(model, list(prompts.values())), strict=True))
+            advance(len(generations))
             for index, example in chunk:
-                yield index, example, answers.get(index)
+                yield index, example, generations.get(index)
 
     def _generate(self, model: Model, prompts: list[list[int]]) -> list[Generation]:
         if not prompts:
@@ -150,27 +151,27 @@ class HeldOut:
         longest = max(map(len, prompts)) + self.max_new_tokens
         return generate(
             model, prompts, stop_ids=self.tokenizer.stop_ids, pad_id=self.tokenizer.pad_id,
-            max_new_tokens=self.max_new_tokens, batch_size=max(1, min(64, TOKENS_AT_ONCE // longest)),
-            limit=self.settings.answering,
+            max_new_tokens=self.max_new_tokens, batch_size=max(1, min(64, MAX_BATCH_TOKENS // longest)),
+            limit=self.settings.generation_limit,
         )  # fmt: skip
 
-    def _line(self, example: Example, answer: Generation | None) -> dict[str, object]:
+    def _text_fields(self, example: Example, generation: Generation | None) -> dict[str, object]:
         return {
             "row": example.source,
             "prompt": example.prompt,
             "reference": self._reference(example),
-            "prediction": None if answer is None else self.tokenizer.decode(answer.ids),
-            "truncated_generation": answer is not None and answer.truncated,
+            "prediction": None if generation is None else self.tokenizer.decode(generation.ids),
+            "truncated_generation": generation is not None and generation.truncated,
         }
 
     def _reference(self, example: Example) -> str:
-        """The completion as written; of a chat turn, its text without the markers that close it."""
+        """The completion; for a chat turn its text without the end-of-turn markers."""
         if example.add_special_tokens:
             return example.completion
         last = [piece for piece in example.pieces if piece.trained][-1:]
         return self.tokenizer.decode(self.tokenizer.encode(last))
 
 
-def _completions_only(tokens: TokenStore, tokenizer: Tokenizer) -> TokenStore:
-    """The same rows with loss on completions alone: what is scored, whatever was trained on."""
+def _completion_loss_only(tokens: TokenStore, tokenizer: Tokenizer) -> TokenStore:
+    """The same rows with loss on completions only, whatever the run was trained on."""
     return tokens if tokens.completion_only else TokenStore(tokens.folder, tokenizer.vocab_size)

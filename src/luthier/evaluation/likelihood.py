@@ -1,6 +1,6 @@
-"""Likelihood of held-out rows under a model: loss in nats, hits and token counts, row by row.
+"""Likelihood of held-out rows under a model: loss in nats, token count and correct tokens of each row.
 
-Logits are never kept: each batch is reduced to three numbers a row at once.
+Logits are not kept: each batch is reduced to three numbers per row.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from luthier.weights.row_limit import RowLimit, in_portions
 
 @dataclass(frozen=True, slots=True)
 class RowLikelihood:
-    """Of one row: summed loss in nats, positions that carry loss, and how many of them the model got right."""
+    """One row: summed loss in nats, number of labels, and number of labels that the model ranks first."""
 
     row: int
     loss_sum: float
@@ -37,19 +37,19 @@ def score_rows(
     layout: Layout,
     limit: RowLimit | None = None,
 ) -> Iterator[RowLikelihood]:
-    """Score each of `rows` (indices into `tokens`) once, longest first. `limit` learns how many fit in memory."""
-    fits = limit or RowLimit("scoring")
+    """Score `rows` (indices into `tokens`), longest first. `limit` adapts to the rows that fit in memory."""
+    row_limit = limit or RowLimit("scoring")
     batches = scoring_batches(tokens, rows, rows_per_batch, layout)
 
     def score(batch: Batch) -> list[RowLikelihood]:
-        def part(rows: Sequence[int]) -> list[RowLikelihood]:
-            whole = len(rows) == len(batch.rows)
-            return _score_batch(model, batch if whole else collate(tokens, list(rows), layout))
+        def score_portion(rows: Sequence[int]) -> list[RowLikelihood]:
+            is_whole = len(rows) == len(batch.rows)
+            return _score_batch(model, batch if is_whole else collate(tokens, list(rows), layout))
 
-        return [row for scored in in_portions(batch.rows, fits, part) for row in scored]
+        return [row for portion in in_portions(batch.rows, row_limit, score_portion) for row in portion]
 
-    for scored in model.each(score, batches):
-        yield from scored
+    for rows_of_batch in model.each(score, batches):
+        yield from rows_of_batch
 
 
 def _score_batch(model: Model, batch: Batch) -> list[RowLikelihood]:
@@ -66,15 +66,15 @@ def _score_batch(model: Model, batch: Batch) -> list[RowLikelihood]:
 
 @dataclass(frozen=True, slots=True)
 class Likelihood:
-    """Over many rows: loss in nats per token, and the share of tokens that were the most likely one."""
+    """Over many rows: loss in nats per token, and the share of labels that the model ranks first."""
 
     loss: float
     token_accuracy: float
     tokens: int
 
 
-def total(rows: Iterator[RowLikelihood]) -> Likelihood:
-    """Token-weighted mean over `rows`."""
+def aggregate(rows: Iterator[RowLikelihood]) -> Likelihood:
+    """Compute the token-weighted mean over `rows`."""
     loss_sum, tokens, correct = 0.0, 0, 0
     for row in rows:
         loss_sum += row.loss_sum

@@ -1,11 +1,8 @@
 """ROUGE-1/2/L/Lsum F-measures of one prediction against one reference, for any script.
 
-rouge-score does the counting. English, or any pair of texts whose letters are all ASCII, goes through its own
-tokenizer without stemming, so those numbers equal rouge-score's. That tokenizer keeps a-z and 0-9 only: two
-identical Chinese texts would score 0. So a pair in which either text holds a letter or decimal digit outside
-ASCII goes through UnicodeTokenizer.
-
-Does not know of files, rows or models.
+Computed by rouge-score. If the letters of both texts are all ASCII, its own tokenizer is used without stemming, so the
+numbers equal rouge-score's. That tokenizer keeps a-z and 0-9 only: two identical Chinese texts would score 0. So pairs
+with a non-ASCII letter or decimal digit use UnicodeTokenizer.
 """
 
 from __future__ import annotations
@@ -17,9 +14,9 @@ from rouge_score.rouge_scorer import RougeScorer
 
 ROUGE_NAMES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
-LONGEST_TEXT = 20_000
-"""Characters of a text that are compared. The longest common subsequence costs time and memory in the product of
-both lengths; a 2 MB reference must not take the machine. `was_cut` tells, and the caller counts and says it."""
+MAX_TEXT_CHARACTERS = 20_000
+"""Only the first characters are compared: the longest common subsequence takes time and memory proportional to the
+product of both lengths. Callers count the affected rows by `is_truncated`."""
 
 # Scripts written without spaces between words, where a word list would be needed to find words.
 _CHARACTER_IS_TOKEN = re.compile(
@@ -41,39 +38,39 @@ _CHARACTER_IS_TOKEN = re.compile(
 
 
 class UnicodeTokenizer:
-    """Words of any script, as rouge-score's `tokenizer` object.
+    """Splits text of any script into words, with the interface of rouge-score's tokenizers.
 
-    The text is NFKC-normalised (full-width letters become plain, composed and decomposed accents agree) and
+    The text is NFKC-normalised (full-width letters become ASCII, composed and decomposed accents become equal) and
     case-folded. A token is a run of letters and digits with their combining marks (Korean too: space-separated);
     in Chinese, Japanese, Thai, Lao, Khmer, Myanmar and Tibetan each character, with its marks, is a token.
-    Invisible format characters (joiners, direction marks, soft hyphens) are dropped; all else parts tokens.
+    Invisible format characters (joiners, direction marks, soft hyphens) are dropped; everything else separates tokens.
     On ASCII text the result equals rouge-score's default tokenizer without stemming.
     """
 
     def tokenize(self, text: str) -> list[str]:
         tokens: list[str] = []
-        may_grow = False  # whether the next letter joins the last token
-        after_letter = False  # whether a combining mark here belongs to the last token
+        extends_token = False  # the next letter joins the last token
+        follows_letter = False  # a combining mark joins the last token
         for character in unicodedata.normalize("NFKC", text).casefold():
             category = unicodedata.category(character)
             if category == "Cf":
                 continue
             if category[0] in "LN":
-                alone = _CHARACTER_IS_TOKEN.match(character) is not None
-                if may_grow and not alone:
+                is_single = _CHARACTER_IS_TOKEN.match(character) is not None
+                if extends_token and not is_single:
                     tokens[-1] += character
                 else:
                     tokens.append(character)
-                may_grow, after_letter = not alone, True
-            elif category[0] == "M" and after_letter:
+                extends_token, follows_letter = not is_single, True
+            elif category[0] == "M" and follows_letter:
                 tokens[-1] += character
             else:
-                may_grow = after_letter = False
+                extends_token = follows_letter = False
         return tokens
 
 
-def beyond_ascii(text: str) -> bool:
-    """Whether the text holds a letter or decimal digit outside ASCII (“quotes”, dashes and emoji do not count)."""
+def has_non_ascii_letters(text: str) -> bool:
+    """Whether the text has a non-ASCII letter or decimal digit (quotes, dashes and emoji do not count)."""
     if text.isascii():
         return False
     return any(
@@ -82,21 +79,21 @@ def beyond_ascii(text: str) -> bool:
     )
 
 
-def was_cut(prediction: str, reference: str) -> bool:
-    """Whether `Rouge.score` compares only the first LONGEST_TEXT characters of one of the two."""
-    return len(prediction) > LONGEST_TEXT or len(reference) > LONGEST_TEXT
+def is_truncated(prediction: str, reference: str) -> bool:
+    """Whether one of the texts is longer than MAX_TEXT_CHARACTERS."""
+    return len(prediction) > MAX_TEXT_CHARACTERS or len(reference) > MAX_TEXT_CHARACTERS
 
 
 class Rouge:
-    """Scores pairs of texts; holds one scorer per tokenizer, so make it once."""
+    """Scores pairs of texts. Building the scorers is slow; reuse one instance."""
 
     def __init__(self) -> None:
-        self._plain = RougeScorer(list(ROUGE_NAMES), use_stemmer=False)
+        self._ascii = RougeScorer(list(ROUGE_NAMES), use_stemmer=False)
         self._unicode = RougeScorer(list(ROUGE_NAMES), tokenizer=UnicodeTokenizer())
 
     def score(self, prediction: str, reference: str) -> tuple[float, ...]:
-        """F-measures 0..1 in the order of ROUGE_NAMES. Lsum's sentences are lines. No words in either text: 0."""
-        prediction, reference = prediction[:LONGEST_TEXT], reference[:LONGEST_TEXT]
-        scorer = self._unicode if beyond_ascii(prediction) or beyond_ascii(reference) else self._plain
+        """Return F-measures 0..1 in the order of ROUGE_NAMES; 0 if a text has no words. ROUGE-Lsum splits on lines."""
+        prediction, reference = prediction[:MAX_TEXT_CHARACTERS], reference[:MAX_TEXT_CHARACTERS]
+        scorer = self._unicode if has_non_ascii_letters(prediction) or has_non_ascii_letters(reference) else self._ascii
         scores = scorer.score(reference, prediction)
         return tuple(float(scores[name].fmeasure) for name in ROUGE_NAMES)

@@ -1,7 +1,6 @@
-"""Which held-out rows the report shows: a few that improved most, a few that got worse, a few at random.
+"""Chooses the held-out rows that the report shows: most improved, worst regressions, and random ones.
 
-Rows are chosen by per-row numbers alone (see scores.py); only the chosen rows' texts are then read, each cut to what
-a page can show. Does not know how a page looks.
+Rows are chosen by their scores (see scores.py); only then are the texts of the chosen rows read, each truncated.
 """
 
 from __future__ import annotations
@@ -12,64 +11,73 @@ from typing import Any
 
 import numpy as np
 
-from luthier.evaluation.scores import TEXT_COLUMNS, Scores, paired, read_scores, score_lines, text_hash
+from luthier.evaluation.scores import TEXT_COLUMNS, RowScores, align_rows, read_scores, score_lines, text_hash
 
-EACH = 4
-LONGEST_SHOWN = 6_000
+GROUP_ROWS = 4
+MAX_CHARACTERS = 6_000
 
 Array = np.ndarray[Any, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One row under both models. Texts are cut to LONGEST_SHOWN characters; `cut` holds how many are not shown."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleRow:
+    """One row with the texts and scores of both models.
+
+    Texts are truncated to MAX_CHARACTERS; `omitted`: characters not shown, by text.
+    """
 
     row: str
     prompt: str
     reference: str
     base: str | None
     tuned: str | None
-    base_numbers: dict[str, float | None]
-    tuned_numbers: dict[str, float | None]
-    cut: dict[str, int] = field(default_factory=dict)
+    base_scores: dict[str, float | None]
+    tuned_scores: dict[str, float | None]
+    omitted: dict[str, int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Samples:
-    """`improved_rows` and `worse_rows` count all rows that moved, not only the ones shown."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleRows:
+    """The rows to show by group; the counts are over all rows."""
 
-    groups: dict[str, list[Sample]]
+    groups: dict[str, list[SampleRow]]
     improved_rows: int
     worse_rows: int
     rows: int
     by_generation: bool
 
 
-def choose_samples(base_path: Path, tuned_path: Path, seed: int = 0, each: int = EACH) -> Samples:
-    """Choose up to `each` rows a group: "improved", "worse", "random"; no row is shown twice.
+def choose_sample_rows(base_path: Path, tuned_path: Path, seed: int = 0, count: int = GROUP_ROWS) -> SampleRows:
+    """Choose up to `count` rows per group: "improved", "worse", "random". No row is in two groups.
 
-    Rows with a generated text go by exact match, then ROUGE-L, then loss; where there is none, by loss alone.
+    Rows with a generated text are ranked by exact match, then ROUGE-L, then loss; if no row has one, by loss.
     """
-    base, tuned = paired(read_scores(base_path), read_scores(tuned_path))
+    base, tuned = align_rows(read_scores(base_path), read_scores(tuned_path))
     generated = base.generated & tuned.generated
     by_generation = bool(generated.any())
     rows = np.flatnonzero(generated) if by_generation else np.arange(len(base))
-    gain = _gain(base, tuned)[rows]
-    order = rows[np.argsort(gain, kind="stable")]
-    worse, improved = int((gain < 0).sum()), int((gain > 0).sum())
+    gains = _gains(base, tuned)[rows]
+    order = rows[np.argsort(gains, kind="stable")]
+    worse, improved = int((gains < 0).sum()), int((gains > 0).sum())
     chosen = {
-        "improved": order[::-1][: min(each, improved)],
-        "worse": order[: min(each, worse)],
+        "improved": order[::-1][: min(count, improved)],
+        "worse": order[: min(count, worse)],
     }
     rest = np.setdiff1d(rows, np.concatenate(list(chosen.values())))
-    chosen["random"] = np.random.default_rng(seed).permutation(rest)[:each]
-    texts = _texts(base, tuned, {int(row) for group in chosen.values() for row in group})
-    groups = {name: [texts[int(row)] for row in group] for name, group in chosen.items()}
-    return Samples(groups, improved, worse, len(rows), by_generation)
+    chosen["random"] = np.random.default_rng(seed).permutation(rest)[:count]
+    samples = _read_samples(base, tuned, {int(row) for group in chosen.values() for row in group})
+    groups = {name: [samples[int(row)] for row in group] for name, group in chosen.items()}
+    return SampleRows(
+        groups=groups,
+        improved_rows=improved,
+        worse_rows=worse,
+        rows=len(rows),
+        by_generation=by_generation,
+    )
 
 
-def _gain(base: Scores, tuned: Scores) -> Array:
-    """How much better each row got (R,): a hit won counts more than any ROUGE-L, that more than any loss."""
+def _gains(base: RowScores, tuned: RowScores) -> Array:
+    """Improvement of each row (R,): exact match outweighs any change of ROUGE-L, which outweighs any change of loss."""
     change = tuned.texts - base.texts
     exact, rouge = change[:, TEXT_COLUMNS.index("exact_match")], change[:, TEXT_COLUMNS.index("rougeL")]
     with np.errstate(invalid="ignore", over="ignore"):
@@ -77,50 +85,52 @@ def _gain(base: Scores, tuned: Scores) -> Array:
         likelihood = np.tanh(np.nan_to_num(nats, posinf=0.0, neginf=0.0))
     if not (base.generated & tuned.generated).any():
         return np.asarray(likelihood)
-    # Rows whose text did not change in worth did not move: a lower loss behind the same answer is no sample to show.
-    moved = (exact != 0) | (np.abs(rouge) > 1e-9)
-    return np.where(moved, 100 * exact + 10 * rouge + likelihood, 0.0)
+    # A lower loss behind an equally good text is not worth showing as an improvement.
+    text_changed = (exact != 0) | (np.abs(rouge) > 1e-9)
+    return np.where(text_changed, 100 * exact + 10 * rouge + likelihood, 0.0)
 
 
-def _row_loss(scores: Scores) -> Array:
+def _row_loss(scores: RowScores) -> Array:
     return np.divide(scores.loss_sum, scores.tokens, out=np.zeros(len(scores)), where=scores.tokens > 0)
 
 
-def _texts(base: Scores, tuned: Scores, wanted: set[int]) -> dict[int, Sample]:
-    """Read the wanted rows (positions in `base`) from both files; all others are only passed over."""
-    found: dict[int, dict[str, dict[str, Any]]] = {int(base.row[position]): {} for position in wanted}
+def _read_samples(base: RowScores, tuned: RowScores, positions: set[int]) -> dict[int, SampleRow]:
+    """Read the rows at `positions` (in `base`) from both scores files."""
+    lines: dict[int, dict[str, dict[str, Any]]] = {int(base.row[position]): {} for position in positions}
     for model, scores in (("base", base), ("tuned", tuned)):
         for line in score_lines(scores.path):
-            models = found.get(text_hash(line["row"]))
-            if models is not None:
-                models.setdefault(model, line)  # an id that occurs twice shows its first row
-    return {position: _sample(found[int(base.row[position])], base, tuned, position) for position in wanted}
+            by_model = lines.get(text_hash(line["row"]))
+            if by_model is not None:
+                by_model.setdefault(model, line)  # of a repeated id, the first row
+    return {position: _sample(lines[int(base.row[position])], base, tuned, position) for position in positions}
 
 
-def _sample(models: dict[str, dict[str, Any]], base: Scores, tuned: Scores, position: int) -> Sample:
-    base_line, tuned_line = models["base"], models["tuned"]
+def _sample(by_model: dict[str, dict[str, Any]], base: RowScores, tuned: RowScores, position: int) -> SampleRow:
+    base_line, tuned_line = by_model["base"], by_model["tuned"]
     texts: dict[str, str | None] = {
         "prompt": base_line.get("prompt") or "",
         "reference": base_line["reference"],
         "base": base_line["prediction"],
         "tuned": tuned_line["prediction"],
     }
-    return Sample(
+    return SampleRow(
         row=str(base_line["row"]),
-        prompt=(texts["prompt"] or "")[:LONGEST_SHOWN],
-        reference=(texts["reference"] or "")[:LONGEST_SHOWN],
-        base=None if texts["base"] is None else texts["base"][:LONGEST_SHOWN],
-        tuned=None if texts["tuned"] is None else texts["tuned"][:LONGEST_SHOWN],
-        base_numbers=_numbers(base, position),
-        tuned_numbers=_numbers(tuned, position),
-        cut={name: len(text) - LONGEST_SHOWN for name, text in texts.items() if text and len(text) > LONGEST_SHOWN},
+        prompt=(texts["prompt"] or "")[:MAX_CHARACTERS],
+        reference=(texts["reference"] or "")[:MAX_CHARACTERS],
+        base=None if texts["base"] is None else texts["base"][:MAX_CHARACTERS],
+        tuned=None if texts["tuned"] is None else texts["tuned"][:MAX_CHARACTERS],
+        base_scores=_row_metrics(base, position),
+        tuned_scores=_row_metrics(tuned, position),
+        omitted={
+            name: len(text) - MAX_CHARACTERS for name, text in texts.items() if text and len(text) > MAX_CHARACTERS
+        },
     )
 
 
-def _numbers(scores: Scores, position: int) -> dict[str, float | None]:
+def _row_metrics(scores: RowScores, position: int) -> dict[str, float | None]:
     tokens = float(scores.tokens[position])
     loss = float(scores.loss_sum[position]) / tokens if tokens else float("nan")
-    numbers: dict[str, float | None] = {"loss": loss if np.isfinite(loss) else None}
+    metrics: dict[str, float | None] = {"loss": loss if np.isfinite(loss) else None}
     for name, value in zip(TEXT_COLUMNS, scores.texts[position], strict=True):
-        numbers[name] = float(value) if scores.generated[position] else None
-    return numbers
+        metrics[name] = float(value) if scores.generated[position] else None
+    return metrics

@@ -1,4 +1,4 @@
-"""The before/after table for terminals, as tune, evaluate and compare print it. Knows metrics.json, nothing else."""
+"""The before/after table that tune, evaluate and compare print, built from metrics.json."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from luthier.catalog.metrics import METRICS
-from luthier.evaluation.metric import FEW_ROWS, Verdict, shown, shown_interval, verdict
+from luthier.evaluation.verdict import MIN_ROWS, Verdict, format_interval, format_metric, judge_difference
 
 _STYLES = {
     Verdict.BETTER: "bold green",
@@ -22,10 +22,10 @@ _STYLES = {
 
 
 def before_after_table(metrics: Mapping[str, Any]) -> Table:
-    """Lay out {"base", "tuned", "difference", "rows", "scored_by_generation", "split"} for a terminal.
+    """Build the table from {"base", "tuned", "difference", "rows", "scored_by_generation", "split"}.
 
-    One of base and tuned may be missing: then the table has that model's column alone. An optional
-    "labels": {"base": ..., "tuned": ...} names the columns. Metrics that apply to neither model are left out.
+    If base or tuned is missing, the table has one column. An optional "labels": {"base": ..., "tuned": ...} names the
+    columns. Metrics that apply to neither model are left out.
     """
     models = [model for model in ("base", "tuned") if metrics.get(model)]
     labels = metrics.get("labels") or {}
@@ -41,25 +41,29 @@ def before_after_table(metrics: Mapping[str, Any]) -> Table:
     for name, metric in METRICS.items():
         if all(metrics[model].get(name) is None for model in models):
             continue
-        cells: list[str | Text] = [metric.label, *(shown(metrics[model].get(name)) for model in models)]
+        cells: list[str | Text] = [metric.label, *(format_metric(metrics[model].get(name)) for model in models)]
         if both:
-            cells += _change(metrics, name)
+            cells += _difference_cells(metrics, name)
         table.add_row(*cells)
     return table
 
 
 def measured_rows(metrics: Mapping[str, Any], name: str) -> int:
-    """Rows that a metric of metrics.json was measured on."""
+    """Return the number of rows that a metric of metrics.json was measured on."""
     return int(metrics.get("scored_by_generation" if METRICS[name].needs_generation else "rows") or 0)
 
 
-def _change(metrics: Mapping[str, Any], name: str) -> list[str | Text]:
+def _difference_cells(metrics: Mapping[str, Any], name: str) -> list[str | Text]:
     difference = (metrics.get("difference") or {}).get(name)
-    said = verdict(name, difference, measured_rows(metrics, name))
+    verdict = judge_difference(name, difference, measured_rows(metrics, name))
     value = difference["value"] if difference else None
     arrow = "" if not value else "↑ " if value > 0 else "↓ "
-    style = _STYLES[said]
-    return [Text(shown(value, signed=True), style), shown_interval(difference), Text(f"{arrow}{said}", style)]
+    style = _STYLES[verdict]
+    return [
+        Text(format_metric(value, signed=True), style),
+        format_interval(difference),
+        Text(f"{arrow}{verdict}", style),
+    ]
 
 
 def _caption(metrics: Mapping[str, Any], both: bool) -> str:
@@ -67,9 +71,9 @@ def _caption(metrics: Mapping[str, Any], both: bool) -> str:
     split = metrics.get("split")
     text = f"{rows:,} held-out rows" + (f" ({split})" if split else "")
     if generated != rows:
-        text += f", {generated:,} of them by generation" if generated else ", none by generation"
+        text += f", {generated:,} with generated text" if generated else ", no generated text"
     if both:
         text += "; paired bootstrap over rows"
-    if both and rows < FEW_ROWS:
-        text += f"; fewer than {FEW_ROWS} rows decide nothing"
+    if both and rows < MIN_ROWS:
+        text += f"; fewer than {MIN_ROWS} rows: too few for a verdict"
     return text

@@ -28,7 +28,7 @@ from luthier.data.ledger import check_rows, check_truncated
 from luthier.data.prepare import Dataset, prepare
 from luthier.data.tokenize import Tokenizer, set_threads
 from luthier.errors import Interrupted
-from luthier.evaluation.held_out import HeldOut, ScoreSettings
+from luthier.evaluation.held_out import HeldOutScorer, ScoreSettings
 from luthier.evaluation.report import write_report
 from luthier.home import cache_root
 from luthier.jobfolder import JobFolder, write_json
@@ -213,24 +213,27 @@ def _load_one(stage: Stage) -> Model:
     return model
 
 
-def _held_out(stage: Stage) -> dict[str, HeldOut]:
+def _held_out(stage: Stage) -> dict[str, HeldOutScorer]:
     """The splits to score, the one that decides the verdict first."""
     values, job = stage.order.hyperparameters, stage.order.job
     settings = ScoreSettings(
-        job.score_rows, int(values["train_data_split_seed"] or 0),
-        stage.order.settings.run.eval_rows_per_batch, stage.order.settings.run.packing, stage.limits.scoring,
-        stage.limits.answering,
-    )  # fmt: skip
+        generation_rows=job.score_rows,
+        seed=int(values["train_data_split_seed"] or 0),
+        rows_per_batch=stage.order.settings.run.eval_rows_per_batch,
+        packing=stage.order.settings.run.packing,
+        scoring_limit=stage.limits.scoring,
+        generation_limit=stage.limits.answering,
+    )
     splits = stage.prepared.split
     rows = {"test": splits.test, "validation": splits.validation}
     return {
-        split: HeldOut(stage.prepared, stage.tokenizer, indices, settings)
+        split: HeldOutScorer(stage.prepared, stage.tokenizer, indices, settings)
         for split, indices in rows.items()
         if len(indices)
     }
 
 
-def _score(stage: Stage, held_out: HeldOut, model: Model, name: str, split: str) -> None:
+def _score(stage: Stage, held_out: HeldOutScorer, model: Model, name: str, split: str) -> None:
     path = stage.folder.scores / f"{name}.{split}.jsonl"
     if stage.ranks.first(path.exists()):
         stage.say(f"{name} model on the {split} rows: scored before, kept")

@@ -17,7 +17,7 @@ import torch
 from luthier.data.batches import BatchSampler, Layout, collate
 from luthier.data.tokens import TokenStore
 from luthier.errors import Interrupted
-from luthier.evaluation.likelihood import Likelihood, score_rows, total
+from luthier.evaluation.likelihood import Likelihood, aggregate, score_rows
 from luthier.layers.batch import Batch
 from luthier.training.checkpoint import Checkpoints, TrainingState
 from luthier.training.config import TrainingSettings
@@ -78,7 +78,7 @@ class Run:
             self.model, self.tokens, self.validation_rows,
             rows_per_batch=per_batch, layout=self.layout, limit=self.limits.scoring,
         )  # fmt: skip
-        result = total(rows)
+        result = aggregate(rows)
         self.model.network.train()
         return result
 

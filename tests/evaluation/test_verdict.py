@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from luthier.catalog.metrics import METRICS
-from luthier.evaluation.metric import shown, shown_interval, verdict
+from luthier.evaluation.verdict import format_interval, format_metric, judge_difference
 
 
 @pytest.mark.parametrize(
@@ -26,8 +26,8 @@ from luthier.evaluation.metric import shown, shown_interval, verdict
 def test_verdict(
     name: str, value: float | None, low: float | None, high: float | None, rows: int, expected: str
 ) -> None:
-    assert verdict(name, {"value": value, "low": low, "high": high}, rows) == expected
-    assert verdict(name, None, rows) == "not measured"
+    assert judge_difference(name, {"value": value, "low": low, "high": high}, rows) == expected
+    assert judge_difference(name, None, rows) == "not measured"
 
 
 def test_names_are_the_contract() -> None:
@@ -57,10 +57,10 @@ def test_names_are_the_contract() -> None:
     ],
 )
 def test_shown(value: float | None, signed: bool, text: str) -> None:
-    assert shown(value, signed) == text
+    assert format_metric(value, signed) == text
 
 
 def test_shown_interval() -> None:
-    assert shown_interval({"value": 1, "low": -0.1, "high": 0.2}) == "−0.100 … +0.200"
-    assert shown_interval({"value": 1, "low": None, "high": None}) == "–"
-    assert shown_interval(None) == "–"
+    assert format_interval({"value": 1, "low": -0.1, "high": 0.2}) == "−0.100 … +0.200"
+    assert format_interval({"value": 1, "low": None, "high": None}) == "–"
+    assert format_interval(None) == "–"

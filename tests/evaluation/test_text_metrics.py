@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from luthier.evaluation.generation import MOST_LABELS, exact_match, label_confusion, macro_f1
+from luthier.evaluation.text_metrics import MAX_LABELS, exact_match, label_confusion, macro_f1
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_perfect_is_one() -> None:
 
 
 def test_twenty_labels_are_the_most() -> None:
-    labels = [str(number) for number in range(MOST_LABELS)]
+    labels = [str(number) for number in range(MAX_LABELS)]
     assert f1(labels, labels) == 1
     assert f1([*labels, "one more"], [*labels, "one more"]) is None
     assert label_confusion(np.array([], dtype=np.uint64), np.array([], dtype=np.uint64)) is None

@@ -1,4 +1,4 @@
-"""Counting the ledger, in bounded memory."""
+"""Ledger counts, in bounded memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from fake_run import ledger_lines, write_lines
 
-from luthier.evaluation.fates import LONGEST_ROW, MOST_REASONS, NAMED_ROWS, read_fates
+from luthier.evaluation.ledger_summary import MAX_LISTED_ROWS, MAX_REASONS, MAX_ROW_TOKENS, summarize_ledger
 
 
 def test_counts_by_hand(tmp_path: Path) -> None:
@@ -21,29 +21,38 @@ def test_counts_by_hand(tmp_path: Path) -> None:
     ]
     write_lines(path, lines)
     path.write_text(path.read_text() + '{"torn')
-    fates = read_fates(path)
-    assert fates is not None
-    assert fates.by_split == {"train": {"kept": 1, "truncated": 1}, "": {"dropped": 1}, "test": {"kept": 1}}
-    assert fates.reasons == {("truncated", "longer than the limit, cut on the left"): 1, ("dropped", "empty"): 1}
-    assert [line["row"] for line in fates.named["dropped"]] == ["a:3"]
-    assert (fates.rows, fates.cut, fates.unreadable, fates.trained, fates.total("kept")) == (4, 5, 1, 2, 2)
-    assert fates.lengths[10] == fates.lengths[20] == fates.lengths[LONGEST_ROW] == 1
-    assert fates.lengths.sum() == 3
+    summary = summarize_ledger(path)
+    assert summary is not None
+    assert summary.by_split == {"train": {"kept": 1, "truncated": 1}, "": {"dropped": 1}, "test": {"kept": 1}}
+    assert summary.reasons == {
+        ("truncated", "longer than the limit, truncated on the left"): 1,
+        ("dropped", "empty"): 1,
+    }
+    assert [line["row"] for line in summary.listed["dropped"]] == ["a:3"]
+    assert (
+        summary.rows,
+        summary.truncated_tokens,
+        summary.invalid_lines,
+        summary.training_rows,
+        summary.count("kept"),
+    ) == (4, 5, 1, 2, 2)
+    assert summary.lengths[10] == summary.lengths[20] == summary.lengths[MAX_ROW_TOKENS] == 1
+    assert summary.lengths.sum() == 3
 
 
 def test_reasons_and_names_are_bounded(tmp_path: Path) -> None:
     write_lines(tmp_path / "l", ({"row": str(n), "fate": "dropped", "reason": f"reason {n}"} for n in range(500)))
-    fates = read_fates(tmp_path / "l")
-    assert fates is not None
-    assert len(fates.reasons) == MOST_REASONS + 1
-    assert fates.reasons["dropped", "other reasons"] == 500 - MOST_REASONS
-    assert len(fates.named["dropped"]) == NAMED_ROWS
+    summary = summarize_ledger(tmp_path / "l")
+    assert summary is not None
+    assert len(summary.reasons) == MAX_REASONS + 1
+    assert summary.reasons["dropped", "other reasons"] == 500 - MAX_REASONS
+    assert len(summary.listed["dropped"]) == MAX_LISTED_ROWS
 
 
 def test_memory_does_not_grow_with_the_ledger(tmp_path: Path) -> None:
     write_lines(tmp_path / "l", ledger_lines(20_000))
     tracemalloc.start()
-    read_fates(tmp_path / "l")
+    summarize_ledger(tmp_path / "l")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert (tmp_path / "l").stat().st_size > 3e6
@@ -51,4 +60,4 @@ def test_memory_does_not_grow_with_the_ledger(tmp_path: Path) -> None:
 
 
 def test_no_ledger(tmp_path: Path) -> None:
-    assert read_fates(tmp_path / "none") is None
+    assert summarize_ledger(tmp_path / "none") is None
