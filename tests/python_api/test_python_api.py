@@ -175,7 +175,7 @@ def test_a_comparison_is_a_table() -> None:
 def test_progress_follows_the_metrics_file(rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command("tune", rows, out=tmp_path / "run", flags=("--set", "epoch=2"))
     folder = luthier.Run(tmp_path / "run")._folder
-    bar = progress.TrainingProgress(folder)
+    bar = progress.MetricsProgressBar(folder)
     bar.update("reading rows")
     folder.metrics_lines.write_text('{"step": 5, "epoch": 1.0, "loss": 0.5}\n{"step": 6, "ep', "utf-8")
     bar.update("")

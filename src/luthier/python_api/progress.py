@@ -14,7 +14,7 @@ from luthier.catalog.locate import locate
 from luthier.jobfolder import JobFolder
 
 
-class TrainingProgress:
+class MetricsProgressBar:
     """A bar in epochs (or steps where max_steps is set), with loss and the engine's last line beside it."""
 
     def __init__(self, folder: JobFolder) -> None:
