@@ -32,7 +32,7 @@ def test_a_session_reaches_the_service(tmp_path: Path, monkeypatch: pytest.Monke
         monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")  # an explicit port wins over the environment
         monkeypatch.setenv("AWS_ENDPOINT_URL_SAGEMAKER", "http://127.0.0.1:2")
         assert luthier.connect(port=port).client("sagemaker").meta.endpoint_url == f"http://127.0.0.1:{port}"
-        with pytest.raises(UserError, match="127.0.0.1:2: no service answers"):
+        with pytest.raises(UserError, match="no service answers"):
             luthier.connect()
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "MINE")
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
