@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
+from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from luthier.layers.attention import PACKS_CLEANLY
 from luthier.weights.lora import linear_names
 
 ROOT = Path(__file__).parents[2]
+RESOLVED: dict[str, str] = json.loads((Path(__file__).parent / "resolved_entries.json").read_text("utf-8"))
 # The models that JumpStart and Autopilot's documents name as fine-tunable: prefix of the id -> rests of the ids.
 JUMPSTART = {
     "huggingface-textgeneration1-":
@@ -110,6 +113,12 @@ def test_every_file_is_an_entry() -> None:
     for file in files:
         assert file.name.removesuffix(".yaml") == yaml.safe_load(file.read_text("utf-8"))["id"].replace("/", "-")
         assert len(file.read_text("utf-8").splitlines()) <= 35
+
+
+def test_a_resolved_entry_is_as_recorded() -> None:
+    """resolved_entries.json has a hash of each entry as it was when every file held all of its fields."""
+    texts = {entry.id: json.dumps(asdict(entry), sort_keys=True) for entry in entries()}
+    assert {name: hashlib.sha256(texts[name].encode()).hexdigest()[:16] for name in RESOLVED} == RESOLVED
 
 
 def test_every_model_that_jumpstart_and_autopilot_name_is_there() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,7 @@ def test_a_full_entry() -> None:
     ("changes", "said"),
     [
         ({"colour": "red"}, "unknown field 'colour'"),
+        ({"kind": ["domain"]}, "unknown field 'kind'; did you mean 'kinds'?"),
         ({"licence": None}, "missing field 'licence'"),
         ({"name": None, "colour": 1}, "unknown field 'colour'; missing field 'name'"),
         ({"revision": 3}, "revision: expected text"),
@@ -198,6 +200,46 @@ def test_a_faulty_file_of_the_user_s_is_named_with_its_folder(tmp_path: Path, mo
     monkeypatch.setenv("LUTHIER_ENTRIES", str(tmp_path))
     with pytest.raises(UserError, match=rf"^{tmp_path}/mine\.yaml: unknown field 'colour'$"):
         entries()
+
+
+# Entries that extend a family or another entry
+
+
+def test_an_entry_may_extend_a_model_or_a_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = {"id": "mine", "name": "Mine", "source": "org/mine", "extends": "llama-2-7b"}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(own | {"shape": {"vocab_size": 7}, "lora_targets": ["q_proj"]}))
+    sized = {"parameters": 5, "default_hyperparameters": {"epoch": 9}}
+    family = own | sized | {"id": "other", "name": "Other", "source": "org/other", "extends": "llama-2"}
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(family))
+    monkeypatch.setenv("LUTHIER_ENTRIES", str(tmp_path))
+    base, mine, other = find("llama-2-7b"), find("mine"), find("other")
+    assert base is not None
+    assert mine is not None
+    assert other is not None
+    assert mine == replace(
+        base, id="mine", name="Mine", source="org/mine", aliases=(), autopilot=None, verified=(),
+        shape={**base.shape, "vocab_size": 7}, lora_targets=("q_proj",),
+    )  # fmt: skip
+    assert (other.attention, other.licence, other.parameters) == (base.attention, base.licence, 5)
+    assert other.default_hyperparameters == {**base.default_hyperparameters, "epoch": 9}
+
+
+@pytest.mark.parametrize(
+    ("extends", "said"),
+    [
+        ("lama-2", "extends: unknown family or model 'lama-2'; did you mean 'llama-2'?"),
+        (3, "extends: unknown family or model 3"),
+        ("m", "extends: 'm' extends itself"),
+    ],
+)
+def test_what_cannot_be_extended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extends: str | int, said: str
+) -> None:
+    (tmp_path / "mine.yaml").write_text(text_of(extends=extends))
+    monkeypatch.setenv("LUTHIER_ENTRIES", str(tmp_path))
+    with pytest.raises(UserError) as caught:
+        entries()
+    assert str(caught.value) == f"{tmp_path}/mine.yaml: {said}"
 
 
 def test_a_folder_of_entries_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:

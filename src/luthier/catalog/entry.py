@@ -1,6 +1,7 @@
 """A catalogue entry: one base model, read from one YAML file.
 
-The files are those of `entries/`, and of the folder that LUTHIER_ENTRIES names.
+The files are those of `entries/` and of the folder that LUTHIER_ENTRIES names. A file that `extends` a family
+(`families/*.yaml`: what an architecture fixes) or another entry holds only what differs from it.
 """
 
 from __future__ import annotations
@@ -160,7 +161,10 @@ class _Library:
 
 @functools.cache
 def _library(folder: str) -> _Library:
-    found = [read_entry(*file) for file in (*_packaged(), *_own(folder))]
+    families = {file.removesuffix(".yaml"): _read_yaml(file, text) for file, text in _packaged("families")}
+    files = [(file, _read_yaml(file, text)) for file, text in (*_packaged("entries"), *_own(folder))]
+    parents = {str(stored.get("id")): stored for _, stored in files} | families
+    found = [_entry(file, _inherit(file, stored, parents)) for file, stored in files]
     by_name: dict[str, Entry] = {}
     for entry in found:
         for name in entry.names:
@@ -169,8 +173,8 @@ def _library(folder: str) -> _Library:
     return _Library(tuple(sorted(found, key=lambda entry: entry.id)), by_name)
 
 
-def _packaged() -> list[tuple[str, str]]:
-    folder = resources.files("luthier.catalog") / "entries"
+def _packaged(name: str) -> list[tuple[str, str]]:
+    folder = resources.files("luthier.catalog") / name
     return [(file.name, file.read_text("utf-8")) for file in folder.iterdir() if file.name.endswith(".yaml")]
 
 
@@ -184,7 +188,14 @@ def _own(folder: str) -> list[tuple[str, str]]:
 
 
 def read_entry(file: str, text: str) -> Entry:
-    """Read one YAML entry; UserError names the file and the field that is unknown, missing or of a wrong type."""
+    """Read one YAML entry that extends nothing.
+
+    UserError names the file and the field that is unknown, missing or of a wrong type.
+    """
+    return _entry(file, _read_yaml(file, text))
+
+
+def _read_yaml(file: str, text: str) -> dict[str, Any]:
     try:
         stored = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - a safe one, in C or not
     except yaml.YAMLError as error:
@@ -193,6 +204,33 @@ def read_entry(file: str, text: str) -> Entry:
         raise UserError(f"{where}: not YAML: {getattr(error, 'problem', None) or 'unreadable'}") from None
     if not isinstance(stored, dict):
         raise UserError(f"{file}: expected a mapping of fields")
+    return stored
+
+
+def _inherit(file: str, stored: dict[str, Any], parents: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """The fields of `stored` over those of the chain of `parents` that it extends."""
+    chain = [stored]
+    while (name := chain[-1].get("extends")) is not None:
+        parent = parents.get(str(name))
+        if parent is None:
+            raise UserError(f"{file}: extends: unknown family or model {name!r}{did_you_mean(str(name), parents)}")
+        if any(parent is link for link in chain):
+            raise UserError(f"{file}: extends: {name!r} extends itself")
+        chain.append(parent)
+    resolved: dict[str, Any] = {}
+    for link in reversed(chain):
+        for field_name, value in link.items():
+            if link is not stored and field_name in _NOT_INHERITED:
+                continue
+            inherited = resolved.get(field_name)
+            if field_name in _MERGED and isinstance(inherited, dict) and isinstance(value, dict):
+                value = {**inherited, **value}
+            resolved[field_name] = value
+    resolved.pop("extends", None)
+    return resolved
+
+
+def _entry(file: str, stored: dict[str, Any]) -> Entry:
     problems = _faults("", stored, _FIELDS, _REQUIRED)
     if not problems:
         problems = [f"{name}: {fault}" for name, wrong, fault in _RULES if wrong(stored)]
@@ -213,7 +251,9 @@ def _tuples(stored: Mapping[str, Any]) -> dict[str, Any]:
 
 def _faults(place: str, stored: Mapping[Any, Any], known: Mapping[str, Any], required: tuple[str, ...]) -> list[str]:
     """Unknown, missing and wrongly typed fields of a mapping, and of the mappings inside it."""
-    problems = [f"unknown field {f'{place}{name}'!r}" for name in stored if name not in known]
+    problems = [
+        f"unknown field {f'{place}{name}'!r}{did_you_mean(str(name), known)}" for name in stored if name not in known
+    ]
     problems += [f"missing field {f'{place}{name}'!r}" for name in required if name not in stored]
     for name, value in stored.items():
         wanted = known.get(name)
@@ -240,6 +280,8 @@ _FIELDS: dict[str, Any] = {
     "autopilot": ({"name": str, "rows": int, "tokens": int}, ("name", "rows", "tokens")),
     "attention": ({"kernels": list, "packing": bool}, ("kernels", "packing")),
 }
+_NOT_INHERITED = ("id", "name", "source", "revision", "aliases", "description", "autopilot", "verified")
+_MERGED = ("shape", "default_hyperparameters", "hyperparameter_ranges")  # key by key; other fields replace
 _REQUIRED = ("id", "name", "source", "architecture", "parameters", "context_length", "licence", "kinds")
 _SOURCE = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 # What must hold beside the types: the field at fault, what is wrong with the stored entry, and what was expected.
