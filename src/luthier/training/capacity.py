@@ -35,7 +35,7 @@ def estimate_resources(model: Model, checkpoints_kept: int) -> ResourceEstimate:
 
     One more checkpoint than is kept lies on disk while it is written, and the best one is kept besides.
     """
-    trained = model.trainable().values()
+    trained = model.trainable_parameters().values()
     everything = sum(_bytes(local(parameter)) for parameter in model.network.parameters())
     held = sum(_bytes(local(parameter)) for parameter in trained)
     everything += statistics_bytes(model.network)

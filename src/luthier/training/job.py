@@ -202,14 +202,14 @@ def _load_one(stage: Stage) -> Model:
         trained_in=torch.bfloat16 if order.settings.optimizer.in_bf16 else torch.float32,
     )  # fmt: skip
     if method.quantization:
-        stage.say(f"base model in {method.quantization}: {describe(model.plain)}")
+        stage.say(f"base model in {method.quantization}: {describe(model.hf_model)}")
     if method.lora:
         family = order.entry.lora_targets if order.entry else ()
-        targets = resolve_targets(method.targets, model.plain, family)
+        targets = resolve_targets(method.targets, model.hf_model, family)
         adapter = Adapter(method.r, method.alpha, method.dropout, targets, method.rslora, method.dora)
         model = attach(model, adapter, run.seed)
     if run.gradient_checkpointing:
-        model.recompute_activations()
+        model.enable_activation_checkpointing()
     return model
 
 
@@ -263,13 +263,13 @@ def _train(stage: Stage, model: Model, checkpoints: Checkpoints, resume: bool) -
         model, stage.prepared.tokens, _plan(stage, model, state), stage.prepared.split.validation,
         stage.order.settings, _layout(stage, model), checkpoints, stage.ranks, stage.limits,
     )  # fmt: skip
-    if run.settings.run.packing and not model.packs:
+    if run.settings.run.packing and not model.supports_packing:
         stage.say(
-            f"rows are padded beside rows of like length, not packed: {type(model.plain).__name__} does not keep "
-            "packed rows apart"
+            f"packing is off: {type(model.hf_model).__name__} would mix packed rows; padding rows of similar length "
+            "instead"
         )
     if run.layout.packed:
-        stage.say(f"packed rows are computed by {model.path}")
+        stage.say(f"packed batches use {model.describe_layers()}")
     if run.layout.packed and run.settings.run.pad_to_max:
         stage.say("pad_to_max_length=True has no effect: rows are packed, none is padded (packing=False pads them)")
     stage.earlier_seconds = state.seconds
@@ -290,9 +290,12 @@ def _train(stage: Stage, model: Model, checkpoints: Checkpoints, resume: bool) -
 
 def _layout(stage: Stage, model: Model) -> Layout:
     run = stage.order.settings.run
-    widths = (stage.prepared.max_length, stage.order.data.max_output_length if model.encoder_decoder else 0)
+    widths = (stage.prepared.max_length, stage.order.data.max_output_length if model.is_encoder_decoder else 0)
     return Layout(
-        run.packing and model.packs, stage.tokenizer.pad_id, model.start_id, widths if run.pad_to_max else (0, 0)
+        run.packing and model.supports_packing,
+        stage.tokenizer.pad_id,
+        model.decoder_start_token_id,
+        widths if run.pad_to_max else (0, 0),
     )
 
 
@@ -300,7 +303,11 @@ def _plan(stage: Stage, model: Model, state: TrainingState) -> BatchSampler:
     run, rows = stage.order.settings.run, stage.prepared.split.train
     tokens = stage.prepared.tokens
     lengths = tokens.lengths[rows]
-    padded, packed = (None, model.work(lengths, tokens.trained_counts[rows])) if model.packs else (lengths, None)
+    padded, packed = (
+        (None, model.estimate_multiplications(lengths, tokens.trained_counts[rows]))
+        if model.supports_packing
+        else (lengths, None)
+    )
     return BatchSampler(rows, run.rows_per_batch, state.window, run.seed, padded, run.drop_last, packed)
 
 

@@ -26,7 +26,7 @@ from luthier.layers.batch import Batch
 from luthier.training.config import TrainingSettings
 from luthier.training.process_group import ProcessGroup
 from luthier.training.tensor_file import local, whole
-from luthier.weights.model import Model, Scores
+from luthier.weights.model import Model, TokenScores
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -40,10 +40,10 @@ class DataParallelModel(Model):
         self.ranks = ranks
 
     @property
-    def shares(self) -> int:
+    def world_size(self) -> int:
         return self.ranks.size
 
-    def each(self, work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    def map(self, work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         return self.ranks.each(work, items)
 
 
@@ -69,14 +69,14 @@ class ShardedModel(DataParallelModel):
             if hasattr(unit, "set_reduce_scatter_unused_params"):  # torch 2.13: an expert that one rank alone asked
                 unit.set_reduce_scatter_unused_params(True)
 
-    def each(self, work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    def map(self, work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         with self._scoring():
-            yield from super().each(lambda item: self._inside(work, item), items)
+            yield from super().map(lambda item: self._inside(work, item), items)
 
     def loss(self, batch: Batch, smoothing: float = 0.0) -> Tensor:
         return self._inside(super().loss, batch, smoothing)
 
-    def scores(self, batch: Batch) -> Scores:
+    def scores(self, batch: Batch) -> TokenScores:
         with self._scoring():
             return self._inside(super().scores, batch)
 
@@ -86,7 +86,7 @@ class ShardedModel(DataParallelModel):
 
         They are kept in the type they were sharded in, for FSDP's buffers are of that.
         """
-        for parameter in self.trainable().values() if not self.adapted else ():
+        for parameter in self.trainable_parameters().values() if not self.has_adapter else ():
             local(parameter).copy_(local(parameter).to(self.dtype))
 
     def put_together(self) -> None:
@@ -94,7 +94,7 @@ class ShardedModel(DataParallelModel):
 
         Every rank calls this; no rank can compute with the model afterwards.
         """
-        kept = torch.float32 if self.adapted else self.dtype
+        kept = torch.float32 if self.has_adapter else self.dtype
         made: dict[int, nn.Parameter] = {}  # by identity: tied weights stay tied
         for module in self.network.modules():
             for name, parameter in list(module.named_parameters(recurse=False)):

@@ -85,7 +85,7 @@ class Run:
 
 def train(run: Run, state: TrainingState, log: MetricsLog | NullMetricsLog, bar: TrainingProgress) -> None:
     """Train from `state` to the end; `state` is kept current. Raises Interrupted after saving when a stop was asked."""
-    parameters = run.model.trainable()
+    parameters = run.model.trainable_parameters()
     optimizer = build_optimizer(parameters, run.settings.optimizer, run.settings.run.seed)
     if state.step:
         _restore(run, state, optimizer)
@@ -128,12 +128,12 @@ def _agree(limit: RowLimit, ranks: ProcessGroup) -> int | None:
 def _restore(run: Run, state: TrainingState, optimizer: torch.optim.Optimizer) -> None:
     _, weights, moments = run.checkpoints.read(state.step)
     load_weights(run.model, weights)
-    restore_optimizer(optimizer, run.model.trainable(), moments)
+    restore_optimizer(optimizer, run.model.trainable_parameters(), moments)
 
 
 def load_weights(model: Model, weights: Mapping[str, torch.Tensor]) -> None:
     """Copy stored trainable weights into the model; of a sharded one, into this rank's share."""
-    parameters = model.trainable()
+    parameters = model.trainable_parameters()
     with torch.no_grad():
         for name, value in weights.items():
             local(parameters[name]).copy_(local(laid_like(value, parameters[name])))
