@@ -17,7 +17,9 @@ from luthier.objects.store import EmbeddedObjectStore, ObjectStore
 from luthier.objects.virtual import VirtualBucket
 
 CACHE = {"models_manifest.json": b"[]", "specs/a.json": b"{}", "specs/b.json": b'{"b": 1}'}
-VIRTUAL = VirtualBucket(r"jumpstart-cache-prod-[a-z0-9-]+", lambda bucket, key: CACHE.get(key), lambda bucket: CACHE)
+VIRTUAL = VirtualBucket(
+    pattern=r"jumpstart-cache-prod-[a-z0-9-]+", read=lambda bucket, key: CACHE.get(key), keys=lambda bucket: CACHE
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ JSON = {"content-type": "application/x-amz-json-1.1"}
 
 def json_request(operation: str = "DeleteModel", body: bytes = b'{"ModelName": "m"}', **headers: str) -> Request:
     given = {**JSON, "x-amz-target": f"SageMaker.{operation}", **headers}
-    return Request("POST", "/", headers=given, chunks=iter([body]))
+    return Request(method="POST", path="/", headers=given, chunks=iter([body]))
 
 
 def gateway(echo: Echo | None = None, known: Any = EVERYTHING, authenticate: Any = None, **options: Any) -> Gateway:
@@ -67,8 +67,13 @@ def test_who_is_refused_is_not_read_from() -> None:
     def body() -> Any:
         yield pytest.fail("the body was read")
 
-    for request in (json_request(), Request("POST", "/", headers={"content-type": "application/x-www-form-urlencoded"}),
-                    Request("PUT", "/b/k"), Request("POST", "/endpoints/e/invocations")):  # fmt: skip
+    form = {"content-type": "application/x-www-form-urlencoded"}
+    for request in (
+        json_request(),
+        Request(method="POST", path="/", headers=form),
+        Request(method="PUT", path="/b/k"),
+        Request(method="POST", path="/endpoints/e/invocations"),
+    ):
         request.chunks = body()
         assert gateway(authenticate=refuse).answer(request).status == 403
 
@@ -87,7 +92,7 @@ def test_an_operation_that_is_not_implemented(caplog: pytest.LogCaptureFixture) 
     assert len(caplog.records) == 1
     assert "DeleteModel" in caplog.text
     assert said(some.answer(json_request("MakeCoffee"))) == (400, "UnknownOperationException")
-    s3 = some.answer(Request("GET", "/bucket"))
+    s3 = some.answer(Request(method="GET", path="/bucket"))
     assert (s3.status, b"MethodNotAllowed" in s3.body) == (405, True)
 
 
@@ -123,10 +128,11 @@ def test_a_result_that_cannot_be_serialised() -> None:
     ("request_", "limit"),
     [
         (json_request(body=b" " * (4 << 20) + b"{}"), "RequestEntityTooLargeException"),
-        (Request("POST", "/b", "delete", chunks=iter([b" " * (5 << 20)])), "MaxMessageLengthExceeded"),
-        (Request("POST", "/endpoints/e/invocations", chunks=iter([b" " * (6 << 20), b"x"])),
+        (Request(method="POST", path="/b", query="delete", chunks=iter([b" " * (5 << 20)])),
+         "MaxMessageLengthExceeded"),
+        (Request(method="POST", path="/endpoints/e/invocations", chunks=iter([b" " * (6 << 20), b"x"])),
          "RequestEntityTooLargeException"),
-        (Request("POST", "/", headers={"content-type": "application/x-www-form-urlencoded"},
+        (Request(method="POST", path="/", headers={"content-type": "application/x-www-form-urlencoded"},
          chunks=iter([b"a" * (1 << 20)])),
          "RequestEntityTooLarge"),
     ],
@@ -151,8 +157,8 @@ def test_names_that_a_client_makes_up_are_not_observed(caplog: pytest.LogCapture
     caplog.set_level(logging.INFO)
     seen: list[tuple[str, str]] = []
     watched = gateway(observe=lambda service, operation, status, seconds: seen.append((service, operation)))
-    watched.answer(Request("POST", "/", headers={"x-amz-target": "Made.Up"}))
-    watched.answer(Request("GET", "/", headers={"host": "made-up.amazonaws.com"}))
+    watched.answer(Request(method="POST", path="/", headers={"x-amz-target": "Made.Up"}))
+    watched.answer(Request(method="GET", path="/", headers={"host": "made-up.amazonaws.com"}))
     assert seen == [("-", "-"), ("-", "-")]
     assert "ade" not in caplog.text.replace("gateway", "")
 
@@ -177,7 +183,7 @@ def test_answers_are_observed() -> None:
     watched.answer(json_request())
     watched.answer(json_request(body=b"{}"))
     watched.answer(json_request("MakeCoffee"))
-    watched.answer(Request("GET", "/%"))
+    watched.answer(Request(method="GET", path="/%"))
     assert seen == [
         ("sagemaker", "DeleteModel", 200),
         ("sagemaker", "DeleteModel", 400),

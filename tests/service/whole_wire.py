@@ -116,7 +116,9 @@ class WholeWire:
         self._ask("POST", "/", headers, json.dumps(parameters).encode())
 
     def _ask(self, method: str, path: str, headers: dict[str, str] | None = None, body: bytes = b"") -> None:
-        answer = self.answer(Request(method, path, "", headers or {}, iter((body,)), "127.0.0.1"))
+        answer = self.answer(
+            Request(method=method, path=path, query="", headers=headers or {}, chunks=iter((body,)), peer="127.0.0.1")
+        )
         assert answer.status in (200, 409), answer.body
 
     def answer(self, request: Request) -> Response:

@@ -109,7 +109,7 @@ class _Exchange:
             peer=str((scope.get("client") or ("",))[0]),
         )
         self.headers = self.request.headers  # as they were sent; the gateway replaces the request's
-        self.announced = self.request.announced
+        self.announced = self.request.content_length
         self.early: list[bytes] = []
         self.whole = "transfer-encoding" not in self.headers and self.announced == 0  # the request's body is in
         self.answering = self.stalled = self.gone = False

@@ -18,7 +18,7 @@ from luthier.errors import LuthierError
 from luthier.protocol import codec, dispatch, model
 from luthier.protocol.aws_chunked import unframe
 from luthier.protocol.call import Call, Principal
-from luthier.protocol.dispatch import Asked
+from luthier.protocol.dispatch import Route
 from luthier.protocol.errors import WireError
 from luthier.protocol.message import Request, Response
 from luthier.protocol.service_protocols import protocol_of
@@ -46,7 +46,7 @@ class Exchange:
     failure: Exception | None = None
     limit: int | None = None
     service: str = "s3"
-    asked: Asked = field(default_factory=lambda: Asked("s3", ""))
+    asked: Route = field(default_factory=lambda: Route("s3", ""))
     principal: Principal = field(default_factory=Principal)
     caller: str = ""
     parameters: dict[str, Any] = field(default_factory=dict)
@@ -130,8 +130,8 @@ class Gateway:
     def _bound(self, exchange: Exchange) -> None:
         """Only S3 streams; its bodies are read by who knows the operation."""
         if exchange.service != "s3":
-            exchange.limit = protocol_of(exchange.service).limit
-            exchange.request.refuse_announced(exchange.limit)
+            exchange.limit = protocol_of(exchange.service).body_limit
+            exchange.request.check_content_length(exchange.limit)
 
     def _read(self, exchange: Exchange) -> None:
         if exchange.limit is not None:
@@ -155,11 +155,10 @@ class Gateway:
 
     def _operate(self, exchange: Exchange) -> None:
         asked = exchange.asked
-        call = Call(
-            asked.service, asked.operation, exchange.parameters, exchange.request, exchange.request_id, asked.region,
-            exchange.principal,
-        )  # fmt: skip
-        exchange.result = self.operate(call)
+        exchange.result = self.operate(Call(
+            service=asked.service, operation=asked.operation, parameters=exchange.parameters, request=exchange.request,
+            request_id=exchange.request_id, region=asked.region, principal=exchange.principal,
+        ))  # fmt: skip
 
     def _serialise(self, exchange: Exchange) -> None:
         exchange.response = codec.serialise(self._model(exchange), exchange.result, exchange.request_id)
