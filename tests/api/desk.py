@@ -68,7 +68,7 @@ class Desk:
 
     def answer(self, request: Request) -> Response:
         """The answer to a request as it comes over the wire."""
-        return self._gateway.answer(request)
+        return self._gateway.respond(request)
 
     def refusal(self, call: Callable[..., Any], **parameters: Any) -> tuple[str, str]:
         """Code and message of the error that the call is answered with."""

@@ -46,7 +46,7 @@ def open_objects(url: str, home: Path) -> Iterator[EmbeddedObjectStore]:
 @contextmanager
 def serve_objects(objects: ObjectStore) -> Iterator[LiveWire]:
     """S3's operations on `objects`, on a free port."""
-    with live_wire(known={"s3": OPERATIONS}) as wire:
+    with live_wire(operations={"s3": OPERATIONS}) as wire:
         wire.echo.answers = {name: partial(_answer, name, objects) for name in OPERATIONS}
         yield wire
 

@@ -53,7 +53,7 @@ GATEWAY = Gateway(operate, EVERYTHING, authenticate)
 
 def check(request: Request) -> Response:
     started = time.monotonic()
-    response = GATEWAY.answer(request)
+    response = GATEWAY.respond(request)
     body = response.body if isinstance(response.body, bytes) else b"".join(response.body)
     assert response.status < 500, (request, body)
     assert time.monotonic() - started < 10, request

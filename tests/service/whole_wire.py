@@ -124,7 +124,7 @@ class WholeWire:
     def answer(self, request: Request) -> Response:
         """The answer, read to its end: no failure, soon, with headers of one line."""
         started, worked = time.monotonic(), time.thread_time()
-        response = self.gateway.answer(request)
+        response = self.gateway.respond(request)
         body = response.body if isinstance(response.body, bytes) else b"".join(response.body)
         seconds, worked = time.monotonic() - started, time.thread_time() - worked
         self.slowest = max(self.slowest, worked)
