@@ -34,7 +34,7 @@ class Held(ProcessGroup):
         self._before: dict[str, Any] = {}
 
     @property
-    def stopping(self) -> bool:
+    def should_stop(self) -> bool:
         found = json.loads(self._metrics.read_text("utf-8").splitlines()[-1])
         if self._before:
             spent = self._watch.read()

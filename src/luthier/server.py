@@ -44,7 +44,7 @@ from luthier.service.metrics import CONTENT_TYPE, Metrics
 from luthier.service.operations import KNOWN, operate
 from luthier.service.proxy import Authority, Proxy
 from luthier.service.supervisor_settings import start
-from luthier.supervisor.loop import heartbeat_file
+from luthier.supervisor.loop import beat_file
 
 LOOPBACK = "127.0.0.1"
 DEFAULT_PORT = 8777
@@ -224,7 +224,7 @@ class Program:
     def beat_age(self) -> float | None:
         """Seconds since the supervisor's last sign of life; None when there was none since we started."""
         try:
-            beat = heartbeat_file(self.service.settings.home).stat().st_mtime
+            beat = beat_file(self.service.settings.home).stat().st_mtime
         except FileNotFoundError:
             return None
         # A file's time may be a few milliseconds behind the clock's.

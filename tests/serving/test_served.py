@@ -144,9 +144,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Served:
 
 def room(served: Served, characters: int, **parameters: Any) -> int:
     (row,) = rows_of(served, {"inputs": "z" * characters, "parameters": parameters})
-    assert len(row.order.ids) == characters + len(
-        served.tokenizer.suffix_ids if served.model.is_encoder_decoder else []
-    )
+    assert len(row.order.ids) == characters + len(served.tokenizer.suffix_ids if served.model.encoder_decoder else [])
     return row.order.room
 
 

@@ -17,14 +17,14 @@ from rich.console import Console
 
 from luthier.jobfolder import JobFolder
 from luthier.training.job import run_job
-from luthier.training.process_group import ProcessGroup, joined
+from luthier.training.process_group import ProcessGroup, init_process_group
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PATIENCE = 240
 
 
 def together(size: int, work: Callable[..., Any], *arguments: Any, **environment: str) -> list[Any]:
-    """What `work(ranks, *arguments)` returns on each of `size` ranks; an error of a rank is raised here as it was.
+    """What `work(group, *arguments)` returns on each of `size` ranks; an error of a rank is raised here as it was.
 
     `work` is a function of a test module. `environment` is set in the ranks alone.
     """
@@ -66,9 +66,9 @@ def _rank(pipe: Connection, environment: dict[str, str], work: Callable[..., Any
     # The test's own, not that of the process the ranks are forked from, which an earlier test may have started.
     os.dup2(os.open(os.environ.pop("CREW_STDERR"), os.O_WRONLY | os.O_APPEND), 2)
     try:
-        with joined() as ranks:
-            result = work(ranks, *arguments)
-            ranks.gather(None)  # nobody leaves while another still listens
+        with init_process_group() as group:
+            result = work(group, *arguments)
+            group.all_gather(None)  # nobody leaves while another still listens
         said: tuple[Any, BaseException | None, str] = (result, None, "")
     except BaseException as error:
         said = (None, error, traceback.format_exc())
@@ -81,11 +81,11 @@ def _loopback() -> str:
     return next(name for name in names if name.startswith("lo"))
 
 
-def job(ranks: ProcessGroup, root: str, resume: bool = False, stop_at: int = 0) -> str:
+def job(group: ProcessGroup, root: str, resume: bool = False, stop_at: int = 0) -> str:
     """Run the job in the folder `root`; return what this rank said. It is asked to stop once `stop_at` is saved."""
     screen = StringIO()
     folder = JobFolder(root)
     if stop_at:
-        ranks.ask = (folder.checkpoints / f"step-{stop_at:06d}").exists
-    run_job(folder, resume, Console(file=screen, width=120, quiet=not ranks.leads), ranks, locked=bool(stop_at))
+        group.poll_stop = (folder.checkpoints / f"step-{stop_at:06d}").exists
+    run_job(folder, resume, Console(file=screen, width=120, quiet=not group.is_main), group, locked=bool(stop_at))
     return screen.getvalue()

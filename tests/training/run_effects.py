@@ -73,7 +73,7 @@ def _(lab: Lab) -> None:
     first, second = ({row for batch in part for row in batch.rows} for part in (done.trained[:2], done.trained[2:]))
     assert first != second  # the rows that stay out are others each time
     assert not differ(lab.run(dataloader_drop_last=True), lab.run())  # 4 goes into 20
-    with pytest.raises(SettingError, match=r"leaves nothing: the 20 training rows .* of at most 20, not 32"):
+    with pytest.raises(SettingError, match=r"leaves no rows: the 20 training rows .* of at most 20, not 32"):
         lab.run(dataloader_drop_last=True, per_device_train_batch_size=32)
 
 

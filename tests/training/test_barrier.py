@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from luthier.training.barrier import Barrier, await_others, join, listen
+from luthier.training.barrier import Barrier, accept_ranks, connect, listen
 
 
 def meet(folder: Path, size: int, seconds: float, work: Callable[[int, Barrier], object]) -> list[object]:
@@ -17,11 +17,11 @@ def meet(folder: Path, size: int, seconds: float, work: Callable[[int, Barrier],
     door = listen(folder / "door")
 
     def one(rank: int) -> object:
-        barrier = join(folder / "door", seconds) if rank else await_others(door, size, seconds)
+        barrier = connect(folder / "door", seconds) if rank else accept_ranks(door, size, seconds)
         try:
             return work(rank, barrier)
         finally:
-            for other in barrier._others:  # as the end of a process does
+            for other in barrier._peers:  # as the end of a process does
                 other.close()
 
     with ThreadPoolExecutor(size) as ranks:

@@ -20,17 +20,20 @@ from training.training_harness import Lab
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from luthier.training import bf16_adamw
-from luthier.training.bf16_adamw import LARGEST, Bf16AdamW, Noise, rounded
+from luthier.training.bf16_adamw import BF16_MAX, Bf16AdamW, Noise, round_stochastically
 from luthier.training.config import OptimizerSettings
 from luthier.training.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
 from luthier.training.process_group import ProcessGroup
 from luthier.training.step import MicroBatches, take_step
-from luthier.training.tensor_file import whole
+from luthier.training.tensor_file import full_tensor
 from luthier.weights.model import Model
 
 CPU = torch.device("cpu")
 BF16 = torch.bfloat16
-RULE = OptimizerSettings(1e-3, "constant", 0.0, 0, 0.1, (0.9, 0.999), 1e-8, 0.0, 0.0, 0, 0.0, True)
+SETTINGS = OptimizerSettings(
+    learning_rate=1e-3, scheduler="constant", warmup_ratio=0.0, warmup_steps=0, weight_decay=0.1, betas=(0.9, 0.999),
+    epsilon=1e-8, max_grad_norm=0.0, min_learning_rate=0.0, constant_steps=0, label_smoothing=0.0, in_bf16=True,
+)  # fmt: skip
 ULP = 2.0**-7  # distance between neighbours of bf16, at most, as a share of the number
 
 
@@ -47,8 +50,8 @@ def test_rounding_is_fair() -> None:
     """The mean of many roundings is the number itself; nearest numbers fail the same bound."""
     numbers = torch.randn(500, generator=torch.Generator().manual_seed(1)) * 10.0 ** torch.arange(-250, 250).div(25)
     drawn = noises(len(numbers))
-    found = torch.stack([rounded(numbers.clone(), noise) for noise in drawn]).double()
-    below = torch.stack([rounded(numbers.clone(), torch.zeros_like(drawn[0]))])[0].double()
+    found = torch.stack([round_stochastically(numbers.clone(), noise) for noise in drawn]).double()
+    below = torch.stack([round_stochastically(numbers.clone(), torch.zeros_like(drawn[0]))])[0].double()
     step = (found - below).abs().amax(0)
     assert bool(((found == below) | ((found - below).abs() == step)).all()), "one of two neighbours"
     bound = 5 * step / 2 / len(drawn) ** 0.5  # five standard deviations of the mean, of the widest coin there is
@@ -59,19 +62,19 @@ def test_rounding_is_fair() -> None:
 
 def test_what_bf16_has_stays() -> None:
     numbers = torch.randn(1000, generator=torch.Generator().manual_seed(2)).to(BF16).float()
-    numbers[:4] = torch.tensor([0.0, -0.0, LARGEST, 2.0**-133])  # the last one is subnormal
+    numbers[:4] = torch.tensor([0.0, -0.0, BF16_MAX, 2.0**-133])  # the last one is subnormal
     for noise in noises(1000)[:50]:
-        found = rounded(numbers.clone(), noise)
+        found = round_stochastically(numbers.clone(), noise)
         assert torch.equal(found.view(torch.int32), numbers.view(torch.int32))
 
 
 @pytest.mark.parametrize("noise", [0, 1, 0x8000, 0xFFFF])
 def test_no_finite_number_becomes_infinite_and_no_other_finite(noise: int) -> None:
     endless, none = float("inf"), float("nan")
-    numbers = torch.tensor([3.4e38, -3.4e38, LARGEST, endless, -endless, none, none, 1.0 + 2.0**-8, 1.0])
+    numbers = torch.tensor([3.4e38, -3.4e38, BF16_MAX, endless, -endless, none, none, 1.0 + 2.0**-8, 1.0])
     numbers.view(torch.int32)[6] = 0x7FFFFFFF  # a carry would run through all of it
-    found = rounded(numbers.clone(), torch.full((9,), noise, dtype=torch.int32)).to(BF16)
-    assert found[:5].tolist() == [LARGEST, -LARGEST, LARGEST, endless, -endless]
+    found = round_stochastically(numbers.clone(), torch.full((9,), noise, dtype=torch.int32)).to(BF16)
+    assert found[:5].tolist() == [BF16_MAX, -BF16_MAX, BF16_MAX, endless, -endless]
     assert bool(found[5:7].isnan().all())
     assert found[7:].tolist() == [1.0 + (2.0**-7 if noise >= 0x8000 else 0.0), 1.0]
 
@@ -110,14 +113,14 @@ SHAPES = ((37, 11), (64,), (5, 8, 3), (1,))
 
 def test_an_update_is_adamws_but_for_the_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
     """From the same weights and moments torch's own, in fp32, ends less than one step of bf16 away. In many pieces."""
-    monkeypatch.setattr(bf16_adamw, "CACHED", 64)
+    monkeypatch.setattr(bf16_adamw, "CPU_CHUNK", 64)
     own, plain = parameters_of(BF16, *SHAPES), parameters_of(torch.float32, *SHAPES)
-    optimizer = build_optimizer(own, RULE)
+    optimizer = build_optimizer(own, SETTINGS)
     assert isinstance(optimizer, Bf16AdamW)
     for step in range(3):
         give_gradients(own, step)
         optimizer.step()
-    reference = build_optimizer(plain, replace(RULE, in_bf16=False))
+    reference = build_optimizer(plain, replace(SETTINGS, in_bf16=False))
     assert isinstance(reference, torch.optim.AdamW)
     start = optimizer_tensors(optimizer, own)
     restore_optimizer(reference, plain, {name: value.float().clone() for name, value in start.items()})
@@ -144,7 +147,7 @@ def test_an_update_is_adamws_but_for_the_rounding(monkeypatch: pytest.MonkeyPatc
 def test_the_second_moment_comes_down() -> None:
     """Without a gradient it halves in 693 steps; rounded to the nearest number, it never moves."""
     weight = nn.Parameter(torch.zeros(4096, dtype=BF16))
-    optimizer = build_optimizer({"w": weight}, RULE)
+    optimizer = build_optimizer({"w": weight}, SETTINGS)
     weight.grad = torch.rand(4096).add_(0.5).to(BF16)
     optimizer.step()
     moment = optimizer.state[weight]["exp_avg_sq"]
@@ -161,7 +164,7 @@ def test_the_second_moment_comes_down() -> None:
 def test_steps_too_small_for_bf16_add_up() -> None:
     """A thousand steps of 1e-4 take a weight of 1 down to 0.9; the nearest number to each is 1."""
     weight = nn.Parameter(torch.ones(4096, dtype=BF16))
-    optimizer = build_optimizer({"w": weight}, replace(RULE, learning_rate=1e-4))
+    optimizer = build_optimizer({"w": weight}, replace(SETTINGS, learning_rate=1e-4))
     for _ in range(1000):
         weight.grad = torch.ones_like(weight)
         optimizer.step()
@@ -171,7 +174,7 @@ def test_steps_too_small_for_bf16_add_up() -> None:
 def test_what_is_not_bf16_is_updated_exactly() -> None:
     """A parameter that an architecture keeps in fp32."""
     own, plain = parameters_of(torch.float32, *SHAPES), parameters_of(torch.float32, *SHAPES)
-    pair = (own, build_optimizer(own, RULE)), (plain, build_optimizer(plain, replace(RULE, in_bf16=False)))
+    pair = (own, build_optimizer(own, SETTINGS)), (plain, build_optimizer(plain, replace(SETTINGS, in_bf16=False)))
     for parameters, optimizer in pair:
         for step in range(4):
             give_gradients(parameters, step)
@@ -184,7 +187,7 @@ def test_what_is_not_bf16_is_updated_exactly() -> None:
 def test_a_parameter_without_a_gradient_stays() -> None:
     parameters = parameters_of(BF16, (3, 4), (3, 4))
     before = parameters["p1"].detach().clone()
-    optimizer = build_optimizer(parameters, RULE)
+    optimizer = build_optimizer(parameters, SETTINGS)
     give_gradients(parameters, 0)
     parameters["p1"].grad = None
     optimizer.step()
@@ -195,11 +198,11 @@ def test_a_parameter_without_a_gradient_stays() -> None:
 def test_a_restored_one_goes_on_bit_by_bit_and_leaves_torchs_numbers_alone() -> None:
     def course(stop: int | None) -> dict[str, nn.Parameter]:
         parameters = parameters_of(BF16, *SHAPES)
-        optimizer = build_optimizer(parameters, RULE, seed=8)
+        optimizer = build_optimizer(parameters, SETTINGS, seed=8)
         for step in range(6):
             if step == stop:
                 stored = {name: value.clone() for name, value in optimizer_tensors(optimizer, parameters).items()}
-                optimizer = build_optimizer(parameters, RULE, seed=8)
+                optimizer = build_optimizer(parameters, SETTINGS, seed=8)
                 restore_optimizer(optimizer, parameters, stored)
             give_gradients(parameters, step)
             optimizer.step()
@@ -219,8 +222,8 @@ def test_every_architecture_learns(architecture: str) -> None:
         plain = network_of(architecture)
         model = Model(plain.bfloat16() if in_bf16 else plain, BF16, CPU)
         model.network.train()
-        batch = batch_of(plain, random_rows([9, 14, 30]), packed=model.supports_packing)
-        optimizer = build_optimizer(model.trainable_parameters(), replace(RULE, in_bf16=in_bf16))
+        batch = batch_of(plain, random_rows([9, 14, 30]), packed=model.packs)
+        optimizer = build_optimizer(model.trainable(), replace(SETTINGS, in_bf16=in_bf16))
         course = [
             take_step(model, optimizer, MicroBatches([batch], f"0:{step}", ProcessGroup()), 3e-3, 1.0)
             for step in range(10)
@@ -236,33 +239,33 @@ def test_every_architecture_learns(architecture: str) -> None:
 
 
 def updated(
-    optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter], ranks: ProcessGroup
+    optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter], group: ProcessGroup
 ) -> dict[str, Tensor]:
     for step in range(3):
         give_gradients(parameters, step)
-        for parameter in parameters.values() if ranks.size > 1 else ():
+        for parameter in parameters.values() if group.world_size > 1 else ():
             assert parameter.grad is not None
-            mesh = init_device_mesh("cpu", (ranks.size,))
+            mesh = init_device_mesh("cpu", (group.world_size,))
             parameter.grad = distribute_tensor(parameter.grad, mesh, [Shard(0)])
         optimizer.step()
     everything = parameters | optimizer_tensors(optimizer, parameters)
-    return {name: whole(value.detach()) for name, value in everything.items()}
+    return {name: full_tensor(value.detach()) for name, value in everything.items()}
 
 
-def update_shards(ranks: ProcessGroup) -> dict[str, Tensor]:
-    bf16_adamw.CACHED = 64
-    mesh = init_device_mesh("cpu", (ranks.size,))
+def update_shards(group: ProcessGroup) -> dict[str, Tensor]:
+    bf16_adamw.CPU_CHUNK = 64
+    mesh = init_device_mesh("cpu", (group.world_size,))
     whole_ones = parameters_of(BF16, *SHAPES)
     parameters = {name: nn.Parameter(distribute_tensor(value.detach(), mesh, [Shard(0)]))
                   for name, value in whole_ones.items()}  # fmt: skip
-    return updated(build_optimizer(parameters, RULE), parameters, ranks)
+    return updated(build_optimizer(parameters, SETTINGS), parameters, group)
 
 
 def test_shards_are_rounded_as_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows that do not divide by the ranks, and a tensor of which only one rank has any."""
-    monkeypatch.setattr(bf16_adamw, "CACHED", 64)
+    monkeypatch.setattr(bf16_adamw, "CPU_CHUNK", 64)
     parameters = parameters_of(BF16, *SHAPES)
-    expected = updated(build_optimizer(parameters, RULE), parameters, ProcessGroup())
+    expected = updated(build_optimizer(parameters, SETTINGS), parameters, ProcessGroup())
     for found in together(3, update_shards):
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[name], value) for name, value in expected.items())
@@ -277,16 +280,16 @@ def tiny() -> LlamaForCausalLM:
     return LlamaForCausalLM(shape)
 
 
-def four_steps(ranks: ProcessGroup) -> tuple[list[float], dict[str, Tensor]]:
+def four_steps(group: ProcessGroup) -> tuple[list[float], dict[str, Tensor]]:
     """Losses and weights; a step has two micro-batches."""
     model = Model(tiny().bfloat16(), BF16, CPU)
     model.network.train()
-    optimizer = build_optimizer(model.trainable_parameters(), RULE, seed=1)
+    optimizer = build_optimizer(model.trainable(), SETTINGS, seed=1)
     losses = []
     for step in range(4):
-        own = ranks.deal([batch_of(model.hf_model, rows_of(2 * step + part), packed=True) for part in range(2)])
-        losses.append(take_step(model, optimizer, MicroBatches(own, f"0:{step}", ranks), 1e-2, 1.0).loss)
-    return losses, {name: value.detach() for name, value in model.trainable_parameters().items()}
+        own = group.shard([batch_of(model.plain, rows_of(2 * step + part), packed=True) for part in range(2)])
+        losses.append(take_step(model, optimizer, MicroBatches(own, f"0:{step}", group), 1e-2, 1.0).loss)
+    return losses, {name: value.detach() for name, value in model.trainable().items()}
 
 
 def test_two_ranks_do_what_one_does_bit_by_bit() -> None:
@@ -314,7 +317,7 @@ def tail_loss(plain: LlamaForCausalLM, in_bf16: bool, seed: int, steps: int, tai
     """Mean loss of the last steps; it must have come down."""
     model = Model(plain.bfloat16() if in_bf16 else plain, BF16, CPU)
     model.network.train()
-    optimizer = build_optimizer(model.trainable_parameters(), replace(RULE, weight_decay=0.0, in_bf16=in_bf16), seed)
+    optimizer = build_optimizer(model.trainable(), replace(SETTINGS, weight_decay=0.0, in_bf16=in_bf16), seed)
     losses = []
     for step in range(steps):
         micro_batches = MicroBatches(

@@ -99,9 +99,9 @@ def test_what_a_killed_run_was_writing_is_cleared_away(tmp_path: Path) -> None:
 class Follower(ProcessGroup):
     """A rank that does not lead; what rank 0 found is the newest step."""
 
-    rank, size = 1, 2
+    rank, world_size = 1, 2
 
-    def first(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         assert value is None
         return 1
 
@@ -125,4 +125,23 @@ def test_a_state_of_a_version_without_ranks_is_read(tmp_path: Path) -> None:
     path.write_text(json.dumps(stored))
     found = checkpoints.latest(quiet)
     assert found is not None
-    assert found[0].window == 0
+    assert found[0].micro_batches == 0
+
+
+STATE_OF_0_3 = {
+    "step": 1, "best_step": 1, "best_loss": 2.5, "stale": 3, "tokens": 40, "completion_tokens": 20, "seconds": 1.5,
+    "stopped_early": False, "loss_scale": 1024.0, "steady_steps": 7, "window": 4, "rows_at_once": 2,
+}  # fmt: skip
+
+
+def test_a_state_of_version_0_3_is_read_and_written_with_the_same_names(tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path, 1)
+    path = tmp_path / "step-000001" / "state.json"
+    stored = json.loads(path.read_text())
+    assert list(stored["state"]) == list(STATE_OF_0_3)
+    path.write_text(json.dumps(stored | {"state": STATE_OF_0_3}))
+    found = checkpoints.latest(quiet)
+    assert found is not None
+    state = found[0]
+    assert (state.stale_validations, state.micro_batches, state.rows_at_once, state.loss_scale) == (3, 4, 2, 1024.0)
+    assert state.to_json() == STATE_OF_0_3

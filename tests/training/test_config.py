@@ -9,7 +9,7 @@ import pytest
 
 from luthier.catalog.hyperparameters import parse
 from luthier.errors import SettingError
-from luthier.training.config import TrainingSettings, idle_on, read_settings
+from luthier.training.config import TrainingSettings, ineffective_for, read_settings
 
 
 def settings_of(**raw: Any) -> TrainingSettings:
@@ -41,20 +41,21 @@ def test_each_value_lands_in_its_place() -> None:
     groups: list[Any] = [found.run, found.method, found.optimizer, found.validation]
     values = [{item.name: getattr(group, item.name) for item in fields(group)} for group in groups]
     assert values == [
-        {"epochs": 11, "max_steps": 12, "rows_per_batch": 13, "eval_rows_per_batch": 14, "accumulation": 15,
-         "packing": False, "gradient_checkpointing": True, "seed": 16, "precision": "bf16", "from_scratch": False,
-         "fsdp": True, "global_rows": 26, "find_batch": False, "drop_last": True, "pad_to_max": False},
+        {"epochs": 11, "max_steps": 12, "train_batch_size": 13, "eval_batch_size": 14,
+         "gradient_accumulation_steps": 15, "packing": False, "gradient_checkpointing": True, "seed": 16,
+         "precision": "bf16", "from_scratch": False, "fsdp": True, "global_batch_size": 26,
+         "auto_find_batch_size": False, "drop_last": True, "pad_to_max_length": False},
         {"lora": True, "r": 17, "alpha": 18, "dropout": 0.19, "targets": "all-linear", "rslora": True, "dora": False,
          "bits": 4, "quant_type": "fp4", "double_quant": False},
         {"learning_rate": 0.2, "scheduler": "cosine", "warmup_ratio": 0.21, "warmup_steps": 22, "weight_decay": 0.23,
-         "betas": (0.24, 0.25), "epsilon": 0.26, "max_grad_norm": 0.27, "min_rate": 0.05, "constant_steps": 6,
-         "smoothing": 0.07, "in_bf16": False},
-        {"evaluate": "steps", "eval_steps": 28, "save": "no", "save_steps": 29, "save_total_limit": 30,
-         "best_at_end": False, "patience": 31, "threshold": 0.32, "logging": "epoch", "logging_steps": 33,
-         "log_first": True},
+         "betas": (0.24, 0.25), "epsilon": 0.26, "max_grad_norm": 0.27, "min_learning_rate": 0.05, "constant_steps": 6,
+         "label_smoothing": 0.07, "in_bf16": False},
+        {"eval_strategy": "steps", "eval_steps": 28, "save_strategy": "no", "save_steps": 29, "save_total_limit": 30,
+         "load_best_at_end": False, "patience": 31, "threshold": 0.32, "logging_strategy": "epoch", "logging_steps": 33,
+         "logging_first_step": True},
     ]  # fmt: skip
-    assert settings_of(auto_find_batch_size=True).run.find_batch
-    assert settings_of(pad_to_max_length=True).run.pad_to_max
+    assert settings_of(auto_find_batch_size=True).run.auto_find_batch_size
+    assert settings_of(pad_to_max_length=True).run.pad_to_max_length
     assert settings_of(use_dora=True).method.dora
     assert settings_of(optim="adamw_bf16", peft_type="none").optimizer.in_bf16
 
@@ -70,9 +71,9 @@ def test_the_bits_are_those_of_the_weights_under_an_adapter(raw: dict[str, Any],
 @pytest.mark.parametrize(("ranks", "accumulation"), [(1, 12), (2, 6), (3, 4), (4, 3), (12, 1)])
 def test_the_rows_of_a_step_are_shared_out(ranks: int, accumulation: int) -> None:
     run = settings_of(global_train_batch_size=24, per_device_train_batch_size=2).run
-    assert run.accumulation_of(ranks) == accumulation
+    assert run.accumulation_steps(ranks) == accumulation
     assert accumulation * ranks * 2 == 24
-    assert settings_of(gradient_accumulation_steps=5).run.accumulation_of(ranks) == 5
+    assert settings_of(gradient_accumulation_steps=5).run.accumulation_steps(ranks) == 5
 
 
 def test_rows_that_cannot_be_shared_out_are_refused() -> None:
@@ -81,15 +82,15 @@ def test_rows_that_cannot_be_shared_out_are_refused() -> None:
     )
     run = settings_of(global_train_batch_size=24, per_device_train_batch_size=2).run
     with pytest.raises(SettingError, match=r"=24: expected a multiple of 10 \(5 ranks of per_device_train_batch_size="):
-        run.accumulation_of(5)
+        run.accumulation_steps(5)
 
 
 def test_leaving_out_the_last_must_leave_something() -> None:
     run = settings_of(dataloader_drop_last=True).run
-    run.check_rows(4)
+    run.check_drop_last(4)
     with pytest.raises(SettingError, match="the 3 training rows do not fill one micro-batch"):
-        run.check_rows(3)
-    settings_of().run.check_rows(1)
+        run.check_drop_last(3)
+    settings_of().run.check_drop_last(1)
 
 
 @pytest.mark.parametrize(
@@ -106,36 +107,38 @@ def test_leaving_out_the_last_must_leave_something() -> None:
 )
 def test_an_interval_alone_asks_for_steps(raw: dict[str, Any], evaluate: str, save: str) -> None:
     found = settings_of(**raw).validation
-    assert (found.evaluate, found.save) == (evaluate, save)
+    assert (found.eval_strategy, found.save_strategy) == (evaluate, save)
 
 
 def test_a_logging_interval_asks_for_steps_too() -> None:
-    assert settings_of(logging_steps=3).validation.logging == "steps"
-    assert read_settings(parse({"logging_steps": "3"}, {"logging_strategy": "no"})).validation.logging == "steps"
-    assert settings_of(logging_steps=3, logging_strategy="no").validation.logging == "no"
+    assert settings_of(logging_steps=3).validation.logging_strategy == "steps"
+    assert (
+        read_settings(parse({"logging_steps": "3"}, {"logging_strategy": "no"})).validation.logging_strategy == "steps"
+    )
+    assert settings_of(logging_steps=3, logging_strategy="no").validation.logging_strategy == "no"
 
 
 def test_a_familys_own_interval_asks_for_nothing() -> None:
     """Only what the user sets implies a strategy."""
-    assert read_settings(parse({}, {"eval_steps": 5})).validation.evaluate == "epoch"
+    assert read_settings(parse({}, {"eval_steps": 5})).validation.eval_strategy == "epoch"
 
 
 @pytest.mark.parametrize("name", ["warmup_steps", "warmup_ratio"])
 def test_a_constant_rate_has_no_warm_up(name: str) -> None:
     assert "constant has no warm-up; use constant_with_warmup" in refusal(lr_scheduler_type="constant", **{name: 1})
-    assert settings_of(lr_scheduler_type="constant_with_warmup", **{name: 1}).idle == ()
+    assert settings_of(lr_scheduler_type="constant_with_warmup", **{name: 1}).ineffective == ()
     assert read_settings(parse({"lr_scheduler_type": "constant"}, {name: "1"}))  # the family's is set aside
-    assert settings_of(lr_scheduler_type="constant", **{name: 0}).idle == ()
+    assert settings_of(lr_scheduler_type="constant", **{name: 0}).ineffective == ()
 
 
 def test_the_course_must_go_down() -> None:
     assert refusal(min_learning_rate=0.1, learning_rate=0.01) == (
-        "min_learning_rate=0.1 is above learning_rate=0.01; expected at most that"
+        "min_learning_rate=0.1 is above learning_rate=0.01; expected at most learning_rate"
     )
     assert "constant_steps=3 with min_learning_rate=0" in refusal(constant_steps=3)
     for scheduler in ("linear", "cosine", "CosineAnnealing"):
         settings = {"constant_steps": 3, "min_learning_rate": 1e-5, "lr_scheduler_type": scheduler}
-        assert settings_of(**settings).idle == ()
+        assert settings_of(**settings).ineffective == ()
 
 
 def test_eight_bits_cannot_be_trained_themselves() -> None:
@@ -156,14 +159,14 @@ def test_weights_in_bf16_are_for_all_weights_on_bf16_compute() -> None:
     for settings, dtype in (({"fp16": True}, "float16"), ({"bf16": False}, "float32"), ({"mixed_precision": False,
                             "bf16": True}, "float32")):  # fmt: skip
         assert refusal(**whole, **settings) == (
-            f"optim=adamw_bf16 with {dtype} compute: it is for bfloat16; set bf16=True, or leave optim=adamw"
+            f"optim=adamw_bf16 with {dtype} compute: it requires bfloat16; set bf16=True, or leave optim=adamw"
         )
     for precision in ({}, {"bf16": True}):
-        assert settings_of(**whole, **precision).idle == ()
+        assert settings_of(**whole, **precision).ineffective == ()
 
 
 def test_an_adapter_on_weights_that_are_not_kept_is_refused() -> None:
-    assert "add peft_type=none" in refusal(train_from_scratch=True)
+    assert "set peft_type=none" in refusal(train_from_scratch=True)
     assert settings_of(train_from_scratch=True, peft_type="none").run.from_scratch
 
 
@@ -197,7 +200,7 @@ def test_an_adapter_on_weights_that_are_not_kept_is_refused() -> None:
     ],
 )  # fmt: skip
 def test_what_changes_nothing_is_said(raw: dict[str, Any], said: list[str]) -> None:
-    assert list(settings_of(**raw).idle) == said
+    assert list(settings_of(**raw).ineffective) == said
 
 
 @pytest.mark.parametrize(
@@ -210,7 +213,7 @@ def test_what_changes_nothing_is_said(raw: dict[str, Any], said: list[str]) -> N
             {"mixed_precision": False, "bf16": "False", "fp16": False}],
 )  # fmt: skip
 def test_what_has_an_effect_or_was_not_set_is_not_mentioned(raw: dict[str, Any]) -> None:
-    assert settings_of(**raw).idle == ()
+    assert settings_of(**raw).ineffective == ()
 
 
 @pytest.mark.parametrize(
@@ -222,7 +225,7 @@ def test_what_has_an_effect_or_was_not_set_is_not_mentioned(raw: dict[str, Any])
         ({"train_on_turns": "all"}, "chat", False, []),
         ({"max_output_length": 64}, "instruction", True, []),
         ({"max_output_length": 64}, "instruction", False,
-         ["max_output_length has no effect with a causal model: max_input_length holds for the whole row"]),
+         ["max_output_length has no effect with a causal model: max_input_length limits the whole row"]),
         ({}, "instruction", False, []),
     ],
 )  # fmt: skip
@@ -230,4 +233,4 @@ def test_what_changes_nothing_for_these_data_or_this_model_is_said(
     raw: dict[str, Any], kind: str, pairs: bool, said: list[str]
 ) -> None:
     values = parse({name: str(value) for name, value in raw.items()})
-    assert list(idle_on(values, kind, pairs)) == said
+    assert list(ineffective_for(values, kind, pairs)) == said

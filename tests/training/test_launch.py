@@ -24,7 +24,7 @@ from luthier.errors import Interrupted, LuthierError, SettingError
 from luthier.jobfolder import JobFolder
 from luthier.jobspec import JobSpec
 from luthier.training.__main__ import main
-from luthier.training.launch import Ending, _ending, _raise_cause, wanted
+from luthier.training.launch import RankFailure, _raise_cause, _rank_failure, resolve_world_size
 
 LONG = {"max_steps": 100_000, "save_strategy": "steps", "save_steps": 5, "evaluation_strategy": "no", "score_rows": 0}
 
@@ -56,7 +56,7 @@ def ranks_of(folder: JobFolder) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
-            if str(folder.root) in process.cmdline() and "LUTHIER_BESIDE_RANKS" in process.environ():
+            if str(folder.root) in process.cmdline() and "LUTHIER_LAUNCH_FOLDER" in process.environ():
                 found.append((int(process.environ()["RANK"]), process))
     return [process for _, process in sorted(found, key=lambda pair: pair[0])]
 
@@ -106,7 +106,9 @@ def launched(folder: JobFolder, step: int = 0, act: Callable[[psutil.Process], N
 def test_a_killed_rank_ends_the_job_in_one_line(tmp_path: Path, model: Path, rows: Path) -> None:
     folder = lay_out(tmp_path / "run", model, rows, ranks=2, **LONG)
     before = dict(os.environ)
-    expected = "^rank 1 was killed .SIGKILL; out of memory.*; the last checkpoint is intact, --resume goes on from it$"
+    expected = (
+        "^rank 1 was killed .SIGKILL; out of memory.*; the last checkpoint is intact; --resume continues from it$"
+    )
     with pytest.raises(LuthierError, match=expected) as raised:
         launched(folder, step=6, act=psutil.Process.kill)
     assert raised.value.exit_code == 1
@@ -135,7 +137,7 @@ def test_a_rank_that_hangs_is_not_waited_for_for_ever(
 ) -> None:
     monkeypatch.setenv("LUTHIER_RANK_TIMEOUT", "5")
     folder = lay_out(tmp_path / "run", model, rows, ranks=2, **LONG)
-    with pytest.raises(LuthierError, match=r"^rank 0 waited 5 s for another rank in vain .*LUTHIER_RANK_TIMEOUT"):
+    with pytest.raises(LuthierError, match=r"^rank 0 waited 5 s for another rank and gave up .*LUTHIER_RANK_TIMEOUT"):
         launched(folder, step=2, act=psutil.Process.suspend)
     assert ranks_of(folder) == []
 
@@ -221,21 +223,21 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
 )  # fmt: skip
 def test_ranks_wanted(machine: Any, gpus: int, device: str, stored: int, asked: int, expected: int) -> None:
     machine(gpus)
-    assert wanted(JobSpec(model="m", device=device, ranks=stored), asked) == expected
+    assert resolve_world_size(JobSpec(model="m", device=device, ranks=stored), asked) == expected
 
 
 @pytest.mark.parametrize(
     ("gpus", "mps", "device", "expected"),
     [
-        (2, False, "auto", "this machine shows 2 GPUs"), (2, False, "cuda", "this machine shows 2 GPUs"),
-        (2, False, "cuda:0", "one GPU holds one rank"), (0, True, "auto", "Apple's GPU holds one rank"),
-        (0, True, "mps", "Apple's GPU holds one rank"),
+        (2, False, "auto", "2 GPUs are visible"), (2, False, "cuda", "2 GPUs are visible"),
+        (2, False, "cuda:0", "one GPU runs one rank"), (0, True, "auto", "Apple's GPU runs one rank"),
+        (0, True, "mps", "Apple's GPU runs one rank"),
     ],
 )  # fmt: skip
 def test_ranks_without_devices_are_refused(machine: Any, gpus: int, mps: bool, device: str, expected: str) -> None:
     machine(gpus, mps)
     with pytest.raises(SettingError, match=f"--ranks 3.*{expected}"):
-        wanted(JobSpec(model="m", device=device), 3)
+        resolve_world_size(JobSpec(model="m", device=device), 3)
 
 
 # What ended them
@@ -251,16 +253,16 @@ LATE = RuntimeError("[unbound_buffer.cc:81] Timed out waiting 5000ms for recv op
         ({0: LOST, 1: SettingError("a=b")}, {0: 1, 1: 1}, 2, "^a=b$"),
         ({0: LOST}, {0: 1, 1: -9}, 1, "^rank 1 was killed .SIGKILL; out of memory"),
         ({0: LOST}, {0: 1, 1: -11}, 1, "^rank 1 was killed .SIGSEGV.;"),
-        ({1: LATE}, {0: -15, 1: 1}, 1, "^rank 1 waited 7 s for another rank in vain"),
+        ({1: LATE}, {0: -15, 1: 1}, 1, "^rank 1 waited 7 s for another rank and gave up"),
         ({1: LOST}, {0: -15, 1: 1}, 1, "^rank 1 lost its connection"),
         ({0: Interrupted("stopped"), 1: Interrupted("")}, {}, 130, "^stopped$"),
-        ({}, {1: 3}, 1, "^rank 1 ended with exit code 3"),
+        ({}, {1: 3}, 1, "^rank 1 exited with code 3"),
     ],
 )  # fmt: skip
 def test_the_cause_is_told_from_what_follows(
     endings: dict[int, Exception], codes: dict[int, int], code: int, expected: str
 ) -> None:
-    reported: dict[int, Ending] = {rank: _ending(rank, error) for rank, error in endings.items()}
+    reported: dict[int, RankFailure] = {rank: _rank_failure(rank, error) for rank, error in endings.items()}
     with pytest.raises(LuthierError, match=expected) as raised:
         _raise_cause(reported, codes, 7.0)
     assert raised.value.exit_code == code

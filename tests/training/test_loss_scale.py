@@ -17,7 +17,7 @@ from luthier.data.batches import Layout, collate
 from luthier.errors import LuthierError
 from luthier.layers.batch import Batch
 from luthier.training import loss_scale
-from luthier.training.loss_scale import LEAST, START, STEADY_STEPS, LossScale
+from luthier.training.loss_scale import GROWTH_INTERVAL, INITIAL_SCALE, MIN_SCALE, LossScale
 from luthier.training.process_group import ProcessGroup
 from luthier.training.step import MicroBatches, take_step
 from luthier.weights.model import Model
@@ -25,29 +25,29 @@ from luthier.weights.model import Model
 
 def test_the_rule_is_torchs() -> None:
     torchs = torch.amp.GradScaler("cpu")
-    assert torchs.get_scale() == START
-    assert torchs.get_growth_interval() == STEADY_STEPS
+    assert torchs.get_scale() == INITIAL_SCALE
+    assert torchs.get_growth_interval() == GROWTH_INTERVAL
     scale = LossScale()
-    assert scale.lower()
-    assert scale.value == START * torchs.get_backoff_factor()
-    for _ in range(STEADY_STEPS - 1):
-        scale.advance()
-    assert scale.value == START / 2
-    scale.advance()
-    assert (scale.value, scale.steady) == (START / 2 * torchs.get_growth_factor(), 0)
+    assert scale.decrease()
+    assert scale.value == INITIAL_SCALE * torchs.get_backoff_factor()
+    for _ in range(GROWTH_INTERVAL - 1):
+        scale.count_finite_step()
+    assert scale.value == INITIAL_SCALE / 2
+    scale.count_finite_step()
+    assert (scale.value, scale.steady_steps) == (INITIAL_SCALE / 2 * torchs.get_growth_factor(), 0)
 
 
 def test_an_overflow_starts_the_count_anew() -> None:
-    scale = LossScale(steady=STEADY_STEPS - 1)
-    scale.lower()
-    scale.advance()
-    assert (scale.value, scale.steady) == (START / 2, 1)
+    scale = LossScale(steady_steps=GROWTH_INTERVAL - 1)
+    scale.decrease()
+    scale.count_finite_step()
+    assert (scale.value, scale.steady_steps) == (INITIAL_SCALE / 2, 1)
 
 
 def test_the_last_scale_is_one() -> None:
-    scale = LossScale(2 * LEAST)
-    assert scale.lower()
-    assert not scale.lower()
+    scale = LossScale(2 * MIN_SCALE)
+    assert scale.decrease()
+    assert not scale.decrease()
 
 
 class Rows:
@@ -73,10 +73,10 @@ def step_under(scale: LossScale) -> tuple[float, dict[str, Tensor]]:
 
 
 def test_a_step_that_overflows_is_the_step_under_the_lower_scale() -> None:
-    high = LossScale(2.0**40, steady=7)
+    high = LossScale(2.0**40, steady_steps=7)
     loss, weights = step_under(high)
     assert high.value < 2.0**40
-    assert high.steady == 1
+    assert high.steady_steps == 1
     low = LossScale(high.value)
     assert step_under(low)[0] == loss
     assert low.value == high.value
@@ -93,12 +93,12 @@ def test_what_no_scale_saves_is_refused_with_the_weights_as_they_were() -> None:
     scale = LossScale()
     with pytest.raises(LuthierError, match=r"float16 overflows where bfloat16 does not: set bf16=True"):
         take_step(model, torch.optim.SGD(network.parameters(), lr=1.0), micro_batches_of([0]), 1.0, 1.0, scale=scale)
-    assert scale.value == START  # the loss itself is not finite: no scale would help
+    assert scale.value == INITIAL_SCALE  # the loss itself is not finite: no scale would help
     assert all(torch.equal(value, before[name]) for name, value in network.named_parameters())
 
 
 def test_a_resumed_run_goes_on_with_the_scale_it_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loss_scale, "STEADY_STEPS", 3)  # so that it changes within the run
+    monkeypatch.setattr(loss_scale, "GROWTH_INTERVAL", 3)  # so that it changes within the run
     model = write_model(tmp_path / "model", "llama", dropout=0.1)
     rows = write_rows(tmp_path / "rows" / "train.jsonl", 15).parent
     folder = lay_out(tmp_path / "run", model, rows, fp16=True, save_steps=1, save_total_limit=99, score_rows=0)

@@ -63,7 +63,7 @@ class Small:
             self.tried.append(len(batch.rows))
             if len(batch.rows) <= self.room:
                 return plain(model, batch, smoothing)
-            embedding: Any = model.hf_model.get_input_embeddings()
+            embedding: Any = model.plain.get_input_embeddings()
             handle = embedding.register_forward_hook(self._fail_on_the_way_back(model))
             try:
                 return plain(model, batch, smoothing)
@@ -74,7 +74,7 @@ class Small:
 
     def _fail_on_the_way_back(self, model: Model) -> Callable[..., Tensor]:
         def fail(gradient: Tensor) -> Tensor:
-            self.leaked.append(sum(each.grad is not None for each in model.trainable_parameters().values()))
+            self.leaked.append(sum(each.grad is not None for each in model.trainable().values()))
             raise RuntimeError(NO_ROOM)
 
         def hook(module: Any, given: Any, output: Tensor) -> Tensor:
@@ -190,8 +190,8 @@ def test_a_run_goes_on_and_says_so(model: Path, rows: Path, tmp_path: Path, monk
         f"out of memory while training on {tried} rows at once: {tried // 2} at once from now on, with the same result"
         for tried in (8, 4)
     ]
-    joined = " ".join(screen.split())
-    assert all(joined.count(line) == 1 for line in said)
+    init_process_group = " ".join(screen.split())
+    assert all(init_process_group.count(line) == 1 for line in said)
     record = json.loads((folder.root / "run.json").read_text())
     assert record["warnings"][-2:] == said
     assert json.loads((folder.model / "luthier.json").read_text())["warnings"] == record["warnings"]
@@ -266,7 +266,7 @@ def test_a_row_that_no_memory_holds_ends_the_run_in_one_line(
         run(folder)
     assert str(caught.value) == (
         "out of memory while training on one row at a time; lower max_input_length, set gradient_checkpointing=True, "
-        "set bits=4, or take a smaller model"
+        "set bits=4, or use a smaller model"
     )
     assert caught.value.exit_code == 1
 
@@ -280,21 +280,21 @@ def test_a_row_that_no_memory_holds_ends_the_run_in_one_line(
 def test_what_is_advised_is_what_was_not_done(asked: dict[str, Any], expected: str) -> None:
     settings = read_settings(parse({"gradient_checkpointing": "True"} | {name: str(asked[name]) for name in asked}))
     limit = row_limits(settings, False, print).training
-    assert limit.advice == f"lower max_input_length, {expected}, or take a smaller model"
+    assert limit.advice == f"lower max_input_length, {expected}, or use a smaller model"
 
 
 # Several ranks
 
 
-def short_of_memory(ranks: ProcessGroup, root: str, room: int) -> str:
-    """The job on a crew whose rank 1 has room for so many rows; what it was refused with is left beside the job."""
+def short_of_memory(group: ProcessGroup, root: str, room: int) -> str:
+    """The job on ranks of which rank 1 has room for so many rows; what it was refused with is left beside the job."""
     with pytest.MonkeyPatch.context() as patch:
-        if ranks.rank == 1:
+        if group.rank == 1:
             Small(patch, room)
         try:
-            return job(ranks, root)
+            return job(group, root)
         except CapacityError as error:
-            Path(root, f"refusal-{ranks.rank}").write_text(str(error))
+            Path(root, f"refusal-{group.rank}").write_text(str(error))
             raise
 
 
@@ -309,7 +309,7 @@ def test_a_rank_that_cuts_its_rows_keeps_in_step_with_the_others(
     together(2, job, str(roomy.root))
     tight = lay_out(tmp_path / "tight", model, rows, **RANKS)
     screen, _ = together(2, short_of_memory, str(tight.root), 2)
-    assert "another rank ran out of memory: 2 rows at once on every rank from now on" in " ".join(screen.split())
+    assert "another rank ran out of memory: every rank now computes at most 2 rows at once" in " ".join(screen.split())
     assert "rank 1: out of memory while training on 4 rows at once: 2 at once" in capfd.readouterr().err
     for step in (2, 3):
         state = json.loads((tight.checkpoints / f"step-{step:06d}" / "state.json").read_text())["state"]

@@ -23,13 +23,16 @@ from luthier.training.optimizer import (
     restore_optimizer,
 )
 from luthier.training.process_group import ProcessGroup
-from luthier.training.tensor_file import whole
+from luthier.training.tensor_file import full_tensor
 
-PLAIN = OptimizerSettings(0.8, "linear", 0.0, 0, 0.0, (0.9, 0.999), 1e-8, 0.0, 0.0, 0, 0.0)
+SETTINGS = OptimizerSettings(
+    learning_rate=0.8, scheduler="linear", warmup_ratio=0.0, warmup_steps=0, weight_decay=0.0, betas=(0.9, 0.999),
+    epsilon=1e-8, max_grad_norm=0.0, min_learning_rate=0.0, constant_steps=0, label_smoothing=0.0,
+)  # fmt: skip
 
 
 def course(steps: int, scheduler: str, ratio: float = 0.0, warmup: int = 0) -> list[float]:
-    settings = replace(PLAIN, scheduler=scheduler, warmup_ratio=ratio, warmup_steps=warmup)
+    settings = replace(SETTINGS, scheduler=scheduler, warmup_ratio=ratio, warmup_steps=warmup)
     return [round(learning_rate(step, steps, settings), 6) for step in range(steps)]
 
 
@@ -69,7 +72,9 @@ def test_the_course(scheduler: str, ratio: float, warmup: int, expected: list[fl
     ],
 )
 def test_the_course_to_a_floor(scheduler: str, warmup: int, constant: int, expected: list[float]) -> None:
-    settings = replace(PLAIN, scheduler=scheduler, warmup_steps=warmup, constant_steps=constant, min_rate=0.2)
+    settings = replace(
+        SETTINGS, scheduler=scheduler, warmup_steps=warmup, constant_steps=constant, min_learning_rate=0.2
+    )
     assert [round(learning_rate(step, 8, settings), 6) for step in range(8)] == expected
 
 
@@ -79,7 +84,7 @@ def test_a_course_never_leaves_its_bounds() -> None:
             for warmup in (0, 1, steps):
                 rates = course(steps, scheduler, warmup=warmup)
                 assert all(0 < rate <= 0.8 for rate in rates), (scheduler, steps, warmup)
-        beyond = replace(PLAIN, scheduler=scheduler)
+        beyond = replace(SETTINGS, scheduler=scheduler)
         assert 0 <= learning_rate(20, 8, beyond) <= 0.8
 
 
@@ -87,7 +92,7 @@ def test_decay_is_for_matrices_alone() -> None:
     """A gradient of zero leaves nothing but the decay: weights shrink by learning rate times decay, vectors stay."""
     parameters = dict(network_of("gpt2").named_parameters())  # has biases and norms
     before = {name: value.detach().clone() for name, value in parameters.items()}
-    optimizer = build_optimizer(parameters, replace(PLAIN, weight_decay=0.25, learning_rate=0.2))
+    optimizer = build_optimizer(parameters, replace(SETTINGS, weight_decay=0.25, learning_rate=0.2))
     for parameter in parameters.values():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
@@ -99,7 +104,7 @@ def test_decay_is_for_matrices_alone() -> None:
 
 def test_a_step_is_adamws() -> None:
     """Three steps by the paper's formulas."""
-    settings = replace(PLAIN, weight_decay=0.1, betas=(0.8, 0.9), epsilon=1e-3, learning_rate=0.5)
+    settings = replace(SETTINGS, weight_decay=0.1, betas=(0.8, 0.9), epsilon=1e-3, learning_rate=0.5)
     weight = nn.Parameter(torch.tensor([[1.0, -2.0]], dtype=torch.float64))
     optimizer = build_optimizer({"w": weight}, settings)
     expected, mean, square = weight.detach().clone(), torch.zeros(1, 2).double(), torch.zeros(1, 2).double()
@@ -125,7 +130,7 @@ def fresh() -> tuple[dict[str, nn.Parameter], torch.optim.Optimizer]:
     generator = torch.Generator().manual_seed(0)
     shapes = {"a.weight": (4, 3), "a.bias": (4,), "b.weight": (2, 4)}
     parameters = {name: nn.Parameter(torch.randn(shape, generator=generator)) for name, shape in shapes.items()}
-    return parameters, build_optimizer(parameters, replace(PLAIN, weight_decay=0.1, learning_rate=0.01))
+    return parameters, build_optimizer(parameters, replace(SETTINGS, weight_decay=0.1, learning_rate=0.01))
 
 
 def test_a_restored_optimizer_goes_on_as_the_uninterrupted_one() -> None:
@@ -150,7 +155,7 @@ def test_without_its_moments_it_would_go_on_otherwise() -> None:
     train(through, optimizer, range(2))
     half, optimizer = fresh()
     train(half, optimizer, range(1))
-    optimizer = build_optimizer(half, replace(PLAIN, weight_decay=0.1, learning_rate=0.01))
+    optimizer = build_optimizer(half, replace(SETTINGS, weight_decay=0.1, learning_rate=0.01))
     train(half, optimizer, range(1, 2))
     assert not torch.equal(through["a.weight"], half["a.weight"])
 
@@ -209,16 +214,16 @@ def test_without_a_limit_and_without_an_end_nothing_is_scaled() -> None:
         assert gradient is None or (parameter.grad is not None and torch.equal(parameter.grad, gradient))
 
 
-def clip_shards(ranks: ProcessGroup, max_norm: float) -> tuple[float, list[Tensor]]:
-    mesh = init_device_mesh("cpu", (ranks.size,))
+def clip_shards(group: ProcessGroup, max_norm: float) -> tuple[float, list[Tensor]]:
+    mesh = init_device_mesh("cpu", (group.world_size,))
     parameters = []
     for parameter in with_gradients()[:-1]:
         assert parameter.grad is not None
         sharded = nn.Parameter(distribute_tensor(parameter.detach(), mesh, [Shard(0)]))
         sharded.grad = distribute_tensor(parameter.grad, mesh, [Shard(0)])
         parameters.append(sharded)
-    norm = clip_gradient(parameters, max_norm, ranks)
-    return norm, [whole(each.grad) for each in parameters if each.grad is not None]
+    norm = clip_gradient(parameters, max_norm, group)
+    return norm, [full_tensor(each.grad) for each in parameters if each.grad is not None]
 
 
 @pytest.mark.parametrize("max_norm", [0.0, 0.5])

@@ -19,9 +19,17 @@ from luthier.data.batches import Layout, collate
 from luthier.data.tokens import TokenStore
 from luthier.layers.batch import Batch
 from luthier.training.config import TrainingSettings, read_settings
-from luthier.training.parallelize import DataParallelModel, ShardedModel, idle, layers, parallelize, remarks, units
+from luthier.training.parallelize import (
+    DataParallelModel,
+    ShardedModel,
+    fsdp_units,
+    parallelize,
+    sharding_warnings,
+    transformer_blocks,
+    without_labels,
+)
 from luthier.training.process_group import ProcessGroup
-from luthier.training.tensor_file import local
+from luthier.training.tensor_file import local_tensor
 from luthier.weights.generate import generate
 from luthier.weights.load import load_model
 from luthier.weights.lora import Adapter, attach
@@ -52,11 +60,7 @@ def load(root: str, asked: TrainingSettings) -> Model:
 
 
 def batch_of(root: str, model: Model, *rows: int) -> Batch:
-    return collate(
-        TokenStore(Path(root) / "rows", VOCAB),
-        list(rows),
-        Layout(model.supports_packing, 3, model.decoder_start_token_id),
-    )
+    return collate(TokenStore(Path(root) / "rows", VOCAB), list(rows), Layout(model.packs, 3, model.start_id))
 
 
 # How it is laid
@@ -68,14 +72,14 @@ def batch_of(root: str, model: Model, *rows: int) -> Batch:
 )
 def test_the_layers_are_found(architecture: str, blocks: int, inner: int) -> None:
     network = network_of(architecture)
-    found = layers(network)
+    found = transformer_blocks(network)
     assert len(found) == blocks
     within = {id(parameter) for layer in found for parameter in layer.parameters()}
     every = {id(parameter): name for name, parameter in network.named_parameters()}
     assert within < every.keys()
     assert len({type(layer) for layer in found}) == 1
-    assert [type(unit) for unit in units(network)[:inner]] == [nn.Embedding] * inner
-    assert units(network)[inner:] == found
+    assert [type(unit) for unit in fsdp_units(network)[:inner]] == [nn.Embedding] * inner
+    assert fsdp_units(network)[inner:] == found
 
 
 def test_one_rank_keeps_the_model_as_it_is(tmp_path: Path) -> None:
@@ -92,18 +96,19 @@ def test_one_rank_keeps_the_model_as_it_is(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_what_a_user_should_know_is_said(fsdp: bool, bits: int, size: int, expected: str) -> None:
-    assert expected in " ".join(remarks(fsdp, bits, size))
-    assert bool(remarks(fsdp, bits, size)) == bool(expected)
+    warnings = sharding_warnings(settings(enable_fsdp=fsdp, bits=bits), size)
+    assert expected in " ".join(warnings)
+    assert bool(warnings) == bool(expected)
 
 
 def held(parameters: list[nn.Parameter]) -> tuple[int, int]:
     """Numbers that this rank holds of some parameters, and how many there are."""
-    return sum(local(parameter).numel() for parameter in parameters), sum(each.numel() for each in parameters)
+    return sum(local_tensor(parameter).numel() for parameter in parameters), sum(each.numel() for each in parameters)
 
 
-def shares(ranks: ProcessGroup, root: str, values: dict[str, Any]) -> dict[str, tuple[int, int]]:
+def shares(group: ProcessGroup, root: str, values: dict[str, Any]) -> dict[str, tuple[int, int]]:
     asked = settings(enable_fsdp=True, **values)
-    model = parallelize(load(root, asked), ranks, CPU, asked)
+    model = parallelize(load(root, asked), group, CPU, asked)
     assert isinstance(model, ShardedModel)
     parameters = list(model.network.parameters())
     return {
@@ -129,20 +134,20 @@ def test_each_rank_holds_its_share(tmp_path: Path, values: dict[str, Any]) -> No
 # What it computes
 
 
-def gradients(ranks: ProcessGroup, root: str, fsdp: bool) -> dict[str, Any]:
+def gradients(group: ProcessGroup, root: str, fsdp: bool) -> dict[str, Any]:
     """Three batches on two ranks: rank 1 has one, and computes a second time where others need it to."""
     asked = settings(peft_type="none", enable_fsdp=fsdp)
-    model = parallelize(load(root, asked), ranks, CPU, asked)
+    model = parallelize(load(root, asked), group, CPU, asked)
     assert isinstance(model, DataParallelModel)
-    own = [batch_of(root, model, 0, 1), batch_of(root, model, 4)] if ranks.leads else [batch_of(root, model, 2, 3)]
+    own = [batch_of(root, model, 0, 1), batch_of(root, model, 4)] if group.is_main else [batch_of(root, model, 2, 3)]
     loss = 0.0
-    for batch in [*own, *([idle(own[0])] if fsdp and not ranks.leads else [])]:
+    for batch in [*own, *([without_labels(own[0])] if fsdp and not group.is_main else [])]:
         part = model.loss(batch)
         part.backward()
         loss += part.item()
-    parameters = model.trainable_parameters()
+    parameters = model.trainable()
     if not fsdp:
-        ranks.add_up([parameter.grad for parameter in parameters.values() if parameter.grad is not None])
+        group.all_reduce([parameter.grad for parameter in parameters.values() if parameter.grad is not None])
     assert all(isinstance(parameter, DTensor) == fsdp for parameter in parameters.values())
     return {"loss": loss, "gradient": {name: _whole(parameter) for name, parameter in parameters.items()}}
 
@@ -160,21 +165,21 @@ def test_gradients_are_added_up(tmp_path: Path, fsdp: bool) -> None:
     expected.backward()
     found = together(2, gradients, root, fsdp)
     assert sum(said["loss"] for said in found) == pytest.approx(expected.item(), rel=1e-6)
-    for name, parameter in model.trainable_parameters().items():
+    for name, parameter in model.trainable().items():
         assert parameter.grad is not None
         for said in found:
             torch.testing.assert_close(said["gradient"][name], parameter.grad, rtol=1e-4, atol=1e-5)
 
 
-def test_an_idle_batch_adds_nothing(tmp_path: Path) -> None:
+def test_a_batch_without_labels_adds_nothing(tmp_path: Path) -> None:
     root = write(tmp_path, "llama")
     model = load(root, settings(peft_type="none"))
-    batch = idle(batch_of(root, model, 0, 1))
+    batch = without_labels(batch_of(root, model, 0, 1))
     assert batch.completion_tokens == 0
     loss = model.loss(batch)
     loss.backward()
     assert loss.item() == 0
-    for parameter in model.trainable_parameters().values():
+    for parameter in model.trainable().values():
         assert parameter.grad is not None
         assert not parameter.grad.any()
 
@@ -189,9 +194,9 @@ def answers(model: Model, stop_ids: list[int]) -> list[list[int]]:
     return [answer.ids for answer in found]
 
 
-def use(ranks: ProcessGroup, root: str, values: dict[str, Any], stop_ids: list[int]) -> dict[str, Any]:
+def use(group: ProcessGroup, root: str, values: dict[str, Any], stop_ids: list[int]) -> dict[str, Any]:
     asked = settings(enable_fsdp=True, **values)
-    model = parallelize(load(root, asked), ranks, CPU, asked)
+    model = parallelize(load(root, asked), group, CPU, asked)
     assert isinstance(model, ShardedModel)
     model.network.eval()
     batch = batch_of(root, model, 0, 1, 2)
@@ -199,9 +204,9 @@ def use(ranks: ProcessGroup, root: str, values: dict[str, Any], stop_ids: list[i
     assert all(isinstance(parameter, DTensor) for parameter in model.network.parameters())
     found = answers(model, stop_ids)
     assert all(isinstance(parameter, DTensor) for parameter in model.network.parameters())
-    model.put_together()
-    tied = model.hf_model.get_output_embeddings().weight is model.hf_model.get_input_embeddings().weight
-    state = {name: parameter.detach() for name, parameter in model.trainable_parameters().items()}
+    model.gather_trained_weights()
+    tied = model.plain.get_output_embeddings().weight is model.plain.get_input_embeddings().weight
+    state = {name: parameter.detach() for name, parameter in model.trainable().items()}
     return {"loss": scores.loss_N.tolist(), "answers": found, "state": state, "tied": tied}
 
 
@@ -215,7 +220,7 @@ def test_shards_score_and_answer_as_the_whole(tmp_path: Path, architecture: str,
     free = answers(model, [2])
     stop_ids = [free[0][1], free[2][3]]
     lengths = [len(answer) for answer in answers(model, stop_ids)]
-    if not model.is_encoder_decoder:  # beside it, a prompt that has room for four would be driven out of its context
+    if not model.encoder_decoder:  # beside it, a prompt that has room for four would be driven out of its context
         assert lengths[3] == 9
     assert len(set(lengths)) > 1
     found = together(2, use, root, values, stop_ids)
@@ -224,27 +229,27 @@ def test_shards_score_and_answer_as_the_whole(tmp_path: Path, architecture: str,
         np.testing.assert_allclose(said["loss"], expected.tolist(), rtol=1e-5)
         assert said["answers"] == answers(model, stop_ids)
     state = found[0]["state"]
-    assert state.keys() == model.trainable_parameters().keys()
-    assert all(torch.equal(state[name], parameter) for name, parameter in model.trainable_parameters().items())
+    assert state.keys() == model.trainable().keys()
+    assert all(torch.equal(state[name], parameter) for name, parameter in model.trainable().items())
     assert found[0]["tied"] == (architecture == "gpt2")
     assert all(parameter.numel() == 0 for parameter in found[1]["state"].values())
 
 
-def round_both(ranks: ProcessGroup, root: str) -> dict[str, torch.Tensor]:
+def round_both(group: ProcessGroup, root: str) -> dict[str, torch.Tensor]:
     asked = settings(enable_fsdp=True, peft_type="none")
-    model = parallelize(load(root, asked), ranks, CPU, asked)
+    model = parallelize(load(root, asked), group, CPU, asked)
     assert isinstance(model, ShardedModel)
     model.dtype = torch.bfloat16
     model.round_shards()
-    assert all(parameter.dtype is torch.float32 for parameter in model.trainable_parameters().values())
-    model.put_together()
-    return {name: parameter.detach() for name, parameter in model.trainable_parameters().items()}
+    assert all(parameter.dtype is torch.float32 for parameter in model.trainable().values())
+    model.gather_trained_weights()
+    return {name: parameter.detach() for name, parameter in model.trainable().items()}
 
 
 def test_what_is_scored_is_what_is_stored(tmp_path: Path) -> None:
     root = write(tmp_path, "llama")
     model = load(root, settings(peft_type="none"))
     rounded = together(2, round_both, root)[0]
-    for name, parameter in model.trainable_parameters().items():
+    for name, parameter in model.trainable().items():
         assert rounded[name].dtype is torch.bfloat16
         assert torch.equal(rounded[name], parameter.bfloat16())

@@ -21,7 +21,7 @@ from luthier.errors import SettingError
 from luthier.jobfolder import JobFolder
 from luthier.training import job as job_module
 from luthier.training import process_group, shared_memory_reduce
-from luthier.training.process_group import ProcessGroup, timeout, under_torchrun
+from luthier.training.process_group import ProcessGroup, is_under_torchrun, timeout
 
 
 def weights(folder: JobFolder) -> dict[str, Tensor]:
@@ -52,46 +52,47 @@ def assert_same_run(found: JobFolder, expected: JobFolder) -> None:
 
 
 def test_one_rank_agrees_with_itself() -> None:
-    ranks = ProcessGroup()
-    assert (ranks.rank, ranks.size, ranks.leads, ranks.stopping) == (0, 1, True, False)
-    assert ranks.total(2, 0.5) == (2, 0.5)
-    assert ranks.gather("a") == ["a"]
-    assert ranks.first("a") == "a"
-    assert list(ranks.each(str, [1, 2])) == ["1", "2"]
-    assert ranks.deal([1, 2, 3]) == [1, 2, 3]
-    assert ranks.in_turn("x", lambda: 5) == 5
-    ranks.ask = lambda: True
-    assert ranks.stopping
+    group = ProcessGroup()
+    assert (group.rank, group.world_size, group.is_main, group.should_stop) == (0, 1, True, False)
+    assert group.all_reduce_values(2, 0.5) == (2, 0.5)
+    assert group.all_gather("a") == ["a"]
+    assert group.broadcast("a") == "a"
+    assert list(group.map(str, [1, 2])) == ["1", "2"]
+    assert group.shard([1, 2, 3]) == [1, 2, 3]
+    assert group.run_sequentially("x", lambda: 5) == 5
+    group.poll_stop = lambda: True
+    assert group.should_stop
 
 
-def exchange(ranks: ProcessGroup) -> dict[str, Any]:
+def exchange(group: ProcessGroup) -> dict[str, Any]:
     process_group.BUCKET_BYTES = 16
-    tensors = [torch.full((2, 3), 1.0 + ranks.rank), torch.ones(5), torch.ones(3, dtype=torch.bfloat16)]
-    ranks.add_up(tensors)
-    worked: list[int] = []
+    tensors = [torch.full((2, 3), 1.0 + group.rank), torch.ones(5), torch.ones(3, dtype=torch.bfloat16)]
+    group.all_reduce(tensors)
+    computed: list[int] = []
 
     def work(item: int) -> tuple[int, int]:
-        worked.append(item)
-        return item, ranks.rank
+        computed.append(item)
+        return item, group.rank
 
-    dealt = list(ranks.each(work, range(4)))
-    before = ranks.stopping
-    ranks.ask = lambda: ranks.rank == 2
-    ranks.total(0)
+    mapped = list(group.map(work, range(4)))
+    before = group.should_stop
+    group.poll_stop = lambda: group.rank == 2
+    group.all_reduce_values(0)
     return {
-        "sums": [tensor.tolist() for tensor in tensors], "total": ranks.total(0.5, ranks.rank),
-        "gathered": ranks.gather(f"r{ranks.rank}"), "first": ranks.first(ranks.rank),
-        "share": list(ranks.deal([10, 11, 12, 13])), "rounds": ranks.rounds(4), "dealt": dealt, "worked": worked,
-        "stopping": (before, ranks.stopping),
+        "sums": [tensor.tolist() for tensor in tensors], "total": group.all_reduce_values(0.5, group.rank),
+        "gathered": group.all_gather(f"r{group.rank}"), "broadcast": group.broadcast(group.rank),
+        "shard": list(group.shard([10, 11, 12, 13])), "largest": group.largest_shard(4),
+        "mapped": mapped, "computed": computed,
+        "stopping": (before, group.should_stop),
     }  # fmt: skip
 
 
-def exchange_without_room(ranks: ProcessGroup) -> dict[str, Any]:
-    shared_memory_reduce._PLACE = Path("/nowhere")
-    return exchange(ranks)
+def exchange_without_room(group: ProcessGroup) -> dict[str, Any]:
+    shared_memory_reduce._SHARED_MEMORY = Path("/nowhere")
+    return exchange(group)
 
 
-def sums(ranks: ProcessGroup) -> list[bool]:
+def sums(group: ProcessGroup) -> list[bool]:
     """Whether large and small tensors of two types, in many chunks, come out as one process adds them; one is laid
     otherwise on one rank.
     """
@@ -99,23 +100,23 @@ def sums(ranks: ProcessGroup) -> list[bool]:
     found = []
     for dtype in (torch.float32, torch.bfloat16):
         torch.manual_seed(5)
-        own = [torch.randn(ranks.size, *shape).to(dtype) for shape in ((1,), (40, 25), (257,), (64,))]
-        mine = [each[ranks.rank].clone() for each in own]
-        if ranks.rank == 1:
+        own = [torch.randn(group.world_size, *shape).to(dtype) for shape in ((1,), (40, 25), (257,), (64,))]
+        mine = [each[group.rank].clone() for each in own]
+        if group.rank == 1:
             mine[1] = mine[1].t().contiguous().t()
         for _ in range(2):
-            ranks.add_up(mine)
+            group.all_reduce(mine)
             expected = [functools.reduce(torch.add, each.unbind()) for each in own]
             found += [torch.equal(one, other) for one, other in zip(mine, expected, strict=True)]
-            own = [torch.stack([total] * ranks.size) for total in expected]
-    return [*found, getattr(ranks, "_shared", None) is not None]
+            own = [torch.stack([total] * group.world_size) for total in expected]
+    return [*found, getattr(group, "_reducer", None) is not None]
 
 
 def test_sums_through_shared_memory_are_the_sums_in_order() -> None:
-    before = set(shared_memory_reduce._PLACE.glob("luthier-*"))
+    before = set(shared_memory_reduce._SHARED_MEMORY.glob("luthier-*"))
     for size in (2, 3):
         assert together(size, sums) == [[True] * 17] * size
-    assert set(shared_memory_reduce._PLACE.glob("luthier-*")) <= before
+    assert set(shared_memory_reduce._SHARED_MEMORY.glob("luthier-*")) <= before
 
 
 @pytest.mark.parametrize("work", [exchange, exchange_without_room])
@@ -125,23 +126,23 @@ def test_exchanges(work: Any) -> None:
         assert said["sums"] == [[[6.0] * 3] * 2, [3.0] * 5, [3.0] * 3]
         assert said["total"] == (1.5, 3.0)
         assert said["gathered"] == ["r0", "r1", "r2"]
-        assert said["first"] == 0
-        assert said["share"] == [[10, 13], [11], [12]][rank]
-        assert said["rounds"] == 2
-        assert said["dealt"] == [(0, 0), (1, 1), (2, 2), (3, 0)]
-        assert said["worked"] == [[0, 3], [1, 3], [2, 3]][rank]  # the last again: each works equally often
+        assert said["broadcast"] == 0
+        assert said["shard"] == [[10, 13], [11], [12]][rank]
+        assert said["largest"] == 2
+        assert said["mapped"] == [(0, 0), (1, 1), (2, 2), (3, 0)]
+        assert said["computed"] == [[0, 3], [1, 3], [2, 3]][rank]  # the last again: each works equally often
         assert said["stopping"] == (False, True)  # rank 2 alone was asked
 
 
-def wait_long(ranks: ProcessGroup) -> float:
+def wait_long(group: ProcessGroup) -> float:
     started = time.monotonic()
-    if ranks.leads:
+    if group.is_main:
         time.sleep(4)
-        ranks.reached("ready")
-    ranks.until("ready")
+        group.signal("ready")
+    group.wait_for("ready")
     waited = time.monotonic() - started
-    order = ranks.in_turn("turn", time.monotonic)
-    assert ranks.gather(order) == sorted(ranks.gather(order))
+    order = group.run_sequentially("turn", time.monotonic)
+    assert group.all_gather(order) == sorted(group.all_gather(order))
     return waited
 
 
@@ -149,9 +150,9 @@ def test_until_waits_longer_than_exchanges_may() -> None:
     assert min(together(2, wait_long, LUTHIER_RANK_TIMEOUT="2")) > 3
 
 
-def stay_away(ranks: ProcessGroup) -> None:
-    if ranks.leads:
-        ranks.total(1)
+def stay_away(group: ProcessGroup) -> None:
+    if group.is_main:
+        group.all_reduce_values(1)
     time.sleep(30)
 
 
@@ -170,12 +171,12 @@ def test_a_limit_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, text: 
 
 
 def test_a_single_process_is_not_under_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not under_torchrun()
+    assert not is_under_torchrun()
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "1")
-    assert not under_torchrun()
+    assert not is_under_torchrun()
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert under_torchrun()
+    assert is_under_torchrun()
 
 
 # N ranks = one rank
@@ -267,14 +268,14 @@ def go_on(tmp_path: Path, rows: Path, method: str, fsdp: bool, sizes: tuple[int,
             assert all(torch.equal(value, weights(broken)[name]) for name, value in weights(whole).items())
 
 
-def slow_to_prepare(ranks: ProcessGroup, root: str) -> str:
+def slow_to_prepare(group: ProcessGroup, root: str) -> str:
     def slowly(*arguments: Any) -> Any:
-        if ranks.leads:
+        if group.is_main:
             time.sleep(6)
         return prepare(*arguments)
 
     vars(job_module)["prepare"] = slowly
-    return job(ranks, root)
+    return job(group, root)
 
 
 def test_tokenizing_may_take_longer_than_ranks_wait_for_each_other(tmp_path: Path, rows: Path) -> None:

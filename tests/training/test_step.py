@@ -12,7 +12,7 @@ from luthier.data.batches import BatchSampler, Layout, collate
 from luthier.errors import LuthierError
 from luthier.layers.batch import Batch
 from luthier.training.process_group import ProcessGroup
-from luthier.training.step import MicroBatches, StepResult, draw_from, take_step
+from luthier.training.step import MicroBatches, StepResult, seed_random_numbers, take_step
 from luthier.weights.model import Model
 
 
@@ -130,9 +130,9 @@ def test_dropout_is_drawn_from_the_seed_and_the_rows() -> None:
 
 @pytest.mark.parametrize("other", [("1:1", (0, 1)), ("1:0", (0, 2)), ("1:0", (1, 0)), ("1:0", (0,))])
 def test_random_numbers_depend_on_seed_and_rows(other: tuple[str, tuple[int, ...]]) -> None:
-    draw_from("1:0", (0, 1))
+    seed_random_numbers("1:0", (0, 1))
     first = torch.rand(4)
-    draw_from(*other)
+    seed_random_numbers(*other)
     assert not torch.equal(torch.rand(4), first)
-    draw_from("1:0", (0, 1))
+    seed_random_numbers("1:0", (0, 1))
     assert torch.equal(torch.rand(4), first)

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from luthier.training.tensor_file import NAMES, StoredTensors, laid_like, local, whole, write_tensors
+from luthier.training.tensor_file import NAMES, StoredTensors, distribute_like, full_tensor, local_tensor, write_tensors
 
 TENSORS = {
     "b.weight": torch.arange(6.0).reshape(2, 3),
@@ -77,5 +77,5 @@ def test_what_is_no_such_file_is_refused(tmp_path: Path) -> None:
 
 def test_a_tensor_that_is_not_sharded_is_whole() -> None:
     tensor = torch.ones(3)
-    assert whole(tensor) is local(tensor) is tensor
-    assert torch.equal(laid_like(tensor, torch.zeros(3)), tensor)
+    assert full_tensor(tensor) is local_tensor(tensor) is tensor
+    assert torch.equal(distribute_like(tensor, torch.zeros(3)), tensor)

@@ -1,4 +1,4 @@
-"""One call of an API operation, parsed, validated and authenticated; the default account, region and role."""
+"""One call of an API operation, parsed and validated, by a caller who is known."""
 
 from __future__ import annotations
 
@@ -7,25 +7,22 @@ from typing import Any
 
 from luthier.protocol.message import Request
 
-ACCOUNT = "123456789012"  # every caller's, until several accounts exist
-REGION = "us-east-1"  # of a request that names none; S3's classic region
-ROLE = f"arn:aws:iam::{ACCOUNT}:role/LuthierExecutionRole"  # the execution role that clients are told to use
+ACCOUNT = "123456789012"  # everybody's, until several accounts exist
+REGION = "us-east-1"  # of a request that names none
+ROLE = f"arn:aws:iam::{ACCOUNT}:role/LuthierExecutionRole"  # the execution role that clients are given
 
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """The authenticated caller: an account, and the ARN of a user in it."""
+    """Who calls: the account, and the ARN of a user in it."""
 
     account: str = ACCOUNT
     arn: str = f"arn:aws:iam::{ACCOUNT}:root"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Call:
-    """`service` is botocore's name (sagemaker, sagemaker-runtime, logs, sts, iam, s3).
-
-    `parameters` are the members of the operation's input shape.
-    """
+    """`service` is botocore's name (sagemaker, sagemaker-runtime, logs, sts, iam, s3); `parameters` its input shape."""
 
     service: str
     operation: str
@@ -40,5 +37,5 @@ class Call:
         return self.principal.account
 
     def arn(self, kind: str, name: str) -> str:
-        """The ARN of a SageMaker resource, its name in lower case."""
+        """The ARN of a SageMaker resource; names are in lower case there."""
         return f"arn:aws:sagemaker:{self.region}:{self.account}:{kind}/{name.lower()}"

@@ -137,7 +137,7 @@ class Served:
 
     def _room(self, length: int, asked: Parameters, where: str) -> int:
         """New tokens that a prompt of `length` may get."""
-        apart = self.model.is_encoder_decoder  # what is read takes nothing from what is written
+        apart = self.model.encoder_decoder  # what is read takes nothing from what is written
         most = self.context if apart else self.context - 1
         if not 0 < length <= most:
             hint = f"; parameters.truncate: {most} keeps its last ones" if length else ""
@@ -157,7 +157,7 @@ class Served:
         if any(row.order.beams for row in rows):
             return False
         width, steps = max(len(row.order.ids) for row in rows), max(row.order.room for row in rows)
-        inside = self.model.is_encoder_decoder or width + steps <= self.model.context_length
+        inside = self.model.encoder_decoder or width + steps <= self.model.context_length
         return inside and len(rows) * (width + steps) <= self.batch_tokens
 
     def run(self, rows: Sequence[Row]) -> None:
@@ -204,7 +204,7 @@ class Served:
 
     def _prefill(self, row: Row) -> tuple[Token, ...]:
         """The tokens before the answer, with their log-probabilities; the first has none."""
-        ids = [self.model.decoder_start_token_id or 0] if self.model.is_encoder_decoder else list(row.order.ids)
+        ids = [self.model.start_id or 0] if self.model.encoder_decoder else list(row.order.ids)
         scores, _ = log_likelihood(self.model, row.order.ids)
         return tuple(
             Token(token, self.tokenizer.show([token]), score) for token, score in zip(ids, [None, *scores], strict=True)

@@ -1,9 +1,9 @@
-"""A point that every rank of a machine must reach before any goes on: a byte each way through Unix sockets.
+"""A barrier for the ranks of one machine: one byte each way through Unix sockets.
 
-    rank 1, 2, ...  --here-->  rank 0  --all are here-->  rank 1, 2, ...
+    rank 1, 2, ...  --arrived-->  rank 0  --all arrived-->  rank 1, 2, ...
 
-It takes some tens of microseconds where gloo's barrier takes most of a millisecond, and is waited at hundreds of times
-a step (shared_memory_reduce.py). It knows sockets, nothing of what the ranks do.
+It takes some tens of microseconds, where gloo's barrier takes most of a millisecond, and is used hundreds of times per
+step (shared_memory_reduce.py). This module knows sockets, nothing of what the ranks do.
 """
 
 from __future__ import annotations
@@ -16,53 +16,53 @@ _BYTE = b"."
 
 
 class Barrier:
-    """One rank's end. `others`: rank 0's connections to all, or another rank's to rank 0."""
+    """One rank's end. `peers`: rank 0's connections to all others, or another rank's one connection to rank 0."""
 
-    def __init__(self, others: Sequence[socket.socket], leads: bool, seconds: float) -> None:
-        self._others, self._leads = others, leads
-        for other in others:
-            other.settimeout(seconds)
+    def __init__(self, peers: Sequence[socket.socket], is_main: bool, timeout: float) -> None:
+        self._peers, self._is_main = peers, is_main
+        for peer in peers:
+            peer.settimeout(timeout)
 
     def wait(self) -> None:
         """Return when every rank has called this.
 
-        TimeoutError when one has not within the limit, ConnectionError when one has ended.
+        TimeoutError when a rank does not arrive within the timeout, ConnectionError when one has exited.
         """
-        if self._leads:
-            self._hear()
-            self._say()
+        if self._is_main:
+            self._receive()
+            self._send()
         else:
-            self._say()
-            self._hear()
+            self._send()
+            self._receive()
 
-    def _say(self) -> None:
-        for other in self._others:
-            other.sendall(_BYTE)
+    def _send(self) -> None:
+        for peer in self._peers:
+            peer.sendall(_BYTE)
 
-    def _hear(self) -> None:
-        for other in self._others:
-            if not other.recv(1):
+    def _receive(self) -> None:
+        for peer in self._peers:
+            if not peer.recv(1):
                 raise ConnectionResetError("connection closed by another rank")
 
 
 def listen(path: Path) -> socket.socket:
-    """Rank 0's door at `path`, which must not be there yet."""
-    door = socket.socket(socket.AF_UNIX)
-    door.bind(str(path))
-    door.listen()
-    return door
+    """Rank 0's listening socket at `path`, which must not exist yet."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen()
+    return listener
 
 
-def await_others(door: socket.socket, size: int, seconds: float) -> Barrier:
-    """Rank 0's end, once all `size` - 1 others have come through the door, which is closed."""
-    with door:
-        door.settimeout(seconds)
-        return Barrier([door.accept()[0] for _ in range(size - 1)], leads=True, seconds=seconds)
+def accept_ranks(listener: socket.socket, world_size: int, timeout: float) -> Barrier:
+    """Rank 0's end, once all `world_size` - 1 others have connected; closes the listener."""
+    with listener:
+        listener.settimeout(timeout)
+        return Barrier([listener.accept()[0] for _ in range(world_size - 1)], is_main=True, timeout=timeout)
 
 
-def join(path: Path, seconds: float) -> Barrier:
-    """Another rank's end, through the door at `path`."""
-    way = socket.socket(socket.AF_UNIX)
-    way.settimeout(seconds)
-    way.connect(str(path))
-    return Barrier([way], leads=False, seconds=seconds)
+def connect(path: Path, timeout: float) -> Barrier:
+    """Another rank's end, connected to rank 0's socket at `path`."""
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(timeout)
+    connection.connect(str(path))
+    return Barrier([connection], is_main=False, timeout=timeout)

@@ -1,4 +1,4 @@
-"""What a run will need of disk and memory, checked before it starts."""
+"""The disk space and memory that a run needs, checked before it starts."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import psutil
 import torch
 
 from luthier.errors import CapacityError
-from luthier.training.tensor_file import local
+from luthier.training.tensor_file import local_tensor
 from luthier.weights.model import Model
 from luthier.weights.quantize import statistics_bytes
 
-ROOM_FOR_LOGS = 64 * 1024**2  # metrics, ledger, scores and report
+LOG_BYTES = 64 * 1024**2  # metrics, ledger, scores and report
 
 
 @dataclass(frozen=True, slots=True)
 class ResourceEstimate:
-    """Bytes. `memory` is a rank's weights, gradients and AdamW's moments; activations come on top."""
+    """Bytes. `memory` is one rank's weights, gradients and AdamW moments, without activations."""
 
     checkpoints: int
     artifact: int
@@ -27,44 +27,47 @@ class ResourceEstimate:
 
     @property
     def disk(self) -> int:
-        return self.checkpoints + self.artifact + ROOM_FOR_LOGS
+        return self.checkpoints + self.artifact + LOG_BYTES
 
 
 def estimate_resources(model: Model, checkpoints_kept: int) -> ResourceEstimate:
-    """Compute what a run needs. A checkpoint is the trainable weights and two moments of their type.
+    """Compute what a run needs. A checkpoint holds the trained weights and two moments of the same dtype.
 
-    One more checkpoint than is kept lies on disk while it is written, and the best one is kept besides.
+    Beside those kept, the best checkpoint and the one being written are on disk.
     """
-    trained = model.trainable_parameters().values()
-    everything = sum(_bytes(local(parameter)) for parameter in model.network.parameters())
-    held = sum(_bytes(local(parameter)) for parameter in trained)
-    everything += statistics_bytes(model.network)
-    one_checkpoint = 3 * sum(_bytes(parameter) for parameter in trained)
-    weights = sum(parameter.numel() for parameter in trained) * (4 if model.dtype is torch.float32 else 2)
-    artifact = 2 * max(weights, 1)  # the folder and its archive
-    memory = everything + 3 * held
-    return ResourceEstimate(one_checkpoint * (checkpoints_kept + 2), artifact, memory)
+    trained = model.trainable().values()
+    all_weights = sum(_bytes(local_tensor(parameter)) for parameter in model.network.parameters())
+    trained_here = sum(_bytes(local_tensor(parameter)) for parameter in trained)
+    all_weights += statistics_bytes(model.network)
+    checkpoint = 3 * sum(_bytes(parameter) for parameter in trained)
+    stored_weights = sum(parameter.numel() for parameter in trained) * (4 if model.dtype is torch.float32 else 2)
+    return ResourceEstimate(
+        checkpoints=checkpoint * (checkpoints_kept + 2),
+        artifact=2 * max(stored_weights, 1),  # the folder and its archive
+        memory=all_weights + 3 * trained_here,
+    )
 
 
-def check_capacity(need: ResourceEstimate, folder: Path, device: torch.device, ranks: int = 1) -> None:
-    """CapacityError when the disk of `folder` or the memory of `device` cannot hold the run.
+def check_capacity(needed: ResourceEstimate, folder: Path, device: torch.device, ranks: int = 1) -> None:
+    """CapacityError when the disk of `folder` or the memory of `device` is too small for the run.
 
-    ProcessGroup on the CPU share its memory; those on GPUs have one each.
+    Ranks on the CPU share its memory; those on GPUs have one each.
     """
     free_disk = shutil.disk_usage(folder).free
-    if need.disk > free_disk:
+    if needed.disk > free_disk:
         raise CapacityError(
-            f"{folder}: the run needs {_size(need.disk)} of disk (checkpoints {_size(need.checkpoints)}, artifact "
-            f"{_size(need.artifact)}) and {_size(free_disk)} are free; free some, lower save_total_limit, or choose "
+            f"{folder}: the run needs {_size(needed.disk)} of disk (checkpoints {_size(needed.checkpoints)}, artifact "
+            f"{_size(needed.artifact)}), {_size(free_disk)} are free; free some, lower save_total_limit, or choose "
             "another --out"
         )
-    free_memory = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-    held = 0 if device.type == "cuda" else psutil.Process().memory_info().rss * ranks
-    needed = need.memory * (1 if device.type == "cuda" else ranks)
-    if needed > free_memory + held:
+    on_gpu = device.type == "cuda"
+    free_memory = torch.cuda.mem_get_info(device)[0] if on_gpu else psutil.virtual_memory().available
+    in_use = 0 if on_gpu else psutil.Process().memory_info().rss * ranks  # it holds the weights already
+    memory = needed.memory * (1 if on_gpu else ranks)
+    if memory > free_memory + in_use:
         raise CapacityError(
-            f"the run needs {_size(needed)} of memory on {device} before activations, "
-            f"{_size(free_memory + held)} are free; use peft_type=lora, bf16=True (for all weights "
+            f"the run needs {_size(memory)} of memory on {device} before activations, "
+            f"{_size(free_memory + in_use)} are free; use peft_type=lora, bf16=True (for all weights "
             "with optim=adamw_bf16), a smaller model or another device"
         )
 

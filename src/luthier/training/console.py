@@ -1,4 +1,4 @@
-"""What a run tells the terminal: the order, the data, the result."""
+"""What a run prints: the job, its data, its result."""
 
 from __future__ import annotations
 
@@ -15,26 +15,25 @@ from luthier.jobfolder import JobFolder
 from luthier.training.resolved_job import ResolvedJob
 
 
-def print_job(console: Console, order: ResolvedJob, ranks: int) -> None:
-    """Model, method and device, and how several ranks share them."""
-    method = order.settings.method
+def print_job(console: Console, job: ResolvedJob, world_size: int) -> None:
+    """Print model, method and device, and what each of several ranks holds."""
+    method = job.settings.method
     name = ("rs" if method.rslora else "") + ("DoRA" if method.dora else "LoRA")
-    how = f"{name} r={method.r} alpha={method.alpha}" if method.lora else "all weights"
-    if order.settings.optimizer.in_bf16:
-        how += " in bfloat16, rounded stochastically"
-    dtype = str(order.dtype).removeprefix("torch.")
-    device = order.device.type if ranks > 1 else order.device
-    console.print(f"[bold]{order.location.name}[/]  {how}  {dtype} on {device}", highlight=False)
-    if ranks > 1:
-        shared = "each tensor sharded over them" if order.settings.run.fsdp else "each with a copy of the model"
-        console.print(f"{ranks} ranks, {shared}", highlight=False)
+    trained = f"{name} r={method.r} alpha={method.alpha}" if method.lora else "all weights"
+    if job.settings.optimizer.in_bf16:
+        trained += " in bfloat16, rounded stochastically"
+    device = job.device.type if world_size > 1 else job.device
+    console.print(f"[bold]{job.location.name}[/]  {trained}  {job.dtype_name} on {device}", highlight=False)
+    if world_size > 1:
+        holding = "each tensor sharded over them" if job.settings.run.fsdp else "each with a copy of the model"
+        console.print(f"{world_size} ranks, {holding}", highlight=False)
 
 
-def print_data(console: Console, prepared: Dataset, warnings: Sequence[str]) -> None:
-    """Where every row went, and what deserves a second look."""
-    counts, split = prepared.counts, prepared.split
-    origin = f", {prepared.template_origin}" if prepared.template_origin else ""
-    console.print(f"{counts.rows:,} rows of {prepared.kind} data{origin}", highlight=False)
+def print_data(console: Console, dataset: Dataset, warnings: Sequence[str]) -> None:
+    """Print the row counts of each split, and the warnings."""
+    counts, split = dataset.counts, dataset.split
+    origin = f", {dataset.template_origin}" if dataset.template_origin else ""
+    console.print(f"{counts.rows:,} rows of {dataset.kind} data{origin}", highlight=False)
     table = Table(box=None, pad_edge=False, header_style="dim")
     columns = ("kept", "truncated", "dropped", "train", "validation", "test", "tokens", "completion tokens")
     values = (
@@ -50,7 +49,7 @@ def print_data(console: Console, prepared: Dataset, warnings: Sequence[str]) -> 
 
 
 def print_result(console: Console, folder: JobFolder, metrics: Mapping[str, Any]) -> None:
-    """The before/after table, and where things are."""
+    """Print the before/after table, the cost, and the paths of the results."""
     if metrics["split"]:
         console.print(before_after_table(metrics))
     for note in metrics["notes"]:
@@ -58,15 +57,15 @@ def print_result(console: Console, folder: JobFolder, metrics: Mapping[str, Any]
     cost = metrics["cost"]
     console.print(
         f"trained {metrics['steps']:,} steps in {cost['train_seconds']:.0f} s "
-        f"({cost['tokens_per_second'] or 0:,.0f} tokens/s), {cost['total_seconds']:.0f} s in all, peak memory "
-        f"{cost['peak_memory_bytes'] / 1e9:.1f} GB" + (" a rank" if cost["ranks"] > 1 else ""),
+        f"({cost['tokens_per_second'] or 0:,.0f} tokens/s), {cost['total_seconds']:.0f} s in total, peak memory "
+        f"{cost['peak_memory_bytes'] / 1e9:.1f} GB" + (" per rank" if cost["ranks"] > 1 else ""),
         highlight=False,
     )
     for label, path in (("report", folder.report), ("artifact", folder.artifact), ("ledger", folder.ledger)):
-        console.print(f"{label:9}{shown(path)}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"{label:9}{relative_path(path)}", highlight=False, markup=False, soft_wrap=True)
 
 
-def shown(path: Path) -> str:
-    """A path as a person in the current folder would write it."""
-    here = Path.cwd()
-    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+def relative_path(path: Path) -> str:
+    """The path relative to the current folder, if it is inside of it."""
+    current = Path.cwd()
+    return str(path.relative_to(current)) if path.is_relative_to(current) else str(path)

@@ -1,4 +1,4 @@
-"""metrics.json: what the run changed and what it cost, gathered from the folder's score files."""
+"""metrics.json: what the run improved and what it cost, computed from the folder's score files."""
 
 from __future__ import annotations
 
@@ -21,62 +21,61 @@ from luthier.weights.quantize import count_weights
 
 def write_final_metrics(
     folder: JobFolder,
-    order: ResolvedJob,
+    job: ResolvedJob,
     state: TrainingState,
     model: Model,
-    splits: list[str],
+    splits: Sequence[str],
     epochs: float,
     seconds: Mapping[str, float],
-    peaks: Sequence[Peak],
+    peaks: Sequence[PeakMemory],
 ) -> dict[str, Any]:
     """Write and return metrics.json.
 
-    `splits` are the scored ones, the deciding one first; `epochs` the passes over the training rows; `seconds` the
-    time by what it was spent on ("score_seconds", "total_seconds"); `peaks` each rank's memory.
+    `splits`: the scored ones, the one that the headline figures are of first; `epochs`: passes over the training rows;
+    `seconds`: "score_seconds" and "total_seconds"; `peaks`: each rank's peak memory.
     """
-    seed = int(order.hyperparameters["train_data_split_seed"] or 0)
+    seed = int(job.hyperparameters["train_data_split_seed"] or 0)
     scores = folder.scores
-    compared = {
-        split: compare(scores / f"base.{split}.jsonl", scores / f"tuned.{split}.jsonl", seed) for split in splits
-    }
-    deciding = splits[0] if splits else None
+    comparisons = {split: compare(scores / f"base.{split}.jsonl", scores / f"tuned.{split}.jsonl", seed)
+                   for split in splits}  # fmt: skip
+    headline = splits[0] if splits else None
     metrics: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
-        "split": deciding,
-        **(compared[deciding] if deciding else {"base": None, "tuned": None, "difference": None}),
-        "validation": compared.get("validation") if deciding == "test" else None,
+        "split": headline,
+        **(comparisons[headline] if headline else {"base": None, "tuned": None, "difference": None}),
+        "validation": comparisons.get("validation") if headline == "test" else None,
         "best": {"step": state.best_step, "eval_loss": state.best_loss},
         "steps": state.step,
         "epochs": round(epochs, 4),
-        "stopped": _why_stopped(order, state),
+        "stopped": _stop_reason(job, state),
         "cost": _cost(folder, state, model, peaks) | dict(seconds),
-        "notes": (compared[deciding]["notes"] if deciding else []) + _notes(deciding),
+        "notes": (comparisons[headline]["notes"] if headline else []) + _notes(headline),
     }
     write_json(folder.metrics, metrics)
     return metrics
 
 
-def _why_stopped(order: ResolvedJob, state: TrainingState) -> str:
+def _stop_reason(job: ResolvedJob, state: TrainingState) -> str:
     if state.stopped_early:
         return "early_stopping"
-    return "max_steps" if order.settings.run.max_steps > 0 else "completed"
+    return "max_steps" if job.settings.run.max_steps > 0 else "completed"
 
 
 @dataclass(frozen=True, slots=True)
-class Peak:
-    """The most memory that a process has held, in bytes; on a GPU, what torch has held there."""
+class PeakMemory:
+    """A process's peak memory in bytes; `gpu`: what torch allocated on its GPU."""
 
     memory: int
     gpu: int | None
 
 
-def peak_memory(device: torch.device) -> Peak:
-    """This process's so far."""
+def peak_memory(device: torch.device) -> PeakMemory:
+    """The peak memory of this process so far."""
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return Peak(memory, torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None)
+    return PeakMemory(memory, torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None)
 
 
-def _cost(folder: JobFolder, state: TrainingState, model: Model, peaks: Sequence[Peak]) -> dict[str, Any]:
+def _cost(folder: JobFolder, state: TrainingState, model: Model, peaks: Sequence[PeakMemory]) -> dict[str, Any]:
     earlier = json.loads(folder.metrics.read_text("utf-8")).get("cost", {}) if folder.metrics.exists() else {}
     on_gpu = [peak.gpu for peak in peaks if peak.gpu is not None]
     return {
@@ -88,17 +87,17 @@ def _cost(folder: JobFolder, state: TrainingState, model: Model, peaks: Sequence
         "rows_at_once": state.rows_at_once,
         "peak_memory_bytes": max(*(peak.memory for peak in peaks), earlier.get("peak_memory_bytes") or 0),
         "peak_gpu_memory_bytes": max(on_gpu, default=None),
-        "trainable_parameters": sum(parameter.numel() for parameter in model.trainable_parameters().values()),
+        "trainable_parameters": sum(parameter.numel() for parameter in model.trainable().values()),
         "parameters": count_weights(model.network),
     }
 
 
-def _notes(deciding: str | None) -> list[str]:
-    if deciding is None:
-        return ["no held-out rows: nothing was scored, and the last checkpoint is the artifact"]
-    if deciding == "validation":
+def _notes(headline: str | None) -> list[str]:
+    if headline is None:
+        return ["no held-out rows: nothing was scored; the artifact is the last checkpoint"]
+    if headline == "validation":
         return [
             "the scored rows are the validation rows, which also chose the checkpoint; set test_split_ratio or give a "
-            "test/ folder for rows that chose nothing"
+            "test/ folder to score rows that chose nothing"
         ]
     return []

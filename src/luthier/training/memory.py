@@ -1,11 +1,11 @@
-"""A step that does not fit in memory: its micro-batches are cut smaller, and the step is computed again from its start.
+"""Recomputing a step that does not fit in memory, in smaller micro-batches.
 
     8 rows    out of memory
     4 + 4     the gradient of the same 8 rows, weighted by the labels of all 8 as before
 
-It starts again because a backward pass that fails may have added part of its gradient already. What was found to fit
-is kept for the run, and in its checkpoints. One thing is no sum over rows and follows the cut, as it follows the size
-of a micro-batch anywhere: the load-balancing loss of a mixture of experts.
+The whole step is recomputed because a failed backward pass may have accumulated part of its gradient already. The size
+that fits is kept for the run, and in its checkpoints. The load-balancing loss of a mixture of experts is not a sum over
+rows: it depends on the split, as it depends on the micro-batch size anywhere.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class RowLimits:
-    """What fits at once in each kind of a run's work."""
+    """How many rows fit at once in each kind of work of a run."""
 
     training: RowLimit
     scoring: RowLimit
     answering: RowLimit
 
 
-def row_limits(settings: TrainingSettings, sharded: bool, say: Callable[[str], None]) -> RowLimits:
-    """Limits of a run, none reached yet. `sharded`: no rank can cut its rows without the others."""
+def row_limits(settings: TrainingSettings, is_sharded: bool, warn: Callable[[str], None]) -> RowLimits:
+    """The limits of a run, none reached yet. `is_sharded`: no rank can split its rows without the others."""
     changes = ["lower max_input_length"]
     if not settings.run.gradient_checkpointing:
         changes.append("set gradient_checkpointing=True")
@@ -41,48 +41,41 @@ def row_limits(settings: TrainingSettings, sharded: bool, say: Callable[[str], N
         changes.append("set peft_type=lora")
     elif settings.method.bits == 16:
         changes.append("set bits=4")
-    advice = ", ".join([*changes, "or take a smaller model"])
+    advice = ", ".join([*changes, "or use a smaller model"])
     rows = "per_device_train_batch_size (gradient_accumulation_steps makes up for it)"
     return RowLimits(
-        RowLimit("training on", advice, say, rows if sharded else ""),
-        RowLimit("scoring", ADVICE, say, "per_device_eval_batch_size" if sharded else ""),
-        RowLimit("answering", ADVICE, say, "max_input_length, or --score-rows" if sharded else ""),
+        RowLimit("training on", advice, warn, rows if is_sharded else ""),
+        RowLimit("scoring", ADVICE, warn, "per_device_eval_batch_size" if is_sharded else ""),
+        RowLimit("answering", ADVICE, warn, "max_input_length, or --score-rows" if is_sharded else ""),
     )
-
-
-def unfound(settings: TrainingSettings, sharded: bool) -> list[str]:
-    """What to say of auto_find_batch_size where ranks share one model."""
-    if settings.run.find_batch and sharded:
-        return ["auto_find_batch_size has no effect with enable_fsdp on several ranks: one cannot cut its rows alone"]
-    return []
 
 
 @dataclass(frozen=True, slots=True)
 class BatchSplitter:
-    """Cuts micro-batches down to what fits. `collate` builds the micro-batch of some rows."""
+    """Splits micro-batches into parts that fit in memory. `collate` builds the micro-batch of some rows."""
 
     limit: RowLimit
     collate: Callable[[list[int]], Batch]
 
-    def fitting(
-        self, batches: Sequence[Batch], attempt: Callable[[Sequence[Batch]], Result], undo: Callable[[], None]
+    def run(
+        self, batches: Sequence[Batch], compute: Callable[[Sequence[Batch]], Result], reset: Callable[[], None]
     ) -> Result:
-        """What `attempt` makes of all `batches`, cut as finely as memory asks; `undo` takes back what a failed one did.
+        """Return `compute(batches)`, with the batches split as finely as memory requires.
 
-        CapacityError when not even one row at a time fits.
+        `reset` undoes the effects of a failed attempt. CapacityError when not even one row at a time fits.
         """
         while True:
-            parts = [part for batch in batches for part in self._cut(batch)]
+            parts = [part for batch in batches for part in self._split(batch)]
             try:
-                return attempt(parts)
+                return compute(parts)
             except Exception as error:
                 if not out_of_memory(error):
                     raise
-            undo()
-            release()  # only here, with the error gone, is what its frames held free
+            reset()
+            release()  # outside of the except block, where the error's frames no longer hold memory
             self.limit.halve(max(len(part.rows) for part in parts))
 
-    def _cut(self, batch: Batch) -> list[Batch]:
+    def _split(self, batch: Batch) -> list[Batch]:
         size = self.limit.of(len(batch.rows))
         if size >= len(batch.rows):
             return [batch]

@@ -1,4 +1,4 @@
-"""What a run reports while it trains: metrics.jsonl, TensorBoard events and the progress bar."""
+"""What a run reports during training: metrics.jsonl, TensorBoard events and the progress bar."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from tensorboardX import SummaryWriter
 
 
 class MetricsLog:
-    """metrics.jsonl, one flushed line per logged step and per validation, mirrored to TensorBoard events.
+    """metrics.jsonl, one flushed line per logged step and per validation, also written as TensorBoard events.
 
-    A resumed run first drops the lines after its checkpoint, so that each step appears once.
+    A resumed run first removes the lines after its checkpoint, so that each step appears once.
     """
 
     def __init__(self, path: Path, events: Path, resume_step: int) -> None:
@@ -28,7 +28,7 @@ class MetricsLog:
         self._events = SummaryWriter(str(events), purge_step=resume_step + 1 if resume_step else None)
 
     def write(self, **line: Any) -> None:
-        """Append a line; numbers go to TensorBoard under their names."""
+        """Append a line, and write its numbers to TensorBoard under their names."""
         line["time"] = round(time.time(), 3)
         self._handle.write(json.dumps(line) + "\n")
         self._handle.flush()
@@ -42,17 +42,15 @@ class MetricsLog:
 
 
 class NullMetricsLog:
-    """The log of a rank that does not lead: what it would write, rank 0 writes."""
+    """The log of the other ranks, which write nothing."""
 
-    def write(self, **line: Any) -> None:
-        """Write nothing."""
+    def write(self, **line: Any) -> None: ...
 
-    def close(self) -> None:
-        """Nothing is open."""
+    def close(self) -> None: ...
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a metrics file; a kill may have cut the last one."""
+    """The complete lines of a metrics file; a killed run may have left half a line."""
     if not path.exists():
         return []
     lines = []
@@ -64,10 +62,10 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-class TrainingProgress:
-    """Progress of a run: a live bar in a terminal, a line every half minute elsewhere."""
+class TrainingBar:
+    """Progress of a run: a live bar in a terminal, a printed line every half minute elsewhere."""
 
-    QUIET_SECONDS = 30.0
+    LINE_SECONDS = 30.0
 
     def __init__(self, console: Console, total_steps: int, done_steps: int) -> None:
         self._console = console
@@ -83,7 +81,7 @@ class TrainingProgress:
         )  # fmt: skip
         self._task = self._bar.add_task("training", total=total_steps, completed=done_steps, loss="-", rate="-")
 
-    def __enter__(self) -> TrainingProgress:
+    def __enter__(self) -> TrainingBar:
         self._bar.start()
         return self
 
@@ -92,17 +90,17 @@ class TrainingProgress:
     ) -> None:
         self._bar.stop()
 
-    def step(self, step: int, loss: float, tokens: int) -> None:
-        """Show a finished step: its loss in nats per token and its useful tokens (padding is none)."""
+    def advance(self, step: int, loss: float, tokens: int) -> None:
+        """Show a finished step: its loss in nats per token and its number of tokens without padding."""
         self._tokens += tokens
         now = time.monotonic()
         rate = f"{self._tokens / max(now - self._started, 1e-9):,.0f}"
         self._bar.update(self._task, completed=step, loss=f"{loss:.4f}", rate=rate)
-        if not self._live and (now - self._last_line > self.QUIET_SECONDS or step == self._total):
+        if not self._live and (now - self._last_line > self.LINE_SECONDS or step == self._total):
             self._last_line = now
-            self.note(f"step {step}/{self._total}  loss {loss:.4f}  {rate} tok/s")
+            self.print(f"step {step}/{self._total}  loss {loss:.4f}  {rate} tok/s")
 
-    def note(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """Print a line above the bar."""
         self._console.print(text, highlight=False)
         sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) over the trainable parameters, and its learning rate."""
+"""AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) over the trainable parameters, and its learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from luthier.errors import CheckpointError
-from luthier.training.bf16_adamw import CACHED, Bf16AdamW
+from luthier.training.bf16_adamw import CPU_CHUNK, Bf16AdamW
 from luthier.training.config import OptimizerSettings
 from luthier.training.process_group import ProcessGroup
-from luthier.training.tensor_file import laid_like, local
+from luthier.training.tensor_file import distribute_like, local_tensor
 
 
 def build_optimizer(
     parameters: Mapping[str, nn.Parameter], settings: OptimizerSettings, seed: int = 0
 ) -> torch.optim.Optimizer:
-    """AdamW with decay on matrices only: norms and biases are not pulled to zero. `seed` is of the rounding to bf16."""
+    """AdamW with weight decay on matrices only, not on norms and biases. `seed` seeds the rounding to bf16."""
     matrices = [parameter for parameter in parameters.values() if parameter.ndim >= 2]
     vectors = [parameter for parameter in parameters.values() if parameter.ndim < 2]
     groups = [
@@ -39,12 +39,12 @@ def build_optimizer(
 
 
 def learning_rate(step: int, total_steps: int, settings: OptimizerSettings) -> float:
-    """Learning rate of `step` (counted from 0) in a run of `total_steps`.
+    """The learning rate of `step` (counted from 0) in a run of `total_steps`.
 
         warm-up            decay                                    constant_steps
-        0 ... peak    peak ... min_rate (cosine, or a line)    min_rate ... min_rate
+        0 ... peak    peak ... minimum (cosine or linear)      minimum ... minimum
 
-    CosineAnnealing is NeMo's name of the cosine. The constant schedulers stay at the peak to the end.
+    CosineAnnealing is NeMo's name for the cosine. The constant schedules stay at the peak to the end.
     """
     warmup = settings.warmup_steps or math.ceil(settings.warmup_ratio * total_steps)
     if settings.scheduler != "constant" and step < warmup:
@@ -53,8 +53,8 @@ def learning_rate(step: int, total_steps: int, settings: OptimizerSettings) -> f
         return settings.learning_rate
     decay = total_steps - settings.constant_steps - warmup
     progress = min(1.0, (step - warmup) / decay) if decay > 0 else 1.0
-    share = 1.0 - progress if settings.scheduler == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
-    return settings.min_rate + (settings.learning_rate - settings.min_rate) * share
+    factor = 1.0 - progress if settings.scheduler == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+    return settings.min_learning_rate + (settings.learning_rate - settings.min_learning_rate) * factor
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
@@ -69,34 +69,34 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str,
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]
 ) -> None:
-    """Put stored state back; CheckpointError when it is of other parameters."""
+    """Restore the state from named tensors; CheckpointError when they belong to other parameters."""
     for stored, value in tensors.items():
         name, _, moment = stored.rpartition("/")
         if name not in parameters:
             raise CheckpointError(f"the checkpoint has optimizer state for {name!r}, which this run does not train")
         parameter = parameters[name]
-        # The fused kernels want their step counter beside the parameter.
-        optimizer.state[parameter][moment] = laid_like(value, parameter)
+        # The fused kernels need their step counter on the parameter's device.
+        optimizer.state[parameter][moment] = distribute_like(value, parameter)
 
 
-def clip_gradient(parameters: Sequence[nn.Parameter], max_norm: float, ranks: ProcessGroup) -> float:
-    """Return the norm of the whole gradient, of which each rank may hold a share, after scaling it to `max_norm`.
+def clip_gradient(parameters: Sequence[nn.Parameter], max_norm: float, group: ProcessGroup) -> float:
+    """Clip the gradient, which may be sharded over the ranks, to `max_norm`; return its norm before clipping.
 
-    0 as `max_norm` scales nothing; neither does a norm that is not finite.
+    It is not clipped when `max_norm` is 0 or the norm is not finite.
     """
-    gradients = [local(parameter.grad) for parameter in parameters if parameter.grad is not None]
-    norm = nn.utils.get_total_norm([_norm(each) if each.dtype is torch.bfloat16 else each for each in gradients])
+    gradients = [local_tensor(parameter.grad) for parameter in parameters if parameter.grad is not None]
+    norm = nn.utils.get_total_norm([_bf16_norm(grad) if grad.dtype is torch.bfloat16 else grad for grad in gradients])
     if any(isinstance(parameter, DTensor) for parameter in parameters):
-        (squares,) = ranks.total(norm.item() ** 2)
+        (squares,) = group.all_reduce_values(norm.item() ** 2)
         norm = torch.tensor(math.sqrt(squares) if squares >= 0 else squares, device=norm.device)
-    found = norm.item()
-    if max_norm > 0 and math.isfinite(found) and gradients:
+    total_norm = norm.item()
+    if max_norm > 0 and math.isfinite(total_norm) and gradients:
         torch._foreach_mul_(gradients, torch.clamp(max_norm / (norm + 1e-6), max=1.0))
-    return found
+    return total_norm
 
 
-def _norm(gradient: Tensor) -> Tensor:
-    """The norm in fp32 of a gradient in bf16; torch's would be rounded to bf16, up to 0.4 % off."""
-    pieces = gradient.flatten().split(CACHED if gradient.device.type == "cpu" else max(gradient.numel(), 1))
-    norm: Tensor = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(piece.float()) for piece in pieces]))
+def _bf16_norm(gradient: Tensor) -> Tensor:
+    """The norm in fp32 of a gradient in bf16; torch's would be rounded to bf16, an error of up to 0.4 %."""
+    chunks = gradient.flatten().split(CPU_CHUNK if gradient.device.type == "cpu" else max(gradient.numel(), 1))
+    norm: Tensor = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(chunk.float()) for chunk in chunks]))
     return norm

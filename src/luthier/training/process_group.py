@@ -1,17 +1,18 @@
-"""The ranks of a run: the processes that train one model together, and what they tell each other.
+"""The ranks of a run: the processes that train one model together, and their collective operations.
 
-    one process      ProcessGroup   agrees with itself
-    under torchrun   DistributedProcessGroup   words through gloo, gradients through shared memory (CPU) or NCCL (GPU)
+    one process      ProcessGroup              every collective is the identity
+    under torchrun   DistributedProcessGroup   values through gloo; gradients through shared memory (CPU) or NCCL (GPU)
 
-Every exchange also carries whether the run was asked to stop, so that all ranks stop after the same step. An exchange
-that waits longer than the limit for another rank fails: a rank that hangs ends the run. What may take any time (rows
-being tokenized, a model being read) is waited for outside of exchanges, by `until`.
+Every collective on values also carries whether a stop was requested, so that all ranks stop after the same step. A
+collective that waits longer than the timeout for another rank fails, so a hanging rank ends the run. Work of unbounded
+duration (tokenizing, reading a model) is awaited outside of collectives, by `wait_for`.
 
-It knows processes and tensors, nothing of models, rows or files.
+This module knows processes and tensors, nothing of models, rows or files.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import shutil
@@ -28,179 +29,183 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from luthier.errors import SettingError
-from luthier.training.barrier import await_others, join, listen
-from luthier.training.shared_memory_reduce import SharedMemoryReducer, reserve
+from luthier.training.barrier import accept_ranks, connect, listen
+from luthier.training.shared_memory_reduce import SharedMemoryReducer, allocate
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 TIMEOUT = "LUTHIER_RANK_TIMEOUT"
 DEFAULT_TIMEOUT = 1800.0
 BUCKET_BYTES = 64 * 1024**2
+STOPPING = "\nstopping; the run can be resumed (interrupt again to stop at once)"  # said at the first Ctrl-C
 _POLL_SECONDS = 0.05
-_DOOR = "door"
+_SOCKET = "socket"
+_log = logging.getLogger(__name__)
 
 
 class ProcessGroup:
-    """One process on its own. `ask` says whether the run was asked to stop."""
+    """A single process. `poll_stop` returns whether a stop was requested."""
 
-    rank, size = 0, 1
+    rank, world_size = 0, 1
 
     def __init__(self) -> None:
-        self.ask: Callable[[], bool] = lambda: False
+        self.poll_stop: Callable[[], bool] = lambda: False
 
     @property
-    def leads(self) -> bool:
-        """Whether this rank is the one that speaks and writes."""
+    def is_main(self) -> bool:
+        """Whether this is the rank that prints and writes."""
         return self.rank == 0
 
     @property
-    def stopping(self) -> bool:
-        """Whether the run is to stop: the same answer on every rank since the last exchange."""
-        return self.ask()
+    def should_stop(self) -> bool:
+        """Whether the run should stop; as of the last collective, the same on every rank."""
+        return self.poll_stop()
 
-    def device(self, asked: torch.device) -> torch.device:
-        """This rank's own device."""
-        return asked
+    def local_device(self, device: torch.device) -> torch.device:
+        """This rank's own device of the kind of `device`."""
+        return device
 
-    def total(self, *values: float) -> tuple[float, ...]:
-        """The sums of each value over the ranks, in double precision."""
+    def all_reduce_values(self, *values: float) -> tuple[float, ...]:
+        """The sum of each value over the ranks, in double precision."""
         return values
 
-    def gather(self, value: Item) -> list[Item]:
-        """The value of every rank, in their order."""
-        return [value]
-
-    def add_up(self, tensors: Sequence[Tensor]) -> None:
+    def all_reduce(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its sum over the ranks."""
 
-    def reached(self, name: str) -> None:
-        """Let the ranks that wait `until` this go on."""
+    def all_gather(self, value: Item) -> list[Item]:
+        """The value of every rank, in rank order."""
+        return [value]
 
-    def until(self, name: str) -> None:
-        """Wait, for any time, until a rank has `reached` this."""
+    def broadcast(self, value: Item) -> Item:
+        """Rank 0's value."""
+        return self.all_gather(value)[0]
 
-    def in_turn(self, name: str, work: Callable[[], Result]) -> Result:
-        """Do `work` when the rank before this one has done it, however long that takes."""
+    def signal(self, event: str) -> None:
+        """Let the ranks that `wait_for` this event continue."""
+
+    def wait_for(self, event: str) -> None:
+        """Wait without a timeout until a rank has signalled this event."""
+
+    def run_sequentially(self, name: str, function: Callable[[], Result]) -> Result:
+        """Call `function` on one rank after the other, in rank order, without a timeout."""
         if self.rank:
-            self.until(f"{name} {self.rank - 1}")
-        result = work()
-        self.reached(f"{name} {self.rank}")
+            self.wait_for(f"{name} {self.rank - 1}")
+        result = function()
+        self.signal(f"{name} {self.rank}")
         return result
 
-    def deal(self, items: Sequence[Item]) -> Sequence[Item]:
-        """This rank's share of `items`: every `size`-th."""
-        return items[self.rank :: self.size]
+    def shard(self, items: Sequence[Item]) -> Sequence[Item]:
+        """This rank's items: every `world_size`-th."""
+        return items[self.rank :: self.world_size]
 
-    def rounds(self, count: int) -> int:
-        """The most items that any rank gets of `count`."""
-        return math.ceil(count / self.size)
+    def largest_shard(self, count: int) -> int:
+        """The number of items in the largest shard of `count` items."""
+        return math.ceil(count / self.world_size)
 
-    def each(self, work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-        """`work` done on each item, the items dealt over the ranks; every rank gets all results, in order.
+    def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        """Apply `function` to the items, sharded over the ranks; every rank gets all results, in order.
 
-        All ranks do `work` equally often, for it may be an exchange itself: where items run out, the last is repeated.
+        All ranks call `function` equally often, because it may contain collectives: where items run out, the last one
+        is repeated.
         """
-        waiting = iter(items)
-        while group := list(islice(waiting, self.size)):
-            yield from self.gather(work(group[min(self.rank, len(group) - 1)]))[: len(group)]
-
-    def first(self, value: Item) -> Item:
-        """Rank 0's value."""
-        return self.gather(value)[0]
+        remaining = iter(items)
+        while chunk := list(islice(remaining, self.world_size)):
+            yield from self.all_gather(function(chunk[min(self.rank, len(chunk) - 1)]))[: len(chunk)]
 
 
 class DistributedProcessGroup(ProcessGroup):
-    """One of several ranks on this machine, connected by `torch.distributed`; `store` lies beside the exchanges."""
+    """One of several ranks on this machine, connected by `torch.distributed`; `store` is its key-value store."""
 
-    def __init__(self, rank: int, size: int, store: Any) -> None:
+    def __init__(self, rank: int, world_size: int, store: Any) -> None:
         super().__init__()
-        self.rank, self.size = rank, size
+        self.rank, self.world_size = rank, world_size
         self._store = store
-        self._stopping = False
-        self._shared: SharedMemoryReducer | None = None
-        self._shares: bool | None = None  # whether there is memory to share; found out at the first gradient
+        self._should_stop = False
+        self._reducer: SharedMemoryReducer | None = None
+        self._has_shared_memory: bool | None = None  # determined at the first all_reduce
 
     @property
-    def stopping(self) -> bool:
-        return self._stopping
+    def should_stop(self) -> bool:
+        return self._should_stop
 
-    def device(self, asked: torch.device) -> torch.device:
-        if asked.type != "cuda":
-            return asked
+    def local_device(self, device: torch.device) -> torch.device:
+        if device.type != "cuda":
+            return device
         torch.cuda.set_device(self.rank)
         return torch.device("cuda", self.rank)
 
-    def total(self, *values: float) -> tuple[float, ...]:
-        sums = torch.tensor([*values, float(self.ask())], dtype=torch.float64)
-        dist.all_reduce(sums)
-        *found, stops = sums.tolist()
-        self._stopping = self._stopping or stops > 0
-        return tuple(found)
+    def all_reduce_values(self, *values: float) -> tuple[float, ...]:
+        sums_tensor = torch.tensor([*values, float(self.poll_stop())], dtype=torch.float64)
+        dist.all_reduce(sums_tensor)
+        *sums, stops = sums_tensor.tolist()
+        self._should_stop = self._should_stop or stops > 0
+        return tuple(sums)
 
-    def gather(self, value: Item) -> list[Item]:
-        found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, (value, self.ask()))
-        self._stopping = self._stopping or any(stop for _, stop in found)
-        return [each for each, _ in found]
+    def all_gather(self, value: Item) -> list[Item]:
+        gathered: list[Any] = [None] * self.world_size
+        dist.all_gather_object(gathered, (value, self.poll_stop()))
+        self._should_stop = self._should_stop or any(stop for _, stop in gathered)
+        return [rank_value for rank_value, _ in gathered]
 
-    def add_up(self, tensors: Sequence[Tensor]) -> None:
-        for _, same in groupby(tensors, key=lambda tensor: tensor.dtype):
-            group = list(same)
-            shared = self._memory() if group[0].device.type == "cpu" else None
-            if shared is None:
-                _exchange(group)
+    def all_reduce(self, tensors: Sequence[Tensor]) -> None:
+        for _, same_dtype in groupby(tensors, key=lambda tensor: tensor.dtype):
+            group = list(same_dtype)
+            reducer = self._shared_memory_reducer() if group[0].device.type == "cpu" else None
+            if reducer is None:
+                _all_reduce_in_buckets(group)
                 continue
-            laid = [tensor.contiguous() for tensor in group]  # most are; it may not be the same ones on every rank
-            shared.add_up(laid)
-            for tensor, sums in zip(group, laid, strict=True):
+            contiguous = [tensor.contiguous() for tensor in group]  # most are already; which ones may differ by rank
+            reducer.all_reduce(contiguous)
+            for tensor, sums in zip(group, contiguous, strict=True):
                 if sums is not tensor:
                     tensor.copy_(sums)
 
-    def _memory(self) -> SharedMemoryReducer | None:
-        """Memory that the ranks of this machine share; None without room for it, where gloo carries the sums."""
-        if self._shares is None:
-            self._share()
-        return self._shared
+    def _shared_memory_reducer(self) -> SharedMemoryReducer | None:
+        """The reducer over this machine's shared memory; None where that is full, and gloo sums instead."""
+        if self._has_shared_memory is None:
+            self._connect_shared_memory()
+        return self._reducer
 
-    def _share(self) -> None:
-        folder = reserve(self.size) if self.leads else None
-        door = listen(folder / _DOOR) if folder else None
-        folder = self.gather(folder)[0]
-        self._shares = folder is not None
+    def _connect_shared_memory(self) -> None:
+        folder = allocate(self.world_size) if self.is_main else None
+        listener = listen(folder / _SOCKET) if folder else None
+        folder = self.all_gather(folder)[0]
+        self._has_shared_memory = folder is not None
         if folder is None:
+            _log.info("no shared memory for %d ranks: gradients are summed through gloo", self.world_size)
             return
-        limit = timeout()
-        barrier = await_others(door, self.size, limit) if door else join(folder / _DOOR, limit)
-        self._shared = SharedMemoryReducer(folder, self.rank, self.size, barrier.wait)
+        seconds = timeout()
+        barrier = accept_ranks(listener, self.world_size, seconds) if listener else connect(folder / _SOCKET, seconds)
+        self._reducer = SharedMemoryReducer(folder, self.rank, self.world_size, barrier.wait)
         barrier.wait()
-        if self.leads:
+        if self.is_main:
             shutil.rmtree(folder)
 
-    def reached(self, name: str) -> None:
-        self._store.set(_key(name), "1")
+    def signal(self, event: str) -> None:
+        self._store.set(_key(event), "1")
 
-    def until(self, name: str) -> None:
-        while not self._store.check([_key(name)]):
+    def wait_for(self, event: str) -> None:
+        while not self._store.check([_key(event)]):
             time.sleep(_POLL_SECONDS)
 
 
-def _key(name: str) -> str:
-    """Of one attempt: a torchrun that starts the ranks again may keep its store."""
-    return f"luthier/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{name}"
+def _key(event: str) -> str:
+    """The store's key of an event of this attempt: a torchrun that restarts the ranks may keep its store."""
+    return f"luthier/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{event}"
 
 
-def _exchange(tensors: Sequence[Tensor]) -> None:
-    """Replace tensors of one type by their sums over the ranks, through NCCL or gloo."""
+def _all_reduce_in_buckets(tensors: Sequence[Tensor]) -> None:
+    """Replace tensors of one dtype by their sums over the ranks, through NCCL or gloo."""
     for bucket in _buckets(tensors):
-        joined = torch.cat([tensor.flatten() for tensor in bucket])
-        dist.all_reduce(joined)
-        pieces = joined.split([tensor.numel() for tensor in bucket])
-        for tensor, piece in zip(bucket, pieces, strict=True):
-            tensor.copy_(piece.view_as(tensor))
+        flat = torch.cat([tensor.flatten() for tensor in bucket])
+        dist.all_reduce(flat)
+        sums = flat.split([tensor.numel() for tensor in bucket])
+        for tensor, tensor_sum in zip(bucket, sums, strict=True):
+            tensor.copy_(tensor_sum.view_as(tensor))
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Tensors in portions of BUCKET_BYTES, so that an exchange is worth its delay and memory is bounded."""
+    """Group tensors into buckets of BUCKET_BYTES: large enough to hide latency, small enough to bound memory."""
     bucket: list[Tensor] = []
     size = 0
     for tensor in tensors:
@@ -213,13 +218,13 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         yield bucket
 
 
-def under_torchrun() -> bool:
-    """Whether torchrun (or a launcher like it) started this process as one of several ranks."""
+def is_under_torchrun() -> bool:
+    """Whether torchrun (or a similar launcher) started this process as one of several ranks."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
 
 
 def timeout() -> float:
-    """Seconds that an exchange waits for another rank."""
+    """Seconds that a collective waits for another rank."""
     text = os.environ.get(TIMEOUT, "")
     try:
         seconds = float(text) if text else DEFAULT_TIMEOUT
@@ -231,16 +236,16 @@ def timeout() -> float:
 
 
 @contextmanager
-def joined() -> Iterator[ProcessGroup]:
-    """This process's place among the ranks that torchrun started; without torchrun, it is the only one."""
-    if not under_torchrun():
+def init_process_group() -> Iterator[ProcessGroup]:
+    """The process group of the ranks that torchrun started; without torchrun, a single process."""
+    if not is_under_torchrun():
         yield ProcessGroup()
         return
     if os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]) != os.environ["WORLD_SIZE"]:
-        raise SettingError("the ranks are on several machines; expected all of them on one (torchrun --standalone)")
-    store, rank, size = next(rendezvous("env://"))
+        raise SettingError("ranks on several machines are not supported; start all on one (torchrun --standalone)")
+    store, rank, world_size = next(rendezvous("env://"))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     limit = timedelta(seconds=timeout())
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
-    yield DistributedProcessGroup(rank, size, store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=limit)
+    yield DistributedProcessGroup(rank, world_size, store)
     dist.destroy_process_group()

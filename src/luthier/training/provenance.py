@@ -1,10 +1,9 @@
-"""run.json and the artifact's provenance: what was trained, on what, with which settings and versions."""
+"""Provenance, in run.json and the artifact: what was trained on which data, with which settings and versions."""
 
 from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import metadata
@@ -13,12 +12,11 @@ from typing import Any
 
 import torch
 
-from luthier.catalog.hyperparameters import Hyperparameters
 from luthier.catalog.locate import Location
 from luthier.catalog.shape import read_config
 from luthier.data.prepare import Dataset
 from luthier.jobfolder import FORMAT_VERSION
-from luthier.jobspec import JobSpec
+from luthier.training.resolved_job import ResolvedJob
 from luthier.weights.convert import origin
 from luthier.weights.fingerprint import weights_hash
 
@@ -26,7 +24,7 @@ PACKAGES = ("luthier", "torch", "transformers", "peft", "tokenizers", "safetenso
 
 
 def model_provenance(location: Location, folder: Path) -> dict[str, Any]:
-    """Which base model, from where, and the hash of its weights."""
+    """The base model: its name, source, and the hash of its weights."""
     config = read_config(folder)
     return {
         "name": location.name,
@@ -40,37 +38,35 @@ def model_provenance(location: Location, folder: Path) -> dict[str, Any]:
 
 
 def run_provenance(
-    spec: JobSpec,
-    hyperparameters: Hyperparameters,
-    model: Mapping[str, Any],
-    prepared: Dataset,
-    device: str,
-    dtype: str,
+    job: ResolvedJob, dataset: Dataset, world_size: int, quantization: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """Everything needed to do the run again; JSON-ready."""
+    """Everything needed to repeat the run; JSON-ready."""
+    hyperparameters = job.hyperparameters
     return {
         "format_version": FORMAT_VERSION,
         "luthier_version": metadata.version("luthier"),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": list(spec.command),
-        "model": dict(model),
-        "kind": prepared.kind,
-        "template": prepared.template.to_json() if prepared.template else None,
-        "template_origin": prepared.template_origin,
+        "command": list(job.spec.command),
+        "model": model_provenance(job.location, job.base),
+        "kind": dataset.kind,
+        "template": dataset.template.to_json() if dataset.template else None,
+        "template_origin": dataset.template_origin,
         "settings": dict(hyperparameters),
         "given": sorted(hyperparameters.explicit),
         "reserved": hyperparameters.reserved,
-        "device": device,
-        "dtype": dtype,
+        "device": str(job.device),
+        "dtype": job.dtype_name,
         "versions": {name: metadata.version(name) for name in PACKAGES},
         "python": sys.version.split()[0],
         "host_cpu": platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
         "data": {
-            "fingerprint": prepared.fingerprint,
-            "files": prepared.file_hashes,
-            "counts": asdict(prepared.counts),
+            "fingerprint": dataset.fingerprint,
+            "files": dataset.file_hashes,
+            "counts": asdict(dataset.counts),
         },
-        "eula": spec.eula and dict(spec.eula),
-        "warnings": list(prepared.warnings),
+        "eula": job.spec.eula and dict(job.spec.eula),
+        "warnings": list(dataset.warnings),
+        "quantization": quantization,
+        "ranks": world_size,
     }

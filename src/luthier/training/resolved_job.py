@@ -1,36 +1,35 @@
-"""The order: what a job folder asks for, read and checked before anything heavy starts."""
+"""A job folder resolved: its spec, settings, base model and device, checked before anything expensive starts."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from luthier.catalog.entry import Entry, check_kind, check_tunable, parse_for
+from luthier.catalog.entry import Entry, check_kind, check_tunable, licence_record, parse_for
 from luthier.catalog.hub import fetch
 from luthier.catalog.hyperparameters import TABLE, Hyperparameters
 from luthier.catalog.locate import Location, locate
 from luthier.catalog.shape import context_length, read_config
 from luthier.data.kind import resolve_kind
 from luthier.data.settings import DataSettings
-from luthier.errors import EulaError, RunFolderError, SettingError
+from luthier.errors import RunFolderError, SettingError
 from luthier.jobfolder import JobFolder
 from luthier.jobspec import JobSpec
-from luthier.training.config import TrainingSettings, idle_on, read_settings, without_bf16
+from luthier.training.config import TrainingSettings, ineffective_for, needs_bf16_message, read_settings
 from luthier.weights.convert import as_safetensors
 from luthier.weights.load import compute_dtype, find_device
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ResolvedJob:
-    """A checked order. `base` is the folder of the base model's files."""
+    """A checked job. `base` is the folder of the base model's files."""
 
-    job: JobSpec
+    spec: JobSpec
     hyperparameters: Hyperparameters
     settings: TrainingSettings
     location: Location
@@ -46,22 +45,28 @@ class ResolvedJob:
 
     @property
     def chat_template(self) -> str | None:
-        """The catalogue's template of conversations, for a model whose files bring none."""
+        """The catalogue's chat template, for a model whose files have none."""
         return self.entry.chat_template if self.entry else None
 
     @property
+    def dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
     def warnings(self) -> list[str]:
-        """What of the order changes nothing, and what will be slow."""
-        pairs = bool(read_config(self.base).get("is_encoder_decoder"))
-        said = [*self.settings.idle, *idle_on(self.hyperparameters, self.data.kind, pairs)]
+        """Settings that have no effect, or will be slow."""
+        is_encoder_decoder = bool(read_config(self.base).get("is_encoder_decoder"))
+        warnings = [
+            *self.settings.ineffective, *ineffective_for(self.hyperparameters, self.data.kind, is_encoder_decoder)
+        ]  # fmt: skip
         if self.dtype is torch.float16 and self.device.type == "cpu":
-            said.append("float16 is slow on a CPU: bf16=True or mixed_precision=False is faster there")
-        return said
+            warnings.append("float16 is slow on a CPU: bf16=True or mixed_precision=False is faster there")
+        return warnings
 
     def fingerprint(self, data_fingerprint: str, weights_sha256: str) -> str:
-        """Identity of the run's mathematics: a checkpoint is only read back under the same one.
+        """Identifies everything that the run's arithmetic depends on; a checkpoint is only resumed under the same one.
 
-        TrainingSettings at their defaults are left out, so that a later version with more settings still reads it.
+        Settings at their defaults are left out, so that a later version with more settings still resumes it.
         """
         chosen = {name: value for name, value in self.hyperparameters.items() if value != TABLE[name].default}
         identity = [data_fingerprint, weights_sha256, self.data.kind, chosen]
@@ -69,45 +74,45 @@ class ResolvedJob:
 
 
 def resolve_job(folder: JobFolder, say: Callable[[str], None]) -> ResolvedJob:
-    """Read and check a job folder, fetching the base model when it is not at hand.
+    """Read and check a job folder; download the base model if necessary, reporting through `say`.
 
-    Raises the UserError that fits: unknown model, licence not accepted, bad hyperparameters, missing channel.
+    Raises a UserError: unknown model, licence not accepted, bad hyperparameters, missing channel.
     """
-    job = folder.read_spec()
-    location = locate(job.model)
+    spec = folder.read_spec()
+    location = locate(spec.model)
     check_tunable(location.entry)
-    check_eula(location, job)
+    check_eula(location.entry, spec)
     channels = folder.channels()
     if "training" not in channels:
         raise RunFolderError(f"{folder.root}: no training channel at {folder.channel('training')}")
-    asked = job.hyperparameters
-    hyperparameters, kind = _read(asked, location.entry, job.kind, channels["training"])
-    read_settings(hyperparameters)  # what can be refused is refused before anything is fetched
-    device = find_device(job.device)
+    hyperparameters, _ = _parse(spec, location.entry, channels["training"])
+    read_settings(hyperparameters)  # so that bad settings fail before the download
+    device = find_device(spec.device)
     base = as_safetensors(fetch(location, say), say)
-    location = location.with_folder(base)  # the entry of a model outside the catalogue is made of its files
-    hyperparameters, kind = _read(asked, location.entry, job.kind, channels["training"])
+    location = location.with_folder(base)  # for a model outside the catalogue, the entry is derived from its files
+    hyperparameters, kind = _parse(spec, location.entry, channels["training"])
     settings = read_settings(hyperparameters)
     positions = context_length(base, location.entry)
-    data = DataSettings.from_hyperparameters(kind, hyperparameters, hyperparameters.explicit, location.entry, positions)
     dtype = compute_dtype(settings.run.precision, device)
     if settings.optimizer.in_bf16 and dtype is not torch.bfloat16:
-        raise SettingError(without_bf16(str(dtype).removeprefix("torch.")))
-    return ResolvedJob(job, hyperparameters, settings, location, base, channels, data, device, dtype)
+        raise SettingError(needs_bf16_message(str(dtype).removeprefix("torch.")))
+    return ResolvedJob(
+        spec=spec, hyperparameters=hyperparameters, settings=settings, location=location, base=base, channels=channels,
+        data=DataSettings.from_hyperparameters(
+            kind, hyperparameters, hyperparameters.explicit, location.entry, positions
+        ),
+        device=device, dtype=dtype,
+    )  # fmt: skip
 
 
-def _read(asked: Mapping[str, Any], entry: Entry | None, kind: str, training: Path) -> tuple[Hyperparameters, str]:
-    """The hyperparameters over the entry's, and the kind of the rows, which must be one that the entry takes."""
-    hyperparameters = parse_for(entry, asked)
-    found = resolve_kind(kind, hyperparameters, hyperparameters.explicit, training)
-    check_kind(entry, found)
-    return hyperparameters, found
+def _parse(spec: JobSpec, entry: Entry | None, training: Path) -> tuple[Hyperparameters, str]:
+    """The hyperparameters with the entry's defaults, and the kind of the rows, which the entry must support."""
+    hyperparameters = parse_for(entry, spec.hyperparameters)
+    kind = resolve_kind(spec.kind, hyperparameters, hyperparameters.explicit, training)
+    check_kind(entry, kind)
+    return hyperparameters, kind
 
 
-def check_eula(location: Location, job: JobSpec) -> None:
-    """EulaError unless a gated model's licence was accepted in this order."""
-    entry = location.entry
-    if entry and entry.licence.eula and not job.eula:
-        raise EulaError(
-            f"{entry.name} is under the {entry.licence.name} ({entry.licence.url}); read it, then add --accept-eula"
-        )
+def check_eula(entry: Entry | None, spec: JobSpec) -> None:
+    """EulaError unless the licence of a gated model was accepted for this job."""
+    licence_record(entry, bool(spec.eula), by="", fix="add --accept-eula")

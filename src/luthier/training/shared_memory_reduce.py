@@ -1,16 +1,15 @@
-"""Sums of tensors over the ranks of one machine, through memory that they share.
+"""All-reduce of tensors over the ranks of one machine, through shared memory.
 
-    each rank    copies its numbers into its own part         ─┐
-                 all are there                                 │  a piece of CHUNK_BYTES at a time, in two
-                 adds up one slice of all parts, in order      │  rooms by turns: who is quick begins the next
-                 all slices are there                          │  piece while another still reads this one
-                 copies the sums back                         ─┘
+    each rank    copies its values into its own slot           ─┐
+                 barrier                                         │  one chunk of CHUNK_BYTES at a time, in two
+                 sums one slice of all slots, in rank order      │  buffers that alternate: a fast rank begins the
+                 barrier                                         │  next chunk while others still read this one
+                 copies the sums back                           ─┘
 
-Each number is read and written where it stands, once, and goes between the ranks through the processor's cache, where
-gloo sends it through a socket. All ranks get the same bits. It knows tensors on a CPU and a way to wait for each other,
-nothing of what is summed.
+Each value is read and written in place, once, and moves between ranks through the processor's cache, where gloo sends
+it through a socket. All ranks get the same bits. This module knows CPU tensors and a barrier, nothing else.
 
-Shapes: P numbers of a piece, N of a stretch of one tensor.
+Shapes: P values of a chunk, N values of one tensor's part of a chunk.
 """
 
 from __future__ import annotations
@@ -27,75 +26,71 @@ from torch import Tensor
 
 CHUNK_BYTES = 2 * 1024**2
 MEMORY = "memory"
-"""The file in a reserved folder."""
-_ROOMS = 2
-_PLACE = Path("/dev/shm")  # noqa: S108 - memory, and the folder in it is its owner's alone
+"""The file in an allocated folder."""
+_BUFFERS = 2
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - memory, in a folder that only its owner can open
 
 
 class SharedMemoryReducer:
-    """The memory of `size` ranks in a reserved `folder`, of which this is `rank`.
+    """One rank's view of the memory in an allocated `folder`; `barrier` returns when all ranks have called it."""
 
-    `wait` returns when all ranks have called it.
-    """
-
-    def __init__(self, folder: Path, rank: int, size: int, wait: Callable[[], None]) -> None:
-        self.rank, self.size, self._wait = rank, size, wait
+    def __init__(self, folder: Path, rank: int, world_size: int, barrier: Callable[[], None]) -> None:
+        self.rank, self.world_size, self._barrier = rank, world_size, barrier
         with open(folder / MEMORY, "r+b") as file:
             self._memory = torch.frombuffer(mmap.mmap(file.fileno(), 0), dtype=torch.uint8)
-        self._turn = 0
+        self._buffer = 0
 
-    def add_up(self, tensors: Sequence[Tensor]) -> None:
-        """Replace the numbers, on a CPU and of one type, by their sums over the ranks, in the ranks' order."""
-        for piece in _pieces(tensors):
-            self._add_up(piece)
+    def all_reduce(self, tensors: Sequence[Tensor]) -> None:
+        """Replace the values of CPU tensors of one dtype by their sums over the ranks, added in rank order."""
+        for chunk in _chunks(tensors):
+            self._all_reduce_chunk(chunk)
 
-    def _add_up(self, piece: Sequence[Tensor]) -> None:
-        """Of the stretches (N,) of one piece."""
-        self._turn = (self._turn + 1) % _ROOMS
-        room = self._memory.view(_ROOMS, self.size, CHUNK_BYTES)[self._turn]
-        sizes = [len(stretch_N) for stretch_N in piece]
-        parts_P = [part.view(piece[0].dtype)[: sum(sizes)] for part in room]
-        for own_N, stretch_N in zip(parts_P[self.rank].split(sizes), piece, strict=True):
-            own_N.copy_(stretch_N)
-        self._wait()
-        first, *others = (part_P.tensor_split(self.size)[self.rank] for part_P in parts_P)
+    def _all_reduce_chunk(self, chunk: Sequence[Tensor]) -> None:
+        self._buffer = (self._buffer + 1) % _BUFFERS
+        buffer = self._memory.view(_BUFFERS, self.world_size, CHUNK_BYTES)[self._buffer]
+        sizes = [len(part_N) for part_N in chunk]
+        slots_P = [slot.view(chunk[0].dtype)[: sum(sizes)] for slot in buffer]
+        for own_N, part_N in zip(slots_P[self.rank].split(sizes), chunk, strict=True):
+            own_N.copy_(part_N)
+        self._barrier()
+        total, *others = (slot_P.tensor_split(self.world_size)[self.rank] for slot_P in slots_P)
         for other in others:
-            first += other
-        self._wait()
-        for sum_N, stretch_N in zip(parts_P[0].split(sizes), piece, strict=True):
-            stretch_N.copy_(sum_N)
+            total += other
+        self._barrier()
+        for sum_N, part_N in zip(slots_P[0].split(sizes), chunk, strict=True):
+            part_N.copy_(sum_N)
 
 
-def _pieces(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Stretches of the tensors, in their order, in pieces of CHUNK_BYTES."""
-    piece: list[Tensor] = []
-    room = most = CHUNK_BYTES // tensors[0].element_size()
+def _chunks(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Cut the flattened tensors, in order, into chunks of CHUNK_BYTES."""
+    chunk: list[Tensor] = []
+    free = capacity = CHUNK_BYTES // tensors[0].element_size()
     for tensor in tensors:
         rest_N = tensor.view(-1)
         while len(rest_N):
-            piece.append(rest_N[:room])
-            room, rest_N = room - len(piece[-1]), rest_N[room:]
-            if not room:
-                yield piece
-                piece, room = [], most
-    if piece:
-        yield piece
+            chunk.append(rest_N[:free])
+            free, rest_N = free - len(chunk[-1]), rest_N[free:]
+            if not free:
+                yield chunk
+                chunk, free = [], capacity
+    if chunk:
+        yield chunk
 
 
-def reserve(size: int) -> Path | None:
-    """A folder of its owner's alone with memory for `size` ranks, all of it there; None where this machine has no room.
+def allocate(world_size: int) -> Path | None:
+    """Create a private folder with shared memory for `world_size` ranks; None where the machine has too little.
 
-    Memory that is written beyond what the machine has would end the process (SIGBUS).
+    All of it is allocated here: writing to memory that the machine does not have would kill the process (SIGBUS).
     """
-    if not _PLACE.is_dir():
+    if not _SHARED_MEMORY.is_dir():
         return None
     try:
-        folder = Path(tempfile.mkdtemp(prefix="luthier-", dir=_PLACE))
+        folder = Path(tempfile.mkdtemp(prefix="luthier-", dir=_SHARED_MEMORY))
     except OSError:
         return None
     try:
         with open(folder / MEMORY, "wb") as file:
-            os.posix_fallocate(file.fileno(), 0, _ROOMS * size * CHUNK_BYTES)
+            os.posix_fallocate(file.fileno(), 0, _BUFFERS * world_size * CHUNK_BYTES)
     except OSError:
         shutil.rmtree(folder)
         return None

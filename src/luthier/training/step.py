@@ -1,7 +1,7 @@
-"""One optimizer step: the gradient of a window of micro-batches, as if it were one big batch.
+"""One optimizer step: the gradient accumulated over micro-batches, equal to that of one large batch.
 
-ranks     deal the micro-batches; each adds up the gradient of its own, then the gradients are added up
-weights   a micro-batch counts by its share of the label tokens of all ranks, so N ranks do what one would
+ranks     shard the micro-batches; each accumulates the gradient of its own, then the gradients are all-reduced
+weights   a micro-batch counts by its share of the label tokens of all ranks, so N ranks compute what one would
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from luthier.weights.row_limit import needed_for
 
 @dataclass(frozen=True, slots=True)
 class MicroBatches:
-    """The micro-batches that this rank takes in a step; it may have none.
+    """The micro-batches of one gradient-accumulation step that this rank computes; possibly none.
 
-    Random numbers (dropout) are drawn anew for each from `seed` and its rows: it does not matter which rank takes it,
-    how many ranks there are, or whether it is computed twice. `cutter` cuts what does not fit in memory.
+    Random numbers (dropout) are seeded for each from `seed` and its rows, so they depend neither on the rank, nor on
+    the number of ranks, nor on recomputation. `splitter` splits micro-batches that do not fit in memory.
     """
 
     batches: Sequence[Batch]
     seed: str
-    ranks: ProcessGroup
-    cutter: BatchSplitter | None = None
+    group: ProcessGroup
+    splitter: BatchSplitter | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """Of all ranks: loss in nats per label token, tokens, and the gradient's norm before clipping."""
+    """Over all ranks: loss in nats per label token, token counts, and the gradient norm before clipping."""
 
     loss: float
     tokens: int
@@ -52,79 +52,82 @@ class StepResult:
 def take_step(
     model: Model,
     optimizer: torch.optim.Optimizer,
-    window: MicroBatches,
+    micro_batches: MicroBatches,
     learning_rate: float,
     max_norm: float,
-    smoothing: float = 0.0,
+    label_smoothing: float = 0.0,
     scale: LossScale | None = None,
 ) -> StepResult:
-    """Accumulate the window's gradient weighted by label tokens, clip it, and update the weights.
+    """Accumulate the gradient of the micro-batches, clip it, and update the weights.
 
-    The weight of a micro-batch is its share of the step's labels, so the step's gradient is that of one batch of all
-    its rows, the last partial window of an epoch included. Under float16 (`scale`) a gradient that overflows is
-    computed again under half the scale. LuthierError when the loss is not finite, or no scale is left: the weights are
-    left as they were. All ranks go the same way.
+    A micro-batch is weighted by its share of the step's labels, so the gradient is that of one batch of all its rows,
+    also in the last, partial step of an epoch. Under float16 (`scale`) a gradient that overflows is recomputed under
+    half the scale. LuthierError when the loss is not finite or no smaller scale is left; the weights are then
+    unchanged. All ranks take the same branch.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    own = [batch for batch in window.batches if batch.completion_tokens]
-    labels, tokens = window.ranks.total(
-        sum(batch.completion_tokens for batch in own), sum(batch.tokens for batch in own)
+    labelled = [batch for batch in micro_batches.batches if batch.completion_tokens]
+    labels, tokens = micro_batches.group.all_reduce_values(
+        sum(batch.completion_tokens for batch in labelled), sum(batch.tokens for batch in labelled)
     )
     while True:
-        loss_sum = _accumulate(model, window, labels, smoothing, scale.value if scale else 1.0)
-        _add_up(parameters, window.ranks)
+        loss_sum = _accumulate(model, micro_batches, labels, label_smoothing, scale.value if scale else 1.0)
+        _all_reduce_gradients(parameters, micro_batches.group)
         if scale:
             _unscale(parameters, scale.value)
-        norm = clip_gradient(parameters, max_norm, window.ranks)
+        norm = clip_gradient(parameters, max_norm, micro_batches.group)
         if math.isfinite(loss_sum) and math.isfinite(norm):
             break
         optimizer.zero_grad()
-        if scale is None or not math.isfinite(loss_sum) or not scale.lower():
-            raise LuthierError(_not_finite(window, scale))
+        if scale is None or not math.isfinite(loss_sum) or not scale.decrease():
+            raise LuthierError(_not_finite_message(micro_batches, scale))
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
-    advice = "set peft_type=lora (or optim=adamw_bf16) or take a smaller model; the last checkpoint is intact"
+    advice = "set peft_type=lora (or optim=adamw_bf16) or use a smaller model; the last checkpoint is intact"
     with needed_for("updating the weights", advice):
         optimizer.step()
     optimizer.zero_grad()
     if scale:
-        scale.advance()
+        scale.count_finite_step()
     return StepResult(loss_sum / labels, int(tokens), int(labels), norm)
 
 
-def _accumulate(model: Model, window: MicroBatches, labels: float, smoothing: float, scale: float) -> float:
-    """Add up the gradient of the mean loss, times `scale`; return the summed loss of all ranks."""
+def _accumulate(
+    model: Model, micro_batches: MicroBatches, labels: float, label_smoothing: float, scale: float
+) -> float:
+    """Accumulate the gradient of the mean loss, times `scale`; return the loss summed over all ranks."""
 
-    def attempt(batches: Sequence[Batch]) -> float:
+    def backward(batches: Sequence[Batch]) -> float:
         loss_sum = 0.0
         for batch in batches:
-            draw_from(window.seed, batch.rows)
-            loss = model.loss(batch.to(model.device), smoothing)
+            seed_random_numbers(micro_batches.seed, batch.rows)
+            loss = model.loss(batch.to(model.device), label_smoothing)
             (loss / labels * scale).backward()
             loss_sum += loss.item()
         return loss_sum
 
-    if window.cutter is None:
-        return window.ranks.total(attempt(window.batches))[0]
-    # Before the ranks exchange anything: one that must try again keeps the others waiting, no more.
-    found = window.cutter.fitting(window.batches, attempt, lambda: model.network.zero_grad(set_to_none=True))
-    return window.ranks.total(found)[0]
+    group, splitter = micro_batches.group, micro_batches.splitter
+    if splitter is None:
+        return group.all_reduce_values(backward(micro_batches.batches))[0]
+    # Before any collective: while one rank retries, the others only wait.
+    loss_sum = splitter.run(micro_batches.batches, backward, lambda: model.network.zero_grad(set_to_none=True))
+    return group.all_reduce_values(loss_sum)[0]
 
 
-def draw_from(seed: str, rows: tuple[int, ...]) -> None:
-    """Draw the random numbers that come next from a seed and the rows they are for."""
+def seed_random_numbers(seed: str, rows: tuple[int, ...]) -> None:
+    """Seed torch's generator from a seed and the rows that the next random numbers are for."""
     digest = hashlib.sha256(f"{seed}:{rows}".encode()).digest()
     torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
-def _add_up(parameters: Sequence[nn.Parameter], ranks: ProcessGroup) -> None:
-    """Add up the gradients of the ranks where each holds whole ones; shards were added up in the backward pass."""
-    whole = [parameter for parameter in parameters if not isinstance(parameter, DTensor)]
-    if ranks.size > 1:
-        for parameter in whole:
+def _all_reduce_gradients(parameters: Sequence[nn.Parameter], group: ProcessGroup) -> None:
+    """Sum the gradients of unsharded parameters over the ranks; FSDP reduced those of shards in the backward pass."""
+    unsharded = [parameter for parameter in parameters if not isinstance(parameter, DTensor)]
+    if group.world_size > 1:
+        for parameter in unsharded:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        ranks.add_up([parameter.grad for parameter in whole if parameter.grad is not None])
+        group.all_reduce([parameter.grad for parameter in unsharded if parameter.grad is not None])
 
 
 def _unscale(parameters: Sequence[nn.Parameter], scale: float) -> None:
@@ -133,8 +136,8 @@ def _unscale(parameters: Sequence[nn.Parameter], scale: float) -> None:
             parameter.grad.div_(scale)
 
 
-def _not_finite(window: MicroBatches, scale: LossScale | None) -> str:
-    rows = sorted(row for batch in window.batches for row in batch.rows)
+def _not_finite_message(micro_batches: MicroBatches, scale: LossScale | None) -> str:
+    rows = sorted(row for batch in micro_batches.batches for row in batch.rows)
     advice = "lower learning_rate, or set max_grad_norm"
     if scale:
         advice = "float16 overflows where bfloat16 does not: set bf16=True or mixed_precision=False, or " + advice

@@ -1,10 +1,10 @@
-"""A safetensors file written one tensor at a time and read one tensor at a time, whole or sharded over ranks.
+"""A safetensors file written and read one tensor at a time, from full tensors or tensors sharded over ranks.
 
     8 bytes   length of the header
-    header    JSON: name -> dtype, shape, [start, end) in what follows
+    header    JSON: name -> dtype, shape, [start, end) in the data
     data      the tensors end to end, little-endian
 
-So memory holds one whole tensor, however large the model. Layout: github.com/huggingface/safetensors, "Format".
+So memory holds one full tensor, however large the model. Layout: github.com/huggingface/safetensors, "Format".
 """
 
 from __future__ import annotations
@@ -26,32 +26,32 @@ NAMES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
     torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
-_ALIGNMENT = 8  # the format asks for it
+_ALIGNMENT = 8  # required by the format
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """The tensor itself; of a sharded one, all of it, put together by all ranks at once."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """The tensor itself; a sharded one is all-gathered, so every rank must call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def local(tensor: Tensor) -> Tensor:
-    """The tensor itself; of a sharded one, this rank's part, sharing its memory."""
+def local_tensor(tensor: Tensor) -> Tensor:
+    """The tensor itself, or this rank's shard of it; shares its memory."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def laid_like(value: Tensor, target: Tensor) -> Tensor:
-    """A whole tensor on the device of `target`, and sharded as it is where shapes agree."""
+def distribute_like(value: Tensor, target: Tensor) -> Tensor:
+    """Move a full tensor to the device of `target`, sharded like it where the shapes are equal."""
     if isinstance(target, DTensor) and value.shape == target.shape:
         return distribute_tensor(value.to(target.device), target.device_mesh, target.placements, src_data_rank=None)
     return value.to(target.device)
 
 
 def write_tensors(path: Path | None, tensors: Mapping[str, Tensor]) -> str:
-    """Write a file and return its sha256. Where tensors are sharded every rank calls this, all but one with no path."""
+    """Write a file and return its sha256. With sharded tensors every rank calls this, all but one without a path."""
     assert sys.byteorder == "little"
     header: dict[str, Any] = {}
     end = 0
-    # Large elements first: then each tensor starts at a multiple of its element's size.
+    # Large elements first, so that each tensor starts at a multiple of its element size.
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     for name in names:
         start, end = end, end + tensors[name].numel() * tensors[name].element_size()
@@ -62,7 +62,7 @@ def write_tensors(path: Path | None, tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     handle = open(path, "wb") if path else None  # noqa: SIM115 - closed below
     try:
-        for part in _parts(text, names, tensors, path is not None):
+        for part in _content(text, names, tensors, path is not None):
             digest.update(part)
             if handle:
                 handle.write(part)
@@ -75,18 +75,18 @@ def write_tensors(path: Path | None, tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _parts(header: bytes, names: list[str], tensors: Mapping[str, Tensor], wanted: bool) -> Iterator[Any]:
-    """The file's content, piece by piece; nothing where it is not wanted, yet every tensor is put together."""
-    if wanted:
+def _content(header: bytes, names: list[str], tensors: Mapping[str, Tensor], is_writer: bool) -> Iterator[Any]:
+    """The file's content, tensor by tensor; a rank that is not the writer only takes part in the all-gathers."""
+    if is_writer:
         yield len(header).to_bytes(8, "little") + header
     for name in names:
-        tensor = whole(tensors[name].detach())
-        if wanted:
+        tensor = full_tensor(tensors[name].detach())
+        if is_writer:
             yield tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 class StoredTensors(Mapping[str, Tensor]):
-    """The tensors of a file by name, each read when it is asked for. SafetensorError when it is no such file."""
+    """The tensors of a file by name, each read on access. SafetensorError when it is not a safetensors file."""
 
     def __init__(self, path: Path) -> None:
         opened: Any = safe_open
