@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 
-OPEN = frozenset({"errors", "storage", "jobspec", "jobfolder", "entrypoint", "home", "allocator"})
+OPEN = frozenset({"errors", "storage", "jobspec", "jobfolder", "entrypoint", "home", "defaults", "allocator"})
 CONTROL = frozenset({"catalog", "protocol", "jobs", "launchers", "objects", "api", "supervisor"})
 ENGINE = OPEN | {"catalog", "layers", "data", "weights"}
 # Room -> the rooms whose modules it may import, beside its own.
@@ -18,6 +18,7 @@ FLOORS: dict[str, frozenset[str]] = {
     "jobfolder": frozenset({"errors", "jobspec"}),
     "entrypoint": frozenset({"errors"}),
     "home": frozenset(),
+    "defaults": frozenset(),
     "allocator": frozenset({"errors"}),
     "catalog": OPEN,
     "layers": OPEN | {"catalog"},

@@ -24,6 +24,7 @@ import sqlalchemy as sa
 
 from luthier import __version__, entrypoint
 from luthier.api.service import Service
+from luthier.defaults import DEFAULT_PORT
 from luthier.errors import LuthierError, SettingError, UserError
 from luthier.jobs.settings import ServiceSettings
 from luthier.jobs.store import Store
@@ -47,7 +48,6 @@ from luthier.service.supervisor_settings import start
 from luthier.supervisor.loop import beat_file
 
 LOOPBACK = "127.0.0.1"
-DEFAULT_PORT = 8777
 BEAT_SECONDS = 30.0  # without a sign of life, after which the supervisor counts as gone
 SWEEP_SECONDS = 3600.0  # between two looks for what kills left in the object store
 _log = logging.getLogger(__name__)

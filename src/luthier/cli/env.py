@@ -19,13 +19,16 @@ from luthier.cli.variables import (
     shell_lines,
     warnings,
 )
-from luthier.client.endpoint import HOST, PORT, ServiceInfo, fetch_service_info, find_endpoint
+from luthier.client.endpoint import ServiceInfo, fetch_service_info, find_endpoint
+from luthier.defaults import DEFAULT_HOST, DEFAULT_PORT
 from luthier.errors import UserError
 
 
 def env(
-    host: Annotated[str, typer.Option("--host", metavar="HOST", help="Address of the service.")] = HOST,
-    port: Annotated[int, typer.Option("--port", metavar="PORT", min=1, max=65535, help="Port of the service.")] = PORT,
+    host: Annotated[str, typer.Option("--host", metavar="HOST", help="Address of the service.")] = DEFAULT_HOST,
+    port: Annotated[
+        int, typer.Option("--port", metavar="PORT", min=1, max=65535, help="Port of the service.")
+    ] = DEFAULT_PORT,
     home: Home = None,
     proxy: Annotated[
         bool, typer.Option("--proxy", help="Also set the HTTPS proxy, for clients that only call amazonaws.com.")

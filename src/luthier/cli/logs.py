@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from luthier.client.client import Client
-from luthier.client.endpoint import PORT, find_endpoint
+from luthier.client.endpoint import find_endpoint
+from luthier.defaults import DEFAULT_PORT
 
 Host = Annotated[
     str | None,
@@ -16,7 +17,8 @@ Host = Annotated[
     ),
 ]
 Port = Annotated[
-    int | None, typer.Option("--port", metavar="PORT", min=1, max=65535, help=f"Port of the service; default {PORT}.")
+    int | None,
+    typer.Option("--port", metavar="PORT", min=1, max=65535, help=f"Port of the service; default {DEFAULT_PORT}."),
 ]
 Region = Annotated[
     str | None,

@@ -10,7 +10,7 @@ import typer
 
 from luthier.cli.program import Program
 from luthier.cli.variables import environment_before
-from luthier.client.endpoint import HOST, PORT
+from luthier.defaults import DEFAULT_HOST, DEFAULT_PORT
 from luthier.home import home_root
 
 Home = Annotated[
@@ -72,10 +72,10 @@ def serve(
     host: Annotated[
         str,
         typer.Option("--host", metavar="HOST", help="Address to listen on; other than loopback only with access keys."),
-    ] = HOST,
+    ] = DEFAULT_HOST,
     port: Annotated[
         int, typer.Option("--port", metavar="PORT", min=0, max=65535, help="Port to listen on; 0: any free port.")
-    ] = PORT,
+    ] = DEFAULT_PORT,
     home: Home = None,
     database: Database = None,
     objects: Annotated[

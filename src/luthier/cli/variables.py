@@ -13,7 +13,8 @@ import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from luthier.client.endpoint import REGION, ServiceInfo
+from luthier.client.endpoint import ServiceInfo
+from luthier.defaults import DEFAULT_REGION, DUMMY_KEY
 from luthier.errors import UserError
 
 SAVED = "LUTHIER_ENV"
@@ -23,7 +24,6 @@ ADMIN_CONFIG = "s3://local-sagemaker-config/config.yaml"
 CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_FULL_URI",
                "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI")  # fmt: skip
 PROFILE_CREDENTIALS = ("aws_access_key_id", "credential_process", "role_arn", "sso_session", "sso_start_url")
-DUMMY = "luthier"
 Environment = Mapping[str, str]
 
 
@@ -51,9 +51,9 @@ def client_variables(endpoint: str, before: Environment, service: ServiceInfo | 
     region = before.get("AWS_REGION") or before.get("AWS_DEFAULT_REGION")
     if region or not _profile_has(before, ("region",)):
         # boto3 and the CLI read AWS_DEFAULT_REGION, SDKs in other languages AWS_REGION.
-        new |= {name: region or REGION for name in ("AWS_REGION", "AWS_DEFAULT_REGION") if not before.get(name)}
+        new |= {name: region or DEFAULT_REGION for name in ("AWS_REGION", "AWS_DEFAULT_REGION") if not before.get(name)}
     if not has_credentials(before) and (service is None or not service.signatures):
-        new |= {"AWS_ACCESS_KEY_ID": DUMMY, "AWS_SECRET_ACCESS_KEY": DUMMY}
+        new |= {"AWS_ACCESS_KEY_ID": DUMMY_KEY, "AWS_SECRET_ACCESS_KEY": DUMMY_KEY}
     if any(before.get(name) for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")):
         new |= _no_proxy(endpoint, before)
     return new

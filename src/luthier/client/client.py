@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
-from luthier.client.endpoint import REGION
+from luthier.defaults import DEFAULT_REGION, DUMMY_KEY
 from luthier.errors import LuthierError, UserError
 
 LOG_GROUP = "/aws/sagemaker/TrainingJobs"
@@ -82,10 +82,10 @@ class Client:
         core = importlib.import_module("botocore.session").Session()
         core.get_component("credential_provider").remove("iam-role")  # waits seconds for an address that only EC2 has
         session = boto3.session.Session(botocore_session=core)
-        region = region or os.environ.get("AWS_REGION") or session.region_name or REGION
+        region = region or os.environ.get("AWS_REGION") or session.region_name or DEFAULT_REGION
         self.region = region
         if not session.get_credentials():
-            session = boto3.session.Session("luthier", "luthier", region_name=region)
+            session = boto3.session.Session(DUMMY_KEY, DUMMY_KEY, region_name=region)
         self._client = partial(session.client, endpoint_url=endpoint, region_name=region, config=config)
 
     @cached_property

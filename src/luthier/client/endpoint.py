@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from luthier.defaults import DEFAULT_HOST, DEFAULT_PORT
 from luthier.errors import UserError
 
-HOST, PORT, REGION = "127.0.0.1", 8777, "us-west-2"
 SECONDS = 3.0
 
 
@@ -36,8 +36,8 @@ def find_endpoint(host: str | None, port: int | None, environment: Mapping[str, 
         for name in ("AWS_ENDPOINT_URL_SAGEMAKER", "AWS_ENDPOINT_URL"):
             if environment.get(name):
                 return environment[name].rstrip("/")
-    host = host or HOST
-    return f"http://{f'[{host}]' if ':' in host else host}:{PORT if port is None else port}"
+    host = host or DEFAULT_HOST
+    return f"http://{f'[{host}]' if ':' in host else host}:{DEFAULT_PORT if port is None else port}"
 
 
 def fetch_service_info(endpoint: str) -> ServiceInfo | None:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from luthier.defaults import DEFAULT_HOST, DEFAULT_PORT
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceSettings:
@@ -19,8 +21,8 @@ class ServiceSettings:
     """
 
     home: Path
-    host: str = "127.0.0.1"
-    port: int = 8777
+    host: str = DEFAULT_HOST
+    port: int = DEFAULT_PORT
     database: str = ""
     objects: str = ""
     slots: tuple[str, ...] = ("cpu",)

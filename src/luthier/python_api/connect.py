@@ -6,8 +6,8 @@ from typing import Any
 
 import boto3
 
-from luthier.cli.variables import DUMMY
-from luthier.client.endpoint import REGION, fetch_service_info, find_endpoint
+from luthier.client.endpoint import fetch_service_info, find_endpoint
+from luthier.defaults import DEFAULT_REGION, DUMMY_KEY
 from luthier.errors import UserError
 
 
@@ -45,6 +45,9 @@ def connect(host: str | None = None, port: int | None = None, *, region: str | N
                 "AWS_SECRET_ACCESS_KEY to a key of `luthier keys create`"
             )
         session = ServiceSession(
-            endpoint, aws_access_key_id=DUMMY, aws_secret_access_key=DUMMY, region_name=session.region_name or REGION
+            endpoint,
+            aws_access_key_id=DUMMY_KEY,
+            aws_secret_access_key=DUMMY_KEY,
+            region_name=session.region_name or DEFAULT_REGION,
         )
-    return session if session.region_name else ServiceSession(endpoint, region_name=REGION)
+    return session if session.region_name else ServiceSession(endpoint, region_name=DEFAULT_REGION)
