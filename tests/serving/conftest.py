@@ -9,7 +9,7 @@ from finished_runs import FinishedRuns
 from serving.endpoints import Endpoint, listening
 from tiny_models import write_model
 
-from luthier.serving.served import Served
+from luthier.serving.model import ServedModel
 
 
 @pytest.fixture(scope="session")
@@ -18,12 +18,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> FinishedRuns:
 
 
 @pytest.fixture(scope="session")
-def tiny_model() -> Served:
-    return Served.load("luthier/tiny", "cpu", lambda text: None)
+def tiny_model() -> ServedModel:
+    return ServedModel.load("luthier/tiny", "cpu", lambda text: None)
 
 
 @pytest.fixture(scope="session")
-def tiny(tiny_model: Served) -> Iterator[Endpoint]:
+def tiny(tiny_model: ServedModel) -> Iterator[Endpoint]:
     with listening(tiny_model) as endpoint:
         yield endpoint
 
@@ -31,12 +31,12 @@ def tiny(tiny_model: Served) -> Iterator[Endpoint]:
 @pytest.fixture(scope="session")
 def t5(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
     folder = write_model(tmp_path_factory.mktemp("bases") / "t5", "t5")
-    with listening(Served.load(str(folder), "cpu", lambda text: None, called="small-t5")) as endpoint:
+    with listening(ServedModel.load(str(folder), "cpu", lambda text: None, served_name="small-t5")) as endpoint:
         yield endpoint
 
 
 @pytest.fixture(scope="session")
 def tuned(finished: FinishedRuns) -> Iterator[Endpoint]:
     """A finished LoRA run on instruction rows, served from its artifact folder."""
-    with listening(Served.load(str(finished.get().folder.model), "cpu", lambda text: None)) as endpoint:
+    with listening(ServedModel.load(str(finished.get().folder.model), "cpu", lambda text: None)) as endpoint:
         yield endpoint

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from serving.endpoints import Endpoint, listening
 
-from luthier.serving.app import MOST_BODY
-from luthier.serving.requests import Asked
-from luthier.serving.row import Row
-from luthier.serving.served import Served
+from luthier.serving.app import MAX_BODY_BYTES
+from luthier.serving.model import ServedModel
+from luthier.serving.requests import InvocationRequest
+from luthier.serving.row import BatchRow
 
 TALK = [{"role": "user", "content": "Hello! How are you?"}]
 LIMIT = {"max_new_tokens": 8}
@@ -116,23 +116,23 @@ def test_a_stream_tells_what_the_whole_answer_says(tiny: Endpoint, streams: Any)
     assert told == pytest.approx([token["logprob"] for token in tokens], abs=1e-4)
 
 
-def test_a_stream_comes_as_it_is_written(tiny_model: Served) -> None:
+def test_a_stream_comes_as_it_is_written(tiny_model: ServedModel) -> None:
     """The first event is there long before the last: the client reads it while the model goes on."""
     go_on = threading.Event()
 
     class Slow(_Around):
-        def run(self, rows: Sequence[Row]) -> None:
-            take, count = Row.take, 0
+        def generate(self, rows: Sequence[BatchRow]) -> None:
+            take, count = BatchRow.append, 0
 
-            def slowly(row: Row, token: int, score: float) -> bool:
+            def slowly(row: BatchRow, token: int, score: float) -> bool:
                 nonlocal count
                 count += 1
                 assert count < 3 or go_on.wait(10)
                 return take(row, token, score)
 
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(Row, "take", slowly)
-                self.served.run(rows)
+                patch.setattr(BatchRow, "append", slowly)
+                self.served.generate(rows)
 
     with listening(Slow(tiny_model)) as endpoint:
         connection = endpoint.connect()
@@ -170,14 +170,14 @@ def test_streams_of_the_other_forms(tiny: Endpoint) -> None:
     [
         (b"a,b\n1,2", {"content_type": "text/csv"}, 415, "Content-Type: text/csv: expected application/json"),
         ({"inputs": "a", "parameters": {"temperature": 0}}, {}, 400, "temperature: 0: expected a number above 0"),
-        ({"inputs": "a"}, {"accept": "image/png"}, 406, "Accept: image/png: answers are application/json"),
-        ({"inputs": ["a"] * 1_000}, {}, 400, "asks for 1,000 answers at once; this endpoint takes 256"),
-        (b"x" * (MOST_BODY + 1), {}, 413, "more than 6,291,456 bytes"),
+        ({"inputs": "a"}, {"accept": "image/png"}, 406, "Accept: image/png: not supported; expected application/json"),
+        ({"inputs": ["a"] * 1_000}, {}, 400, "needs 1,000 completions; this endpoint accepts at most 256 at once"),
+        (b"x" * (MAX_BODY_BYTES + 1), {}, 413, "larger than the limit of 6,291,456 bytes"),
         (b"\xff", {}, 400, "the body: not UTF-8 at byte 0"),
     ],
 )
 def test_refusals(tiny: Endpoint, body: Any, headers: dict[str, str], status: int, line: str) -> None:
-    found = tiny.refusal(body, **headers)
+    found = tiny.error(body, **headers)
     assert found[0] == status
     assert line in found[1]
 
@@ -186,7 +186,7 @@ def test_other_doors_and_methods(tiny: Endpoint) -> None:
     for method, path, status in (("GET", "/", 404), ("GET", "/invocations", 405), ("POST", "/ping", 405)):
         reply = tiny.request(method, path)
         assert reply.status == status
-        assert f"{method} {path}: there is only GET /ping" in reply.json["error"]
+        assert f"{method} {path}: not found; this endpoint serves GET /ping" in reply.json["error"]
 
 
 def test_a_stream_that_cannot_be_is_refused_with_a_status(tiny: Endpoint) -> None:
@@ -197,20 +197,20 @@ def test_a_stream_that_cannot_be_is_refused_with_a_status(tiny: Endpoint) -> Non
 class _Around:
     """A model with something of the test's round it."""
 
-    def __init__(self, served: Served) -> None:
+    def __init__(self, served: ServedModel) -> None:
         self.served = served
-        self.name, self.broken = served.name, False
+        self.name, self.is_broken = served.name, False
         self.batches: list[int] = []
 
-    def rows(self, asked: Asked) -> list[Row]:
-        return self.served.rows(asked)
+    def prepare_rows(self, asked: InvocationRequest) -> list[BatchRow]:
+        return self.served.prepare_rows(asked)
 
-    def fit(self, rows: Sequence[Row]) -> bool:
-        return self.served.fit(rows)
+    def can_batch(self, rows: Sequence[BatchRow]) -> bool:
+        return self.served.can_batch(rows)
 
-    def run(self, rows: Sequence[Row]) -> None:
+    def generate(self, rows: Sequence[BatchRow]) -> None:
         self.batches.append(len(rows))
-        self.served.run(rows)
+        self.served.generate(rows)
 
 
 BODIES: list[Any] = [
@@ -231,32 +231,32 @@ def answer_of(body: Any) -> Any:
     return json.loads(json.dumps(body), parse_float=lambda text: round(float(text), 4))
 
 
-def test_what_is_asked_at_once_is_one_batch_and_each_is_answered_as_alone(tiny_model: Served) -> None:
+def test_what_is_asked_at_once_is_one_batch_and_each_is_answered_as_alone(tiny_model: ServedModel) -> None:
     around = _Around(tiny_model)
-    with listening(around, window=0.5, rows=len(BODIES)) as endpoint:
+    with listening(around, max_delay=0.5, max_rows=len(BODIES)) as endpoint:
         with ThreadPoolExecutor(len(BODIES)) as pool:
             together = list(pool.map(endpoint.answer, BODIES))
         assert around.batches == [len(BODIES)]
-    with listening(around, window=0, rows=1) as endpoint:
+    with listening(around, max_delay=0, max_rows=1) as endpoint:
         alone = [endpoint.answer(body) for body in BODIES]
     assert [answer_of(body) for body in together] == [answer_of(body) for body in alone]
 
 
-def test_a_queue_that_is_full_says_so(tiny_model: Served) -> None:
+def test_a_queue_that_is_full_says_so(tiny_model: ServedModel) -> None:
     begun, leave = threading.Event(), threading.Event()
 
     class Held(_Around):
-        def run(self, rows: Sequence[Row]) -> None:
+        def generate(self, rows: Sequence[BatchRow]) -> None:
             begun.set()
             assert leave.wait(10)
-            super().run(rows)
+            super().generate(rows)
 
     body = {"inputs": "a", "parameters": {"max_new_tokens": 2}}
-    with listening(Held(tiny_model), waiting=1, window=0, rows=1) as endpoint, ThreadPoolExecutor(2) as pool:
+    with listening(Held(tiny_model), max_waiting=1, max_delay=0, max_rows=1) as endpoint, ThreadPoolExecutor(2) as pool:
         first = pool.submit(endpoint.post, body)
         assert begun.wait(10)
         second = pool.submit(endpoint.post, body)
-        queue = endpoint.door._batching
+        queue = endpoint.app._queue
         assert queue is not None
         while not queue._queue:
             time.sleep(0.01)
@@ -267,25 +267,25 @@ def test_a_queue_that_is_full_says_so(tiny_model: Served) -> None:
         assert endpoint.post(body).status == 200
 
 
-def test_who_hangs_up_is_answered_no_more(tiny_model: Served) -> None:
-    rows: list[Row] = []
+def test_who_hangs_up_is_answered_no_more(tiny_model: ServedModel) -> None:
+    rows: list[BatchRow] = []
     begun = threading.Event()
 
     class Seen(_Around):
-        def rows(self, asked: Asked) -> list[Row]:
-            rows.extend(found := self.served.rows(asked))
+        def prepare_rows(self, asked: InvocationRequest) -> list[BatchRow]:
+            rows.extend(found := self.served.prepare_rows(asked))
             return found
 
-        def run(self, some: Sequence[Row]) -> None:
+        def generate(self, some: Sequence[BatchRow]) -> None:
             begun.set()
             time.sleep(0.2)
-            super().run(some)
+            super().generate(some)
 
     body = json.dumps({"inputs": "a", "parameters": {"max_new_tokens": 1500, "temperature": 2.0}}).encode()
     for path in ("/invocations", "/invocations-response-stream"):
         rows.clear()
         begun.clear()
-        with listening(Seen(tiny_model), window=0) as endpoint:
+        with listening(Seen(tiny_model), max_delay=0) as endpoint:
             with socket.create_connection(("127.0.0.1", endpoint.port)) as raw:
                 head = f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
                 raw.sendall(head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body)
@@ -294,33 +294,33 @@ def test_who_hangs_up_is_answered_no_more(tiny_model: Served) -> None:
             while not rows[0].cancelled and time.monotonic() < deadline:
                 time.sleep(0.01)
             assert rows[0].cancelled
-        assert len(rows[0]._told) < 1500
+        assert len(rows[0]._tokens) < 1500
 
 
-def test_a_fault_nobody_foresaw_is_one_line_and_the_next_request_is_answered(tiny_model: Served) -> None:
+def test_a_fault_nobody_foresaw_is_one_line_and_the_next_request_is_answered(tiny_model: ServedModel) -> None:
     class Odd(_Around):
-        def rows(self, asked: Asked) -> list[Row]:
+        def prepare_rows(self, asked: InvocationRequest) -> list[BatchRow]:
             if asked.prompts[0].value == "odd":
                 raise ZeroDivisionError("secret of the inside")
-            return super().rows(asked)
+            return super().prepare_rows(asked)
 
     with listening(Odd(tiny_model)) as endpoint:
         reply = endpoint.post({"inputs": "odd"})
         assert (reply.status, reply.json["error_type"]) == (500, "generation")
-        assert reply.json["error"] == "ZeroDivisionError while answering; the endpoint's log says more"
+        assert reply.json["error"] == "ZeroDivisionError during generation; see the endpoint's log"
         assert endpoint.post({"inputs": "even", "parameters": {"max_new_tokens": 1}}).status == 200
 
 
-def test_an_answer_that_breaks_off_says_so_in_the_stream(tiny_model: Served) -> None:
+def test_an_answer_that_breaks_off_says_so_in_the_stream(tiny_model: ServedModel) -> None:
     class Breaks(_Around):
-        def run(self, rows: Sequence[Row]) -> None:
-            rows[0].begin()
-            rows[0].take(500, -1.0)
+        def generate(self, rows: Sequence[BatchRow]) -> None:
+            rows[0].start()
+            rows[0].append(500, -1.0)
             rows[0].fail(ValueError("boom"))
 
     with listening(Breaks(tiny_model)) as endpoint:
         reply = endpoint.stream({"inputs": "a"})
     assert reply.status == 200
     assert reply.events[0]["token"]["id"] == 500
-    assert reply.events[1] == {"error": "ValueError while answering; the endpoint's log says more",
+    assert reply.events[1] == {"error": "ValueError during generation; see the endpoint's log",
                                "error_type": "generation"}  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from serving.endpoints import Endpoint
 
-from luthier.serving.parameters import RULES
+from luthier.serving.parameters import PARAMETERS
 
 PROMPT = "Once upon a time"
 # Parameter -> (what both requests have, what the second has as well).
@@ -37,7 +37,7 @@ ELSEWHERE = {  # tested by name below, or where they are proved on the weights
 
 
 def test_every_parameter_is_tested() -> None:
-    assert EFFECTS.keys() | ELSEWHERE == RULES.keys()
+    assert EFFECTS.keys() | ELSEWHERE == PARAMETERS.keys()
 
 
 @pytest.mark.parametrize("name", EFFECTS)

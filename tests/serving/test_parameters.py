@@ -1,4 +1,4 @@
-"""Parameters are read strictly, and every fault is one line that says where, what and what was expected."""
+"""Parameters are validated strictly; every error is one line: where, what was sent, what was expected."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from luthier.data.records import parse_value
-from luthier.serving.parameters import RULES, Parameters, read_parameters
-from luthier.serving.refusals import Refusal
+from luthier.serving.errors import InvocationError
+from luthier.serving.parameters import PARAMETERS, GenerationParameters, read_parameters
 
 
-def read(given: Any) -> Parameters:
+def read(given: Any) -> GenerationParameters:
     return read_parameters(parse_value(json.dumps(given)))
 
 
@@ -23,15 +23,15 @@ def test_what_fits_is_read() -> None:
         "num_return_sequences": 2, "early_stopping": True, "stop": ["a", "b"], "truncate": 7,
         "return_full_text": True, "details": False, "decoder_input_details": True, "parse_special_tokens": False,
     }  # fmt: skip
-    assert given.keys() == RULES.keys()
+    assert given.keys() == PARAMETERS.keys()
     found = read(given)
     assert {name: getattr(found, name) for name in given} == given | {"stop": ("a", "b")}
     assert isinstance(found.temperature, float)
 
 
 def test_null_and_nothing_are_nothing() -> None:
-    assert read(None) == read({}) == read(dict.fromkeys(RULES)) == Parameters()
-    assert read({"stop": []}) == Parameters()
+    assert read(None) == read({}) == read(dict.fromkeys(PARAMETERS)) == GenerationParameters()
+    assert read({"stop": []}) == GenerationParameters()
     assert read({"stop": "###"}).stop == ("###",)
 
 
@@ -41,28 +41,28 @@ def test_null_and_nothing_are_nothing() -> None:
         ("temperature", 0, "parameters.temperature: 0: expected a number above 0"),
         ("temperature", -1.5, "parameters.temperature: -1.5: expected a number above 0"),
         ("temperature", "0.5", 'parameters.temperature: "0.5": expected a number above 0'),
-        ("top_p", 1.01, "parameters.top_p: 1.01: expected a number above 0, at most 1"),
-        ("top_p", 0, "parameters.top_p: 0: expected a number above 0, at most 1"),
-        ("top_k", 0, "parameters.top_k: 0: expected an integer from 1 up"),
-        ("top_k", 2.0, "parameters.top_k: 2.0: expected an integer from 1 up"),
-        ("top_k", True, "parameters.top_k: true: expected an integer from 1 up"),
+        ("top_p", 1.01, "parameters.top_p: 1.01: expected a number above 0 and at most 1"),
+        ("top_p", 0, "parameters.top_p: 0: expected a number above 0 and at most 1"),
+        ("top_k", 0, "parameters.top_k: 0: expected an integer of at least 1"),
+        ("top_k", 2.0, "parameters.top_k: 2.0: expected an integer of at least 1"),
+        ("top_k", True, "parameters.top_k: true: expected an integer of at least 1"),
         ("do_sample", 1, "parameters.do_sample: 1: expected true or false"),
         ("do_sample", "true", 'parameters.do_sample: "true": expected true or false'),
-        ("seed", -1, "parameters.seed: -1: expected an integer from 0 up"),
-        ("seed", 2**63, f"parameters.seed: {2**63}: expected an integer from 0 up"),
-        ("no_repeat_ngram_size", 1, "parameters.no_repeat_ngram_size: 1: expected an integer from 2 up"),
+        ("seed", -1, "parameters.seed: -1: expected an integer of at least 0"),
+        ("seed", 2**63, f"parameters.seed: {2**63}: expected an integer of at least 0"),
+        ("no_repeat_ngram_size", 1, "parameters.no_repeat_ngram_size: 1: expected an integer of at least 2"),
         ("num_beams", 65, "parameters.num_beams: 65: expected an integer from 1 to 64"),
-        ("max_new_tokens", 0, "parameters.max_new_tokens: 0: expected an integer from 1 up"),
-        ("stop", [""], 'parameters.stop: [""]: expected a list of at most 16 texts of 1 to 1,000 characters'),
-        ("stop", 5, "parameters.stop: 5: expected a list of at most 16 texts of 1 to 1,000 characters"),
-        ("stop", ["a"] * 17, "expected a list of at most 16 texts"),
-        ("stop", [5], "expected a list of at most 16 texts"),
+        ("max_new_tokens", 0, "parameters.max_new_tokens: 0: expected an integer of at least 1"),
+        ("stop", [""], 'parameters.stop: [""]: expected a list of at most 16 strings of 1 to 1,000 characters'),
+        ("stop", 5, "parameters.stop: 5: expected a list of at most 16 strings of 1 to 1,000 characters"),
+        ("stop", ["a"] * 17, "expected a list of at most 16 strings"),
+        ("stop", [5], "expected a list of at most 16 strings"),
         ("temperatur", 1, "parameters.temperatur: unknown parameter; did you mean 'temperature'?"),
-        ("watermark", 1, "parameters.watermark: unknown parameter; known are max_new_tokens, "),
+        ("watermark", 1, "parameters.watermark: unknown parameter; known parameters: max_new_tokens, "),
     ],
 )
 def test_what_does_not_fit_is_said_in_one_line(name: str, value: Any, line: str) -> None:
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(InvocationError) as caught:
         read({name: value})
     assert line in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -71,12 +71,12 @@ def test_what_does_not_fit_is_said_in_one_line(name: str, value: Any, line: str)
 
 @pytest.mark.parametrize("text", ['{"temperature": 1e999}', '{"top_k": ' + "9" * 5000 + "}", '{"seed": [[]]}'])
 def test_numbers_without_measure_are_refused(text: str) -> None:
-    with pytest.raises(Refusal, match="expected a"):
+    with pytest.raises(InvocationError, match="expected a"):
         read_parameters(parse_value(text))
 
 
 def test_parameters_are_an_object() -> None:
-    with pytest.raises(Refusal, match=r"parameters: \[1\]: expected an object"):
+    with pytest.raises(InvocationError, match=r"parameters: \[1\]: expected an object"):
         read_parameters([1])
 
 
@@ -88,23 +88,26 @@ def test_parameters_are_an_object() -> None:
     ],
 )  # fmt: skip
 def test_what_is_said_of_drawing_asks_for_it(given: dict[str, Any], samples: bool) -> None:
-    assert read(given).samples is samples
+    assert read(given).is_sampling is samples
 
 
 @pytest.mark.parametrize(
     ("given", "line"),
     [
-        ({"num_return_sequences": 2}, "one likeliest answer; set do_sample to true, or num_beams to 2 or more"),
-        ({"num_return_sequences": 3, "num_beams": 2}, "num_return_sequences: 3: at most num_beams, which is 2"),
+        (
+            {"num_return_sequences": 2},
+            "greedy decoding returns one sequence; set do_sample to true, or num_beams to at least 2",
+        ),
+        ({"num_return_sequences": 3, "num_beams": 2}, r"num_return_sequences: 3: expected at most num_beams \(2\)"),
     ],
 )
 def test_combinations_that_cannot_be_had(given: dict[str, Any], line: str) -> None:
-    with pytest.raises(Refusal, match=line):
+    with pytest.raises(InvocationError, match=line):
         read(given)
     assert read({"num_return_sequences": 3, "do_sample": True}).num_return_sequences == 3
     assert read({"num_return_sequences": 2, "num_beams": 2}).num_beams == 2
 
 
 def test_names_that_a_form_has_no_place_for_say_why() -> None:
-    with pytest.raises(Refusal, match=r"parameters\.details: not here"):
+    with pytest.raises(InvocationError, match=r"parameters\.details: not here"):
         read_parameters({"details": None}, excluded={"details": "not here"})

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from serving.endpoints import Endpoint
 
-from luthier.serving.parameters import RULES
+from luthier.serving.parameters import PARAMETERS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "requests.md").read_text("utf-8")
 BLOCKS = re.findall(r"```(?:json|text) (request|answer|stream|refusal)\n(.*?)```", PAGE, re.DOTALL)
@@ -51,4 +51,4 @@ def test_every_kind_of_request_has_its_example() -> None:
 
 def test_the_table_names_every_parameter() -> None:
     table = PAGE.partition("## Parameters")[2].partition("## Streams")[0]
-    assert sorted(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == sorted(RULES)
+    assert sorted(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == sorted(PARAMETERS)

@@ -21,7 +21,7 @@ import pytest
 from finished_runs import FinishedRuns
 
 from luthier.errors import ModelNotFoundError, SettingError
-from luthier.serving.__main__ import _unix, main
+from luthier.serving.__main__ import _listen_unix, main
 from luthier.supervisor.archive import unpack
 
 
@@ -136,20 +136,20 @@ def test_a_command_line_that_makes_no_sense(arguments: list[str]) -> None:
 
 def test_sockets_that_are_left_used_or_none(tmp_path: Path) -> None:
     path = tmp_path / "s"
-    first = _unix(path)
-    with pytest.raises(SettingError, match="another process answers there"):
-        _unix(path)
+    first = _listen_unix(path)
+    with pytest.raises(SettingError, match="another process listens there"):
+        _listen_unix(path)
     first.close()  # as a killed process leaves it: the file stays
-    _unix(path).close()
+    _listen_unix(path).close()
     path.unlink()
     path.write_text("precious")
-    with pytest.raises(SettingError, match="a file that is no socket"):
-        _unix(path)
+    with pytest.raises(SettingError, match="exists and is not a socket"):
+        _listen_unix(path)
     assert path.read_text() == "precious"
     with pytest.raises(SettingError, match="No such file"):
-        _unix(tmp_path / "no" / "s")
+        _listen_unix(tmp_path / "no" / "s")
     with pytest.raises(SettingError, match="longer than 100 bytes"):
-        _unix(tmp_path / ("x" * 100))
+        _listen_unix(tmp_path / ("x" * 100))
 
 
 def test_a_port_that_is_taken() -> None:

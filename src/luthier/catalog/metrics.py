@@ -16,27 +16,17 @@ class Metric:
     meaning: str
 
 
-_LIKELIHOOD = (
-    ("loss", "loss", "nats per completion token"),
-    ("perplexity", "perplexity", "exp(loss); 1 is certainty"),
-    ("token_accuracy", "token accuracy", "share of completion tokens predicted correctly"),
-)
-_GENERATION = (
-    ("rouge1", "ROUGE-1", "words shared with the reference"),
-    ("rouge2", "ROUGE-2", "word pairs shared with the reference"),
-    ("rougeL", "ROUGE-L", "longest common subsequence of words"),
-    ("rougeLsum", "ROUGE-Lsum", "ROUGE-L line by line"),
-    ("exact_match", "exact match", "generated text equals the reference, ignoring outer white space"),
-    ("f1", "F1 (macro)", "mean F1 over the labels, at most 20 of them"),
-)
 METRICS: dict[str, Metric] = {
-    name: Metric(
-        name=name,
-        label=label,
-        higher_is_better=name not in ("loss", "perplexity"),
-        needs_generation=needs_generation,
-        meaning=meaning,
+    name: Metric(name=name, label=label, higher_is_better=higher, needs_generation=generated, meaning=meaning)
+    for name, label, higher, generated, meaning in (
+        ("loss", "loss", False, False, "nats per completion token"),
+        ("perplexity", "perplexity", False, False, "exp(loss); 1 is certainty"),
+        ("token_accuracy", "token accuracy", True, False, "share of completion tokens predicted correctly"),
+        ("rouge1", "ROUGE-1", True, True, "words shared with the reference"),
+        ("rouge2", "ROUGE-2", True, True, "word pairs shared with the reference"),
+        ("rougeL", "ROUGE-L", True, True, "longest common subsequence of words"),
+        ("rougeLsum", "ROUGE-Lsum", True, True, "ROUGE-L line by line"),
+        ("exact_match", "exact match", True, True, "generated text equals the reference, ignoring outer white space"),
+        ("f1", "F1 (macro)", True, True, "mean F1 over the labels, at most 20 of them"),
     )
-    for metrics, needs_generation in ((_LIKELIHOOD, False), (_GENERATION, True))
-    for name, label, meaning in metrics
 }

@@ -77,14 +77,9 @@ def format_tick(value: float) -> str:
 
 
 def line_chart(
-    series: Sequence[Series],
-    width: int,
-    height: int,
-    *,
-    mark: tuple[float, float, str] | None = None,
-    x_label: str = "step",
-    description: str = "",
-) -> Markup:
+    series: Sequence[Series], width: int, height: int, *, mark: tuple[float, float, str] | None = None,
+    x_label: str = "step", description: str = "",
+) -> Markup:  # fmt: skip
     """Draw series on shared axes; `mark` circles the point (x, y) and labels it."""
     points = [point for line in series for point in line.points]
     if not points:
@@ -107,15 +102,9 @@ def line_chart(
 
 
 def histogram(
-    bars: Sequence[tuple[float, float, int]],
-    width: int,
-    height: int,
-    *,
-    limit: float | None = None,
-    x_label: str = "tokens",
-    unit: str = "rows",
-    description: str = "",
-) -> Markup:
+    bars: Sequence[tuple[float, float, int]], width: int, height: int, *, limit: float | None = None,
+    x_label: str = "tokens", unit: str = "rows", description: str = "",
+) -> Markup:  # fmt: skip
     """Draw bars of (start, end exclusive, count); `limit` draws a labelled vertical line at that x."""
     if not bars:
         return Markup("")

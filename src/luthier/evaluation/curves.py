@@ -31,12 +31,8 @@ class Curves:
 
 def read_curves(path: Path) -> Curves:
     """Read metrics.jsonl; a missing file gives empty curves."""
-    series: dict[str, dict[float, float]] = {
-        "loss": {},
-        "learning_rate": {},
-        "eval_loss": {},
-        "eval_token_accuracy": {},
-    }
+    names = ("loss", "learning_rate", "eval_loss", "eval_token_accuracy")
+    series: dict[str, dict[float, float]] = {name: {} for name in names}
     skipped = not_finite = 0
     if path.is_file():
         with open(path, encoding="utf-8", errors="replace", newline="\n") as handle:
@@ -55,9 +51,8 @@ def read_curves(path: Path) -> Curves:
                         points[step] = float(value)
                     else:
                         not_finite += 1
-    return Curves(
-        **{name: sorted(points.items()) for name, points in series.items()}, skipped=skipped, not_finite=not_finite
-    )
+    curves = {name: sorted(points.items()) for name, points in series.items()}
+    return Curves(**curves, skipped=skipped, not_finite=not_finite)
 
 
 def smoothed(points: Sequence[tuple[float, float]], share: float = 0.05) -> Points:

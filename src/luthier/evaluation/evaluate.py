@@ -48,11 +48,9 @@ def evaluate(request: dict[str, Any], console: Console) -> None:
     device = find_device(request.get("device", "auto"))
     model = target.load(device, target.dtype or compute_dtype(precision(values), device))
     settings = ScoreSettings(
-        generation_rows=int(request.get("score_rows", -1)),
-        seed=int(values["train_data_split_seed"] or 0),
-        rows_per_batch=int(values["per_device_eval_batch_size"] or 1),
-        packing=bool(values["packing"]),
-    )
+        generation_rows=int(request.get("score_rows", -1)), seed=int(values["train_data_split_seed"] or 0),
+        rows_per_batch=int(values["per_device_eval_batch_size"] or 1), packing=bool(values["packing"]),
+    )  # fmt: skip
     shots = int(request.get("shots") or 0)
     with tempfile.TemporaryDirectory() as folder:
         data: EvaluationRows = prepared

@@ -100,11 +100,9 @@ def _held_out_scorer(target: Target) -> tuple[str, HeldOutScorer]:
         raise UserError("the run has no held-out rows")
     drawn = np.random.default_rng(0).permutation(splits[name])[:MAX_ROWS]
     score_settings = ScoreSettings(
-        generation_rows=0,
-        seed=0,
-        rows_per_batch=int(values["per_device_eval_batch_size"] or 1),
-        packing=bool(values["packing"]),
-    )
+        generation_rows=0, seed=0,
+        rows_per_batch=int(values["per_device_eval_batch_size"] or 1), packing=bool(values["packing"]),
+    )  # fmt: skip
     return name, HeldOutScorer(prepared, tokenizer, np.sort(drawn), score_settings)
 
 

@@ -29,14 +29,9 @@ class RowLikelihood:
 
 
 def score_rows(
-    model: Model,
-    tokens: TokenStore,
-    rows: np.ndarray,
-    *,
-    rows_per_batch: int,
-    layout: Layout,
+    model: Model, tokens: TokenStore, rows: np.ndarray, *, rows_per_batch: int, layout: Layout,
     limit: RowLimit | None = None,
-) -> Iterator[RowLikelihood]:
+) -> Iterator[RowLikelihood]:  # fmt: skip
     """Score `rows` (indices into `tokens`), longest first. `limit` adapts to the rows that fit in memory."""
     row_limit = limit or RowLimit("scoring")
     batches = scoring_batches(tokens, rows, rows_per_batch, layout)

@@ -54,18 +54,17 @@ def metric_changes(metrics: Mapping[str, Any]) -> list[MetricChange]:
             top = 1.0 if metric.higher_is_better else max(before, after, 1e-9) * 1.05
             title = f"{metric.label}: base {format_metric(before)}, tuned {format_metric(after)}"
             chart = dumbbell(before, after, top, verdict.replace(" ", "-"), title)
-        rows.append(
-            MetricChange(
-                label=metric.label,
-                meaning=metric.meaning,
-                base=format_metric(before),
-                tuned=format_metric(after),
-                difference=format_metric(difference["value"] if difference else None, signed=True),
-                interval=format_interval(difference),
-                verdict=verdict,
-                chart=chart,
-            )
-        )
+        row = MetricChange(
+            label=metric.label,
+            meaning=metric.meaning,
+            base=format_metric(before),
+            tuned=format_metric(after),
+            difference=format_metric(difference["value"] if difference else None, signed=True),
+            interval=format_interval(difference),
+            verdict=verdict,
+            chart=chart,
+        )  # fmt: skip
+        rows.append(row)
     return rows
 
 

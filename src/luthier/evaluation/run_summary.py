@@ -40,47 +40,30 @@ class RunSummary:
 
 
 def summarize_run(
-    run: Mapping[str, Any],
-    metrics: Mapping[str, Any],
-    request: Mapping[str, Any],
-    curves: Curves,
-    failure: str,
+    run: Mapping[str, Any], metrics: Mapping[str, Any], request: Mapping[str, Any], curves: Curves, failure: str,
     training_rows: int | None = None,
-) -> RunSummary:
+) -> RunSummary:  # fmt: skip
     """Describe the run. Every argument may be empty; `training_rows`: rows of the training split, if known."""
     model = str((run.get("model") or {}).get("name") or request.get("model") or "the base model")
     about = _about(run, metrics, model, training_rows)
     state = str(metrics.get("stopped") or ("failed" if failure else "unfinished"))
     if not metrics.get("base") or not metrics.get("tuned"):
         headline, result = _describe_unscored(metrics, curves, failure)
-        return RunSummary(
-            tone="unfinished", verdict=headline, result=result, about=about, model=model, state=state, failure=failure
-        )
+        return RunSummary(tone="unfinished", verdict=headline, result=result, about=about, model=model, state=state,
+                          failure=failure)  # fmt: skip
     differences = metrics.get("difference") or {}
     verdicts = {name: judge_difference(name, differences.get(name), measured_rows(metrics, name)) for name in METRICS}
     tone, headline = _overall_verdict(metrics, set(verdicts.values()))
     names = _main_metrics(metrics)
     changes = " and ".join(_describe_change(metrics, name, verdicts[name]) for name in names)
+    base, tuned = metrics["base"], metrics["tuned"]
     tiles = [
-        (
-            METRICS[name].label,
-            format_metric(metrics["base"][name]),
-            format_metric(metrics["tuned"][name]),
-            str(verdicts[name]),
-        )
+        (METRICS[name].label, format_metric(base[name]), format_metric(tuned[name]), str(verdicts[name]))
         for name in names
     ]
     result = f"On {_describe_rows(metrics)}, {changes}." if changes else "No metric applies to these rows."
-    return RunSummary(
-        tone=tone,
-        verdict=headline,
-        result=result,
-        about=about,
-        model=model,
-        state=state,
-        failure=failure,
-        tiles=tiles,
-    )
+    return RunSummary(tone=tone, verdict=headline, result=result, about=about, model=model, state=state,
+                      failure=failure, tiles=tiles)  # fmt: skip
 
 
 def _overall_verdict(metrics: Mapping[str, Any], verdicts: set[Verdict]) -> tuple[str, str]:

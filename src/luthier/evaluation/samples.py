@@ -47,8 +47,8 @@ class SampleRows:
     by_generation: bool
 
 
-def choose_sample_rows(base_path: Path, tuned_path: Path, seed: int = 0, count: int = GROUP_ROWS) -> SampleRows:
-    """Choose up to `count` rows per group: "improved", "worse", "random". No row is in two groups.
+def choose_sample_rows(base_path: Path, tuned_path: Path) -> SampleRows:
+    """Choose up to GROUP_ROWS rows per group: "improved", "worse", "random". No row is in two groups.
 
     Rows with a generated text are ranked by exact match, then ROUGE-L, then loss; if no row has one, by loss.
     """
@@ -59,21 +59,13 @@ def choose_sample_rows(base_path: Path, tuned_path: Path, seed: int = 0, count: 
     gains = _gains(base, tuned)[rows]
     order = rows[np.argsort(gains, kind="stable")]
     worse, improved = int((gains < 0).sum()), int((gains > 0).sum())
-    chosen = {
-        "improved": order[::-1][: min(count, improved)],
-        "worse": order[: min(count, worse)],
-    }
+    chosen = {"improved": order[::-1][: min(GROUP_ROWS, improved)], "worse": order[: min(GROUP_ROWS, worse)]}
     rest = np.setdiff1d(rows, np.concatenate(list(chosen.values())))
-    chosen["random"] = np.random.default_rng(seed).permutation(rest)[:count]
+    chosen["random"] = np.random.default_rng(0).permutation(rest)[:GROUP_ROWS]
     samples = _read_samples(base, tuned, {int(row) for group in chosen.values() for row in group})
     groups = {name: [samples[int(row)] for row in group] for name, group in chosen.items()}
-    return SampleRows(
-        groups=groups,
-        improved_rows=improved,
-        worse_rows=worse,
-        rows=len(rows),
-        by_generation=by_generation,
-    )
+    return SampleRows(groups=groups, improved_rows=improved, worse_rows=worse, rows=len(rows),
+                      by_generation=by_generation)  # fmt: skip
 
 
 def _gains(base: RowScores, tuned: RowScores) -> Array:

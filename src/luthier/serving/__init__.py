@@ -1,1 +1,1 @@
-"""The engine's one HTTP door: a model is loaded, requests come in, batches go through it, answers go out."""
+"""The endpoint's HTTP server: loads a model, reads requests, generates in batches, writes responses."""

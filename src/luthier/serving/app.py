@@ -1,7 +1,6 @@
-"""The HTTP door: GET /ping, POST /invocations, POST /invocations-response-stream.
+"""The HTTP application: GET /ping, POST /invocations, POST /invocations-response-stream.
 
-It reads and writes HTTP, hands rows to the queue and waits for them; it knows no model. While the model is loaded it
-says so.
+Parses requests, queues their rows and writes the responses. Responds 503 while the model is loading. Knows no model.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from starlette.applications import Starlette
@@ -20,176 +20,179 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from luthier.errors import LuthierError
-from luthier.serving.answers import EVENT_STREAM, JSON_LINES, Stream, whole
-from luthier.serving.batching import Batching
-from luthier.serving.refusals import Refusal
-from luthier.serving.requests import Asked, check_streamable, read_request
-from luthier.serving.row import Answer, Row, Token
+from luthier.serving.batching import BatchQueue
+from luthier.serving.errors import InvocationError
+from luthier.serving.requests import InvocationRequest, as_stream, read_request
+from luthier.serving.responses import EVENT_STREAM, JSON_LINES, EventEncoder, response_body
+from luthier.serving.row import BatchRow, Completion, Token
 
-MOST_BODY = 6 * 1024 * 1024  # bytes, InvokeEndpoint's own limit
-_DRAINED = 16 * MOST_BODY  # of a body that is too large this much is read and dropped, so that its sender hears why
-_ACCEPTED = ("", "*/*", "application/*", "application/json")
-_STREAMS = {"text/event-stream": EVENT_STREAM, "text/*": EVENT_STREAM, JSON_LINES: JSON_LINES,
-            "application/x-jsonlines": JSON_LINES}  # fmt: skip
+MAX_BODY_BYTES = 6 * 1024 * 1024  # InvokeEndpoint's own limit
+_MAX_DRAIN_BYTES = 16 * MAX_BODY_BYTES  # of a larger body this much is read, so that its sender gets the response
+_JSON_ACCEPTS = ("", "*/*", "application/*", "application/json")
+_STREAM_ACCEPTS = {"text/event-stream": EVENT_STREAM, "text/*": EVENT_STREAM, JSON_LINES: JSON_LINES,
+                   "application/x-jsonlines": JSON_LINES}  # fmt: skip
 log = logging.getLogger(__name__)
 
 
-class Answering(Protocol):
-    """What the door needs of a loaded model; served.Served is it."""
+class ModelServer(Protocol):
+    """The interface of a loaded model; implemented by model.ServedModel."""
 
     name: str
-    broken: bool
+    is_broken: bool
 
-    def rows(self, asked: Asked) -> list[Row]: ...
+    def prepare_rows(self, request: InvocationRequest) -> list[BatchRow]: ...
 
-    def fit(self, rows: Sequence[Row]) -> bool: ...
+    def can_batch(self, rows: Sequence[BatchRow]) -> bool: ...
 
-    def run(self, rows: Sequence[Row]) -> None: ...
+    def generate(self, rows: Sequence[BatchRow]) -> None: ...
 
 
-class Door:
-    """The state behind the routes. `end` is called, with the reason, where the process had better end.
+class EndpointApp:
+    """The routes and their state. `on_broken` is called with the reason if the process should end.
 
-    `rows`, `waiting` and `window` are Batching's.
+    `max_rows`, `max_waiting` and `max_delay` configure the BatchQueue.
     """
 
     def __init__(
-        self, *, rows: int = 16, waiting: int = 256, window: float = 0.005, end: Callable[[str], None] = log.error
-    ) -> None:
-        self._limits = (rows, waiting, window)
-        self._end = end
-        self._served: Answering | None = None
-        self._batching: Batching | None = None
+        self, *, max_rows: int = 16, max_waiting: int = 256, max_delay: float = 0.005,
+        on_broken: Callable[[str], None] = log.error,
+    ) -> None:  # fmt: skip
+        self._new_queue = partial(
+            BatchQueue, self._generate, max_rows=max_rows, max_waiting=max_waiting, max_delay=max_delay
+        )
+        self._on_broken = on_broken
+        self._model: ModelServer | None = None
+        self._queue: BatchQueue | None = None
         routes = [
             Route("/ping", self._ping, methods=["GET"]),
             Route("/invocations", self._invocations, methods=["POST"]),
-            Route("/invocations-response-stream", self._streamed, methods=["POST"]),
+            Route("/invocations-response-stream", self._invocations_stream, methods=["POST"]),
         ]
-        self.app = Starlette(routes=routes, exception_handlers={HTTPException: _no_such_door, Exception: _fault})
+        self.app = Starlette(routes=routes, exception_handlers={HTTPException: _not_found, Exception: _internal_error})
 
-    def open(self, served: Answering) -> None:
-        """The model is loaded: answer from now on."""
-        rows, waiting, window = self._limits
-        self._batching = Batching(self._run, served.fit, rows=rows, waiting=waiting, window=window)
-        self._served = served
+    def set_model(self, model: ModelServer) -> None:
+        """Start to serve the loaded model."""
+        self._queue = self._new_queue(model.can_batch)
+        self._model = model
 
     def close(self) -> None:
-        """Answer what waits; nothing after it."""
-        if self._batching:
-            self._batching.close()
+        """Finish the queued rows and accept no more."""
+        if self._queue:
+            self._queue.close()
 
-    def _run(self, rows: list[Row]) -> None:
-        assert self._served is not None
-        self._served.run(rows)
-        if self._served.broken:
-            self._end("the device computes no more")
+    def _generate(self, rows: list[BatchRow]) -> None:
+        assert self._model is not None
+        self._model.generate(rows)
+        if self._model.is_broken:
+            self._on_broken("the device no longer works")
 
-    async def _ping(self, request: Request) -> Response:
-        if self._served is None:
+    async def _ping(self, http: Request) -> Response:
+        if self._model is None:
             return JSONResponse({"status": "loading"}, 503)
-        state = "broken" if self._served.broken else "ready"
-        return JSONResponse({"status": state, "model": self._served.name}, 500 if self._served.broken else 200)
+        state = "broken" if self._model.is_broken else "ready"
+        return JSONResponse({"status": state, "model": self._model.name}, 500 if self._model.is_broken else 200)
 
-    async def _invocations(self, request: Request) -> Response:
-        return await self._answered(request, streams=False)
+    async def _invocations(self, http: Request) -> Response:
+        return await self._respond(http, streams=False)
 
-    async def _streamed(self, request: Request) -> Response:
-        return await self._answered(request, streams=True)
+    async def _invocations_stream(self, http: Request) -> Response:
+        return await self._respond(http, streams=True)
 
-    async def _answered(self, request: Request, streams: bool) -> Response:
-        began = time.monotonic()
+    async def _respond(self, http: Request, streams: bool) -> Response:
+        start = time.monotonic()
         try:
-            response = await self._answer(request, streams)
+            response = await self._invoke(http, streams)
         except ClientDisconnect:
-            return Response(status_code=499)  # nobody is left to read it
+            return Response(status_code=499)  # nobody reads it
         except Exception as error:
-            response = _reply(error)
-        log.info("%s %d %.3f s", request.url.path, response.status_code, time.monotonic() - began)
+            response = _error_response(error)
+        log.info("%s %d %.3f s", http.url.path, response.status_code, time.monotonic() - start)
         return response
 
-    async def _answer(self, request: Request, streams: bool) -> Response:
-        body = await _body(request)
-        served, batching = self._served, self._batching
-        if served is None or batching is None:
-            raise Refusal("the model is still being loaded; ask again when /ping answers 200", 503, "loading")
-        media = _accepted(request.headers.get("accept", ""))
-        asked = await run_in_threadpool(read_request, request.headers.get("content-type", ""), body)
-        batching.admit(len(asked.prompts) * asked.parameters.num_return_sequences)
-        if asked.stream if asked.stream is not None else streams:
-            asked = check_streamable(asked)
-            (row,) = await run_in_threadpool(served.rows, asked)
-            return await _stream(row, batching, Stream(asked, served.name, media))
-        rows = await run_in_threadpool(served.rows, asked)
-        batching.submit(rows)
-        answers = await _finished(rows, request)
-        return JSONResponse(whole(asked, answers, served.name))
+    async def _invoke(self, http: Request, streams: bool) -> Response:
+        body = await _read_body(http)
+        model, queue = self._model, self._queue
+        if model is None or queue is None:
+            raise InvocationError("the model is still loading; retry when /ping returns 200", 503, "loading")
+        media_type = _stream_media_type(http.headers.get("accept", ""))
+        request = await run_in_threadpool(read_request, http.headers.get("content-type", ""), body)
+        queue.check_size(len(request.prompts) * request.parameters.num_return_sequences)
+        if request.stream if request.stream is not None else streams:
+            request = as_stream(request)
+            (row,) = await run_in_threadpool(model.prepare_rows, request)
+            return await _stream(row, queue, EventEncoder(request, model.name, media_type))
+        rows = await run_in_threadpool(model.prepare_rows, request)
+        queue.submit(rows)
+        completions = await _wait_for(rows, http)
+        return JSONResponse(response_body(request, completions, model.name))
 
 
-async def _body(request: Request) -> bytes:
-    """The request's body; Refusal when it is larger than MOST_BODY."""
+async def _read_body(http: Request) -> bytes:
+    """Read the request's body; InvocationError if it is larger than MAX_BODY_BYTES."""
     parts: list[bytes] = []
     size = 0
-    async for part in request.stream():
+    async for part in http.stream():
         size += len(part)
-        if size <= MOST_BODY:
+        if size <= MAX_BODY_BYTES:
             parts.append(part)
-        elif size > _DRAINED:
+        elif size > _MAX_DRAIN_BYTES:
             break
-    if size > MOST_BODY:
-        raise Refusal(f"the body: more than {MOST_BODY:,} bytes, the most that a request may have", 413)
+    if size > MAX_BODY_BYTES:
+        raise InvocationError(f"the body: larger than the limit of {MAX_BODY_BYTES:,} bytes", 413)
     return b"".join(parts)
 
 
-def _accepted(header: str) -> str:
-    """How a stream is written, for an Accept header; whole answers are JSON whatever stream form is accepted."""
+def _stream_media_type(header: str) -> str:
+    """Choose the media type of a stream by the Accept header. A response that is not a stream is always JSON."""
     names = [part.partition(";")[0].strip().lower() for part in header.split(",")]
     for name in names:
-        if name in _STREAMS:
-            return _STREAMS[name]
-    if not any(name in _ACCEPTED for name in names):
-        raise Refusal(f"Accept: {header}: answers are application/json; streams text/event-stream or {JSON_LINES}", 406)
+        if name in _STREAM_ACCEPTS:
+            return _STREAM_ACCEPTS[name]
+    if not any(name in _JSON_ACCEPTS for name in names):
+        supported = f"application/json, or text/event-stream or {JSON_LINES} for streams"
+        raise InvocationError(f"Accept: {header}: not supported; expected {supported}", 406)
     return EVENT_STREAM
 
 
-async def _finished(rows: list[Row], request: Request) -> list[Answer]:
-    """The rows' answers, in order. When one fails, or the client goes, the rest is called off."""
-    found = asyncio.gather(*(asyncio.wrap_future(row.answers) for row in rows))
-    gone = asyncio.ensure_future(_gone(request))
+async def _wait_for(rows: list[BatchRow], http: Request) -> list[Completion]:
+    """Return the rows' completions, in order. If a row fails or the client disconnects, the others are cancelled."""
+    results = asyncio.gather(*(asyncio.wrap_future(row.completions) for row in rows))
+    disconnect = asyncio.ensure_future(_disconnected(http))
     try:
-        both: set[asyncio.Future[Any]] = {found, gone}
-        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-        if not found.done():
+        futures: set[asyncio.Future[Any]] = {results, disconnect}
+        await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+        if not results.done():
             raise ClientDisconnect
-        return [answer for answers in await found for answer in answers]
+        return [completion for completions in await results for completion in completions]
     finally:
-        gone.cancel()
-        found.cancel()
+        disconnect.cancel()
+        results.cancel()
         for row in rows:
             row.cancelled = True
 
 
-async def _gone(request: Request) -> None:
-    """Return when the client has hung up."""
-    while (await request.receive())["type"] != "http.disconnect":
+async def _disconnected(http: Request) -> None:
+    """Return when the client has disconnected."""
+    while (await http.receive())["type"] != "http.disconnect":
         pass
 
 
-async def _stream(row: Row, batching: Batching, stream: Stream) -> Response:
-    """Answer with the row's tokens as they come. What fails before the first of them is answered as ever."""
+async def _stream(row: BatchRow, batches: BatchQueue, encoder: EventEncoder) -> Response:
+    """Stream the row's tokens. An error before the first token becomes an ordinary error response."""
     loop = asyncio.get_running_loop()
-    queue: asyncio.Queue[tuple[Token, Answer | None] | Exception] = asyncio.Queue()
+    queue: asyncio.Queue[tuple[Token, Completion | None] | Exception] = asyncio.Queue()
 
-    def hear(token: Token, answer: Answer | None) -> None:
-        loop.call_soon_threadsafe(queue.put_nowait, (token, answer))
+    def on_token(token: Token, completion: Completion | None) -> None:
+        loop.call_soon_threadsafe(queue.put_nowait, (token, completion))
 
-    def ended(future: object) -> None:
-        error = row.answers.exception()
+    def on_done(future: object) -> None:
+        error = row.completions.exception()
         if isinstance(error, Exception):
             loop.call_soon_threadsafe(queue.put_nowait, error)
 
-    row.hear = hear
-    row.answers.add_done_callback(ended)
-    batching.submit([row])
+    row.on_token = on_token
+    row.completions.add_done_callback(on_done)
+    batches.submit([row])
     try:
         first = await queue.get()
     except asyncio.CancelledError:
@@ -199,42 +202,42 @@ async def _stream(row: Row, batching: Batching, stream: Stream) -> Response:
         raise first
 
     async def events() -> AsyncIterator[bytes]:
-        event: tuple[Token, Answer | None] | Exception = first
+        event: tuple[Token, Completion | None] | Exception = first
         try:
             while not isinstance(event, Exception):
-                yield stream.event(*event)
+                yield encoder.event(*event)
                 if event[1] is not None:
                     return
                 event = await queue.get()
-            yield stream.error(_refusal(event).reply())
+            yield encoder.error(_as_invocation_error(event).body())
         finally:
             row.cancelled = True
 
-    return StreamingResponse(events(), media_type=stream.media, headers={"Cache-Control": "no-cache"})
+    return StreamingResponse(events(), media_type=encoder.media_type, headers={"Cache-Control": "no-cache"})
 
 
-def _refusal(error: Exception) -> Refusal:
-    """What a caller is told of an error."""
-    if isinstance(error, Refusal):
+def _as_invocation_error(error: Exception) -> InvocationError:
+    if isinstance(error, InvocationError):
         return error
     if isinstance(error, LuthierError):
-        return Refusal(str(error), 500, "generation")
-    return Refusal(f"{type(error).__name__} while answering; the endpoint's log says more", 500, "generation")
+        return InvocationError(str(error), 500, "generation")
+    return InvocationError(f"{type(error).__name__} during generation; see the endpoint's log", 500, "generation")
 
 
-def _reply(error: Exception) -> Response:
-    refusal = _refusal(error)
+def _error_response(error: Exception) -> Response:
+    invocation_error = _as_invocation_error(error)
     if not isinstance(error, LuthierError):
         log.error("a request failed", exc_info=error)
-    headers = {"Retry-After": "1"} if refusal.status == 503 else None
-    return JSONResponse(refusal.reply(), refusal.status, headers)
+    headers = {"Retry-After": "1"} if invocation_error.status == 503 else None
+    return JSONResponse(invocation_error.body(), invocation_error.status, headers)
 
 
-async def _no_such_door(request: Request, error: Exception) -> Response:
+async def _not_found(http: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
     known = "GET /ping, POST /invocations and POST /invocations-response-stream"
-    return JSONResponse(Refusal(f"{request.method} {request.url.path}: there is only {known}").reply(), status)
+    message = f"{http.method} {http.url.path}: not found; this endpoint serves {known}"
+    return JSONResponse(InvocationError(message).body(), status)
 
 
-async def _fault(request: Request, error: Exception) -> Response:
-    return _reply(error)
+async def _internal_error(http: Request, error: Exception) -> Response:
+    return _error_response(error)

@@ -1,8 +1,8 @@
-"""The queue before the model: rows that wait together are run together, and no more may wait than there is room for.
+"""Dynamic batching: a bounded queue of rows; rows that are queued together run as one batch.
 
-    submit ->  | waiting rows, bounded |  -> gather: the first, and what fits beside it -> run, on a thread of its own
+    submit ->  | queued rows |  -> the oldest row, and those that fit in a batch with it -> run, on a thread of its own
 
-A row that finds the model idle waits a moment (`window`) for company. It knows rows, nothing of models or of HTTP.
+A row that finds the model idle waits up to `max_delay` for others. Knows nothing of models or of HTTP.
 """
 
 from __future__ import annotations
@@ -13,59 +13,57 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from luthier.serving.refusals import Refusal
-from luthier.serving.row import Row
+from luthier.serving.errors import InvocationError
+from luthier.serving.row import BatchRow
 
 log = logging.getLogger(__name__)
 
 
-class Batching:
-    """Rows in, batches out. `run` answers a batch (each of its rows ends); `fit` says whether rows can be one batch."""
+class BatchQueue:
+    """Calls `run` with each batch, which must finish its rows; `can_batch` decides which rows fit together."""
 
     def __init__(
-        self,
-        run: Callable[[list[Row]], None],
-        fit: Callable[[Sequence[Row]], bool],
-        *,
-        rows: int = 16,
-        waiting: int = 256,
-        window: float = 0.005,
-    ) -> None:
-        """`rows`: most rows of a batch; `waiting`: most rows that wait; `window`: seconds."""
-        self._run, self._fit = run, fit
-        self._rows, self._most, self._window = rows, waiting, window
-        self._queue: deque[Row] = deque()
+        self, run: Callable[[list[BatchRow]], None], can_batch: Callable[[Sequence[BatchRow]], bool], *,
+        max_rows: int = 16, max_waiting: int = 256, max_delay: float = 0.005,
+    ) -> None:  # fmt: skip
+        """`max_rows`: rows per batch; `max_waiting`: rows in the queue; `max_delay`: seconds."""
+        self._run, self._can_batch = run, can_batch
+        self._max_rows, self._max_waiting, self._max_delay = max_rows, max_waiting, max_delay
+        self._queue: deque[BatchRow] = deque()
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="batching", daemon=True)
         self._thread.start()
 
-    def admit(self, count: int) -> None:
-        """Refuse a request for `count` answers that never find room together, before any work is done on it."""
-        if count > self._most:
-            raise Refusal(f"the request asks for {count:,} answers at once; this endpoint takes {self._most:,}")
+    def check_size(self, count: int) -> None:
+        """Raise InvocationError for a request of `count` rows that can never fit in the queue."""
+        if count > self._max_waiting:
+            raise InvocationError(
+                f"the request needs {count:,} completions; this endpoint accepts at most {self._max_waiting:,} at once"
+            )
 
-    def submit(self, rows: Sequence[Row]) -> None:
-        """Let rows wait for their turn, all or none. Refusal when there is no room for them."""
-        self.admit(len(rows))
+    def submit(self, rows: Sequence[BatchRow]) -> None:
+        """Queue the rows, all or none. InvocationError if the queue is full or closed."""
+        self.check_size(len(rows))
         with self._changed:
             if self._closed:
-                raise Refusal("this endpoint is being stopped", 503, "overloaded")
-            if len(self._queue) + len(rows) > self._most:
-                raise Refusal(f"{len(self._queue)} rows wait already, of {self._most} that may; try again later",
-                              503, "overloaded")  # fmt: skip
+                raise InvocationError("this endpoint is shutting down", 503, "overloaded")
+            waiting = len(self._queue)
+            if waiting + len(rows) > self._max_waiting:
+                message = f"queue full ({waiting} of {self._max_waiting} rows waiting); retry later"
+                raise InvocationError(message, 503, "overloaded")
             self._queue.extend(rows)
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Answer what waits, then end the thread."""
+        """Finish the queued rows, then stop the thread."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
         self._thread.join()
 
     def _work(self) -> None:
-        while batch := self._gather():
+        while batch := self._next_batch():
             try:
                 self._run(batch)
             except Exception as error:
@@ -73,33 +71,33 @@ class Batching:
                 for row in batch:
                     row.fail(error)
             for row in batch:
-                if not row.done:
-                    row.fail(Refusal("the model ended without an answer", 500, "generation"))
+                if not row.is_done:
+                    row.fail(InvocationError("the model returned no completion", 500, "generation"))
 
-    def _gather(self) -> list[Row]:
-        """The next batch; empty when closed and nothing waits."""
+    def _next_batch(self) -> list[BatchRow]:
+        """Wait for the next batch; empty when closed and the queue is empty."""
         with self._changed:
             while True:
-                while self._queue and self._queue[0].done:
+                while self._queue and self._queue[0].is_done:
                     self._queue.popleft()
                 if not self._queue:
                     if self._closed:
                         return []
                     self._changed.wait()
                     continue
-                left = self._queue[0].arrived + self._window - time.monotonic()
-                if left <= 0 or len(self._queue) >= self._rows or self._closed:
-                    return self._take()
-                self._changed.wait(left)
+                delay = self._queue[0].arrival_time + self._max_delay - time.monotonic()
+                if delay <= 0 or len(self._queue) >= self._max_rows or self._closed:
+                    return self._pop_batch()
+                self._changed.wait(delay)
 
-    def _take(self) -> list[Row]:
-        """Off the queue: its first row, and in their order those that fit beside it."""
-        batch: list[Row] = []
-        left: deque[Row] = deque()
+    def _pop_batch(self) -> list[BatchRow]:
+        """Remove the first row and, in order, those that fit in a batch with it."""
+        batch: list[BatchRow] = []
+        rest: deque[BatchRow] = deque()
         for row in self._queue:
-            if row.done:
+            if row.is_done:
                 continue
-            fits = len(batch) < self._rows and (not batch or self._fit([*batch, row]))
-            (batch if fits else left).append(row)
-        self._queue = left
+            fits = len(batch) < self._max_rows and (not batch or self._can_batch([*batch, row]))
+            (batch if fits else rest).append(row)
+        self._queue = rest
         return batch

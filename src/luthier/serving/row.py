@@ -1,7 +1,6 @@
-"""A row of work: one prompt on its way through the model, and its answers.
+"""One row of a batch: a prompt, its generation state, and its completions.
 
-The thread of the model tells it tokens; whoever asked waits for its future, or hears each token. It knows neither
-HTTP nor how the model is run.
+The model's thread appends tokens; the HTTP side waits for the row's future or receives each token by callback.
 """
 
 from __future__ import annotations
@@ -12,17 +11,17 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from luthier.serving.writing import Writing
+from luthier.serving.detokenizer import Detokenizer
 
-if TYPE_CHECKING:  # as in writing.py
+if TYPE_CHECKING:  # as in detokenizer.py
     from luthier.weights.sample import Beams, Choice
 
-LENGTH, END, STOP = "length", "eos_token", "stop_sequence"  # why an answer ended
+LENGTH, END, STOP = "length", "eos_token", "stop_sequence"  # finish reasons
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token of a prompt or an answer. `text` is what it gave to the text; `logprob` the model's own, in nats."""
+    """A token of a prompt or completion. `text`: what it adds to the text; `logprob`: the model's own, in nats."""
 
     id: int
     text: str
@@ -30,107 +29,112 @@ class Token:
     special: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A whole answer. `tokens` holds each of them where it was asked for, `count` how many they were."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """A finished completion. `tokens` and `prefill` (the prompt's tokens) are empty unless requested."""
 
     prompt: str
     text: str
-    finish: str
-    count: int
+    finish_reason: str
+    token_count: int
     prompt_tokens: int
     seed: int | None = None
     tokens: tuple[Token, ...] = ()
     prefill: tuple[Token, ...] = ()
 
 
-Hear = Callable[[Token, Answer | None], None]
+OnToken = Callable[[Token, Completion | None], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Order:
-    """What is asked of the model for one row; `text` is the prompt's, `ids` its tokens."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationRequest:
+    """What to generate for one row. `prompt_ids`: the tokens of `prompt`; `max_seconds`: a time limit."""
 
-    text: str
-    ids: Sequence[int]
-    room: int
+    prompt: str
+    prompt_ids: Sequence[int]
+    max_new_tokens: int
     choice: Choice
     stop_ids: frozenset[int]
-    stops: tuple[str, ...] = ()
+    stop_strings: tuple[str, ...] = ()
     beams: Beams | None = None
-    scored: bool = False
-    prefilled: bool = False
-    most_seconds: float | None = None
+    with_logprobs: bool = False
+    with_prefill: bool = False
+    max_seconds: float | None = None
+
+    def completion(
+        self, text: str, finish_reason: str, token_count: int, tokens: Sequence[Token], prefill: tuple[Token, ...]
+    ) -> Completion:
+        """Build a completion of this request."""
+        return Completion(
+            prompt=self.prompt, text=text, finish_reason=finish_reason, token_count=token_count, tokens=tuple(tokens),
+            prompt_tokens=len(self.prompt_ids), seed=self.choice.seed, prefill=prefill,
+        )  # fmt: skip
 
 
-@dataclass(slots=True, eq=False)
-class Row:
-    """An order and what has become of it. `hear` is told each token as it comes, the last one with the answer."""
+@dataclass(slots=True, eq=False, kw_only=True)
+class BatchRow:
+    """A request and its state. `on_token` receives each token, the last one together with the completion."""
 
-    order: Order
-    writing: Writing
-    hear: Hear | None = None
-    answers: Future[list[Answer]] = field(default_factory=Future)
-    arrived: float = field(default_factory=time.monotonic)
+    request: GenerationRequest
+    detokenizer: Detokenizer
+    on_token: OnToken | None = None
+    completions: Future[list[Completion]] = field(default_factory=Future)
+    arrival_time: float = field(default_factory=time.monotonic)
     cancelled: bool = False
     prefill: tuple[Token, ...] = ()
-    _told: list[tuple[int, float]] = field(default_factory=list)
-    _seen: int = 0
-    _began: float = 0.0
+    _tokens: list[tuple[int, float]] = field(default_factory=list)  # id, log-probability
+    _position: int = 0
+    _start_time: float = 0.0
 
     def __post_init__(self) -> None:
-        self.answers.set_running_or_notify_cancel()  # from here on only this row ends it
+        self.completions.set_running_or_notify_cancel()  # the future can no longer be cancelled from outside
 
     @property
-    def done(self) -> bool:
-        """Whether nothing is left to do."""
-        return self.cancelled or self.answers.done()
+    def is_done(self) -> bool:
+        return self.cancelled or self.completions.done()
 
-    def begin(self) -> None:
-        """The model starts on it, perhaps again: tokens that were told before are then passed over."""
-        self._seen = 0
-        self._began = self._began or time.monotonic()
+    def start(self) -> None:
+        """Start or restart generation; after a restart, tokens that were already delivered are not delivered again."""
+        self._position = 0
+        self._start_time = self._start_time or time.monotonic()
 
-    def take(self, token: int, score: float) -> bool:
-        """The next token; whether to go on."""
-        self._seen += 1
-        if self._seen <= len(self._told):
-            return not self.done
-        self._told.append((token, score))
-        ended = token in self.order.stop_ids
-        text = "" if ended else self.writing.add(token)
-        reason = END if ended else STOP if self.writing.stopped else LENGTH if self._spent() else None
-        logprob = score if self.order.scored else None
+    def append(self, token: int, score: float) -> bool:
+        """Add a token with its log-probability; returns whether to continue."""
+        self._position += 1
+        if self._position <= len(self._tokens):
+            return not self.is_done
+        self._tokens.append((token, score))
+        is_end = token in self.request.stop_ids
+        text = "" if is_end else self.detokenizer.append(token)
+        reason = END if is_end else STOP if self.detokenizer.stopped else LENGTH if self._at_limit() else None
+        logprob = score if self.request.with_logprobs else None
         if reason is None:
-            if self.hear:
-                self.hear(Token(token, text, logprob), None)
+            if self.on_token:
+                self.on_token(Token(token, text, logprob), None)
             return not self.cancelled
-        text += self.writing.finish()
-        answer = self._answer(STOP if self.writing.stopped else reason)
-        self.answers.set_result([answer])
-        if self.hear:
-            self.hear(Token(token, text, logprob, special=ended), answer)
+        text += self.detokenizer.finish()
+        completion = self._completion(STOP if self.detokenizer.stopped else reason)
+        self.completions.set_result([completion])
+        if self.on_token:
+            self.on_token(Token(token, text, logprob, special=is_end), completion)
         return False
 
     def fail(self, error: Exception) -> None:
-        """No answer can be had."""
-        if not self.answers.done():
-            self.answers.set_exception(error)
+        """Finish with an error, unless the row is finished."""
+        if not self.completions.done():
+            self.completions.set_exception(error)
 
-    def _spent(self) -> bool:
-        late = self.order.most_seconds is not None and time.monotonic() - self._began >= self.order.most_seconds
-        return late or len(self._told) >= self.order.room
+    def _at_limit(self) -> bool:
+        seconds = self.request.max_seconds
+        is_late = seconds is not None and time.monotonic() - self._start_time >= seconds
+        return is_late or len(self._tokens) >= self.request.max_new_tokens
 
-    def _answer(self, finish: str) -> Answer:
-        order = self.order
-        tokens: tuple[Token, ...] = ()
-        if order.scored:
-            texts = [*self.writing.texts(), ""]  # a stop token gives none
-            tokens = tuple(
-                Token(token, texts[place], score, special=token in order.stop_ids)
-                for place, (token, score) in enumerate(self._told)
-            )
-        return Answer(
-            order.text, self.writing.text, finish, len(self._told), len(order.ids), order.choice.seed, tokens,
-            self.prefill,
-        )  # fmt: skip
+    def _completion(self, finish_reason: str) -> Completion:
+        tokens: list[Token] = []
+        if self.request.with_logprobs:
+            texts = [*self.detokenizer.token_texts(), ""]  # an end token has no text
+            tokens = [
+                Token(token, texts[index], score, special=token in self.request.stop_ids)
+                for index, (token, score) in enumerate(self._tokens)
+            ]
+        return self.request.completion(self.detokenizer.text, finish_reason, len(self._tokens), tokens, self.prefill)

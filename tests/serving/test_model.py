@@ -16,11 +16,11 @@ from tiny_models import write_model
 
 from luthier.catalog.locate import EMBEDDED
 from luthier.evaluation.generate import print_generations
-from luthier.serving import served as served_module
-from luthier.serving.refusals import Refusal
+from luthier.serving import model as model_module
+from luthier.serving.errors import InvocationError
+from luthier.serving.model import DEFAULT_NEW_TOKENS, ServedModel
 from luthier.serving.requests import read_request
-from luthier.serving.row import Row
-from luthier.serving.served import DEFAULT_NEW_TOKENS, Served
+from luthier.serving.row import BatchRow
 from luthier.weights.generate import generate
 from luthier.weights.sample import Line, continue_lines
 from luthier.weights.target import Target, find_target
@@ -28,8 +28,8 @@ from luthier.weights.target import Target, find_target
 FIELDS = {"instruction": "good dog", "context": "a cat sat on the mat <|endoftext|> naïve 猫"}
 
 
-def rows_of(served: Served, body: Any) -> list[Row]:
-    return served.rows(read_request("application/json", json.dumps(body).encode()))
+def rows_of(served: ServedModel, body: Any) -> list[BatchRow]:
+    return served.prepare_rows(read_request("application/json", json.dumps(body).encode()))
 
 
 def generated(capsys: pytest.CaptureFixture[str], target: str, text: str, **more: Any) -> str:
@@ -71,14 +71,14 @@ def test_many_at_once_are_answered_as_each_alone(tuned: Endpoint) -> None:
     assert [one["generated_text"] for one in together] == [tuned.text(word, **limits) for word in words]
 
 
-def test_a_conversation_is_rendered_by_the_models_own_template(tiny_model: Served, tiny: Endpoint) -> None:
+def test_a_conversation_is_rendered_by_the_models_own_template(tiny_model: ServedModel, tiny: Endpoint) -> None:
     talk = [{"role": "user", "content": "Hello! <|im_end|>"}]
     (row,) = rows_of(tiny_model, {"messages": talk})
     chat = tiny_model.tokenizer.chat
     assert chat is not None
-    assert list(row.order.ids) == tiny_model.tokenizer.prompt_ids(chat.render_prompt(talk))
+    assert list(row.request.prompt_ids) == tiny_model.tokenizer.prompt_ids(chat.render_prompt(talk))
     told = generate(
-        tiny_model.model, [list(row.order.ids)], stop_ids=tiny_model.tokenizer.stop_ids,
+        tiny_model.model, [list(row.request.prompt_ids)], stop_ids=tiny_model.tokenizer.stop_ids,
         pad_id=tiny_model.tokenizer.pad_id, max_new_tokens=DEFAULT_NEW_TOKENS,
     )[0]  # fmt: skip
     expected = tiny_model.tokenizer.decode(told.ids)
@@ -87,90 +87,99 @@ def test_a_conversation_is_rendered_by_the_models_own_template(tiny_model: Serve
     assert tiny.answer({"fields": {"messages": talk}}) == [{"generated_text": expected}]
 
 
-def test_strings_of_control_tokens_are_text_unless_said_otherwise(tiny_model: Served) -> None:
-    asked = "<|im_start|>user"
-    (text,) = rows_of(tiny_model, {"inputs": asked})
-    (control,) = rows_of(tiny_model, {"inputs": asked, "parameters": {"parse_special_tokens": True}})
-    assert len(control.order.ids) < len(text.order.ids)
-    assert tiny_model.tokenizer.show(control.order.ids) == tiny_model.tokenizer.show(text.order.ids) == asked
+def test_strings_of_control_tokens_are_text_unless_said_otherwise(tiny_model: ServedModel) -> None:
+    prompt = "<|im_start|>user"
+    (text,) = rows_of(tiny_model, {"inputs": prompt})
+    (control,) = rows_of(tiny_model, {"inputs": prompt, "parameters": {"parse_special_tokens": True}})
+    assert len(control.request.prompt_ids) < len(text.request.prompt_ids)
+    assert (
+        tiny_model.tokenizer.show(control.request.prompt_ids)
+        == tiny_model.tokenizer.show(text.request.prompt_ids)
+        == prompt
+    )
 
 
-def trusting(served: Served) -> Served:
+def trusting(served: ServedModel) -> ServedModel:
     """The same model, of a run that was trained with parse_special_tokens."""
     provenance = {"settings": {"parse_special_tokens": True}, "kind": "instruction",
                   "template": {"prompt": "{q}", "completion": "{a}"}}  # fmt: skip
-    return Served(Target("x", EMBEDDED, provenance=provenance), served.tokenizer, served.model)
+    return ServedModel(Target("x", EMBEDDED, provenance=provenance), served.tokenizer, served.model)
 
 
-def test_a_run_that_trusted_its_rows_trusts_requests(tiny_model: Served) -> None:
+def test_a_run_that_trusted_its_rows_trusts_requests(tiny_model: ServedModel) -> None:
     served = trusting(tiny_model)
     for body in ({"inputs": "<|im_start|>"}, {"fields": {"q": "<|im_start|>"}}):
-        assert len(rows_of(served, body)[0].order.ids) == 1
+        assert len(rows_of(served, body)[0].request.prompt_ids) == 1
         distrusted = rows_of(served, body | {"parameters": {"parse_special_tokens": False}})
-        assert len(distrusted[0].order.ids) > 1
+        assert len(distrusted[0].request.prompt_ids) > 1
 
 
-def test_a_text_begins_once(short: Served) -> None:
+def test_a_text_begins_once(short: ServedModel) -> None:
     """Where the tokenizer begins each text with a token, a trusted prompt that brings it gets no second one."""
-    served = Served(Target("x", EMBEDDED), sentencepiece_like(), short.model)
+    served = ServedModel(Target("x", EMBEDDED), sentencepiece_like(), short.model)
     trusted = {"parse_special_tokens": True}
     plain, brought, twice, text = (
-        list(rows_of(served, {"inputs": inputs, "parameters": more})[0].order.ids)
+        list(rows_of(served, {"inputs": inputs, "parameters": more})[0].request.prompt_ids)
         for inputs, more in (("the", trusted), ("<s>the", trusted), ("<s><s>the", trusted), ("<s>the", {}))
     )
     assert (plain[0], plain.count(1)) == (1, 1)
     assert (brought[0], brought.count(1), twice.count(1), text.count(1)) == (1, 1, 2, 1)
     assert len(text) > len(brought)
     (row,) = rows_of(served, {"inputs": "at the inn", "parameters": {"truncate": 3}})
-    assert (row.order.ids[0], len(row.order.ids)) == (1, 3)
-    assert served.tokenizer.decode(row.order.ids) == "nn"
+    assert (row.request.prompt_ids[0], len(row.request.prompt_ids)) == (1, 3)
+    assert served.tokenizer.decode(row.request.prompt_ids) == "nn"
 
 
-def small(tmp_path_factory: pytest.TempPathFactory, architecture: str = "llama", **limits: Any) -> Served:
+def small(tmp_path_factory: pytest.TempPathFactory, architecture: str = "llama", **limits: Any) -> ServedModel:
     folder = write_model(tmp_path_factory.mktemp("small") / architecture, architecture, positions=64)
-    return Served.load(str(folder), "cpu", lambda text: None, **limits)
+    return ServedModel.load(str(folder), "cpu", lambda text: None, **limits)
 
 
 @pytest.fixture(scope="module")
-def short(tmp_path_factory: pytest.TempPathFactory) -> Served:
+def short(tmp_path_factory: pytest.TempPathFactory) -> ServedModel:
     """A model with a context of 64 tokens, a character each."""
     return small(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Served:
+def pair(tmp_path_factory: pytest.TempPathFactory) -> ServedModel:
     return small(tmp_path_factory, "t5", context=64)
 
 
-def room(served: Served, characters: int, **parameters: Any) -> int:
+def max_new_tokens(served: ServedModel, characters: int, **parameters: Any) -> int:
     (row,) = rows_of(served, {"inputs": "z" * characters, "parameters": parameters})
-    assert len(row.order.ids) == characters + len(served.tokenizer.suffix_ids if served.model.encoder_decoder else [])
-    return row.order.room
+    assert len(row.request.prompt_ids) == characters + len(
+        served.tokenizer.suffix_ids if served.model.encoder_decoder else []
+    )
+    return row.request.max_new_tokens
 
 
-def test_room_of_an_answer(short: Served, pair: Served) -> None:
-    assert room(short, 10) == 54
-    assert room(short, 10, max_new_tokens=5) == 5
-    assert room(short, 10, max_new_tokens=500) == 54
-    assert room(short, 10, max_length=30) == 20
-    assert room(short, 10, max_length=30, max_new_tokens=5) == 5
-    assert room(short, 63) == 1
-    assert room(pair, 10) == 64
-    assert room(pair, 63, max_length=30) == 29
+def test_room_of_an_answer(short: ServedModel, pair: ServedModel) -> None:
+    assert max_new_tokens(short, 10) == 54
+    assert max_new_tokens(short, 10, max_new_tokens=5) == 5
+    assert max_new_tokens(short, 10, max_new_tokens=500) == 54
+    assert max_new_tokens(short, 10, max_length=30) == 20
+    assert max_new_tokens(short, 10, max_length=30, max_new_tokens=5) == 5
+    assert max_new_tokens(short, 63) == 1
+    assert max_new_tokens(pair, 10) == 64
+    assert max_new_tokens(pair, 63, max_length=30) == 29
 
 
-def test_default_room(tiny_model: Served) -> None:
-    assert rows_of(tiny_model, {"inputs": "a"})[0].order.room == DEFAULT_NEW_TOKENS
-    assert rows_of(tiny_model, {"inputs": "a", "parameters": {"max_length": 2000}})[0].order.room == 1999
+def test_default_room(tiny_model: ServedModel) -> None:
+    assert rows_of(tiny_model, {"inputs": "a"})[0].request.max_new_tokens == DEFAULT_NEW_TOKENS
+    assert rows_of(tiny_model, {"inputs": "a", "parameters": {"max_length": 2000}})[0].request.max_new_tokens == 1999
 
 
 @pytest.mark.parametrize(
     ("body", "line"),
     [
-        ({"inputs": "z" * 64}, "inputs: the prompt has 64 tokens; this endpoint takes 1 to 63; parameters.trunc"),
+        ({"inputs": "z" * 64}, "inputs: the prompt has 64 tokens; expected 1 to 63; set parameters.trunc"),
         ({"inputs": ["a", "z" * 99]}, r"inputs\[1\]: the prompt has 99 tokens"),
-        ({"inputs": ""}, "inputs: the prompt has 0 tokens; this endpoint takes 1 to 63"),
-        ({"inputs": "z" * 20, "parameters": {"max_length": 20}}, "max_length: 20: the prompt alone has 20 tokens"),
+        ({"inputs": ""}, "inputs: the prompt has 0 tokens; expected 1 to 63"),
+        (
+            {"inputs": "z" * 20, "parameters": {"max_length": 20}},
+            "max_length: 20: expected more than the prompt's 20 tokens",
+        ),
         ({"fields": {"question": "a"}}, "fields: a row for a model without a template needs the text field 'prompt'"),
         ({"messages": "hi"}, "messages: expected a list of"),
         ({"messages": []}, "messages: a chat row needs 'messages': a list of"),
@@ -179,19 +188,19 @@ def test_default_room(tiny_model: Served) -> None:
         ({"inputs": [[{"role": "user", "content": 5}]]}, r"inputs\[0\]: a chat row needs"),
     ],
 )
-def test_what_cannot_be_rendered_or_does_not_fit(short: Served, body: Any, line: str) -> None:
-    with pytest.raises(Refusal, match=line):
+def test_what_cannot_be_rendered_or_does_not_fit(short: ServedModel, body: Any, line: str) -> None:
+    with pytest.raises(InvocationError, match=line):
         rows_of(short, body)
 
 
-def test_a_model_without_a_chat_template_says_so(pair: Served) -> None:
-    with pytest.raises(Refusal, match=r"messages: .* tokenizer has a chat template"):
+def test_a_model_without_a_chat_template_says_so(pair: ServedModel) -> None:
+    with pytest.raises(InvocationError, match=r"messages: .* tokenizer has a chat template"):
         rows_of(pair, {"messages": [{"role": "user", "content": "hi"}]})
 
 
-def test_truncate_keeps_the_end(short: Served) -> None:
+def test_truncate_keeps_the_end(short: ServedModel) -> None:
     (row,) = rows_of(short, {"inputs": "z" * 99 + "q", "parameters": {"truncate": 9}})
-    assert short.tokenizer.decode(row.order.ids) == "zzzzzzzzq"
+    assert short.tokenizer.decode(row.request.prompt_ids) == "zzzzzzzzq"
 
 
 def test_seeds_of_several_answers_follow_each_other(tiny: Endpoint) -> None:
@@ -204,32 +213,32 @@ def test_seeds_of_several_answers_follow_each_other(tiny: Endpoint) -> None:
     assert two[0]["generated_text"] == alone[0]
 
 
-def test_rows_of_a_batch_stay_within_the_context_together(short: Served) -> None:
+def test_rows_of_a_batch_stay_within_the_context_together(short: ServedModel) -> None:
     long, brief, beam = (
         rows_of(short, {"inputs": "z" * length, "parameters": {"max_new_tokens": new} | more})[0]
         for length, new, more in ((60, 4, {}), (5, 20, {}), (5, 4, {"num_beams": 2}))
     )
-    assert short.fit([long])
-    assert short.fit([brief, brief])
-    assert not short.fit([long, brief])
-    assert not short.fit([brief, beam])
+    assert short.can_batch([long])
+    assert short.can_batch([brief, brief])
+    assert not short.can_batch([long, brief])
+    assert not short.can_batch([brief, beam])
     short.batch_tokens, before = 70, short.batch_tokens
-    assert short.fit([brief, brief])
-    assert not short.fit([brief, brief, brief])
+    assert short.can_batch([brief, brief])
+    assert not short.can_batch([brief, brief, brief])
     short.batch_tokens = before
 
 
-def run(served: Served, body: Any) -> list[Row]:
+def run(served: ServedModel, body: Any) -> list[BatchRow]:
     rows = rows_of(served, body)
-    served.run(rows)
+    served.generate(rows)
     return rows
 
 
 def test_rows_that_find_no_memory_together_are_answered_in_halves(
-    short: Served, monkeypatch: pytest.MonkeyPatch
+    short: ServedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     body = {"inputs": ["aa", "bbb", "cccc", "d", "ee"], "parameters": {"max_new_tokens": 8, "details": True}}
-    expected = [row.answers.result(0) for row in run(short, body)]
+    expected = [row.completions.result(0) for row in run(short, body)]
     tried: list[int] = []
     whole = continue_lines
 
@@ -239,18 +248,18 @@ def test_rows_that_find_no_memory_together_are_answered_in_halves(
             raise torch.OutOfMemoryError("CUDA out of memory")
         whole(model, lines, pad_id)
 
-    monkeypatch.setattr(served_module, "continue_lines", scarce)
-    found = [row.answers.result(0) for row in run(short, body)]
+    monkeypatch.setattr(model_module, "continue_lines", scarce)
+    found = [row.completions.result(0) for row in run(short, body)]
     assert tried == [5, 3, 2, 1, 2]
     assert [one[0].text for one in found] == [one[0].text for one in expected]
 
 
 def test_tokens_that_were_told_before_memory_ran_out_are_not_told_again(
-    short: Served, monkeypatch: pytest.MonkeyPatch
+    short: ServedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (row, other) = rows_of(short, {"inputs": ["aa", "bb"], "parameters": {"max_new_tokens": 8}})
     heard: list[int] = []
-    row.hear = lambda token, answer: heard.append(token.id)
+    row.on_token = lambda token, answer: heard.append(token.id)
     whole, calls = continue_lines, list[int]()
 
     def breaks_off(model: Any, lines: Any, pad_id: int) -> None:
@@ -269,24 +278,24 @@ def test_tokens_that_were_told_before_memory_ran_out_are_not_told_again(
 
         whole(model, [Line(lines[0].prompt, lines[0].room, lines[0].choice, take), lines[1]], pad_id)
 
-    monkeypatch.setattr(served_module, "continue_lines", breaks_off)
-    short.run([row, other])
+    monkeypatch.setattr(model_module, "continue_lines", breaks_off)
+    short.generate([row, other])
     assert calls == [2, 1, 1]
     monkeypatch.undo()
     (again,) = run(short, {"inputs": "aa", "parameters": {"max_new_tokens": 8}})
-    assert heard == [token for token, _ in again._told]
+    assert heard == [token for token, _ in again._tokens]
 
 
-def test_one_row_without_memory_is_said(short: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_row_without_memory_is_said(short: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     def none(*rest: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(served_module, "continue_lines", none)
+    monkeypatch.setattr(model_module, "continue_lines", none)
     (row,) = run(short, {"inputs": "a"})
-    assert "out of memory while answering" in str(row.answers.exception())
+    assert "out of memory while generating" in str(row.completions.exception())
 
 
-def test_a_row_that_fails_fails_alone(short: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_that_fails_fails_alone(short: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = continue_lines
 
     def picky(model: Any, lines: Any, pad_id: int) -> None:
@@ -294,27 +303,27 @@ def test_a_row_that_fails_fails_alone(short: Served, monkeypatch: pytest.MonkeyP
             raise ValueError("boom")
         whole(model, lines, pad_id)
 
-    monkeypatch.setattr(served_module, "continue_lines", picky)
+    monkeypatch.setattr(model_module, "continue_lines", picky)
     rows = run(short, {"inputs": ["aa", "bbb", "cccc", "d"], "parameters": {"max_new_tokens": 4}})
-    assert [row.answers.exception() is None for row in rows] == [True, True, False, True]
-    assert not short.broken
+    assert [row.completions.exception() is None for row in rows] == [True, True, False, True]
+    assert not short.is_broken
 
 
-def test_a_device_that_computes_no_more_is_noticed(short: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_computes_no_more_is_noticed(short: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*rest: Any, **more: Any) -> None:
         raise RuntimeError("CUDA error: device-side assert triggered")
 
-    monkeypatch.setattr(served_module, "continue_lines", fails)
+    monkeypatch.setattr(model_module, "continue_lines", fails)
     monkeypatch.setattr(torch, "ones", fails)
     run(short, {"inputs": "a"})
     monkeypatch.undo()
-    assert short.broken
+    assert short.is_broken
     reasons: list[str] = []
-    with listening(short, end=reasons.append) as endpoint:
+    with listening(short, on_broken=reasons.append) as endpoint:
         assert endpoint.request("GET", "/ping").status == 500
         endpoint.post({"inputs": "a"})
-    short.broken = False
-    assert reasons == ["the device computes no more"]
+    short.is_broken = False
+    assert reasons == ["the device no longer works"]
 
 
 def test_weights_that_give_no_numbers_are_the_models_fault(tmp_path_factory: pytest.TempPathFactory) -> None:

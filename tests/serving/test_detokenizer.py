@@ -11,7 +11,7 @@ from serving.vocabularies import sentencepiece_like
 from luthier.catalog.locate import EMBEDDED
 from luthier.data.example import Piece
 from luthier.data.tokenize import Tokenizer
-from luthier.serving.writing import Writing
+from luthier.serving.detokenizer import Detokenizer
 
 HARD = "naïve 猫が好き🙂👩‍👩‍👧 Ünïcödé\n\t  two  spaces — “quotes” и кириллица \U0001f1fa\U0001f1f3 end"
 
@@ -23,17 +23,17 @@ def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
 
 def written(tokenizer: Tokenizer, prompt: list[int], ids: list[int], stops: tuple[str, ...] = ()) -> list[str]:
     """What was released for each token, and at the end."""
-    writing = Writing(tokenizer, prompt, stops, live=True)
+    detokenizer = Detokenizer(tokenizer, prompt, stops, live=True)
     released = []
     for token in ids:
-        released.append(writing.add(token))
-        if writing.stopped:
+        released.append(detokenizer.append(token))
+        if detokenizer.stopped:
             break
-    released.append(writing.finish())
-    assert "".join(released) == writing.text
-    assert "".join(writing.texts()) == writing.text
-    assert len(writing.texts()) == len(writing.ids)
-    assert Writing(tokenizer, prompt, stops).text == ""
+    released.append(detokenizer.finish())
+    assert "".join(released) == detokenizer.text
+    assert "".join(detokenizer.token_texts()) == detokenizer.text
+    assert len(detokenizer.token_texts()) == len(detokenizer.ids)
+    assert Detokenizer(tokenizer, prompt, stops).text == ""
     return released
 
 
@@ -101,10 +101,10 @@ def test_stop_strings_end_the_text_and_never_show(
     ids = ids_of(tokenizer, text)
     released = written(tokenizer, [], ids, stops)
     assert "".join(released) == expected
-    silent = Writing(tokenizer, [], stops)
+    silent = Detokenizer(tokenizer, [], stops)
     for token in ids:
         if not silent.stopped:
-            silent.add(token)
+            silent.append(token)
     silent.finish()
     assert (silent.text, silent.stopped) == (expected, expected != text)
 
