@@ -143,7 +143,7 @@ def test_the_base_model_is_named_in_several_ways(desk: Desk, more: dict[str, Any
          f"CreateTrainingJob names two base models: flan-t5-base (tag {TAG}) and luthier/tiny (Environment LUTHIER_MO"),
         ({"Environment": {}, "InputDataConfig": [channel("train"), channel("model", f"{CACHE}/a/b.tar.gz")]},
          f"channel model: {CACHE}/a/b.tar.gz is no artifact of a JumpStart model known here"),
-        (tagged("model-txt2img-stabilityai-stable-diffusion-v2-1-base"), "stable-diffusion-2-1 cannot be used here."),
+        (tagged("model-txt2img-stabilityai-stable-diffusion-v2-1-base"), "stable-diffusion-2-1 cannot be tuned."),
         (tagged(LLAMA),
          "llama-2-7b is licensed under Llama 2 Community License, which must be accepted first: read "
          "https://ai.meta.com/llama/license/, then set ModelAccessConfig.AcceptEula to true on the channel model"),

@@ -81,11 +81,11 @@ def test_a_full_entry() -> None:
         ({"licence": {"url": "x"}}, "missing field 'licence.name'"),
         ({"licence": {"name": "L", "eula": "yes"}}, "licence.eula: expected true or false"),
         ({"licence": {"name": "L", "eula": True}},
-         "licence.url: expected the address of the text that must be accepted"),
+         "licence.url: expected the URL of the text that must be accepted"),
         ({"autopilot": {"name": "M", "rows": 1}}, "missing field 'autopilot.tokens'"),
         ({"default_template": {"prompt": "p"}}, "missing field 'default_template.completion'"),
         ({"kinds": ["domain", "poetry"]}, "kinds: expected some of instruction, autopilot, chat, domain"),
-        ({"kinds": []}, "description: expected what is needed to tune it, as kinds is empty"),
+        ({"kinds": []}, "description: expected the reason why it cannot be tuned, as kinds is empty"),
         ({"attention": {"kernels": ["flesh"], "packing": True}},
          "attention.kernels: expected some of eager, sdpa, flash"),
         ({"verified": ["colour"]}, "verified: expected some of architecture, parameters, context_length, licence, "
@@ -150,7 +150,7 @@ def test_the_closest_name_in_whatever_case(name: str, said: str) -> None:
 def test_a_model_without_kinds_is_refused_with_what_it_needs() -> None:
     check_tunable(None)
     check_tunable(read())
-    with pytest.raises(UserError, match=r"^m cannot be used here\. It needs wings\.$"):
+    with pytest.raises(UserError, match=r"^m cannot be tuned\. It needs wings\.$"):
         check_tunable(read(kinds=[], description="It needs wings."))
 
 
@@ -191,7 +191,7 @@ def test_adding_a_model_is_adding_one_file(tmp_path: Path, monkeypatch: pytest.M
 def test_a_name_that_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine.yaml").write_text(text_of(aliases=["Falcon 7B"]))
     monkeypatch.setenv("LUTHIER_ENTRIES", str(tmp_path))
-    with pytest.raises(UserError, match=r"^catalogue: 'Falcon 7B' names both falcon-7b and m; change one$"):
+    with pytest.raises(UserError, match=r"^catalogue: 'Falcon 7B' names both falcon-7b and m; rename one$"):
         find("m")
 
 

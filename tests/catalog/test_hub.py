@@ -19,7 +19,9 @@ from luthier.catalog import hub
 from luthier.catalog.locate import Location, locate
 from luthier.errors import CapacityError, ModelNotFoundError, UserError
 
-WHERE = Location("m", None, None, "org/m", "rev1", ("LUTHIER_MODELS (not set)", "/cache/models--org--m"))
+WHERE = Location(
+    name="m", repository="org/m", revision="rev1", searched=("LUTHIER_MODELS (not set)", "/cache/models--org--m")
+)
 FILES = {
     "model.safetensors": 3_000_000_000, "consolidated.safetensors": 3_000_000_000, "config.json": 500,
     "pytorch_model.bin": 9_000_000_000, "notes.md": 77,
@@ -81,19 +83,19 @@ def refusal() -> str:
         hub.fetch(WHERE, print)
     message = str(caught.value)
     assert len(message.splitlines()) == 1
-    assert message.startswith("model 'm' is not to be had: looked in LUTHIER_MODELS (not set); /cache/models--org--m; ")
+    assert message.startswith("model 'm' not found; searched LUTHIER_MODELS (not set); /cache/models--org--m; ")
     assert "put its Hugging Face folder at $LUTHIER_MODELS/org/m" in message
     return message
 
 
 def test_what_is_at_hand_is_not_asked_for(tmp_path: Path, online: Hub) -> None:
     online.fault = AssertionError("asked the Hub")
-    assert hub.fetch(Location("m", None, tmp_path), print) == tmp_path
+    assert hub.fetch(Location(name="m", folder=tmp_path), print) == tmp_path
 
 
 def test_a_model_that_luthier_cannot_use_is_not_asked_for(online: Hub) -> None:
     online.fault = AssertionError("asked the Hub")
-    with pytest.raises(UserError, match=r"stable-diffusion-2-1 cannot be used here\. It is an image model"):
+    with pytest.raises(UserError, match=r"stable-diffusion-2-1 cannot be tuned\. It is an image model"):
         hub.fetch(locate("stable-diffusion-2-1", {}), print)
 
 
@@ -103,7 +105,7 @@ def test_the_size_is_said_first_and_only_what_is_needed_is_fetched(
     free_disk(monkeypatch, 4_000_000_000)  # without the 9 GB of pickled weights it fits
     said: list[str] = []
     assert hub.fetch(WHERE, lambda text: said.append(f"{text} {'download' in online.asked}")) == online.folder
-    assert said == ["fetching org/m from the Hub: 3.00 GB (interrupted downloads resume) False"]
+    assert said == ["downloading org/m from the Hub: 3.00 GB (an interrupted download resumes) False"]
     assert online.asked == {"info": ("org/m", "rev1"), "download": ("org/m", "rev1", hub.MODEL_FILES)}
     assert not any("bin" in pattern or "py" in pattern for pattern in hub.MODEL_FILES)
 
@@ -113,7 +115,7 @@ def test_pickled_weights_are_fetched_where_there_are_no_others(online: Hub, monk
     online.files = {name: size for name, size in FILES.items() if not name.endswith(".safetensors")} | {"x.bin": 10**9}
     said: list[str] = []
     hub.fetch(WHERE, said.append)
-    assert said == ["fetching org/m from the Hub: 9.00 GB (interrupted downloads resume)"]
+    assert said == ["downloading org/m from the Hub: 9.00 GB (an interrupted download resumes)"]
     assert online.asked["download"] == ("org/m", "rev1", ("pytorch_model*.bin", *hub.TOKENIZER_FILES))
     hub.fetch(WHERE, said.append, hub.TOKENIZER_FILES)
     assert online.asked["download"] == ("org/m", "rev1", hub.TOKENIZER_FILES)
@@ -162,8 +164,8 @@ def test_offline_mode_is_called_that(online: Hub) -> None:
 
 
 def test_a_name_the_hub_cannot_have() -> None:
-    with pytest.raises(ModelNotFoundError, match=r"'a--b/c' is not to be had: .*the Hugging Face Hub \("):
-        hub.fetch(Location("a--b/c", None, None, "a--b/c"), print)
+    with pytest.raises(ModelNotFoundError, match=r"'a--b/c' not found; searched .*the Hugging Face Hub \("):
+        hub.fetch(Location(name="a--b/c", repository="a--b/c"), print)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +179,7 @@ def test_without_a_network(surroundings: dict[str, str], reason: str, tmp_path: 
     done = subprocess.run([sys.executable, "-c", CHILD], env=environment, capture_output=True, text=True, timeout=60)
     assert done.stderr == ""
     assert done.stdout == (
-        f"model 'gpt2-xl' is not to be had: looked in LUTHIER_MODELS (not set); {tmp_path}/models--openai-community--"
+        f"model 'gpt2-xl' not found; searched LUTHIER_MODELS (not set); {tmp_path}/models--openai-community--"
         f"gpt2-xl; the Hugging Face Hub ({reason}); put its Hugging Face folder at "
         "$LUTHIER_MODELS/openai-community/gpt2-xl\n"
     )
@@ -187,12 +189,12 @@ def test_a_snapshot_of_the_tokenizer_alone_is_completed(online: Hub, tmp_path: P
     folder = tmp_path / "snapshot"
     folder.mkdir()
     (folder / "config.json").write_text("{}")
-    found = Location("m", None, folder, "org/m", "rev1")
+    found = Location(name="m", folder=folder, repository="org/m", revision="rev1")
     assert hub.fetch(found, lambda _: None, hub.TOKENIZER_FILES) == folder
     assert "download" not in online.asked
     assert hub.fetch(found, lambda _: None) == online.folder
     assert online.asked["download"][0] == "org/m"
     (folder / "model-00001-of-00002.safetensors").touch()
     assert hub.fetch(found, lambda _: None) == folder
-    own = Location("own", None, tmp_path / "own")  # a folder of the user's: loading says what it lacks
+    own = Location(name="own", folder=tmp_path / "own")  # a folder of the user's: loading says what it lacks
     assert hub.fetch(own, lambda _: None) == tmp_path / "own"

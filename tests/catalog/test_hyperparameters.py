@@ -44,7 +44,7 @@ def test_the_default_parses_to_itself(row: Hyperparameter) -> None:
 @by_name(list(TABLE.values()))
 def test_what_cannot_be_a_value_is_refused_with_what_was_expected(row: Hyperparameter) -> None:
     bad = "" if row.type == "text" else "moon"
-    expected = f"{row.help}; leave it {row.default}" if row.type == "fixed" else f"expected {row.expected}"
+    expected = f"{row.help}; leave it at {row.default}" if row.type == "fixed" else f"expected {row.expected}"
     assert refusal({row.name: bad}) == f"{row.name}={bad}: {expected}"
 
 
@@ -84,7 +84,7 @@ def test_what_means_nothing_here_is_refused_at_other_values_with_the_reason(row:
     for choice in row.choices:
         for name in (row.name, *row.aliases):
             assert parse({name: choice})[row.name] == row.default
-    assert refusal({row.name: "17"}) == f"{row.name}=17: {row.help}; leave it {row.default}"
+    assert refusal({row.name: "17"}) == f"{row.name}=17: {row.help}; leave it at {row.default}"
 
 
 @by_name([row for row in NUMBERS if row.sentinel is not None])
@@ -178,8 +178,9 @@ def test_values_as_the_sdk_sends_them() -> None:
 
 def test_excluded_bounds() -> None:
     row = Hyperparameter(
-        "x", "float", 0.5, "g", "h", minimum=0, maximum=1, exclusive_minimum=True, exclusive_maximum=True
-    )
+        name="x", type="float", default=0.5, group="g", help="h",
+        minimum=0, maximum=1, exclusive_minimum=True, exclusive_maximum=True,
+    )  # fmt: skip
     assert row.expected == "a number above 0 and below 1"
     assert row.parse("0.5") == 0.5
     for text in ("0", "1", "-0.0"):
@@ -226,7 +227,7 @@ def test_a_name_like_no_other_gets_no_suggestion() -> None:
 
 def test_twice_through_an_alias() -> None:
     message = refusal({"num_train_epochs": "3", "epochCount": "4"})
-    assert message == "epoch is given twice with different values (as num_train_epochs and as epochCount)"
+    assert message == "epoch is set twice with different values (as num_train_epochs and as epochCount)"
     for other in ("num_train_epochs", "epochCount"):
         assert refusal({"epoch": "3", other: "4"}).startswith("epoch is given twice")
         assert parse({"epoch": "3", other: '"3"'})["epoch"] == 3
@@ -278,10 +279,10 @@ def test_sagemakers_limits() -> None:
     assert "101 hyperparameters" in refusal({f"sagemaker_{number}": "" for number in range(101)})
     parse({"sagemaker_" + "x" * 246: "y" * 2500})
     long_name = refusal({"sagemaker_" + "x" * 247: "y"})
-    assert "its name has 257 characters, more than the 256" in long_name
+    assert "the name has 257 characters; SageMaker allows at most 256" in long_name
     assert len(long_name) < 200
-    assert "'sagemaker_x': its value has 2,501 characters" in refusal({"sagemaker_x": "y" * 2501})
-    assert "its value has" in refusal({"lora_target_modules": ["q_proj"] * 500})
+    assert "'sagemaker_x': the value has 2,501 characters" in refusal({"sagemaker_x": "y" * 2501})
+    assert "the value has" in refusal({"lora_target_modules": ["q_proj"] * 500})
 
 
 # As the SageMaker SDK sends them
@@ -415,7 +416,7 @@ def test_autopilots_names_keep_to_the_models_range_too() -> None:
 
 
 def test_a_range_of_nothing_is_refused() -> None:
-    assert "a range of 'epok', which is no hyperparameter; did you mean 'epoch'" in refusal({}, ranges={"epok": {}})
+    assert "range of an unknown hyperparameter 'epok'; did you mean 'epoch'" in refusal({}, ranges={"epok": {}})
 
 
 # Whatever is typed

@@ -171,7 +171,7 @@ def test_a_model_that_cannot_be_tuned_is_refused_before_a_folder_is_created(name
     arguments = ["tune", str(tmp_path / "rows.jsonl"), "--model", name, "--accept-eula", "--out", str(tmp_path / "run")]
     result = CliRunner().invoke(app, arguments, standalone_mode=False)
     assert isinstance(result.exception, UserError)
-    assert "cannot be used here. It " in str(result.exception)
+    assert "cannot be tuned. It " in str(result.exception)
     assert not (tmp_path / "run").exists()
 
 

@@ -140,7 +140,7 @@ def _(lab: Lab) -> None:
     for name, row in fixed.items():
         with pytest.raises(SettingError) as caught:
             lab.run(**{name: "2"})
-        assert str(caught.value) == f"{name}=2: {row.help}; leave it {row.default}"
+        assert str(caught.value) == f"{name}=2: {row.help}; leave it at {row.default}"
 
 
 SPECS = json.loads(

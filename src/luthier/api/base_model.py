@@ -12,19 +12,17 @@ Whether the weights are at hand is for the engine to find out; that the licence 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from luthier.catalog import jumpstart
-from luthier.catalog.entry import Entry, check_tunable, entries
+from luthier.catalog.entry import REPOSITORY, Entry, check_tunable, entries
 from luthier.errors import UserError, did_you_mean
 
 TAG = "sagemaker-sdk:jumpstart-model-id"
 VARIABLE = "LUTHIER_MODEL"
 AUTOPILOT_DEFAULT = "Falcon7BInstruct"
-_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _HOW = (
     f"name one by the tag {TAG} (the SDK's JumpStartEstimator sets it), by a channel `model` that points at a "
     f"JumpStart artifact or at a folder in Hugging Face layout, or by Environment {VARIABLE}"
@@ -130,7 +128,7 @@ def _of_source(source: Mapping[str, Any]) -> BaseModel | None:
 def _free(name: str) -> BaseModel:
     """LUTHIER_MODEL: an entry, or a repository of the Hub. A path is none: requests reach no folder of the server's."""
     entry = jumpstart.entry_of(name)
-    if entry is None and _REPOSITORY.fullmatch(name):
+    if entry is None and REPOSITORY.fullmatch(name):
         return BaseModel(name, None)
     return BaseModel(*_known(name, f"Environment {VARIABLE}"))
 

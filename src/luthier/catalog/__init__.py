@@ -1,6 +1,6 @@
-"""What can be fine-tuned and with which settings: pure data and dataclasses, no torch.
+"""Which models can be fine-tuned, and with which hyperparameters: data and dataclasses, no torch.
 
-The only room that both the control plane and the engine read.
+Both the control plane and the engine import it.
 """
 
 from luthier.catalog.entry import Entry, entries, find

@@ -29,7 +29,7 @@ FACTS = ("architecture", "parameters", "context_length", "licence", "lora_target
 
 @dataclass(frozen=True, slots=True)
 class Licence:
-    """A licence's name, the address of its text, and whether it must be accepted before the weights are used."""
+    """A licence: its name, the URL of its text, and whether the user must accept it first (`eula`)."""
 
     name: str
     url: str = ""
@@ -38,7 +38,7 @@ class Licence:
 
 @dataclass(frozen=True, slots=True)
 class Autopilot:
-    """The BaseModelName of CreateAutoMLJobV2, with the rows and the tokens of a row that Autopilot takes at most."""
+    """The BaseModelName of CreateAutoMLJobV2, with Autopilot's limits: rows of a data set, tokens of a row."""
 
     name: str
     rows: int
@@ -47,25 +47,25 @@ class Autopilot:
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """What the architecture's attention can do in transformers.
+    """Attention of an architecture in transformers.
 
-    `kernels` that it declares; `packing`: rows laid side by side never see each other.
+    `kernels`: implementations that it supports. `packing`: attention never crosses the boundary of packed rows.
     """
 
     kernels: tuple[str, ...] = ()
     packing: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """What Luthier knows of a base model before it sees its weights.
+    """What is known of a base model without its weights.
 
-    `id` is the plain name users type. `source` is the Hugging Face repository, ``embedded`` for weights that come with
-    Luthier, or the id of the entry whose weights these are. `parameters` counts tied weights once; 0 when not known.
-    `shape` is the model's config, enough to build it. `kinds` it may be tuned for; none: `description` says what is
-    needed. `default_template` and `chat_template` stand in where the rows and the repository bring none.
-    `hyperparameter_ranges` maps a name to minimum and maximum, within those of the table. `verified` lists the facts
-    that were checked against the publisher's own files or AWS's; the others are as published, from memory.
+    `id` is the name users type. `source` is the Hugging Face repository, ``embedded`` for weights packaged with
+    Luthier, or the id of the entry with the same weights. `parameters` counts tied weights once; 0 when unknown.
+    `shape` is the model's config, enough to build it. `kinds` are the kinds of data it can be tuned on; if empty,
+    `description` says why. `default_template` and `chat_template` are used where rows and repository have none.
+    `hyperparameter_ranges` maps a name to minimum and maximum, within those of the table. `verified` lists the fields
+    checked against the publisher's or AWS's files; the others are as published.
     """
 
     id: str
@@ -91,7 +91,7 @@ class Entry:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Every name that finds this entry, each once whatever its case. Borrowed weights lend no name."""
+        """Every name of this entry, each once ignoring case; the entry that `source` may name is not among them."""
         repository = (self.source,) if "/" in self.source else ()
         autopilot = (self.autopilot.name,) if self.autopilot else ()
         unique: dict[str, str] = {}
@@ -101,18 +101,18 @@ class Entry:
 
     @property
     def is_tunable(self) -> bool:
-        """Whether it may be tuned for anything."""
+        """Whether it can be tuned on any kind of data."""
         return bool(self.kinds)
 
 
 def entries(environment: Mapping[str, str] = os.environ) -> list[Entry]:
-    """All entries, by id. UserError when LUTHIER_ENTRIES holds a faulty one, or one with a name that is taken."""
-    return list(_library(environment.get("LUTHIER_ENTRIES", "")).all)
+    """Return all entries, sorted by id; UserError for an invalid entry in LUTHIER_ENTRIES, or a name used twice."""
+    return list(_load(environment.get("LUTHIER_ENTRIES", "")).all)
 
 
 def find(name: str, environment: Mapping[str, str] = os.environ) -> Entry | None:
-    """The entry of any of its names (JumpStart id, Autopilot name, Hub repository, plain name), in any case."""
-    return _library(environment.get("LUTHIER_ENTRIES", "")).by_name.get(name.lower())
+    """Return the entry with this id, title, JumpStart id, Autopilot name or Hub repository, ignoring case."""
+    return _load(environment.get("LUTHIER_ENTRIES", "")).by_name.get(name.lower())
 
 
 def suggest(name: str, environment: Mapping[str, str] = os.environ) -> str:
@@ -121,13 +121,13 @@ def suggest(name: str, environment: Mapping[str, str] = os.environ) -> str:
 
 
 def check_tunable(entry: Entry | None) -> None:
-    """UserError, saying what is needed, for a model that is known and cannot be tuned."""
+    """Raise UserError for an entry that cannot be tuned, with the reason."""
     if entry and not entry.is_tunable:
-        raise UserError(f"{entry.id} cannot be used here. {entry.description}")
+        raise UserError(f"{entry.id} cannot be tuned. {entry.description}")
 
 
 def check_kind(entry: Entry | None, kind: str) -> None:
-    """UserError for data of a kind that the model cannot be tuned on."""
+    """Raise UserError for a kind of data that the model cannot be tuned on."""
     if entry and kind not in entry.kinds:
         raise UserError(f"{entry.id} cannot be tuned on {kind} data; it takes {', '.join(entry.kinds)}")
 
@@ -149,28 +149,28 @@ def licence_record(entry: Entry | None, accepted: bool, by: str, fix: str) -> di
 
 
 def parse_for(entry: Entry | None, raw: Mapping[str, Any]) -> Hyperparameters:
-    """Type and check `raw` hyperparameters: the entry's defaults under them, within its ranges. Raises SettingError."""
+    """Parse `raw` hyperparameters over the entry's defaults and within its ranges; raises SettingError."""
     return parse(raw, entry.default_hyperparameters, entry.hyperparameter_ranges) if entry else parse(raw)
 
 
 @dataclass(frozen=True, slots=True)
-class _Library:
+class _Catalogue:
     all: tuple[Entry, ...]
     by_name: Mapping[str, Entry]
 
 
 @functools.cache
-def _library(folder: str) -> _Library:
+def _load(folder: str) -> _Catalogue:
     families = {file.removesuffix(".yaml"): _read_yaml(file, text) for file, text in _packaged("families")}
-    files = [(file, _read_yaml(file, text)) for file, text in (*_packaged("entries"), *_own(folder))]
+    files = [(file, _read_yaml(file, text)) for file, text in (*_packaged("entries"), *_user_files(folder))]
     parents = {str(stored.get("id")): stored for _, stored in files} | families
-    found = [_entry(file, _inherit(file, stored, parents)) for file, stored in files]
+    loaded = [_entry(file, _inherit(file, stored, parents)) for file, stored in files]
     by_name: dict[str, Entry] = {}
-    for entry in found:
+    for entry in loaded:
         for name in entry.names:
             if by_name.setdefault(name.lower(), entry) is not entry:
-                raise UserError(f"catalogue: {name!r} names both {by_name[name.lower()].id} and {entry.id}; change one")
-    return _Library(tuple(sorted(found, key=lambda entry: entry.id)), by_name)
+                raise UserError(f"catalogue: {name!r} names both {by_name[name.lower()].id} and {entry.id}; rename one")
+    return _Catalogue(tuple(sorted(loaded, key=lambda entry: entry.id)), by_name)
 
 
 def _packaged(name: str) -> list[tuple[str, str]]:
@@ -178,12 +178,12 @@ def _packaged(name: str) -> list[tuple[str, str]]:
     return [(file.name, file.read_text("utf-8")) for file in folder.iterdir() if file.name.endswith(".yaml")]
 
 
-def _own(folder: str) -> list[tuple[str, str]]:
+def _user_files(folder: str) -> list[tuple[str, str]]:
     if not folder:
         return []
     path = Path(folder).expanduser()
     if not path.is_dir():
-        raise UserError(f"LUTHIER_ENTRIES={folder}: no such folder; expected one that holds *.yaml entries")
+        raise UserError(f"LUTHIER_ENTRIES={folder}: no such folder; expected a folder with *.yaml entries")
     return [(str(file), file.read_text("utf-8")) for file in sorted(path.glob("*.yaml"))]
 
 
@@ -231,9 +231,9 @@ def _inherit(file: str, stored: dict[str, Any], parents: Mapping[str, dict[str, 
 
 
 def _entry(file: str, stored: dict[str, Any]) -> Entry:
-    problems = _faults("", stored, _FIELDS, _REQUIRED)
+    problems = _type_problems("", stored, _FIELDS, _REQUIRED)
     if not problems:
-        problems = [f"{name}: {fault}" for name, wrong, fault in _RULES if wrong(stored)]
+        problems = [f"{name}: {fault}" for name, is_broken, fault in _RULES if is_broken(stored)]
     if problems:
         raise UserError(f"{file}: " + "; ".join(problems))
     groups = {name: build(**_tuples(stored[name])) for name, build in _GROUPS.items() if name in stored}
@@ -249,27 +249,29 @@ def _tuples(stored: Mapping[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
 
 
-def _faults(place: str, stored: Mapping[Any, Any], known: Mapping[str, Any], required: tuple[str, ...]) -> list[str]:
+def _type_problems(
+    place: str, stored: Mapping[Any, Any], known: Mapping[str, Any], required: tuple[str, ...]
+) -> list[str]:
     """Unknown, missing and wrongly typed fields of a mapping, and of the mappings inside it."""
     problems = [
         f"unknown field {f'{place}{name}'!r}{did_you_mean(str(name), known)}" for name in stored if name not in known
     ]
     problems += [f"missing field {f'{place}{name}'!r}" for name in required if name not in stored]
     for name, value in stored.items():
-        wanted = known.get(name)
-        if isinstance(wanted, tuple) and isinstance(value, dict):
-            problems += _faults(f"{place}{name}.", value, *wanted)
-        elif wanted is not None:
-            kind = dict if isinstance(wanted, tuple) else wanted
-            listed = kind is not list or (type(value) is list and all(type(item) is str for item in value))
-            if type(value) is not kind or not listed:
+        expected = known.get(name)
+        if isinstance(expected, tuple) and isinstance(value, dict):
+            problems += _type_problems(f"{place}{name}.", value, *expected)
+        elif expected is not None:
+            kind = dict if isinstance(expected, tuple) else expected
+            is_valid = type(value) is kind and (kind is not list or all(type(item) is str for item in value))
+            if not is_valid:
                 problems.append(f"{place}{name}: expected {_WORDS[kind]}")
     return problems
 
 
 _WORDS = {int: "a whole number", bool: "true or false", list: "a list of words", dict: "a mapping", str: "text"}
 _GROUPS: dict[str, Any] = {"licence": Licence, "autopilot": Autopilot, "attention": Attention}
-# What YAML must hold in a field: a type, or the fields and the required fields of a mapping.
+# The type of each field, or the fields and the required fields of a mapping.
 _FIELDS: dict[str, Any] = {
     **dict.fromkeys(("id", "name", "source", "architecture", "revision", "description", "chat_template"), str),
     **dict.fromkeys(("parameters", "context_length"), int),
@@ -283,18 +285,20 @@ _FIELDS: dict[str, Any] = {
 _NOT_INHERITED = ("id", "name", "source", "revision", "aliases", "description", "autopilot", "verified")
 _MERGED = ("shape", "default_hyperparameters", "hyperparameter_ranges")  # key by key; other fields replace
 _REQUIRED = ("id", "name", "source", "architecture", "parameters", "context_length", "licence", "kinds")
-_SOURCE = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
-# What must hold beside the types: the field at fault, what is wrong with the stored entry, and what was expected.
+_NAME = r"[A-Za-z0-9][\w.-]{0,95}"
+REPOSITORY = re.compile(rf"{_NAME}/{_NAME}", re.ASCII)  # of the Hugging Face Hub
+_SOURCE = re.compile(rf"{_NAME}(/{_NAME})?", re.ASCII)
+# Rules beside the types: (field, whether the stored entry breaks the rule, what is expected).
 _RULES: tuple[tuple[str, Any, str], ...] = (
     ("kinds", lambda stored: set(stored["kinds"]) - set(KINDS), f"expected some of {', '.join(KINDS)}"),
     ("description", lambda stored: not stored["kinds"] and not stored.get("description"),
-     "expected what is needed to tune it, as kinds is empty"),
+     "expected the reason why it cannot be tuned, as kinds is empty"),
     ("attention.kernels", lambda stored: set(stored.get("attention", {}).get("kernels", ())) - set(KERNELS),
      f"expected some of {', '.join(KERNELS)}"),
     ("verified", lambda stored: set(stored.get("verified", ())) - set(FACTS), f"expected some of {', '.join(FACTS)}"),
     ("source", lambda stored: not _SOURCE.fullmatch(stored["source"]), "expected ORG/NAME of the Hub"),
     ("licence.url", lambda stored: stored["licence"].get("eula") and not stored["licence"].get("url"),
-     "expected the address of the text that must be accepted"),
+     "expected the URL of the text that must be accepted"),
     ("hyperparameter_ranges", lambda stored: not all(map(_is_range, stored.get("hyperparameter_ranges", {}).values())),
      "expected {NAME: {minimum: NUMBER, maximum: NUMBER}}"),
 )  # fmt: skip

@@ -1,6 +1,6 @@
-"""Fetching a base model from the Hugging Face Hub: size said first, resumable, pickles only where nothing else is.
+"""Downloads a base model from the Hugging Face Hub: resumable, and pickles only where there are no safetensors.
 
-The token is read from HF_TOKEN in the environment and nowhere else.
+The token is read from HF_TOKEN in the environment only.
 """
 
 from __future__ import annotations
@@ -18,23 +18,22 @@ from luthier.catalog.locate import Location
 from luthier.errors import CapacityError, ModelNotFoundError
 
 MODEL_FILES = ("model*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
-PICKLE_FILES = "pytorch_model*.bin"  # fetched in place of safetensors where a repository has none of them
+PICKLE_FILES = "pytorch_model*.bin"  # downloaded where a repository has no safetensors
 TOKENIZER_FILES = ("*.json", "*.model", "*.txt", "*.jinja")
 
 
 def fetch(location: Location, say: Callable[[str], None], patterns: tuple[str, ...] = MODEL_FILES) -> Path:
-    """Return the model's folder, downloading it when it is not at hand.
+    """Return the model's folder, downloading the files that match `patterns` when they are not local.
 
-    Raises ModelNotFoundError, in one line naming every place that was tried, when the Hub cannot be reached or has
-    no such repository; CapacityError when the disk has no room for it; UserError for a model that the catalogue knows
-    and Luthier cannot use.
+    Raises ModelNotFoundError, naming every place that was searched, when the Hub cannot be reached or has no such
+    repository; CapacityError when the disk is too small; UserError for a catalogue model that cannot be tuned.
     """
     check_tunable(location.entry)
-    if location.folder is not None and (location.repository is None or _whole(location.folder, patterns)):
+    if location.folder is not None and (location.repository is None or _is_complete(location.folder, patterns)):
         return location.folder
     assert location.repository is not None
-    here = () if location.folder is None else (f"{location.folder} (no weights in it)",)
-    tried = "; ".join((*location.searched, *here, "the Hugging Face Hub"))
+    incomplete = () if location.folder is None else (f"{location.folder} (no weights in it)",)
+    searched = "; ".join((*location.searched, *incomplete, "the Hugging Face Hub"))
     token = os.environ.get("HF_TOKEN") or False
     try:
         files = (
@@ -45,8 +44,8 @@ def fetch(location: Location, say: Callable[[str], None], patterns: tuple[str, .
         if MODEL_FILES[0] in patterns and not any(Path(file.rfilename).match(MODEL_FILES[0]) for file in files or []):
             patterns = (PICKLE_FILES, *patterns[1:])
         size = sum(file.size or 0 for file in files or [] if any(Path(file.rfilename).match(p) for p in patterns))
-        _check_room(size, location.repository)
-        say(f"fetching {location.repository} from the Hub: {size / 1e9:.2f} GB (interrupted downloads resume)")
+        _check_disk_space(size, location.repository)
+        say(f"downloading {location.repository} from the Hub: {size / 1e9:.2f} GB (an interrupted download resumes)")
         return Path(
             huggingface_hub.snapshot_download(
                 location.repository, revision=location.revision, allow_patterns=list(patterns), token=token
@@ -54,15 +53,15 @@ def fetch(location: Location, say: Callable[[str], None], patterns: tuple[str, .
         )
     except CapacityError:
         raise
-    except Exception as error:  # the Hub's client lets its transport's own errors through, which change with it
+    except Exception as error:  # the Hub's client raises its HTTP library's errors, which change between versions
         raise ModelNotFoundError(
-            f"model {location.name!r} is not to be had: looked in {tried} ({_reason(error)}); put its Hugging Face "
+            f"model {location.name!r} not found; searched {searched} ({_reason(error)}); put its Hugging Face "
             f"folder at $LUTHIER_MODELS/{location.repository}"
         ) from error
 
 
-def _whole(folder: Path, patterns: tuple[str, ...]) -> bool:
-    """Whether a snapshot holds what is wanted: an earlier look at its rows may have fetched the tokenizer alone."""
+def _is_complete(folder: Path, patterns: tuple[str, ...]) -> bool:
+    """Whether a snapshot has weights where `patterns` include them: `inspect` downloads the tokenizer only."""
     if MODEL_FILES[0] not in patterns:
         return True
     return any(next(folder.glob(pattern), None) is not None for pattern in ("*.safetensors", PICKLE_FILES))
@@ -79,7 +78,7 @@ def _reason(error: Exception) -> str:
     return "offline" if isinstance(error, OfflineModeIsEnabled) else f"unreachable: {type(error).__name__}"
 
 
-def _check_room(size: int, repository: str) -> None:
+def _check_disk_space(size: int, repository: str) -> None:
     cache = Path(huggingface_hub.constants.HF_HUB_CACHE)
     existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
     free = shutil.disk_usage(existing).free

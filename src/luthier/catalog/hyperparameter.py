@@ -1,7 +1,7 @@
 """One hyperparameter: its name, type, range and default, and how its value is parsed from text.
 
-Values arrive as strings (SageMaker's wire, `--set name=value`) or as YAML scalars, and leave typed. A string may be
-JSON once more (`"\\"5\\""`, `null`, `["q_proj"]`), as the SageMaker SDK sends those of its framework estimators.
+Values are strings (SageMaker's API, `--set name=value`) or YAML scalars before parsing. A string may hold JSON again
+(`"\\"5\\""`, `null`, `["q_proj"]`), as the SageMaker SDK's framework estimators send it.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ Value = bool | int | float | str | None
 Kind = Literal["int", "float", "bool", "choice", "text", "optional_int", "fixed"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Hyperparameter:
     """One row of the table.
 
-    Bounds are inclusive; `above` excludes the minimum, `below` the maximum. `sentinel` is a value allowed outside of
-    them, and None stands for it. `whose` says whose bounds they are where they are not the table's own. `choices` are
-    text, those of a whole number, too.
+    Bounds are inclusive unless `exclusive_minimum` or `exclusive_maximum`. `sentinel` is a value allowed outside of
+    the bounds; "None" parses to it. `bounds_source` names the origin of bounds that are not the table's. `choices` are
+    text, also those of a whole number.
 
-    A `fixed` row is a name that SageMaker's clients send and that means nothing here: its `choices` are the values
-    that they send by default, and any other is refused with the reason in `help`.
+    A `fixed` row is a name that SageMaker's clients send and that has no effect here: its `choices` are the clients'
+    default values, and any other value is refused with the reason in `help`.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Hyperparameter:
 
     @property
     def expected(self) -> str:
-        """What a value must be, in words."""
+        """The type and range of a value, in words."""
         if self.type == "bool":
             return "True or False"
         if self.choices:
@@ -56,16 +56,16 @@ class Hyperparameter:
             return "text"
         words = "a whole number" if self.type in ("int", "optional_int") else "a number"
         if self.minimum is not None:
-            words += f" {'above' if self.exclusive_minimum else 'of at least'} {_plain(self.minimum)}"
+            words += f" {'above' if self.exclusive_minimum else 'of at least'} {_format(self.minimum)}"
         if self.maximum is not None:
             words += " and" if self.minimum is not None else ""
-            words += f" {'below' if self.exclusive_maximum else 'at most'} {_plain(self.maximum)}"
+            words += f" {'below' if self.exclusive_maximum else 'at most'} {_format(self.maximum)}"
         words += f" ({self.bounds_source})" if self.bounds_source else ""
         words += f", or {self.sentinel}" if self.sentinel is not None else ""
         return words + (", or None" if self.type == "optional_int" else "")
 
-    def with_bounds(self, bounds: Mapping[str, float], bounds_source: str) -> Hyperparameter:
-        """The row with its bounds narrowed to `bounds` ("minimum", "maximum"), which are `whose`."""
+    def with_bounds(self, bounds: Mapping[str, float], source: str) -> Hyperparameter:
+        """Return the row with its bounds narrowed to `bounds` ("minimum", "maximum"), which come from `source`."""
         low, high = bounds.get("minimum"), bounds.get("maximum")
         raised = low is not None and (self.minimum is None or low > self.minimum)
         lowered = high is not None and (self.maximum is None or high < self.maximum)
@@ -75,19 +75,19 @@ class Hyperparameter:
             maximum=high if lowered else self.maximum,
             exclusive_minimum=self.exclusive_minimum and not raised,
             exclusive_maximum=self.exclusive_maximum and not lowered,
-            bounds_source=bounds_source if raised or lowered else self.bounds_source,
+            bounds_source=source if raised or lowered else self.bounds_source,
         )
 
     def parse(self, raw: Any) -> Value:
         """Return the typed value; SettingError names the hyperparameter and what was expected."""
-        found = _unwrapped(raw)
-        text = ",".join(found) if isinstance(found, list) else found
-        listed = isinstance(found, list) and self.type != "text"
-        value: Value | object = _BAD if listed else _PARSERS[self.type](self, text)
+        unwrapped = _unwrap(raw)
+        text = ",".join(unwrapped) if isinstance(unwrapped, list) else unwrapped
+        is_bad_list = isinstance(unwrapped, list) and self.type != "text"
+        value: Value | object = _BAD if is_bad_list else _PARSERS[self.type](self, text)
         if value is _BAD or not self._in_range(value):
             shown = text if text.isprintable() else repr(text)
             if self.type == "fixed":
-                raise SettingError(f"{self.name}={shown}: {self.help}; leave it {self.default}")
+                raise SettingError(f"{self.name}={shown}: {self.help}; leave it at {self.default}")
             raise SettingError(f"{self.name}={shown}: expected {self.expected}")
         return cast(Value, value)
 
@@ -101,29 +101,29 @@ class Hyperparameter:
         return math.isfinite(value) and low and high
 
 
-def _plain(number: float) -> str:
+def _format(number: float) -> str:
     return f"{number:.10g}"
 
 
-def _unwrapped(raw: Any) -> str | list[str]:
-    """The text of a value, or the texts of a list, out of its JSON (or Python) spelling."""
+def _unwrap(raw: Any) -> str | list[str]:
+    """Return the text of a value, or the texts of a list, from its JSON or Python spelling."""
     if isinstance(raw, list | tuple):
         return [str(item) for item in raw]
     text = str(raw).strip()
     if text[:1] == text[-1:] == '"' and len(text) > 1:
-        text = str(_json(text, text)).strip()
+        text = str(_load_json(text, text)).strip()
     if text[:1] == "[" and text[-1:] == "]":
-        items = _json(text, None) or _json(text.replace("'", '"'), None)
+        items = _load_json(text, None) or _load_json(text.replace("'", '"'), None)
         if isinstance(items, list):
             return [str(item) for item in items]
     return "None" if text == "null" else text
 
 
-def _json(text: str, otherwise: Any) -> Any:
+def _load_json(text: str, default: Any) -> Any:
     try:
         return json.loads(text)
     except (json.JSONDecodeError, RecursionError):
-        return otherwise
+        return default
 
 
 _BAD = object()

@@ -1,7 +1,6 @@
-"""A job's hyperparameters: parsed from strings against the table, a model family's defaults under them.
+"""A job's hyperparameters: parsed from strings by the table, over the defaults of a model family.
 
-Names are JumpStart's; Autopilot's four stand for the ones they mean, within Autopilot's own ranges. What SageMaker's
-SDK adds for itself is set aside.
+Names are JumpStart's; Autopilot's four names are aliases with Autopilot's ranges. SageMaker's own keys are kept apart.
 """
 
 from __future__ import annotations
@@ -35,14 +34,14 @@ Ranges = Mapping[str, Mapping[str, float]]
 class Hyperparameters(Mapping[str, Value]):
     """Typed values of every hyperparameter.
 
-    `given` holds the names that the caller set, `reserved` SageMaker's own keys, as they came.
+    `explicit` holds the names that the caller set, `reserved` SageMaker's own keys, unchanged.
     """
 
     def __init__(
-        self, values: Mapping[str, Value], given: frozenset[str], reserved: Mapping[str, str] | None = None
+        self, values: Mapping[str, Value], explicit: frozenset[str], reserved: Mapping[str, str] | None = None
     ) -> None:
         self._values = dict(values)
-        self.explicit = given
+        self.explicit = explicit
         self.reserved = dict(reserved or {})
 
     def __getitem__(self, name: str) -> Value:
@@ -55,7 +54,7 @@ class Hyperparameters(Mapping[str, Value]):
         return len(self._values)
 
     def to_strings(self) -> dict[str, str]:
-        """What the caller set, by canonical name, as a job stores it: every value a string."""
+        """Return what the caller set by canonical name, as a job stores it: every value a string."""
         return {name: str(self._values[name]) for name in TABLE if name in self.explicit}
 
     def __repr__(self) -> str:
@@ -65,25 +64,25 @@ class Hyperparameters(Mapping[str, Value]):
 def parse(
     raw: Mapping[str, Any], defaults: Mapping[str, Any] | None = None, ranges: Ranges | None = None
 ) -> Hyperparameters:
-    """Type and check `raw`; what it leaves out takes `defaults` (a model family's), then the table's.
+    """Parse and check `raw` over `defaults` (of a model family) and the table's defaults.
 
-    `ranges` are the model's own, by name: {"minimum": ..., "maximum": ...}, either may be absent; they narrow the
-    table's. Raises SettingError for unknown names, bad values, a name given twice through an alias, pairs that
-    exclude each other, and more or longer ones than SageMaker takes.
+    `ranges` of the model narrow the table's: {NAME: {"minimum": ..., "maximum": ...}}, either may be absent. Raises
+    SettingError for unknown names, bad values, two values for one name, combinations that exclude each other, and
+    more or longer ones than SageMaker allows.
     """
     _check_sizes(raw)
     rows = _rows(ranges or {})
     reserved = {name: str(value) for name, value in raw.items() if name.startswith(RESERVED)}
     values: dict[str, Value] = {name: row.default for name, row in TABLE.items()}
-    values |= _typed(defaults or {}, rows)
-    given = _typed({name: value for name, value in raw.items() if name not in reserved}, rows)
-    values |= given
-    _settle(values, given)
-    return Hyperparameters(values, frozenset(given), reserved)
+    values |= _parse_rows(defaults or {}, rows)
+    explicit = _parse_rows({name: value for name, value in raw.items() if name not in reserved}, rows)
+    values |= explicit
+    _apply_dependencies(values, explicit)
+    return Hyperparameters(values, frozenset(explicit), reserved)
 
 
 def precision(values: Mapping[str, Any]) -> str:
-    """The compute precision that bf16, fp16 and mixed_precision ask for together: auto, bf16, fp16 or fp32."""
+    """Return the compute precision that bf16, fp16 and mixed_precision imply: auto, bf16, fp16 or fp32."""
     if not values["mixed_precision"]:
         return "fp32"
     if values["fp16"]:
@@ -93,65 +92,65 @@ def precision(values: Mapping[str, Any]) -> str:
 
 def _check_sizes(raw: Mapping[str, Any]) -> None:
     if len(raw) > MAX_HYPERPARAMETERS:
-        raise SettingError(f"{len(raw)} hyperparameters are given; SageMaker takes at most {MAX_HYPERPARAMETERS}")
+        raise SettingError(f"{len(raw)} hyperparameters; SageMaker allows at most {MAX_HYPERPARAMETERS}")
     for name, value in raw.items():
         if len(name) > MAX_NAME_LENGTH:
             raise SettingError(
-                f"hyperparameter {name[:40]!r}...: its name has {len(name)} characters, more than the "
-                f"{MAX_NAME_LENGTH} that SageMaker takes"
+                f"hyperparameter {name[:40]!r}...: the name has {len(name)} characters; SageMaker allows "
+                f"at most {MAX_NAME_LENGTH}"
             )
         if len(str(value)) > MAX_VALUE_LENGTH:
             raise SettingError(
-                f"hyperparameter {name!r}: its value has {len(str(value)):,} characters, more than the "
-                f"{MAX_VALUE_LENGTH:,} that SageMaker takes"
+                f"hyperparameter {name!r}: the value has {len(str(value)):,} characters; SageMaker allows "
+                f"at most {MAX_VALUE_LENGTH:,}"
             )
 
 
 def _rows(ranges: Ranges) -> dict[str, tuple[str, Hyperparameter]]:
-    """By every name that may be given: the canonical name, and the row that its values are read by."""
+    """Map every name and alias to (canonical name, row that parses its values)."""
     table = dict(TABLE)
     for name, bounds in ranges.items():
         if name not in table:
-            raise SettingError(f"a range of {name!r}, which is no hyperparameter{did_you_mean(name, TABLE)}")
+            raise SettingError(f"range of an unknown hyperparameter {name!r}{did_you_mean(name, TABLE)}")
         table[name] = table[name].with_bounds(bounds, "the model's range")
     rows = {alias: (row.name, row) for row in table.values() for alias in (row.name, *row.aliases)}
-    for name, (meant, low, high) in AUTOPILOT.items():
-        row = table[meant].with_bounds({"minimum": low, "maximum": high}, "Autopilot's range")
-        rows[name] = (meant, replace(row, name=name))
+    for name, (target, low, high) in AUTOPILOT.items():
+        row = table[target].with_bounds({"minimum": low, "maximum": high}, "Autopilot's range")
+        rows[name] = (target, replace(row, name=name))
     return rows
 
 
-def _typed(raw: Mapping[str, Any], rows: Mapping[str, tuple[str, Hyperparameter]]) -> dict[str, Value]:
+def _parse_rows(raw: Mapping[str, Any], rows: Mapping[str, tuple[str, Hyperparameter]]) -> dict[str, Value]:
     typed: dict[str, Value] = {}
     named: dict[str, str] = {}
     for name, text in raw.items():
         if name not in rows:
             raise SettingError(f"unknown hyperparameter {name!r}{did_you_mean(name, rows)}")
-        meant, row = rows[name]
+        target, row = rows[name]
         value = row.parse(text)
-        if meant in typed and typed[meant] != value:
-            raise SettingError(f"{meant} is given twice with different values (as {named[meant]} and as {name})")
-        typed[meant], named[meant] = value, name
+        if target in typed and typed[target] != value:
+            raise SettingError(f"{target} is set twice with different values (as {named[target]} and as {name})")
+        typed[target], named[target] = value, name
     return typed
 
 
-def _settle(values: dict[str, Value], given: Mapping[str, Value]) -> None:
-    """Settle what hangs together, in place; SettingError for what cannot stand together."""
+def _apply_dependencies(values: dict[str, Value], explicit: Mapping[str, Value]) -> None:
+    """Set in place what other values imply; SettingError for combinations that exclude each other."""
     for pair in _EXCLUSIVE:
         for name, other in (pair, pair[::-1]):
-            if _on(given.get(name)) and other not in given:
+            if _is_on(explicit.get(name)) and other not in explicit:
                 values[other] = TABLE[other].parse("False")
-        if all(_on(values[name]) for name in pair):
+        if all(_is_on(values[name]) for name in pair):
             raise SettingError(f"{pair[0]}=True and {pair[1]}=True exclude each other; set one of them to False")
-    if "bits" in given and "int8_quantization" not in given:
-        values["int8_quantization"] = given["bits"] == 8
+    if "bits" in explicit and "int8_quantization" not in explicit:
+        values["int8_quantization"] = explicit["bits"] == 8
     if values["int8_quantization"]:
-        if given.get("bits") == 4:
+        if explicit.get("bits") == 4:
             raise SettingError("int8_quantization=True and bits=4 exclude each other; leave one of them out")
         values["bits"] = 8
     if float(str(values["validation_split_ratio"])) + float(str(values["test_split_ratio"])) > 1:
         raise SettingError("validation_split_ratio + test_split_ratio must not exceed 1")
 
 
-def _on(value: Value) -> bool:
+def _is_on(value: Value) -> bool:
     return value in (True, "True")

@@ -1,6 +1,6 @@
-"""What a model folder's config.json says, read as plain JSON: no weights, no torch.
+"""Reads config.json of a model folder as JSON, without weights or torch.
 
-For a model that the catalogue does not know it stands in for an entry.
+For a model outside the catalogue it makes an entry from that file.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from luthier.catalog.entry import KINDS, Entry, Licence
 from luthier.errors import ModelNotFoundError
 
 _CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
-_PAIRS = ("instruction", "autopilot")  # what an encoder-decoder learns from: a text to read and one to write
+_PAIR_KINDS = ("instruction", "autopilot")  # data kinds of an encoder-decoder: an input text and an output text
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a model folder, as stored. ModelNotFoundError when it is no JSON object."""
+    """Return config.json of a model folder as stored; ModelNotFoundError when it is not a JSON object."""
     try:
         stored = json.loads((folder / "config.json").read_text("utf-8"))
     except ValueError:
@@ -28,19 +28,19 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def context_length(folder: Path, entry: Entry | None = None) -> int:
-    """Positions the model was built for: by its config.json, else by `entry`; 0 when neither names a limit."""
+    """Return the maximum number of positions: from config.json, else from `entry`; 0 when neither states a limit."""
     config = read_config(folder)
     known = entry.context_length if entry else 0
     return next((int(config[name]) for name in _CONTEXT_NAMES if config.get(name)), known)
 
 
 def entry_from_config(name: str, folder: Path) -> Entry:
-    """An entry for a model outside the catalogue, made of its config.json alone; its licence and size are not known.
+    """Make an entry for a model outside the catalogue from its config.json; licence and size stay unknown.
 
-    An encoder-decoder takes FLAN-T5's ways: rows of prompt and completion, and no demarcation between them.
+    An encoder-decoder is treated as FLAN-T5: prompt/completion rows without demarcation.
     """
     config = read_config(folder)
-    pairs = bool(config.get("is_encoder_decoder"))
+    is_encoder_decoder = bool(config.get("is_encoder_decoder"))
     return Entry(
         id=name,
         name=name,
@@ -49,8 +49,8 @@ def entry_from_config(name: str, folder: Path) -> Entry:
         parameters=0,
         context_length=context_length(folder),
         licence=Licence("not known"),
-        kinds=_PAIRS if pairs else KINDS,
+        kinds=_PAIR_KINDS if is_encoder_decoder else KINDS,
         shape=config,
-        default_template={"prompt": "{prompt}", "completion": "{completion}"} if pairs else None,
-        default_hyperparameters={"add_input_output_demarcation_key": False} if pairs else {},
+        default_template={"prompt": "{prompt}", "completion": "{completion}"} if is_encoder_decoder else None,
+        default_hyperparameters={"add_input_output_demarcation_key": False} if is_encoder_decoder else {},
     )

@@ -19,6 +19,14 @@ def models(
     at_hand: bool = False,
 ) -> list[Entry]:
     """The base models of the catalogue that pass every filter; filters are the options of `luthier models`."""
-    selection = Selection(match, kind, architecture, licence, gated, max_parameters, autopilot)
+    selection = Selection(
+        text=match,
+        kind=kind,
+        architecture=architecture,
+        licence=licence,
+        gated=gated,
+        max_parameters=max_parameters,
+        autopilot=autopilot,
+    )
     selected = [entry for entry in entries() if entry in selection]
     return [entry for entry in selected if not at_hand or locate(entry.id).folder]
