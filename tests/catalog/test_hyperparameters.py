@@ -229,7 +229,7 @@ def test_twice_through_an_alias() -> None:
     message = refusal({"num_train_epochs": "3", "epochCount": "4"})
     assert message == "epoch is set twice with different values (as num_train_epochs and as epochCount)"
     for other in ("num_train_epochs", "epochCount"):
-        assert refusal({"epoch": "3", other: "4"}).startswith("epoch is given twice")
+        assert refusal({"epoch": "3", other: "4"}).startswith("epoch is set twice")
         assert parse({"epoch": "3", other: '"3"'})["epoch"] == 3
 
 

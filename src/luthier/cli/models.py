@@ -57,14 +57,9 @@ def models(
     Other models work too: --model accepts a folder in Hugging Face layout or ORG/NAME on the Hub.
     """
     selection = Selection(
-        text=match or "",
-        kind=kind,
-        architecture=architecture,
-        licence=licence,
-        gated=gated,
-        max_parameters=max_parameters,
+        text=match or "", kind=kind, architecture=architecture, licence=licence, gated=gated, max_parameters=max_parameters,
         autopilot=autopilot,
-    )
+    )  # fmt: skip
     if name is not None:
         if at_hand or selection != Selection():
             raise UserError(f"{name}: a model's card takes no filters; remove NAME or the filters")

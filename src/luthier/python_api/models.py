@@ -20,13 +20,8 @@ def models(
 ) -> list[Entry]:
     """The base models of the catalogue that pass every filter; filters are the options of `luthier models`."""
     selection = Selection(
-        text=match,
-        kind=kind,
-        architecture=architecture,
-        licence=licence,
-        gated=gated,
-        max_parameters=max_parameters,
+        text=match, kind=kind, architecture=architecture, licence=licence, gated=gated, max_parameters=max_parameters,
         autopilot=autopilot,
-    )
+    )  # fmt: skip
     selected = [entry for entry in entries() if entry in selection]
     return [entry for entry in selected if not at_hand or locate(entry.id).folder]
