@@ -57,8 +57,8 @@ def models(
     Other models work too: --model accepts a folder in Hugging Face layout or ORG/NAME on the Hub.
     """
     selection = Selection(
-        text=match or "", kind=kind, architecture=architecture, licence=licence, gated=gated, max_parameters=max_parameters,
-        autopilot=autopilot,
+        text=match or "", kind=kind, architecture=architecture, licence=licence, gated=gated,
+        max_parameters=max_parameters, autopilot=autopilot,
     )  # fmt: skip
     if name is not None:
         if at_hand or selection != Selection():
