@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 OPEN = frozenset({"errors", "storage", "jobspec", "jobfolder", "entrypoint", "home", "defaults", "allocator"})
-CONTROL = frozenset({"catalog", "protocol", "jobs", "launchers", "objects", "api", "supervisor"})
+CONTROL = frozenset({"catalog", "protocol", "jobs", "launchers", "endpoint_connection", "objects", "api", "supervisor"})
 ENGINE = OPEN | {"catalog", "layers", "data", "weights"}
 # Room -> the rooms whose modules it may import, beside its own.
 FLOORS: dict[str, frozenset[str]] = {
@@ -30,9 +30,10 @@ FLOORS: dict[str, frozenset[str]] = {
     "protocol": OPEN,
     "jobs": OPEN | {"catalog", "protocol"},
     "launchers": OPEN,
+    "endpoint_connection": frozenset({"errors"}),
     "objects": OPEN | {"protocol", "jobs"},
-    "api": OPEN | {"catalog", "protocol", "jobs"},
-    "supervisor": OPEN | {"catalog", "jobs", "launchers"},
+    "api": OPEN | {"catalog", "protocol", "jobs", "endpoint_connection"},
+    "supervisor": OPEN | {"catalog", "jobs", "launchers", "endpoint_connection"},
     "service": OPEN | CONTROL,
     "server": OPEN | CONTROL | {"service"},
     "client": OPEN,

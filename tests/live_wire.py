@@ -73,14 +73,14 @@ class LiveWire:
 
 @contextmanager
 def live_wire(
-    doors: Mapping[str, Callable[[Request], Response]] | None = None,
-    known: Any = EVERYTHING,
+    handlers: Mapping[str, Callable[[Request], Response]] | None = None,
+    operations: Any = EVERYTHING,
     authenticate: Callable[[Request, str], Principal] = authenticate,
     **options: Any,
 ) -> Iterator[LiveWire]:
     """Serve an Echo on a free port until the block ends."""
     echo = Echo()
-    application_ = application(Gateway(echo, known, authenticate), doors or {}, **options)
+    application_ = application(Gateway(echo, operations, authenticate), handlers or {}, **options)
     server = uvicorn.Server(uvicorn.Config(application_, port=0, log_level="critical", http="httptools", lifespan="on"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

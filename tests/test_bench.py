@@ -135,14 +135,16 @@ def test_the_page_says_where_a_peer_is_ahead_and_what_was_not_measured() -> None
     facts = machine.describe() | {"gpu": None, "load_before": [3.5, 1.0, 1.0]}
     found = {"machine": facts, "options": {"threads": 1, "allocator": None}, "train": [result]}
     text = page.page([found])
-    assert "A peer is ahead in: hf-tuned (completion tok/s 0.50x), hf-tuned (completion tok/CPU-s 0.50x)." in text
-    assert "litgpt is left out: no wheel" in text
-    assert "not idle: 3.5 processes" in text
+    assert (
+        "Another library is ahead in: hf-tuned (completion tok/s 0.50x), hf-tuned (completion tok/CPU-s 0.50x)." in text
+    )
+    assert "litgpt is not included: no wheel" in text
+    assert "not idle: load 3.5" in text
     assert "- Training: 135m full, 0.5b lora" in text
-    assert "Anything on a GPU" in text
-    assert "- Training beside trl, torchtune, litgpt." in text
+    assert "- GPUs:" in text
+    assert "- Training compared with trl, torchtune, litgpt." in text
     group["source"] = None
-    assert "may have changed between these races" in page.page([found])
+    assert "may have changed between these comparisons" in page.page([found])
 
 
 def test_the_page_shows_ranks() -> None:
@@ -150,7 +152,7 @@ def test_the_page_shows_ranks() -> None:
     found = {"machine": machine.describe(), "options": {"threads": 1, "allocator": None},
              "ranks": {"shape": "a shape", "rows": 8, "cores": 2, "methods": {"lora": lora}}}  # fmt: skip
     text = page.page([found])
-    assert "Data-parallel ranks of one thread, a shape, 8 rows a step and rank" in text
+    assert "Data-parallel ranks of one thread, a shape, 8 rows per step and rank" in text
     assert "| lora | 400 | 748 | 1.87x |" in text
     assert "`run.py bench ranks`" not in text
 

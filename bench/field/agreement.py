@@ -91,23 +91,23 @@ def check(model: Path, prepared: Dataset, lora: bool, chosen: list[int]) -> Agre
     """One step of Luthier against plain modules, on the rows `chosen`."""
     own = load_model(model, torch.device("cpu"), torch.float32, frozen=lora)
     if lora:
-        own = attach(own, Adapter(16, 32, 0.0, resolve_targets("all-linear", own.plain, ())), seed=0)
+        own = attach(own, Adapter(16, 32, 0.0, resolve_targets("all-linear", own.hf_model, ())), seed=0)
         torch.manual_seed(1)
-        for name, parameter in own.trainable().items():
+        for name, parameter in own.trainable_parameters().items():
             if "lora_B" in name:  # zero at birth: the gradients of A would be zero, too
                 nn.init.normal_(parameter, std=0.02)
-    start = {name: parameter.detach().clone() for name, parameter in own.trainable().items()}
+    start = {name: parameter.detach().clone() for name, parameter in own.trainable_parameters().items()}
     loss, found = _own_step(own, prepared, Tokenizer.load(model), chosen)
-    expected_loss, expected = _plain_step(_reference(model, lora, start), prepared, chosen, own.encoder_decoder)
+    expected_loss, expected = _plain_step(_reference(model, lora, start), prepared, chosen, own.is_encoder_decoder)
     return compare(loss, found, expected_loss, expected, len(chosen))
 
 
 def _own_step(
     own: Model, prepared: Dataset, tokenizer: Tokenizer, chosen: list[int]
 ) -> tuple[float, dict[str, Tensor]]:
-    layout = Layout(own.packs, tokenizer.pad_id, own.start_id)
+    layout = Layout(own.supports_packing, tokenizer.pad_id, own.decoder_start_token_id)
     own.network.eval()  # as the reference is: T5 has dropout of its own
-    recorder = Recorder(own.trainable())
+    recorder = Recorder(own.trainable_parameters())
     micro_batches = MicroBatches([collate(prepared.tokens, chosen, layout)], "0:0", ProcessGroup())
     result = take_step(own, recorder, micro_batches, 0.0, 0.0)
     return result.loss, recorder.found

@@ -45,7 +45,7 @@ from luthier.service.metrics import CONTENT_TYPE, Metrics
 from luthier.service.operations import KNOWN, operate
 from luthier.service.proxy import Authority, Proxy
 from luthier.service.supervisor_settings import start
-from luthier.supervisor.loop import beat_file
+from luthier.supervisor.loop import heartbeat_file
 
 LOOPBACK = "127.0.0.1"
 BEAT_SECONDS = 30.0  # without a sign of life, after which the supervisor counts as gone
@@ -224,7 +224,7 @@ class Program:
     def beat_age(self) -> float | None:
         """Seconds since the supervisor's last sign of life; None when there was none since we started."""
         try:
-            beat = beat_file(self.service.settings.home).stat().st_mtime
+            beat = heartbeat_file(self.service.settings.home).stat().st_mtime
         except FileNotFoundError:
             return None
         # A file's time may be a few milliseconds behind the clock's.

@@ -68,7 +68,7 @@ class Desk:
 
     def answer(self, request: Request) -> Response:
         """The answer to a request as it comes over the wire."""
-        return self._gateway.answer(request)
+        return self._gateway.respond(request)
 
     def refusal(self, call: Callable[..., Any], **parameters: Any) -> tuple[str, str]:
         """Code and message of the error that the call is answered with."""
@@ -96,7 +96,14 @@ class Desk:
         }
         body = request.body or b""
         data = body.encode() if isinstance(body, str) else bytes(body)
-        sent = Request(request.method, parts.path, parts.query, headers, iter((data,)), "127.0.0.1")
+        sent = Request(
+            method=request.method,
+            path=parts.path,
+            query=parts.query,
+            headers=headers,
+            chunks=iter((data,)),
+            peer="127.0.0.1",
+        )
         answer = self.answer(sent)
         return botocore.awsrequest.AWSResponse(request.url, answer.status, answer.headers, _Raw(answer))
 

@@ -47,7 +47,16 @@ def test_no_request_makes_the_server_fail(desk: Desk, service: str, name: str) -
     def ask(parameters: dict[str, Any]) -> None:
         target = f"{TARGETS[service]}.{name}"
         headers = {"content-type": "application/x-amz-json-1.1", "x-amz-target": target, "host": "desk.test"}
-        answer = desk.answer(Request("POST", "/", "", headers, iter((json.dumps(parameters).encode(),)), "127.0.0.1"))
+        answer = desk.answer(
+            Request(
+                method="POST",
+                path="/",
+                query="",
+                headers=headers,
+                chunks=iter((json.dumps(parameters).encode(),)),
+                peer="127.0.0.1",
+            )
+        )
         assert answer.status < 500, (parameters, answer.body)
         answered.append(answer.status)
 

@@ -16,7 +16,7 @@ import pytest
 from api.desk import ACCOUNT, OWNER, Desk
 from botocore.exceptions import ClientError, EventStreamError
 
-from luthier.api import invocation
+from luthier.api import runtime
 
 Handler = Callable[["Served"], None]
 
@@ -59,6 +59,10 @@ class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     daemon_threads = True
 
     def handle_error(self, request: Any, client_address: Any) -> None: ...
+
+
+class _TcpServer(socketserver.ThreadingTCPServer):
+    daemon_threads = True  # a kept-alive connection must not keep the server from closing
 
 
 @pytest.fixture
@@ -110,7 +114,7 @@ def test_a_request_is_handed_on_and_its_answer_back(desk: Desk, serve: Callable[
 
 def test_a_port_of_the_loopback_address_serves_too(desk: Desk) -> None:
     handler = type("Echo", (Served,), {"work": staticmethod(echo)})
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), handler) as server:
+    with _TcpServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         endpoint(desk, address="127.0.0.1:{1}".format(*server.server_address))
         answer = desk.client("sagemaker-runtime").invoke_endpoint(EndpointName="e", Body=b"x")
@@ -183,7 +187,7 @@ def test_a_stream_that_breaks_off_says_so(desk: Desk, serve: Callable[[Handler],
          f"/aws/sagemaker/Endpoints/e in account {ACCOUNT} for more information."),
         (500, b"boom", "ModelError", 'Received server error (500) from model with message "boom".'),
         (503, b'{"error": "loading", "error_type": "loading"}', "ModelNotReadyException",
-         "The model of endpoint e is still being loaded; ask again."),
+         "The model of endpoint e is still loading; retry later."),
         (503, b'{"error": "256 rows wait", "error_type": "overloaded"}', "ServiceUnavailable",
          "Endpoint e: 256 rows wait"),
     ],
@@ -209,7 +213,7 @@ def test_a_model_that_takes_too_long(
     desk: Desk, serve: Callable[[Handler], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done = threading.Event()
-    monkeypatch.setattr(invocation.ask, "__defaults__", (0.05,))
+    monkeypatch.setattr(runtime._connections, "timeout", 0.05)
 
     def wait(served: Served) -> None:
         done.wait(10)

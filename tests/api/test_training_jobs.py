@@ -220,7 +220,7 @@ def test_only_variables_that_mean_nothing_are_logged(desk: Desk, caplog: pytest.
         desk.client().create_training_job(**training_job("a"))
         assert "Environment" not in caplog.text
         desk.client().create_training_job(**training_job("b", Environment={"LUTHIER_MODEL": "tiny", "OTHER": "1"}))
-    assert "CreateTrainingJob Environment is kept and has no effect" in caplog.text
+    assert "CreateTrainingJob: Environment is stored but has no effect" in caplog.text
 
 
 def test_a_long_queue_is_not_counted_to_its_end(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,10 +251,9 @@ def test_fields_without_meaning_are_logged_once(desk: Desk, caplog: pytest.LogCa
         desk.client().create_training_job(**training_job("b", **more))
     lines = [record.getMessage() for record in caplog.records if "has no effect" in record.getMessage()]
     assert lines == [
-        "CreateTrainingJob RoleArn is kept and has no effect: no role is assumed",
-        "CreateTrainingJob VpcConfig is kept and has no effect: the job's process is on this machine's network",
-        "CreateTrainingJob EnableNetworkIsolation is kept and has no effect: the job's process is on this machine's "
-        "network",
+        "CreateTrainingJob: RoleArn is stored but has no effect: no role is assumed",
+        "CreateTrainingJob: VpcConfig is stored but has no effect: processes use this machine's network",
+        "CreateTrainingJob: EnableNetworkIsolation is stored but has no effect: processes use this machine's network",
     ]
 
 

@@ -112,7 +112,7 @@ def _run(folder: JobFolder, resume: bool = False) -> Tensor:
     save = artifact.save_weights
 
     def listen(model: Model, *rest: Any) -> None:
-        said.append(logits_of(model.plain))
+        said.append(logits_of(model.hf_model))
         save(model, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -145,13 +145,13 @@ def _reloaded(cell: Cell, folder: JobFolder, base: Path, trained: Tensor, place:
     target = find_target(str(folder.root), lambda _: None)
     cpu = torch.device("cpu")
     ours = target.load(cpu, torch.float32)
-    torch.testing.assert_close(logits_of(ours.plain), trained, msg=lambda text: f"Luthier's reload: {text}")
+    torch.testing.assert_close(logits_of(ours.hf_model), trained, msg=lambda text: f"Luthier's reload: {text}")
     _generates(ours)
     if cell.method in QUANTIZED:
         return
     plain = load_plainly(folder.model, base)
     torch.testing.assert_close(logits_of(plain), trained, msg=lambda text: f"plain reload: {text}")
-    whole = Model(merge(ours), ours.dtype, ours.device) if ours.adapted else ours
+    whole = Model(merge(ours), ours.dtype, ours.device) if ours.has_adapter else ours
     export_merged(whole, folder.model, base, place / "merged", target.provenance)
     merged = load_plainly(place / "merged", base)
     torch.testing.assert_close(logits_of(merged), trained, rtol=1e-4, atol=1e-4, msg=lambda text: f"merged: {text}")
@@ -168,7 +168,7 @@ def _generates(model: Model) -> None:
             input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=most, do_sample=False, eos_token_id=[0],
             pad_token_id=pad,
         )[0].tolist()  # fmt: skip
-        new = alone[1:] if model.encoder_decoder else alone[len(prompt) :]
+        new = alone[1:] if model.is_encoder_decoder else alone[len(prompt) :]
         assert answer.ids == [token for token in new if token != 0], f"generated {answer.ids}, alone {new}"
 
 

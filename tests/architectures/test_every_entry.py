@@ -74,4 +74,4 @@ def test_it_is_tuned_by_its_name_and_defaults(
     if entry.default_template:
         assert json.loads((folder.model / "template.json").read_text("utf-8"))["prompt"] == "{prompt}"
     target = find_target(str(folder.root), lambda text: None)
-    assert target.load(torch.device("cpu"), torch.float32).adapted == lora
+    assert target.load(torch.device("cpu"), torch.float32).has_adapter == lora

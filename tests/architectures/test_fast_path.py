@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ from luthier.weights.model import Model
 
 FAST = ("llama", "mistral", "gemma", "qwen2", "qwen3", "gpt_neox")
 FAMILIES = ("llama", "gpt_neox")
-OWN = "the engine's own layers"
+FUSED = "Luthier's fused layers"
 CPU = torch.device("cpu")
 
 
@@ -33,7 +33,7 @@ def adapted(network: PreTrainedModel, dropout: float = 0.0, dtype: torch.dtype =
     network.requires_grad_(False)
     model = attach(model_of(network, dtype), Adapter(3, 5, dropout, linear_names(network), **more), seed=0)
     torch.manual_seed(1)
-    for parameter in model.trainable().values():
+    for parameter in model.trainable_parameters().values():
         parameter.data.normal_(0, 0.1)
     return model
 
@@ -55,9 +55,9 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance
 
 @pytest.mark.parametrize("name", ALL)
 def test_the_run_is_told_which_path_it_takes(name: str) -> None:
-    path = model_of(network_of(name)).path
-    assert (path == OWN) == (name in FAST)
-    assert path == OWN or path.startswith("transformers' layers (")
+    path = model_of(network_of(name)).describe_layers()
+    assert (path == FUSED) == (name in FAST)
+    assert path == FUSED or path.startswith("transformers' layers (")
 
 
 @pytest.mark.parametrize("name", FAST)
@@ -65,10 +65,10 @@ def test_the_run_is_told_which_path_it_takes(name: str) -> None:
 def test_loss_and_every_gradient_are_hugging_faces(name: str, lora: bool) -> None:
     network, rows = network_of(name), random_rows([*LENGTHS, 150])
     model = adapted(network) if lora else model_of(network)
-    reference = reference_loss(model.plain, rows)
+    reference = reference_loss(model.hf_model, rows)
     reference.backward()
     expected = gradients(model.network)
-    assert model.path == OWN
+    assert model.describe_layers() == FUSED
     loss = model.loss(batch_of(network, rows, packed=True))
     loss.backward()
     assert loss.item() == pytest.approx(reference.item(), rel=1e-6)
@@ -95,10 +95,10 @@ def test_odd_shapes(
     rows = random_rows(lengths)
     rows.append((rows[0][0][:1], rows[0][1][:1] & False))  # a row of one token carries no loss
     model = adapted(network) if lora else model_of(network)
-    reference = reference_loss(model.plain, rows[:-1])
+    reference = reference_loss(model.hf_model, rows[:-1])
     reference.backward()
     expected = gradients(model.network)
-    assert model.path == OWN
+    assert model.describe_layers() == FUSED
     loss = model.loss(batch_of(network, rows, packed=True))
     loss.backward()
     assert loss.item() == pytest.approx(reference.item(), rel=1e-6)
@@ -122,7 +122,7 @@ def test_bf16_errs_no_more_than_hugging_faces_autocast(name: str, lora: bool, mo
     exact = gradient(on_the_plain_path(build(torch.float32), monkeypatch))
     plain = gradient(on_the_plain_path(build(torch.bfloat16), monkeypatch))
     own = build(torch.bfloat16)
-    assert own.path == OWN
+    assert own.describe_layers() == FUSED
     # One draw of rounding errors against another: they differ by some percent of themselves.
     assert (gradient(own) - exact).norm() <= 1.15 * (plain - exact).norm()
 
@@ -131,7 +131,7 @@ def test_bf16_errs_no_more_than_hugging_faces_autocast(name: str, lora: bool, mo
 @pytest.mark.parametrize("name", FAMILIES)
 def test_recomputed_activations_drop_the_same(name: str, dropout: float) -> None:
     model = adapted(network_of(name), dropout)
-    batch = batch_of(model.plain, random_rows(LENGTHS), packed=True)
+    batch = batch_of(model.hf_model, random_rows(LENGTHS), packed=True)
     model.network.train()
 
     def found(seed: int) -> dict[str, Tensor]:
@@ -140,8 +140,8 @@ def test_recomputed_activations_drop_the_same(name: str, dropout: float) -> None
         return gradients(model.network)
 
     kept, other = found(0), found(1)
-    model.recompute_activations()
-    assert model.path == OWN
+    model.enable_activation_checkpointing()
+    assert model.describe_layers() == FUSED
     assert_same(found(0), kept, 1e-6)
     assert any(not torch.equal(kept[key], other[key]) for key in kept) == bool(dropout)
     model.network.eval()
@@ -152,7 +152,7 @@ def test_recomputed_activations_drop_the_same(name: str, dropout: float) -> None
 def test_the_gradient_under_dropout_is_that_of_the_loss(name: str) -> None:
     """Along its own direction, with the same masks drawn each time."""
     model = adapted(network_of(name), 0.3)
-    batch = batch_of(model.plain, random_rows(LENGTHS), packed=True)
+    batch = batch_of(model.hf_model, random_rows(LENGTHS), packed=True)
     model.network.train()
 
     def loss() -> Tensor:
@@ -160,12 +160,14 @@ def test_the_gradient_under_dropout_is_that_of_the_loss(name: str) -> None:
         return model.loss(batch)
 
     loss().backward()
-    found = {name: parameter.grad for name, parameter in model.trainable().items() if parameter.grad is not None}
-    assert found.keys() == model.trainable().keys()
+    found = {
+        name: parameter.grad for name, parameter in model.trainable_parameters().items() if parameter.grad is not None
+    }
+    assert found.keys() == model.trainable_parameters().keys()
     size = torch.sqrt(sum((grad.square().sum() for grad in found.values()), torch.zeros(())))
     ends = []
     for sign in (1, -2):
-        for name, parameter in model.trainable().items():
+        for name, parameter in model.trainable_parameters().items():
             parameter.data.add_(found[name] / size, alpha=sign * 3e-3)
         ends.append(loss().item())
     assert (ends[0] - ends[1]) / 6e-3 == pytest.approx(size.item(), rel=2e-2)
@@ -178,13 +180,13 @@ def test_the_adapter_can_be_switched_off(name: str) -> None:
     base = model_of(network).scores(batch).loss_N
     model = adapted(network)
     assert not torch.allclose(model.scores(batch).loss_N, base)
-    with model.as_base():
-        assert model.path == OWN
+    with cast(Any, model.network).disable_adapter():
+        assert model.describe_layers() == FUSED
         torch.testing.assert_close(model.scores(batch).loss_N, base)
 
 
 def layer_of(model: Model, index: int) -> Any:
-    layers: Any = model.plain.base_model.layers
+    layers: Any = model.hf_model.base_model.layers
     return layers[index]
 
 
@@ -221,7 +223,7 @@ def attention_dropout(model: Model) -> None:
 def test_it_steps_aside(change: Any, said: str) -> None:
     model = model_of(network_of("llama"))
     change(model)
-    assert model.path == f"transformers' layers ({said})"
+    assert model.describe_layers() == f"transformers' layers ({said})"
 
 
 def other_act(model: Model) -> None:
@@ -238,7 +240,7 @@ def one_layer_drops(model: Model) -> None:
 
 
 def the_embedding_drops(model: Model) -> None:
-    network: Any = model.plain.base_model
+    network: Any = model.hf_model.base_model
     network.emb_dropout.p = 0.1
     model.network.train()
 
@@ -262,20 +264,26 @@ def one_part_more(model: Model) -> None:
 def test_it_steps_aside_for_parts_of_gpt_neox(change: Any, said: str) -> None:
     model = model_of(network_of("gpt_neox"))
     change(model)
-    assert model.path == f"transformers' layers ({said})"
+    assert model.describe_layers() == f"transformers' layers ({said})"
 
 
 def test_dropouts_of_a_model_that_does_not_train_do_not_count() -> None:
     model = model_of(network_of("gpt_neox", dropout=0.1))
-    assert model.path == OWN
+    assert model.describe_layers() == FUSED
     model.network.train()
-    assert model.path == "transformers' layers (dropout behind the embedding)"
+    assert model.describe_layers() == "transformers' layers (dropout behind the embedding)"
 
 
 def test_it_steps_aside_for_dora_for_fp16_and_for_padded_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert adapted(network_of("llama"), dora=True).path == "transformers' layers (an adapter that is not plain LoRA)"
-    assert model_of(network_of("llama"), torch.float16).path == "transformers' layers (computing in torch.float16)"
+    assert (
+        adapted(network_of("llama"), dora=True).describe_layers()
+        == "transformers' layers (an adapter that is not plain LoRA)"
+    )
+    assert (
+        model_of(network_of("llama"), torch.float16).describe_layers()
+        == "transformers' layers (computing in torch.float16)"
+    )
     model = model_of(network_of("llama"))
-    padded = batch_of(model.plain, random_rows(LENGTHS), packed=False)
+    padded = batch_of(model.hf_model, random_rows(LENGTHS), packed=False)
     monkeypatch.setattr(model, "_fast", lambda: pytest.fail("asked for padded rows"))
     assert torch.isfinite(model.loss(padded))

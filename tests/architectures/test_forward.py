@@ -89,7 +89,7 @@ def test_a_batch_equals_its_rows_alone(name: str, packed: bool) -> None:
     expected = gradients(network)
 
     model = model_of(network)
-    assert model.own_head
+    assert model.has_linear_head
     batch = batch_of(network, rows, packed)
     loss = model.loss(batch)
     loss.backward()
@@ -139,7 +139,7 @@ def test_recomputed_activations_give_the_same_gradients(name: str) -> None:
     network.train()
     model.loss(batch).backward()
     expected = gradients(network)
-    model.recompute_activations()
+    model.enable_activation_checkpointing()
     model.loss(batch).backward()
     found = gradients(network)
     for key, gradient in expected.items():
@@ -170,8 +170,8 @@ def test_a_head_of_another_kind_is_noticed_and_the_models_own_logits_are_used() 
     )  # fmt: skip
     network = CohereForCausalLM(config).eval()
     model, rows = model_of(network), random_rows(LENGTHS)
-    assert not model.own_head
-    assert not model.packs
+    assert not model.has_linear_head
+    assert not model.supports_packing
     batch = batch_of(network, rows, packed=False)
     reference = reference_loss(network, rows)
     assert model.loss(batch).item() == pytest.approx(reference.item(), rel=1e-6)
@@ -185,6 +185,6 @@ def test_smoothed_targets_give_hugging_faces_smoothed_loss(name: str) -> None:
     network = network_of(name)
     model, rows = model_of(network), random_rows(LENGTHS)
     batch = batch_of(network, rows, packed=True)
-    logits = model._plain_logits(batch_of(network, rows, packed=False))
+    logits = model._hf_logits(batch_of(network, rows, packed=False))
     expected = F.cross_entropy(logits, batch.labels_N, reduction="sum", label_smoothing=0.2)
     assert model.loss(batch, smoothing=0.2).item() == pytest.approx(expected.item(), rel=1e-5)

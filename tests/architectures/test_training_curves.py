@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from architectures.test_fast_path import OWN, on_the_plain_path
+from architectures.test_fast_path import FUSED, on_the_plain_path
 from architectures.test_forward import Rows, batch_of
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -57,10 +57,10 @@ def tail_loss(dropout: float | None, seed: int, own: bool, monkeypatch: pytest.M
         model = attach(model, Adapter(8, 16, dropout, linear_names(base)), seed=seed)
     if not own:
         on_the_plain_path(model, monkeypatch)
-    assert (model.path == OWN) == own
+    assert (model.describe_layers() == FUSED) == own
     model.network.train()
     rate = 1e-3  # at five times that, LoRA on this untrained base is chaotic: fp32 and fp32 part ways after 30 steps
-    optimizer = torch.optim.AdamW(list(model.trainable().values()), lr=rate, fused=True)
+    optimizer = torch.optim.AdamW(list(model.trainable_parameters().values()), lr=rate, fused=True)
     losses = []
     for step in range(STEPS):
         micro_batches = MicroBatches(

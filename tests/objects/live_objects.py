@@ -17,7 +17,9 @@ from luthier.objects.store import EmbeddedObjectStore, ObjectStore
 from luthier.objects.virtual import VirtualBucket
 
 CACHE = {"models_manifest.json": b"[]", "specs/a.json": b"{}", "specs/b.json": b'{"b": 1}'}
-VIRTUAL = VirtualBucket(r"jumpstart-cache-prod-[a-z0-9-]+", lambda bucket, key: CACHE.get(key), lambda bucket: CACHE)
+VIRTUAL = VirtualBucket(
+    pattern=r"jumpstart-cache-prod-[a-z0-9-]+", read=lambda bucket, key: CACHE.get(key), keys=lambda bucket: CACHE
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,7 @@ def open_objects(url: str, home: Path) -> Iterator[EmbeddedObjectStore]:
 @contextmanager
 def serve_objects(objects: ObjectStore) -> Iterator[LiveWire]:
     """S3's operations on `objects`, on a free port."""
-    with live_wire(known={"s3": OPERATIONS}) as wire:
+    with live_wire(operations={"s3": OPERATIONS}) as wire:
         wire.echo.answers = {name: partial(_answer, name, objects) for name in OPERATIONS}
         yield wire
 

@@ -55,7 +55,7 @@ def _done(objects: EmbeddedObjectStore, verb: str, name: str) -> str:
         key = f"copy-{name}"
         objects.put("room", key, in_pieces(content(key)))
         with objects.open("room", key) as source:
-            objects.copy(source, Object("room", f"{key}/again", "", 0, "", 0.0))
+            objects.copy(source, Object(bucket="room", key=f"{key}/again", content="", size=0, etag="", modified=0.0))
     elif verb == "delete":
         key = f"delete-{name}"
         objects.put("room", key, in_pieces(content(key)))

@@ -23,7 +23,7 @@ PIECE = st.lists(st.sampled_from(ALPHABET), max_size=2).map("".join)
 
 
 def made(key: str) -> Object:
-    return Object("b", key, "", 0, "", 0.0)
+    return Object(bucket="b", key=key, content="", size=0, etag="", modified=0.0)
 
 
 def expected(keys: Sequence[str], prefix: str, delimiter: str) -> list[str]:

@@ -77,7 +77,7 @@ def test_what_nothing_holds_is_removed(objects: EmbeddedObjectStore, blob_names:
     assert len(blob_names()) == 1
     assert not first & blob_names()
     with objects.open("room", "a") as source:
-        objects.copy(source, Object("room", "b", "", 0, "", 0.0))
+        objects.copy(source, Object(bucket="room", key="b", content="", size=0, etag="", modified=0.0))
     delete(objects, "a")
     assert whole(objects, "b") == b"2"
     delete(objects, "b")
@@ -250,7 +250,10 @@ def test_writers_readers_copies_and_sweeps_at_once(objects: EmbeddedObjectStore,
                 assert data in bodies or data == b"a" * FIVE + b"b" * 1000
             elif verb == "copy":
                 with objects.open("room", key) as source:
-                    objects.copy(source, Object("room", chosen.choice(keys), "", 0, "", 0.0))
+                    objects.copy(
+                        source,
+                        Object(bucket="room", key=chosen.choice(keys), content="", size=0, etag="", modified=0.0),
+                    )
             elif verb == "upload" and number == 0:
                 two_parts(objects, key)
             else:

@@ -36,14 +36,14 @@ def broken(request: Request) -> Response:
     raise RuntimeError("secret")
 
 
-DOORS = {"/_luthier/health": health, "/_luthier/": below, "/_luthier/broken": broken}
+HANDLERS = {"/_luthier/health": health, "/_luthier/": below, "/_luthier/broken": broken}
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[LiveWire]:
     """No signatures are asked for here, two threads work, and nobody may be idle for long."""
     options: Any = {"threads": 2, "idle_seconds": 1.0}
-    with live_wire(DOORS, authenticate=lambda request, service: Principal(), **options) as live:
+    with live_wire(HANDLERS, authenticate=lambda request, service: Principal(), **options) as live:
         yield live
 
 

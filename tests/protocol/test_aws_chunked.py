@@ -25,7 +25,13 @@ def framed(body: bytes, length: int, kind: str = UNSIGNED_TRAILER, pieces: int =
         "x-amz-decoded-content-length": str(length),
         "content-encoding": "aws-chunked",
     }
-    return Request("PUT", "/b/k", "", headers, (body[at : at + pieces] for at in range(0, len(body), pieces)))
+    return Request(
+        method="PUT",
+        path="/b/k",
+        query="",
+        headers=headers,
+        chunks=(body[at : at + pieces] for at in range(0, len(body), pieces)),
+    )
 
 
 def plain(request: Request) -> bytes:
@@ -110,18 +116,21 @@ def test_the_length_must_be_said() -> None:
 
 def test_the_hash_is_checked() -> None:
     good = hashlib.sha256(b"abc").hexdigest()
-    assert plain(Request("PUT", "/", headers={"x-amz-content-sha256": good}, chunks=iter([b"a", b"bc"]))) == b"abc"
-    bad = Request("PUT", "/", headers={"x-amz-content-sha256": good}, chunks=iter([b"abd"]))
+    assert (
+        plain(Request(method="PUT", path="/", headers={"x-amz-content-sha256": good}, chunks=iter([b"a", b"bc"])))
+        == b"abc"
+    )
+    bad = Request(method="PUT", path="/", headers={"x-amz-content-sha256": good}, chunks=iter([b"abd"]))
     assert refusal(bad) == "XAmzContentSHA256Mismatch"
 
 
 @pytest.mark.parametrize("said", ["", "UNSIGNED-PAYLOAD"])
 def test_no_hash_is_no_check(said: str) -> None:
-    assert plain(Request("PUT", "/", headers={"x-amz-content-sha256": said}, chunks=iter([b"a"]))) == b"a"
+    assert plain(Request(method="PUT", path="/", headers={"x-amz-content-sha256": said}, chunks=iter([b"a"]))) == b"a"
 
 
 def test_a_hash_that_is_none() -> None:
-    assert refusal(Request("PUT", "/", headers={"x-amz-content-sha256": "abc"})) == "InvalidArgument"
+    assert refusal(Request(method="PUT", path="/", headers={"x-amz-content-sha256": "abc"})) == "InvalidArgument"
 
 
 @pytest.mark.parametrize("said", ["STREAMING-AWS4-ECDSA-P256-SHA256-PAYLOAD", "STREAMING-", "f" * 63])

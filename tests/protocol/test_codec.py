@@ -32,21 +32,21 @@ def whole(response: Response) -> bytes:
 
 def test_a_streamed_body_is_not_read() -> None:
     chunks = (bytes(1 // 0) for _ in range(1))
-    parsed = parse("s3", "PutObject", Request("PUT", "/b/k", chunks=chunks), Bucket="b", Key="k")
+    parsed = parse("s3", "PutObject", Request(method="PUT", path="/b/k", chunks=chunks), Bucket="b", Key="k")
     assert parsed["Body"] is chunks
 
 
 def test_an_empty_body_is_a_body() -> None:
-    request = Request("POST", "/endpoints/e/invocations", headers={"content-type": "text/csv"})
+    request = Request(method="POST", path="/endpoints/e/invocations", headers={"content-type": "text/csv"})
     parsed = parse("sagemaker-runtime", "InvokeEndpoint", request, EndpointName="e")
     assert parsed == {"EndpointName": "e", "ContentType": "text/csv", "Body": b""}
 
 
 def test_metadata_names_stay_as_they_were_sent() -> None:
     headers = {"x-amz-meta-colour_of-x": "ä", "x-amz-meta-n": "1"}
-    parsed = parse("s3", "HeadObject", Request("HEAD", "/b/k"), Bucket="b", Key="k")
+    parsed = parse("s3", "HeadObject", Request(method="HEAD", path="/b/k"), Bucket="b", Key="k")
     assert parsed == {"Bucket": "b", "Key": "k"}
-    put = parse("s3", "PutObject", Request("PUT", "/b/k", headers=headers), Bucket="b", Key="k")
+    put = parse("s3", "PutObject", Request(method="PUT", path="/b/k", headers=headers), Bucket="b", Key="k")
     assert put["Metadata"] == {"colour_of-x": "ä", "n": "1"}
 
 
@@ -66,7 +66,7 @@ def test_metadata_names_stay_as_they_were_sent() -> None:
 )
 def test_values_of_another_type(operation: str, query: str, headers: dict[str, str]) -> None:
     with pytest.raises(WireError) as caught:
-        parse("s3", operation, Request("GET", "/b/k", query, headers), Bucket="b", Key="k")
+        parse("s3", operation, Request(method="GET", path="/b/k", query=query, headers=headers), Bucket="b", Key="k")
     assert caught.value.code == "ValidationException"
 
 
@@ -79,7 +79,7 @@ def test_values_of_another_type(operation: str, query: str, headers: dict[str, s
 )  # fmt: skip
 def test_xml_that_cannot_be_read(body: bytes) -> None:
     with pytest.raises(WireError) as caught:
-        parse("s3", "DeleteObjects", Request("POST", "/b", "delete", chunks=iter([body])), Bucket="b")
+        parse("s3", "DeleteObjects", Request(method="POST", path="/b", query="delete", chunks=iter([body])), Bucket="b")
     assert 400 <= caught.value.status < 500
 
 
@@ -88,13 +88,18 @@ def test_a_body_over_the_limit() -> None:
     for service, operation in (("s3", "DeleteObjects"), ("sagemaker", "CreateModel"), ("sts", "GetCallerIdentity")):
         headers = {"content-type": "application/x-amz-json-1.1"}
         with pytest.raises(WireError) as caught:
-            parse(service, operation, Request("POST", "/", "", headers, endless), Bucket="b")
+            parse(
+                service,
+                operation,
+                Request(method="POST", path="/", query="", headers=headers, chunks=endless),
+                Bucket="b",
+            )
         assert caught.value.code == "RequestEntityTooLargeException"
 
 
 @pytest.mark.parametrize("kind", ["", "text/plain", "application/x-www-form-urlencoded", "application/xml"])
 def test_the_content_type_of_json(kind: str) -> None:
-    request = Request("POST", "/", headers={"content-type": kind}, chunks=iter([b"{}"]))
+    request = Request(method="POST", path="/", headers={"content-type": kind}, chunks=iter([b"{}"]))
     with pytest.raises(WireError) as caught:
         parse("sagemaker", "ListModels", request)
     assert caught.value.code == "SerializationException"
@@ -121,7 +126,7 @@ def test_times_do_not_depend_on_the_zone(moment: Any, zone: str, monkeypatch: py
         assert headers["Last-Modified"] == "Sat, 21 Nov 2026 00:18:38 GMT"
         listing = whole(serialise("s3", "ListObjectsV2", {"Contents": [{"Key": "k", "LastModified": moment}]})).decode()
         assert "<LastModified>2026-11-21T00:18:38.000Z</LastModified>" in listing
-        request = Request("GET", "/b/k", headers={"if-modified-since": "Sat, 21 Nov 2026 00:18:38 GMT"})
+        request = Request(method="GET", path="/b/k", headers={"if-modified-since": "Sat, 21 Nov 2026 00:18:38 GMT"})
         parsed = parse("s3", "GetObject", request, Bucket="b", Key="k")
         assert parsed["IfModifiedSince"] == datetime(2026, 11, 21, 0, 18, 38, tzinfo=UTC)
     finally:

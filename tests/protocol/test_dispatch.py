@@ -24,7 +24,13 @@ def request(
     method: str = "GET", target: str = "/", headers: dict[str, str] | None = None, body: bytes = b""
 ) -> Request:
     path, _, query = target.partition("?")
-    return Request(method, path, query, {"host": "127.0.0.1:8777", **(headers or {})}, iter([body]))
+    return Request(
+        method=method,
+        path=path,
+        query=query,
+        headers={"host": "127.0.0.1:8777", **(headers or {})},
+        chunks=iter([body]),
+    )
 
 
 @pytest.mark.parametrize(
@@ -172,7 +178,7 @@ def test_what_no_service_has(asked: Request) -> None:
 )  # fmt: skip
 def test_what_is_no_address(path: str, query: str) -> None:
     with pytest.raises(WireError) as caught:
-        dispatch.check_target(Request("GET", path, query))
+        dispatch.check_target(Request(method="GET", path=path, query=query))
     assert (caught.value.code, caught.value.status) == ("InvalidURI", 400)
 
 

@@ -53,7 +53,7 @@ GATEWAY = Gateway(operate, EVERYTHING, authenticate)
 
 def check(request: Request) -> Response:
     started = time.monotonic()
-    response = GATEWAY.answer(request)
+    response = GATEWAY.respond(request)
     body = response.body if isinstance(response.body, bytes) else b"".join(response.body)
     assert response.status < 500, (request, body)
     assert time.monotonic() - started < 10, request
@@ -153,7 +153,13 @@ def requests(draw: st.DrawFn) -> Request:
         sent = {**sent, **draw(headers)} if part in (3, 4) else sent
         body = draw(bodies) if part == 5 else body
     size = draw(st.integers(1, 50))
-    return Request(method, path, query, sent, iter([body[at : at + size] for at in range(0, len(body), size)]))
+    return Request(
+        method=method,
+        path=path,
+        query=query,
+        headers=sent,
+        chunks=iter([body[at : at + size] for at in range(0, len(body), size)]),
+    )
 
 
 @QUICK
@@ -195,7 +201,9 @@ def bent(draw: st.DrawFn) -> Request:
             holder[key] = draw(json_value)
     body = json.dumps(root, default=lambda value: value.timestamp() if hasattr(value, "timestamp") else "AP8=")
     given_headers = {"x-amz-target": f"SageMaker.{name}", "content-type": "application/x-amz-json-1.1"}
-    return Request("POST", "/", "", given_headers, iter([body.encode("utf-8", "surrogatepass")]))
+    return Request(
+        method="POST", path="/", query="", headers=given_headers, chunks=iter([body.encode("utf-8", "surrogatepass")])
+    )
 
 
 def _somewhere(draw: st.DrawFn, value: Any) -> tuple[Any, Any]:
@@ -224,7 +232,7 @@ def test_bent_requests_at_length(request: Request) -> None:
 @given(methods, st.text(max_size=10), st.text(max_size=20), queries, headers)
 def test_any_bucket_and_key(method: str, bucket: str, key: str, query: str, given_headers: dict[str, str]) -> None:
     path = f"/{quote(bucket, safe='', errors='replace')}/{quote(key, errors='replace')}"
-    check(Request(method, path, query, given_headers))
+    check(Request(method=method, path=path, query=query, headers=given_headers))
 
 
 def test_every_operation_that_is_known_can_be_asked_for() -> None:
@@ -234,5 +242,10 @@ def test_every_operation_that_is_known_can_be_asked_for() -> None:
             parameters, default=lambda value: value.timestamp() if hasattr(value, "timestamp") else "AP8="
         )
         given_headers = {"x-amz-target": f"SageMaker.{name}", "content-type": "application/x-amz-json-1.1"}
-        answered += check(Request("POST", "/", "", given_headers, iter([body.encode()]))).status == 200
+        answered += (
+            check(
+                Request(method="POST", path="/", query="", headers=given_headers, chunks=iter([body.encode()]))
+            ).status
+            == 200
+        )
     assert answered > 0.8 * len(SAMPLES)

@@ -30,7 +30,13 @@ def serialised(service: str, name: str, parameters: dict[str, Any]) -> Request:
     query = "&".join(part for part in (literals, urlencode(made["query_string"], doseq=True)) if part)
     headers = {key.lower(): str(value) for key, value in made["headers"].items()}
     body = urlencode(made["body"], doseq=True) if isinstance(made["body"], dict) else made["body"]
-    return Request(made["method"], path, query, headers, iter([body.encode() if isinstance(body, str) else body]))
+    return Request(
+        method=made["method"],
+        path=path,
+        query=query,
+        headers=headers,
+        chunks=iter([body.encode() if isinstance(body, str) else body]),
+    )
 
 
 def parse(service: str, request: Request) -> tuple[str, dict[str, Any]]:
@@ -62,8 +68,8 @@ def test_each_operation_is_parsed_as_it_was_given(service: str) -> None:
 def test_labels_keep_their_slashes() -> None:
     cases = {"//b": "/b", "///": "/", "/b/": "b", "/a%2Fb": "a/b"}
     for path, bucket in cases.items():
-        assert dispatch.find(Request("GET", path), "s3").labels == {"Bucket": bucket}
-    assert dispatch.find(Request("GET", "//a//b/"), "s3").labels == {"Bucket": "/a", "Key": "/b/"}
+        assert dispatch.find(Request(method="GET", path=path), "s3").labels == {"Bucket": bucket}
+    assert dispatch.find(Request(method="GET", path="//a//b/"), "s3").labels == {"Bucket": "/a", "Key": "/b/"}
 
 
 @pytest.mark.parametrize(
@@ -76,12 +82,12 @@ def test_labels_keep_their_slashes() -> None:
 )
 def test_elements_of_another_type(body: bytes) -> None:
     with pytest.raises(WireError) as caught:
-        parse("s3", Request("POST", "/b", "delete", chunks=iter([body])))
+        parse("s3", Request(method="POST", path="/b", query="delete", chunks=iter([body])))
     assert caught.value.code == "ValidationException"
 
 
 def test_a_form_s_lists_and_maps() -> None:
     form = "Action=SimulatePrincipalPolicy&ActionNames=&ContextEntries.member.1.ContextKeyName=a&PolicySourceArn=x"
     headers = {"content-type": "application/x-www-form-urlencoded"}
-    _, parsed = parse("iam", Request("POST", "/", "", headers, iter([form.encode()])))
+    _, parsed = parse("iam", Request(method="POST", path="/", query="", headers=headers, chunks=iter([form.encode()])))
     assert parsed == {"ActionNames": [], "ContextEntries": [{"ContextKeyName": "a"}], "PolicySourceArn": "x"}

@@ -43,7 +43,7 @@ def test_the_first_calls_may_come_at_once(monkeypatch: pytest.MonkeyPatch) -> No
     routing._routes.cache_clear()
     gateway = Gateway(lambda call: {}, {"s3": {"ListBuckets"}}, lambda request, service: Principal())
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda number: gateway.answer(Request("GET", "/")).status, range(32)))
+        answers = list(pool.map(lambda number: gateway.respond(Request(method="GET", path="/")).status, range(32)))
     assert answers == [200] * 32
     routing._routes.cache_clear()
 
@@ -57,7 +57,7 @@ from luthier.protocol.message import Request
 gateway = Gateway(lambda call: {}, {"sagemaker": {"DeleteModel"}}, lambda request, service: Principal())
 application(gateway, {})
 headers = {"x-amz-target": "SageMaker.DeleteModel", "content-type": "application/x-amz-json-1.1"}
-status = gateway.answer(Request("POST", "/", "", headers, iter([b'{"ModelName": "m"}']))).status
+status = gateway.respond(Request(method="POST", path="/", headers=headers, chunks=iter([b'{"ModelName": "m"}']))).status
 with open("/proc/self/status") as lines:
     resident = next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS"))
 print(json.dumps([status, resident, sorted(sys.modules)]))

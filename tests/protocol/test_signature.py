@@ -46,7 +46,9 @@ def signed(service: str = "s3", credentials: Credentials = CREDENTIALS, **option
 def received(sent: AWSRequest, body: bytes = b"") -> Request:
     parts = urlsplit(sent.url)
     headers = {name.lower(): str(value) for name, value in sent.headers.items()} | {"host": parts.netloc}
-    return Request(sent.method, parts.path, parts.query, headers, iter([body[:3], body[3:]]))
+    return Request(
+        method=sent.method, path=parts.path, query=parts.query, headers=headers, chunks=iter([body[:3], body[3:]])
+    )
 
 
 def presigned(service: str = "s3", expires: int = 60, **options: Any) -> Request:
@@ -165,7 +167,7 @@ def test_a_clock_that_is_a_little_off(minutes: int) -> None:
 
 
 def test_no_signature() -> None:
-    request = Request("GET", "/", headers={"host": "h"})
+    request = Request(method="GET", path="/", headers={"host": "h"})
     assert not is_signed(request)
     assert refusal(request).code == "MissingAuthenticationToken"
 
@@ -326,7 +328,7 @@ def test_the_published_url() -> None:
         "&X-Amz-Expires=86400&X-Amz-SignedHeaders=host"
         "&X-Amz-Signature=aeeed9bbccd4d02ee5c0109b86d86835f995330da4c265957d157751f604d404"
     )
-    request = Request("GET", "/test.txt", query, {"host": "examplebucket.s3.amazonaws.com"})
+    request = Request(method="GET", path="/test.txt", query=query, headers={"host": "examplebucket.s3.amazonaws.com"})
     assert verify(request, secret_of, THEN + timedelta(hours=1)) == KEY
 
 
@@ -367,7 +369,9 @@ def _published_chunks(trailer: bool) -> Request:
         **extra,
     }
     whole = framed + end
-    return Request("PUT", "/examplebucket/chunkObject.txt", "", headers, _pieces(whole))
+    return Request(
+        method="PUT", path="/examplebucket/chunkObject.txt", query="", headers=headers, chunks=_pieces(whole)
+    )
 
 
 def _pieces(body: bytes, size: int = 1000) -> Iterator[bytes]:

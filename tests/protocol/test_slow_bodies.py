@@ -156,7 +156,7 @@ def test_a_body_that_announces_too_much_is_not_awaited(open_server: LiveWire, mo
 
 
 def test_large_bodies_are_held_in_a_bounded_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asgi, "HELD", 1)
+    monkeypatch.setattr(asgi, "BUFFERED_BODIES", 1)
     everybody: Any = {"authenticate": lambda request, service: Principal()}
     with live_wire(**everybody, threads=2, idle_seconds=0.5) as made, many(made, TARGET, 2) as slow:
         started = time.monotonic()

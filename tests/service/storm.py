@@ -26,7 +26,7 @@ import psutil
 from botocore.config import Config
 from botocore.exceptions import ClientError, ConnectionError, HTTPClientError
 
-from luthier.launchers.process import marked
+from luthier.launchers.local import find_processes
 from luthier.supervisor.folder import ServiceFolder
 
 BUCKET, REGION = "storm", "us-west-2"
@@ -40,7 +40,7 @@ STRIKES: tuple[frozenset[str], ...] = tuple(
     for words in ("server", "supervisor", "engine", "supervisor+engine", "server+supervisor", "server+engine",
                   "server+supervisor+engine")
 )  # fmt: skip
-DEATHS = 2  # of an engine without progress between that a job survives: the product gives up at one more
+MAX_CRASHES = 2  # of an engine without progress between that a job survives: the product gives up at one more
 READY_SECONDS = 60.0
 ENGINE_SECONDS = 20.0  # to wait for one that may be killed
 _SERVER = Path(__file__).with_name("storm_server.py")
@@ -149,17 +149,17 @@ class Storm:
     def _engines(self) -> list[psutil.Process]:
         """Those whose job survives one more death: the storm is harder than what a job is given up for."""
         found = []
-        for process in marked(self.home / "jobs"):
+        for process in find_processes(self.home / "jobs"):
             with suppress(psutil.Error, OSError, ValueError, KeyError):  # it may be ending
                 folder = ServiceFolder(Path(process.environ()["LUTHIER_SUPERVISED"]))
-                if folder.marks.deaths < DEATHS or folder.progress > folder.marks.progress:
+                if folder.state.crashes < MAX_CRASHES or folder.progress > folder.state.progress:
                     found.append(process)
         return found
 
     def end(self) -> None:
         """Kill everything."""
         if self.server is not None:
-            left = [*self._supervisors(), *marked(self.home)]
+            left = [*self._supervisors(), *find_processes(self.home)]
             self.server.kill()
             self.server.wait()
             for process in left:

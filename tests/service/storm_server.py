@@ -13,9 +13,9 @@ from pathlib import Path
 
 from luthier import entrypoint, server
 from luthier.jobs.settings import ServiceSettings
+from luthier.launchers.local import LocalLauncher
 from luthier.service import supervisor_program as supervisor
 from luthier.service.supervisor_settings import written
-from luthier.supervisor.context import SupervisorContext
 
 ENGINE = (sys.executable, str(Path(__file__).with_name("storm_engine.py")))
 
@@ -32,7 +32,7 @@ def start(settings: ServiceSettings) -> subprocess.Popen[bytes]:
 
 def main() -> None:
     if sys.argv[1:2] == ["supervisor"]:
-        vars(supervisor)["SupervisorContext"] = partial(SupervisorContext, engine=ENGINE)
+        vars(supervisor)["LocalLauncher"] = partial(LocalLauncher, {"training": ENGINE})
         supervisor.main(sys.argv[2:])
     else:
         vars(server)["start"] = start

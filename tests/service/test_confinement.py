@@ -62,7 +62,9 @@ def untouched(request: pytest.FixtureRequest) -> Iterator[None]:
 
 def ask(wire: WholeWire, method: str, path: str, body: bytes = b"", query: str = "", **headers: str) -> Response:
     sent = {name.replace("_", "-"): value for name, value in headers.items()}
-    answer = wire.answer(Request(method, path, query, sent, iter((body,)), "127.0.0.1"))
+    answer = wire.answer(
+        Request(method=method, path=path, query=query, headers=sent, chunks=iter((body,)), peer="127.0.0.1")
+    )
     assert isinstance(answer.body, bytes)
     assert CANARY.encode() not in answer.body
     assert b"root:x:0" not in answer.body
@@ -185,7 +187,7 @@ SERVICES: dict[str, tuple[str, str, dict[str, str]]] = {
 def test_a_body_without_end_is_refused_at_its_limit(wire: WholeWire, service: str) -> None:
     method, target, headers = SERVICES[service]
     path, _, query = target.partition("?")
-    limit = SERVICE_PROTOCOLS[service].limit if service in SERVICE_PROTOCOLS else 1 << 20
+    limit = SERVICE_PROTOCOLS[service].body_limit if service in SERVICE_PROTOCOLS else 1 << 20
     taken = 0
 
     def endless() -> Iterator[bytes]:
@@ -194,7 +196,9 @@ def test_a_body_without_end_is_refused_at_its_limit(wire: WholeWire, service: st
             taken += 65536
             yield b" " * 65536
 
-    answer = wire.answer(Request(method, path, query, headers, endless(), "127.0.0.1"))
+    answer = wire.answer(
+        Request(method=method, path=path, query=query, headers=headers, chunks=endless(), peer="127.0.0.1")
+    )
     assert answer.status in (400, 413)
     assert taken <= limit + 2 * 65536
 

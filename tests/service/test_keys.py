@@ -36,7 +36,7 @@ def signed(key: str, secret: str) -> Request:
     )
     botocore.auth.SigV4Auth(botocore.credentials.Credentials(key, secret), "sts", "us-west-2").add_auth(made)
     headers = {name.lower(): value for name, value in made.headers.items()} | {"host": "127.0.0.1:8777"}
-    return Request("POST", "/", "", headers, iter([body]))
+    return Request(method="POST", path="/", query="", headers=headers, chunks=iter([body]))
 
 
 def test_a_key_is_stored_and_found_until_it_is_disabled(keys: Keys) -> None:
@@ -73,7 +73,7 @@ def test_a_user_that_iam_would_refuse_is_refused(keys: Keys, user: str) -> None:
 
 
 def test_without_any_key_everybody_is_the_account(keys: Keys) -> None:
-    assert authenticator(keys)(Request("GET", "/"), "s3") == Principal()
+    assert authenticator(keys)(Request(method="GET", path="/"), "s3") == Principal()
     assert authenticator(keys)(signed("AKIAOFAWS", "x" * 40), "sts") == Principal()
 
 
@@ -85,7 +85,7 @@ def test_without_any_key_everybody_is_the_account(keys: Keys) -> None:
 def test_without_any_key_a_browser_is_refused(keys: Keys, headers: dict[str, str]) -> None:
     """A page may send requests to loopback, and have its own name lead there."""
     with pytest.raises(WireError) as refused:
-        authenticator(keys)(Request("GET", "/", "", headers), "s3")
+        authenticator(keys)(Request(method="GET", path="/", query="", headers=headers), "s3")
     assert (refused.value.code, refused.value.status) == ("AccessDenied", 403)
 
 
@@ -94,7 +94,7 @@ def test_without_any_key_a_browser_is_refused(keys: Keys, headers: dict[str, str
              "bucket.s3.us-west-2.amazonaws.com", "sts.amazonaws.com"],
 )  # fmt: skip
 def test_this_machines_names_are_taken(keys: Keys, host: str) -> None:
-    assert authenticator(keys)(Request("GET", "/", "", {"host": host}), "s3") == Principal()
+    assert authenticator(keys)(Request(method="GET", path="/", query="", headers={"host": host}), "s3") == Principal()
 
 
 def test_with_a_key_its_holder_is_told_and_all_others_are_refused(keys: Keys) -> None:
@@ -109,7 +109,7 @@ def test_with_a_key_its_holder_is_told_and_all_others_are_refused(keys: Keys) ->
     cases = {
         "SignatureDoesNotMatch": signed(key.id, "x" * 40),
         "InvalidClientTokenId": signed("LKIAUNKNOWN", key.secret),
-        "MissingAuthenticationToken": Request("GET", "/"),
+        "MissingAuthenticationToken": Request(method="GET", path="/"),
     }
     for code, request in cases.items():
         with pytest.raises(WireError) as refused:
@@ -129,7 +129,7 @@ def test_disabling_the_last_key_opens_nothing(keys: Keys) -> None:
 
 def test_no_auth_takes_what_is_not_signed(keys: Keys) -> None:
     keys.create("ann")
-    assert authenticator(keys, ignored=True)(Request("GET", "/"), "s3") == Principal()
+    assert authenticator(keys, ignored=True)(Request(method="GET", path="/"), "s3") == Principal()
 
 
 def program(monkeypatch: pytest.MonkeyPatch, home: Path, **request: Any) -> None:

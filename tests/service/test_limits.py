@@ -13,7 +13,7 @@ from luthier.cli.app import app
 from luthier.cli.program import Program
 from luthier.errors import SettingError
 from luthier.jobs.settings import ServiceSettings
-from luthier.launchers.process import check_limits
+from luthier.launchers.local import ULIMITS
 from luthier.server import Options
 from luthier.service import supervisor_program as program
 from luthier.service.limits import LIMITS, limits, seconds
@@ -31,7 +31,7 @@ def test_sizes_and_numbers() -> None:
 
 
 def test_every_word_can_be_set_by_the_launcher() -> None:
-    check_limits({limit.resource: limit.least for limit in LIMITS.values()})
+    assert all(limit.resource in ULIMITS and hasattr(resource, limit.resource) for limit in LIMITS.values())
     for name, limit in LIMITS.items():
         assert limits([f"{name}={limit.example}"])
 
@@ -90,7 +90,7 @@ def test_what_serve_is_given_reaches_the_supervisors_work(tmp_path: Path, monkey
     monkeypatch.setattr(program, "Supervisor", Watched)
     program.supervise(read(tmp_path, written(settings)), lambda: True)
     assert contexts[0].settings == settings
-    launch = contexts[0].launch(tmp_path, tmp_path / "log", "cpu", False)
+    launch = contexts[0].training_spec(tmp_path, "cpu", False)
     assert launch.limits == {"RLIMIT_CORE": 0, "RLIMIT_NOFILE": 300, "RLIMIT_AS": 3 << 30}
 
 

@@ -133,7 +133,14 @@ def requests(draw: st.DrawFn) -> Request:
     size, body = draw(st.integers(1, 50)), made["body"]
     chunks = iter([body[at : at + size] for at in range(0, len(body), size)])
     headers = {_received(name): _received(value) for name, value in made["headers"].items()}
-    return Request(made["method"], _received(made["path"]), made["query"], headers, chunks, "127.0.0.1")
+    return Request(
+        method=made["method"],
+        path=_received(made["path"]),
+        query=made["query"],
+        headers=headers,
+        chunks=chunks,
+        peer="127.0.0.1",
+    )
 
 
 def _received(text: str) -> str:

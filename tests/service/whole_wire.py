@@ -116,13 +116,15 @@ class WholeWire:
         self._ask("POST", "/", headers, json.dumps(parameters).encode())
 
     def _ask(self, method: str, path: str, headers: dict[str, str] | None = None, body: bytes = b"") -> None:
-        answer = self.answer(Request(method, path, "", headers or {}, iter((body,)), "127.0.0.1"))
+        answer = self.answer(
+            Request(method=method, path=path, query="", headers=headers or {}, chunks=iter((body,)), peer="127.0.0.1")
+        )
         assert answer.status in (200, 409), answer.body
 
     def answer(self, request: Request) -> Response:
         """The answer, read to its end: no failure, soon, with headers of one line."""
         started, worked = time.monotonic(), time.thread_time()
-        response = self.gateway.answer(request)
+        response = self.gateway.respond(request)
         body = response.body if isinstance(response.body, bytes) else b"".join(response.body)
         seconds, worked = time.monotonic() - started, time.thread_time() - worked
         self.slowest = max(self.slowest, worked)

@@ -149,7 +149,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> ServedModel:
 def max_new_tokens(served: ServedModel, characters: int, **parameters: Any) -> int:
     (row,) = rows_of(served, {"inputs": "z" * characters, "parameters": parameters})
     assert len(row.request.prompt_ids) == characters + len(
-        served.tokenizer.suffix_ids if served.model.encoder_decoder else []
+        served.tokenizer.suffix_ids if served.model.is_encoder_decoder else []
     )
     return row.request.max_new_tokens
 

@@ -1,4 +1,4 @@
-"""Endpoint's process in milliseconds: ``python fake_server.py TARGET --socket PATH --device DEVICE``.
+"""Endpoint's process in milliseconds: ``python fake_server.py --socket PATH TARGET --device DEVICE``.
 
 A file in TARGET tells it what to do: `refuse` ends it with exit code 2, `die` with 1, `slow` never becomes ready,
 `chatty` writes numbered lines, as many as it says. It writes its number to TARGET/../pids, and answers /ping with 200
@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from socketserver import UnixStreamServer
 
-TARGET, SOCKET = Path(sys.argv[1]), sys.argv[3]
+SOCKET, TARGET = sys.argv[2], Path(sys.argv[3])
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -12,9 +12,10 @@ from supervisor.supervisor_harness import FAKE_ENGINE, FolderObjects
 
 from luthier.jobs.settings import ServiceSettings
 from luthier.jobs.store import Store
+from luthier.launchers.local import LocalLauncher
 from luthier.service.journal import open_journal
 from luthier.service.supervisor_program import leaving
-from luthier.supervisor.context import ENGINE, DevicePool, SupervisorContext
+from luthier.supervisor.context import DevicePool, SupervisorContext
 from luthier.supervisor.lock import alone
 from luthier.supervisor.loop import Supervisor, new_owner
 
@@ -29,7 +30,7 @@ def main(home: Path, buckets: Path, engine: str) -> None:
             context = SupervisorContext(
                 settings=settings, store=store, objects=FolderObjects(buckets), owner=new_owner(),
                 devices=DevicePool(settings.slots),
-                engine=FAKE_ENGINE if engine == "fake" else ENGINE, max_crashes=1000,
+                launcher=LocalLauncher({"training": FAKE_ENGINE} if engine == "fake" else {}), max_crashes=1000,
             )  # fmt: skip
             Supervisor(context).run(leave)
             store.close()

@@ -15,10 +15,12 @@ from typing import Any
 from luthier.errors import UserError
 from luthier.jobs.settings import ServiceSettings
 from luthier.jobs.store import Resource, Store
+from luthier.launchers.local import LocalLauncher
 from luthier.supervisor.context import DevicePool, SupervisorContext
 from luthier.supervisor.loop import Supervisor, new_owner
 
 FAKE_ENGINE = (sys.executable, str(Path(__file__).with_name("fake_engine.py")))
+FAKE_SERVER = (sys.executable, str(Path(__file__).with_name("fake_server.py")))
 OWNER = ("123456789012", "us-east-1")
 ROLE = "arn:aws:iam::123456789012:role/tester"
 
@@ -69,12 +71,12 @@ class Harness:
         (rows / "train.jsonl").write_text('{"instruction": "a", "context": "", "response": "b"}\n')
         self.supervisor = self.new_supervisor()
 
-    def new_supervisor(self, engine: tuple[str, ...] = FAKE_ENGINE, **options: Any) -> Supervisor:
+    def new_supervisor(self, serving: tuple[str, ...] = FAKE_SERVER, **options: Any) -> Supervisor:
         """A supervisor with a name of its own, as after a restart; nothing of it has begun."""
         devices = DevicePool(self.settings.slots)
         context = SupervisorContext(
             settings=self.settings, store=self.store, objects=self.objects, owner=new_owner(), devices=devices,
-            engine=engine, **options,
+            launcher=LocalLauncher({"training": FAKE_ENGINE, "serving": serving}), **options,
         )  # fmt: skip
         self.supervisor = Supervisor(context)
         return self.supervisor
@@ -135,7 +137,7 @@ class Harness:
             return handle.read()
 
     def close(self) -> None:
-        self.supervisor.let_go()
+        self.supervisor.shut_down()
         self.store.close()
 
 

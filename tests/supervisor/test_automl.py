@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,10 @@ from supervisor.supervisor_harness import OWNER, ROLE, Harness, supervisor_harne
 from luthier.jobs.store import Resource
 from luthier.supervisor import order
 
-FAKE_SERVER = (sys.executable, str(Path(__file__).with_name("fake_server.py")))
-
 
 @pytest.fixture
 def harness(tmp_path: Path) -> Iterator[Harness]:
     with supervisor_harness(tmp_path) as opened:
-        opened.new_supervisor(serving=FAKE_SERVER)
         yield opened
 
 
@@ -141,7 +137,7 @@ def test_a_deployment_goes_on_after_a_restart(harness: Harness) -> None:
     harness.run_until(lambda: harness.store.find("endpoint", OWNER, "mine"))
     for work in harness.supervisor._works.values():
         work.kill()
-    harness.new_supervisor(serving=FAKE_SERVER)
+    harness.new_supervisor()
     harness.supervisor.recover()
     (done,) = harness.run_to_end(job)
     assert (done.secondary, done.facts["deployed"]) == ("Completed", "mine")

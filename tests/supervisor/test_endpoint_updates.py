@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 from supervisor.supervisor_harness import Harness, supervisor_harness
-from supervisor.test_endpoints import FAKE_SERVER, order, put, reach
+from supervisor.test_endpoints import order, put, reach
 
+from luthier.endpoint_connection import EndpointUnreachableError
 from luthier.jobs.logs import Logs
 from luthier.jobs.store import Resource
-from luthier.launchers.process import marked
+from luthier.launchers.local import find_processes
 from luthier.supervisor import endpoints
 from luthier.supervisor.serving import ping
 
@@ -22,7 +23,6 @@ from luthier.supervisor.serving import ping
 def harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Harness]:
     monkeypatch.setattr(endpoints, "LINGER", 0.05)
     with supervisor_harness(tmp_path) as opened:
-        opened.new_supervisor(serving=FAKE_SERVER)
         yield opened
 
 
@@ -45,15 +45,15 @@ def update(harness: Harness, endpoint: Resource, uri: str, number: int = 1) -> N
 
 def models(harness: Harness) -> list[str]:
     """The models that are being served, by their folders' names."""
-    return sorted(Path(process.cwd()).name for process in marked(harness.settings.endpoints))
+    return sorted(Path(process.cwd()).name for process in find_processes(harness.settings.endpoints))
 
 
 def restart(harness: Harness) -> None:
     """The supervisor is killed, and another one started."""
     abandoned = harness.supervisor
-    harness.new_supervisor(serving=FAKE_SERVER)
+    harness.new_supervisor()
     harness.supervisor.recover()
-    assert all(work.gone() for work in abandoned._works.values())
+    assert all(work.is_stopped() for work in abandoned._works.values())
 
 
 def test_the_new_model_takes_over_and_the_old_one_goes(harness: Harness, served: Resource) -> None:
@@ -128,7 +128,7 @@ def ping_when_up(harness: Harness, endpoint: Resource) -> None:
     def answers() -> bool:
         try:
             ping(endpoint.facts["address"])
-        except OSError:
+        except EndpointUnreachableError:
             return False
         return True
 

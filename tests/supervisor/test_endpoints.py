@@ -6,7 +6,6 @@ import io
 import os
 import signal
 import socket
-import sys
 import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -17,19 +16,17 @@ import psutil
 import pytest
 from supervisor.supervisor_harness import OWNER, Harness, supervisor_harness
 
+from luthier.endpoint_connection import EndpointUnreachableError
 from luthier.jobs.logs import ENDPOINTS, Logs, Window
 from luthier.jobs.store import Resource
-from luthier.launchers.process import marked
+from luthier.launchers.local import find_processes
 from luthier.supervisor import serving
 from luthier.supervisor.serving import ping
-
-FAKE_SERVER = (sys.executable, str(Path(__file__).with_name("fake_server.py")))
 
 
 @pytest.fixture
 def harness(tmp_path: Path) -> Iterator[Harness]:
     with supervisor_harness(tmp_path) as opened:
-        opened.new_supervisor(serving=FAKE_SERVER)
         yield opened
 
 
@@ -87,7 +84,7 @@ def test_the_logs_of_an_endpoint_are_bounded_and_lose_no_line(
     numbers = [int(line.split()[1]) for line in said if line.startswith("line ")]
     assert numbers == list(range(numbers[0], count))
     assert numbers[0] > 0
-    assert any("was emptied" in line for line in said)
+    assert any("was truncated" in line for line in said)
     assert all(line.startswith(("line ", "supervisor: ")) for line in said)
 
 
@@ -119,7 +116,7 @@ def test_a_base_model_is_served_by_name(harness: Harness) -> None:
     uri = "s3://jumpstart-cache-prod-us-east-1/luthier/huggingface-text2text-flan-t5-small/1.0.0/infer/"
     endpoint = order(harness, uri)
     reach(harness, endpoint, "InService")
-    (process,) = marked(harness.settings.endpoints)
+    (process,) = find_processes(harness.settings.endpoints)
     assert "flan-t5-small" in process.cmdline()
 
 
@@ -128,14 +125,14 @@ def test_a_deleted_endpoint_leaves_nothing(harness: Harness) -> None:
     reach(harness, endpoint, "InService")
     harness.store.update(endpoint.id, "Deleting")
     reach(harness, endpoint, "gone")
-    assert marked(harness.settings.endpoints) == []
+    assert find_processes(harness.settings.endpoints) == []
     assert not (harness.settings.endpoints / endpoint.id).exists()
 
 
 def test_a_process_that_dies_is_started_again(harness: Harness) -> None:
     endpoint = order(harness, put(harness, "s3://models/a/model.tar.gz", {"config.json": "{}"}))
     reach(harness, endpoint, "InService")
-    (process,) = marked(harness.settings.endpoints)
+    (process,) = find_processes(harness.settings.endpoints)
     os.kill(process.pid, signal.SIGKILL)
     reach(harness, endpoint, "SystemUpdating")
     served = reach(harness, endpoint, "InService")
@@ -147,7 +144,7 @@ def test_a_process_that_dies_is_started_again(harness: Harness) -> None:
 def test_a_model_that_cannot_be_served_fails_with_the_last_line(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, told: str, starts: int
 ) -> None:
-    monkeypatch.setattr(serving, "DEATHS", 2)
+    monkeypatch.setattr(serving, "MAX_CRASHES", 2)
     endpoint = order(harness, put(harness, "s3://models/a/model.tar.gz", {told: ""}))
     failed = reach(harness, endpoint, "Failed")
     assert failed is not None
@@ -202,20 +199,20 @@ def test_a_model_that_is_not_there_fails_in_words(harness: Harness) -> None:
 def test_a_new_supervisor_serves_again(harness: Harness) -> None:
     endpoint = order(harness, put(harness, "s3://models/a/model.tar.gz", {"config.json": "{}"}))
     reach(harness, endpoint, "InService")
-    (before,) = marked(harness.settings.endpoints)
+    (before,) = find_processes(harness.settings.endpoints)
     abandoned = harness.supervisor
-    harness.new_supervisor(serving=FAKE_SERVER)  # the one before is as good as killed
+    harness.new_supervisor()  # the one before is as good as killed
     harness.supervisor.recover()
     assert not before.is_running() or before.status() == psutil.STATUS_ZOMBIE
-    assert all(work.gone() for work in abandoned._works.values())
+    assert all(work.is_stopped() for work in abandoned._works.values())
     reach(harness, endpoint, "SystemUpdating")
     reach(harness, endpoint, "InService")
 
 
 def test_a_long_home_has_its_sockets_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("luthier.supervisor.serving.tempfile.gettempdir", lambda: "/tmp")
+    monkeypatch.setattr("luthier.launchers.local.tempfile.gettempdir", lambda: "/tmp")
     with supervisor_harness(tmp_path / ("x" * 100)) as harness:
-        harness.new_supervisor(serving=FAKE_SERVER)
+        harness.new_supervisor()
         endpoint = order(harness, put(harness, "s3://models/a/model.tar.gz", {"config.json": "{}"}))
         served = reach(harness, endpoint, "InService")
         assert served is not None
@@ -228,20 +225,20 @@ def test_a_long_home_has_its_sockets_elsewhere(tmp_path: Path, monkeypatch: pyte
 
 
 def test_ping_is_an_error_until_it_is_answered(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="No such file"):
+    with pytest.raises(EndpointUnreachableError, match="FileNotFoundError"):
         ping(str(tmp_path / "none"))
     with socket.socket(socket.AF_UNIX) as closed:
         closed.bind(str(tmp_path / "closed"))
-        with pytest.raises(ConnectionRefusedError):
+        with pytest.raises(EndpointUnreachableError, match="ConnectionRefusedError"):
             ping(str(tmp_path / "closed"))
 
 
 def test_the_settings_name_the_device(tmp_path: Path) -> None:
     with supervisor_harness(tmp_path) as harness:
         harness.settings = replace(harness.settings, serving_device="1")
-        harness.new_supervisor(serving=FAKE_SERVER)
+        harness.new_supervisor()
         endpoint = order(harness, put(harness, "s3://models/a/model.tar.gz", {"config.json": "{}"}))
         reach(harness, endpoint, "InService")
-        (process,) = marked(harness.settings.endpoints)
+        (process,) = find_processes(harness.settings.endpoints)
         assert process.cmdline()[-2:] == ["--device", "cuda"]
         assert process.environ()["CUDA_VISIBLE_DEVICES"] == "1"

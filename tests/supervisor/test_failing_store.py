@@ -13,7 +13,7 @@ from live_wire import KEY, SECRET
 from objects.live_objects import LiveObjects, live_objects
 from supervisor.failing_port import FailingPort, failing_port
 from supervisor.supervisor_harness import Harness, supervisor_harness
-from supervisor.test_endpoints import FAKE_SERVER, order, status
+from supervisor.test_endpoints import order, status
 
 from luthier.errors import ObjectStoreUnreachableError, UserError
 from luthier.objects.remote_store import RemoteObjectStore
@@ -55,7 +55,7 @@ def harness(port: FailingPort, tmp_path: Path) -> Iterator[Harness]:
     with supervisor_harness(tmp_path) as opened:
         given: Any = RemoteObjectStore(port.url)
         opened.objects = given
-        opened.new_supervisor(serving=FAKE_SERVER)
+        opened.new_supervisor()
         yield opened
 
 

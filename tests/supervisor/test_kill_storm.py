@@ -18,7 +18,7 @@ import pytest
 from supervisor.supervisor_harness import Harness, supervisor_harness
 
 from luthier.jobs.store import Resource
-from luthier.launchers.process import marked
+from luthier.launchers.local import find_processes
 
 RUN_SUPERVISOR = Path(__file__).with_name("run_supervisor.py")
 VICTIMS = ("supervisor", "engine", "both")
@@ -47,7 +47,7 @@ class Storm:
 
     def strike(self, victim: str) -> None:
         if victim in ("engine", "both"):
-            for process in marked(self.harness.settings.jobs):
+            for process in find_processes(self.harness.settings.jobs):
                 with suppress(psutil.NoSuchProcess):
                     process.kill()
         if victim in ("supervisor", "both"):
@@ -90,7 +90,7 @@ def storm(root: Path, engine: str, seed: int) -> Iterator[Storm]:
             yield storm
         finally:
             storm.end()
-            for process in marked(harness.settings.home):
+            for process in find_processes(harness.settings.home):
                 process.kill()
 
 
@@ -105,7 +105,7 @@ def check(harness: Harness, jobs: list[Resource], expected: bytes, last_words: s
         log = (harness.folder(job) / "logs" / "engine.log").read_text().splitlines()
         assert [line for line in seen if not line.startswith("supervisor: ")] == log
         assert sum(last_words in line for line in log) == 1, f"{job.name}: its engine finished twice"
-    assert marked(harness.settings.home) == []
+    assert find_processes(harness.settings.home) == []
 
 
 @pytest.mark.parametrize("seed", [1])

@@ -16,13 +16,13 @@ import pytest
 from supervisor.supervisor_harness import OWNER, ROLE
 from supervisor.test_kill_storm import REAL, ROWS
 
+from luthier.endpoint_connection import EndpointConnections
 from luthier.jobs.settings import ServiceSettings
 from luthier.jobs.store import Resource, Store
-from luthier.launchers.process import marked
+from luthier.launchers.local import find_processes
 from luthier.objects.store import EmbeddedObjectStore
 from luthier.service.supervisor_settings import MODULE, read, start, written
-from luthier.supervisor.loop import beat_file
-from luthier.supervisor.serving import UnixConnection
+from luthier.supervisor.loop import heartbeat_file
 
 
 def test_settings_travel_whole(tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def started(settings: ServiceSettings) -> Iterator[subprocess.Popen[bytes]]:
     finally:
         supervisor.kill()
         supervisor.wait()
-        for process in marked(settings.home):
+        for process in find_processes(settings.home):
             process.kill()
 
 
@@ -49,7 +49,7 @@ def test_the_program_supervises_until_it_is_asked_to_leave(tmp_path: Path) -> No
     settings = ServiceSettings(home=tmp_path)
     with started(settings) as supervisor:
         deadline = time.monotonic() + 30
-        while not beat_file(tmp_path).exists():
+        while not heartbeat_file(tmp_path).exists():
             assert time.monotonic() < deadline
             time.sleep(0.02)
         assert Path(f"/proc/{supervisor.pid}/cmdline").read_bytes().split(b"\0")[2:4] == [b"-m", MODULE.encode()]
@@ -105,15 +105,13 @@ def test_a_trained_model_is_served_until_its_endpoint_is_deleted(tmp_path: Path)
         wait(endpoint, "InService")
         found = store.get(endpoint.id)
         assert found is not None
-        connection = UnixConnection(found.facts["address"], 120)
         body, headers = json.dumps({"inputs": "Say red"}), {"Content-Type": "application/json"}
-        connection.request("POST", "/invocations", body, headers)
-        answer = connection.getresponse()
-        assert (answer.status, "generated_text" in answer.read().decode()) == (200, True)
-        connection.close()
+        address, connections = found.facts["address"], EndpointConnections(120)
+        response = connections.request(address, "POST", "/invocations", body.encode(), headers)
+        assert (response.status, "generated_text" in response.read().decode()) == (200, True)
         store.update(endpoint.id, "Deleting")
         wait(endpoint, "gone")
-        assert marked(settings.endpoints) == []
+        assert find_processes(settings.endpoints) == []
     objects.close()
     store.close()
 
@@ -142,7 +140,7 @@ def test_a_real_training_that_was_struck_has_the_undisturbed_weights(
         while not list((folder / "checkpoints").glob("step-*")):
             assert time.monotonic() < deadline, now(whole)
             time.sleep(0.01)
-        for engine in marked(folder):
+        for engine in find_processes(folder):
             engine.kill()
         os.kill(supervisor.pid, signal.SIGKILL)
     with started(settings):

@@ -19,7 +19,7 @@ from supervisor.supervisor_harness import Harness, supervisor_harness
 
 from luthier.jobs.states import ENDED
 from luthier.jobs.store import Resource
-from luthier.launchers.process import marked
+from luthier.launchers.local import find_processes
 
 RUN_SUPERVISOR = Path(__file__).with_name("run_supervisor.py")
 
@@ -56,7 +56,7 @@ def test_engines_that_outlived_a_killed_supervisor_are_ended_and_go_on(harness: 
     with start(harness) as supervisor:
         wait(lambda: step_of(harness, killed) == 5)
         supervisor.kill()
-    (engine,) = marked(harness.folder(killed))
+    (engine,) = find_processes(harness.folder(killed))
     assert harness.reload(killed).owner is not None
     harness.supervisor.recover()
     assert not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE
@@ -75,7 +75,7 @@ def test_asked_to_leave_a_supervisor_lets_engines_save_and_gives_jobs_back(harne
         wait(lambda: step_of(harness, job) >= 3)
         supervisor.terminate()
         assert supervisor.wait(20) == 0
-    assert marked(harness.settings.home) == []
+    assert find_processes(harness.settings.home) == []
     left = harness.reload(job)
     assert (left.status, left.owner, left.lease, left.open) == ("InProgress", None, None, True)
     assert list((harness.folder(job) / "checkpoints").iterdir())
@@ -91,7 +91,7 @@ def test_without_its_parent_a_supervisor_leaves(harness: Harness) -> None:
         parent.kill()
     psutil.wait_procs([supervisor], 20)
     assert not supervisor.is_running()
-    assert marked(harness.settings.home) == []
+    assert find_processes(harness.settings.home) == []
     assert harness.reload(job).owner is None
 
 

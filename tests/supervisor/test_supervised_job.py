@@ -15,7 +15,7 @@ import pytest
 from supervisor.supervisor_harness import Harness, supervisor_harness
 
 from luthier.errors import UserError
-from luthier.supervisor import ending, metrics, order
+from luthier.supervisor import failure, metrics, order
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_the_engine_sees_the_order_and_none_of_our_secrets(harness: Harness, mon
     monkeypatch.setenv("HF_HOME", "/somewhere")
     job = harness.create_job("orderly", hang_at=1)
     harness.run_until(lambda: harness.run_count(job))
-    engine = json.loads((harness.folder(job) / "service.json").read_text())["process"]["pid"]
+    engine = json.loads((harness.folder(job) / "service.json").read_text())["handle"]["pid"]
     environment = Path(f"/proc/{engine}/environ").read_bytes().decode()
     assert "secret" not in environment
     assert "HF_HOME=/somewhere" in environment
@@ -104,7 +104,7 @@ def test_the_engine_sees_the_order_and_none_of_our_secrets(harness: Harness, mon
         ({"break": "AlgorithmError: ValueError: what"}, "AlgorithmError: ValueError: what"),
         ({"silent_end": 1}, "AlgorithmError: the engine ended with exit code 3 and gave no reason; the last line of "
                             "its log: the last words"),
-        ({"break": "OSError: [Errno 28] No space left on device"}, "is full: make room, and start the job again"),
+        ({"break": "OSError: [Errno 28] No space left on device"}, "is full: free some space, and start the job again"),
     ],
 )  # fmt: skip
 def test_a_failure_says_why_and_is_kept(harness: Harness, hyperparameters: dict[str, Any], expected: str) -> None:
@@ -153,7 +153,7 @@ def test_an_upload_that_is_refused_fails_the_job_and_keeps_the_model(harness: Ha
 
 def stop_hanging(harness: Harness, job: Any) -> None:
     """End the engine as a passing stranger would; it goes on by the settings that are there now."""
-    pid = json.loads((harness.folder(job) / "service.json").read_text())["process"]["pid"]
+    pid = json.loads((harness.folder(job) / "service.json").read_text())["handle"]["pid"]
     os.kill(pid, signal.SIGKILL)
 
 
@@ -229,12 +229,12 @@ def test_an_engine_that_always_dies_is_given_up(harness: Harness) -> None:
 def test_a_run_that_lost_a_rank_goes_on_too(harness: Harness) -> None:
     reason = "rank 1 was killed (SIGKILL; out of memory?); the last checkpoint is intact; --resume continues from it"
     source = Path(inspect.getfile(order)).parents[1] / "training" / "launch.py"
-    assert ending.RESUMABLE in source.read_text()
+    assert failure.RESUMABLE in source.read_text()
     job = harness.create_job("ranks", facts={"hyperparameters": {"break": reason}})
     (failed,) = harness.run_to_end(job)
     assert failed.facts["failure"].startswith(f"AlgorithmError: {reason}")
     assert harness.run_count(job) == 3
-    assert any("lost one of its processes; it is started again" in message for message in messages(harness, job))
+    assert any("lost one of its processes; restarting it" in message for message in messages(harness, job))
 
 
 def test_a_job_whose_folder_is_damaged_fails_alone(harness: Harness) -> None:

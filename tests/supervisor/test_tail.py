@@ -39,7 +39,7 @@ def test_after_a_kill_it_goes_on_where_the_events_end(tmp_path: Path) -> None:
     with open(log, "a") as handle:
         handle.write("three\n")
     again = EventLog(log, events)
-    again.say("luthier: going on")
+    again.append("luthier: going on")
     again.follow()
     assert messages(events) == ["one", "two", "luthier: going on", "three"]
     assert EventLog(log, events).follow(last=True) == 0
@@ -69,7 +69,7 @@ def test_times_never_go_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     events = tmp_path / "events.jsonl"
     for now in (100.0, 90.0, 101.0):
         monkeypatch.setattr("luthier.supervisor.tail.time.time", lambda now=now: now)
-        EventLog(tmp_path / "none", events).say("x")
+        EventLog(tmp_path / "none", events).append("x")
     assert [json.loads(line)["timestamp"] for line in events.read_text().splitlines()] == [100_000, 100_000, 101_000]
 
 
@@ -77,10 +77,10 @@ def test_a_log_that_is_all_events_is_emptied(tmp_path: Path) -> None:
     log, events = tmp_path / "engine.log", tmp_path / "events.jsonl"
     follower = EventLog(log, events)
     log.write_text("one\ntwo\nthr")
-    assert not follower.empty()  # a line has no end yet
+    assert not follower.truncate_log()  # a line has no end yet
     with open(log, "a") as handle:
         handle.write("ee\n")
-    assert follower.empty()
+    assert follower.truncate_log()
     assert log.stat().st_size == 0
     assert follower.last_line() == "three"
     log.write_text("four\n")
@@ -88,7 +88,7 @@ def test_a_log_that_is_all_events_is_emptied(tmp_path: Path) -> None:
     again = EventLog(log, events)
     assert again.follow() == 0
     said = messages(events)
-    assert [line for line in said if "emptied after 14 bytes" not in line] == ["one", "two", "three", "four"]
+    assert [line for line in said if "truncated after 14 bytes" not in line] == ["one", "two", "three", "four"]
     assert len(said) == 5
 
 

@@ -68,7 +68,7 @@ def _(lab: Lab) -> None:
     magnitudes = {name: value for name, value in done.weights.items() if "magnitude" in name}
     assert len(magnitudes) == 2 * 2  # layers, targets
     assert not any("magnitude" in name for name in usual.weights)
-    frozen = find_target(str(lab.model), lambda _: None).load(torch.device("cpu"), torch.float32).plain
+    frozen = find_target(str(lab.model), lambda _: None).load(torch.device("cpu"), torch.float32).hf_model
     for name, value in magnitudes.items():
         site = name.removeprefix("base_model.model.").partition(".lora_")[0]
         start = frozen.get_parameter(f"{site}.weight").norm(dim=1)

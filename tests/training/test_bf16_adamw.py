@@ -222,8 +222,8 @@ def test_every_architecture_learns(architecture: str) -> None:
         plain = network_of(architecture)
         model = Model(plain.bfloat16() if in_bf16 else plain, BF16, CPU)
         model.network.train()
-        batch = batch_of(plain, random_rows([9, 14, 30]), packed=model.packs)
-        optimizer = build_optimizer(model.trainable(), replace(SETTINGS, in_bf16=in_bf16))
+        batch = batch_of(plain, random_rows([9, 14, 30]), packed=model.supports_packing)
+        optimizer = build_optimizer(model.trainable_parameters(), replace(SETTINGS, in_bf16=in_bf16))
         course = [
             take_step(model, optimizer, MicroBatches([batch], f"0:{step}", ProcessGroup()), 3e-3, 1.0)
             for step in range(10)
@@ -284,12 +284,12 @@ def four_steps(group: ProcessGroup) -> tuple[list[float], dict[str, Tensor]]:
     """Losses and weights; a step has two micro-batches."""
     model = Model(tiny().bfloat16(), BF16, CPU)
     model.network.train()
-    optimizer = build_optimizer(model.trainable(), SETTINGS, seed=1)
+    optimizer = build_optimizer(model.trainable_parameters(), SETTINGS, seed=1)
     losses = []
     for step in range(4):
-        own = group.shard([batch_of(model.plain, rows_of(2 * step + part), packed=True) for part in range(2)])
+        own = group.shard([batch_of(model.hf_model, rows_of(2 * step + part), packed=True) for part in range(2)])
         losses.append(take_step(model, optimizer, MicroBatches(own, f"0:{step}", group), 1e-2, 1.0).loss)
-    return losses, {name: value.detach() for name, value in model.trainable().items()}
+    return losses, {name: value.detach() for name, value in model.trainable_parameters().items()}
 
 
 def test_two_ranks_do_what_one_does_bit_by_bit() -> None:
@@ -317,7 +317,9 @@ def tail_loss(plain: LlamaForCausalLM, in_bf16: bool, seed: int, steps: int, tai
     """Mean loss of the last steps; it must have come down."""
     model = Model(plain.bfloat16() if in_bf16 else plain, BF16, CPU)
     model.network.train()
-    optimizer = build_optimizer(model.trainable(), replace(SETTINGS, weight_decay=0.0, in_bf16=in_bf16), seed)
+    optimizer = build_optimizer(
+        model.trainable_parameters(), replace(SETTINGS, weight_decay=0.0, in_bf16=in_bf16), seed
+    )
     losses = []
     for step in range(steps):
         micro_batches = MicroBatches(

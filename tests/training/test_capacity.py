@@ -34,12 +34,15 @@ def test_all_weights(kept: torch.dtype, a_parameter: int) -> None:
 
 def test_weights_in_bf16_take_what_is_forecast() -> None:
     model = Model(network_of("llama").bfloat16(), torch.bfloat16, CPU)
-    optimizer = build_optimizer(model.trainable(), SETTINGS)
+    optimizer = build_optimizer(model.trainable_parameters(), SETTINGS)
     optimizer = Bf16AdamW(optimizer.param_groups, 1e-3, (0.9, 0.999), 1e-8, seed=0)
     for parameter in model.network.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
-    held = [*model.trainable().values(), *optimizer_tensors(optimizer, model.trainable()).values()]
+    held = [
+        *model.trainable_parameters().values(),
+        *optimizer_tensors(optimizer, model.trainable_parameters()).values(),
+    ]
     held += [parameter.grad for parameter in model.network.parameters() if parameter.grad is not None]
     found = sum(tensor.numel() * tensor.element_size() for tensor in held if tensor.ndim)
     assert found == estimate_resources(model, checkpoints_kept=1).memory
@@ -50,7 +53,7 @@ def test_an_adapter_on_weights_in_bf16() -> None:
     base = network_of("llama").bfloat16().requires_grad_(False)
     frozen = sum(parameter.numel() for parameter in base.parameters())
     model = attach(Model(base, torch.bfloat16, CPU), Adapter(4, 8, 0.0, linear_names(base)), seed=0)
-    trained = sum(parameter.numel() for parameter in model.trainable().values())
+    trained = sum(parameter.numel() for parameter in model.trainable_parameters().values())
     need = estimate_resources(model, checkpoints_kept=1)
     assert need.memory == 2 * frozen + 16 * trained
     assert need.checkpoints == 3 * 12 * trained

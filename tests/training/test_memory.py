@@ -63,7 +63,7 @@ class Small:
             self.tried.append(len(batch.rows))
             if len(batch.rows) <= self.room:
                 return plain(model, batch, smoothing)
-            embedding: Any = model.plain.get_input_embeddings()
+            embedding: Any = model.hf_model.get_input_embeddings()
             handle = embedding.register_forward_hook(self._fail_on_the_way_back(model))
             try:
                 return plain(model, batch, smoothing)
@@ -74,7 +74,7 @@ class Small:
 
     def _fail_on_the_way_back(self, model: Model) -> Callable[..., Tensor]:
         def fail(gradient: Tensor) -> Tensor:
-            self.leaked.append(sum(each.grad is not None for each in model.trainable().values()))
+            self.leaked.append(sum(each.grad is not None for each in model.trainable_parameters().values()))
             raise RuntimeError(NO_ROOM)
 
         def hook(module: Any, given: Any, output: Tensor) -> Tensor:

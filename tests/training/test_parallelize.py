@@ -60,7 +60,11 @@ def load(root: str, asked: TrainingSettings) -> Model:
 
 
 def batch_of(root: str, model: Model, *rows: int) -> Batch:
-    return collate(TokenStore(Path(root) / "rows", VOCAB), list(rows), Layout(model.packs, 3, model.start_id))
+    return collate(
+        TokenStore(Path(root) / "rows", VOCAB),
+        list(rows),
+        Layout(model.supports_packing, 3, model.decoder_start_token_id),
+    )
 
 
 # How it is laid
@@ -145,7 +149,7 @@ def gradients(group: ProcessGroup, root: str, fsdp: bool) -> dict[str, Any]:
         part = model.loss(batch)
         part.backward()
         loss += part.item()
-    parameters = model.trainable()
+    parameters = model.trainable_parameters()
     if not fsdp:
         group.all_reduce([parameter.grad for parameter in parameters.values() if parameter.grad is not None])
     assert all(isinstance(parameter, DTensor) == fsdp for parameter in parameters.values())
@@ -165,7 +169,7 @@ def test_gradients_are_added_up(tmp_path: Path, fsdp: bool) -> None:
     expected.backward()
     found = together(2, gradients, root, fsdp)
     assert sum(said["loss"] for said in found) == pytest.approx(expected.item(), rel=1e-6)
-    for name, parameter in model.trainable().items():
+    for name, parameter in model.trainable_parameters().items():
         assert parameter.grad is not None
         for said in found:
             torch.testing.assert_close(said["gradient"][name], parameter.grad, rtol=1e-4, atol=1e-5)
@@ -179,7 +183,7 @@ def test_a_batch_without_labels_adds_nothing(tmp_path: Path) -> None:
     loss = model.loss(batch)
     loss.backward()
     assert loss.item() == 0
-    for parameter in model.trainable().values():
+    for parameter in model.trainable_parameters().values():
         assert parameter.grad is not None
         assert not parameter.grad.any()
 
@@ -205,8 +209,8 @@ def use(group: ProcessGroup, root: str, values: dict[str, Any], stop_ids: list[i
     found = answers(model, stop_ids)
     assert all(isinstance(parameter, DTensor) for parameter in model.network.parameters())
     model.gather_trained_weights()
-    tied = model.plain.get_output_embeddings().weight is model.plain.get_input_embeddings().weight
-    state = {name: parameter.detach() for name, parameter in model.trainable().items()}
+    tied = model.hf_model.get_output_embeddings().weight is model.hf_model.get_input_embeddings().weight
+    state = {name: parameter.detach() for name, parameter in model.trainable_parameters().items()}
     return {"loss": scores.loss_N.tolist(), "answers": found, "state": state, "tied": tied}
 
 
@@ -220,7 +224,7 @@ def test_shards_score_and_answer_as_the_whole(tmp_path: Path, architecture: str,
     free = answers(model, [2])
     stop_ids = [free[0][1], free[2][3]]
     lengths = [len(answer) for answer in answers(model, stop_ids)]
-    if not model.encoder_decoder:  # beside it, a prompt that has room for four would be driven out of its context
+    if not model.is_encoder_decoder:  # beside it, a prompt that has room for four would be driven out of its context
         assert lengths[3] == 9
     assert len(set(lengths)) > 1
     found = together(2, use, root, values, stop_ids)
@@ -229,8 +233,8 @@ def test_shards_score_and_answer_as_the_whole(tmp_path: Path, architecture: str,
         np.testing.assert_allclose(said["loss"], expected.tolist(), rtol=1e-5)
         assert said["answers"] == answers(model, stop_ids)
     state = found[0]["state"]
-    assert state.keys() == model.trainable().keys()
-    assert all(torch.equal(state[name], parameter) for name, parameter in model.trainable().items())
+    assert state.keys() == model.trainable_parameters().keys()
+    assert all(torch.equal(state[name], parameter) for name, parameter in model.trainable_parameters().items())
     assert found[0]["tied"] == (architecture == "gpt2")
     assert all(parameter.numel() == 0 for parameter in found[1]["state"].values())
 
@@ -241,15 +245,15 @@ def round_both(group: ProcessGroup, root: str) -> dict[str, torch.Tensor]:
     assert isinstance(model, ShardedModel)
     model.dtype = torch.bfloat16
     model.round_shards()
-    assert all(parameter.dtype is torch.float32 for parameter in model.trainable().values())
+    assert all(parameter.dtype is torch.float32 for parameter in model.trainable_parameters().values())
     model.gather_trained_weights()
-    return {name: parameter.detach() for name, parameter in model.trainable().items()}
+    return {name: parameter.detach() for name, parameter in model.trainable_parameters().items()}
 
 
 def test_what_is_scored_is_what_is_stored(tmp_path: Path) -> None:
     root = write(tmp_path, "llama")
     model = load(root, settings(peft_type="none"))
     rounded = together(2, round_both, root)[0]
-    for name, parameter in model.trainable().items():
+    for name, parameter in model.trainable_parameters().items():
         assert rounded[name].dtype is torch.bfloat16
         assert torch.equal(rounded[name], parameter.bfloat16())

@@ -67,7 +67,7 @@ def pickled(sound: Path, folder: Path) -> Path:
     """The model of `sound` with pickled weights only, its tied ones under both names as PyTorch stored them."""
     shutil.copytree(sound, folder, ignore=shutil.ignore_patterns("*.safetensors*"))
     weights = load_file(sound / SOUND)
-    network: Any = load_model(sound, CPU, torch.float32).plain
+    network: Any = load_model(sound, CPU, torch.float32).hf_model
     tied = network.all_tied_weights_keys
     torch.save(weights | {name: weights[source] for name, source in tied.items() if source in weights}, folder / BIN)
     return folder

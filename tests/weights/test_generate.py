@@ -28,10 +28,10 @@ def model_of(architecture: str, adapted: bool = False) -> Model:
     model = Model(network_of(architecture, seed=1, positions=POSITIONS), torch.float32, torch.device("cpu"))
     if not adapted:
         return model
-    targets = FAMILY_TARGETS[model.plain.config.model_type]
+    targets = FAMILY_TARGETS[model.hf_model.config.model_type]
     model = attach(model, Adapter(r=4, alpha=32, dropout=0.1, targets=targets), seed=0)
     torch.manual_seed(2)
-    for name, parameter in model.trainable().items():
+    for name, parameter in model.trainable_parameters().items():
         if "lora_B" in name:  # zero at first: the adapter would change nothing
             torch.nn.init.normal_(parameter, std=0.2)
     model.network.eval()
@@ -46,12 +46,12 @@ def prompts_of(lengths: Sequence[int]) -> list[list[int]]:
 def alone(model: Model, prompt: list[int], stop_ids: list[int], max_new_tokens: int, beams: int = 1) -> Generation:
     """One prompt by Hugging Face's generate, within the context."""
     network: Any = model.network
-    room = max_new_tokens if model.encoder_decoder else min(max_new_tokens, model.context_length - len(prompt))
+    room = max_new_tokens if model.is_encoder_decoder else min(max_new_tokens, model.context_length - len(prompt))
     ids = torch.tensor([prompt])
     found = network.generate(
         input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=room, do_sample=False, num_beams=beams,
         eos_token_id=stop_ids, pad_token_id=PAD,
-    )[0, 1 if model.encoder_decoder else len(prompt) :].tolist()  # fmt: skip
+    )[0, 1 if model.is_encoder_decoder else len(prompt) :].tolist()  # fmt: skip
     if beams > 1:  # a beam search fills up what ended early
         found = found[: next((place + 1 for place, token in enumerate(found) if token in stop_ids), len(found))]
     return Generation(found[:-1], False) if found[-1] in stop_ids else Generation(found, True)
@@ -126,12 +126,12 @@ def test_the_base_models_own_generation_settings_do_not_apply() -> None:
     model = model_of("llama")
     prompts = prompts_of([6, 9])
     expected = [alone(model, prompt, [0], 10) for prompt in prompts]
-    settings = model.plain.generation_config
+    settings = model.hf_model.generation_config
     assert settings is not None
     settings.update(repetition_penalty=9.0, do_sample=True, temperature=3.0, eos_token_id=expected[0].ids[2])
     assert [alone(model, prompt, [0], 10) for prompt in prompts] != expected
     assert ours(model, prompts, [0], 10) == expected
-    assert model.plain.generation_config is settings
+    assert model.hf_model.generation_config is settings
 
 
 def test_nothing_asked_nothing_answered() -> None:
@@ -146,7 +146,7 @@ FAST = ("llama", "mistral", "gemma", "qwen2", "qwen3", "gpt_neox")
 def test_rows_that_come_and_go_answer_as_each_prompt_alone(architecture: str, adapted: bool) -> None:
     """More prompts than slots, of one token and of nearly the whole context, that end at different times."""
     model = model_of(architecture, adapted)
-    assert not isinstance(model.answering, UnknownPart)
+    assert not isinstance(model.cached_decoding_parts(), UnknownPart)
     prompts = prompts_of([1, 5, 30, 2, POSITIONS - 1, 11, 1, 40, 17, 3, POSITIONS - 4, 26, 8, 19])
     stop_ids = stops_of(model, [prompt for prompt in prompts if len(prompt) < 36])
     expected = [alone(model, prompt, stop_ids, 12) for prompt in prompts]
@@ -157,17 +157,17 @@ def test_rows_that_come_and_go_answer_as_each_prompt_alone(architecture: str, ad
 
 @pytest.mark.parametrize("architecture", ALL)
 def test_which_models_the_engines_own_layers_answer_for(architecture: str) -> None:
-    assert isinstance(model_of(architecture).answering, UnknownPart) == (architecture not in FAST)
+    assert isinstance(model_of(architecture).cached_decoding_parts(), UnknownPart) == (architecture not in FAST)
 
 
 def test_a_model_in_training_or_with_angles_that_depend_on_the_length_goes_to_transformers() -> None:
     model = model_of("llama")
     model.network.train()
-    assert "training" in str(model.answering)
+    assert "training" in str(model.cached_decoding_parts())
     model.network.eval()
-    network: Any = model.plain
+    network: Any = model.hf_model
     network.base_model.rotary_emb.rope_type = "dynamic"
-    assert "angles" in str(model.answering)
+    assert "angles" in str(model.cached_decoding_parts())
 
 
 @pytest.mark.parametrize("architecture", FAST)
@@ -206,9 +206,9 @@ def test_ranks_share_the_rows_and_get_all_answers() -> None:
     dealt: list[list[int]] = []
 
     class Shared(Model):
-        shares = 2
+        world_size = 2
 
-        def each(self, work: Any, items: Any) -> Any:
+        def map(self, work: Any, items: Any) -> Any:
             dealt.extend(items)
             return map(work, items)
 

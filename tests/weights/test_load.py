@@ -62,12 +62,12 @@ def test_the_weights_are_those_stored(architecture: str, tmp_path: Path) -> None
     assert state(model).keys() == stored.keys()
     assert all(torch.equal(state(model)[name], value) for name, value in stored.items())
     assert not model.network.training
-    assert not model.adapted
+    assert not model.has_adapter
     assert weights_bytes(folder) == (folder / WEIGHTS).stat().st_size
 
 
 def test_shards_are_one_model(sound: Path, tmp_path: Path) -> None:
-    load_model(sound, CPU, torch.float32).plain.save_pretrained(str(tmp_path), max_shard_size="20KB")
+    load_model(sound, CPU, torch.float32).hf_model.save_pretrained(str(tmp_path), max_shard_size="20KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     assert not (tmp_path / WEIGHTS).exists()
     shards = load_model(tmp_path, CPU, torch.float32)
@@ -84,14 +84,14 @@ def test_weights_that_train_are_kept_in_fp32(frozen: bool, dtype: torch.dtype, k
     model = load_model(sound, CPU, dtype, frozen=frozen)
     assert {value.dtype for value in model.network.parameters()} == {kept}
     assert {value.requires_grad for value in model.network.parameters()} == {not frozen}
-    assert bool(model.trainable()) is not frozen
+    assert bool(model.trainable_parameters()) is not frozen
     assert model.dtype is dtype
 
 
 @pytest.mark.parametrize("from_scratch", [False, True])
 def test_weights_may_train_in_bf16(from_scratch: bool, sound: Path) -> None:
     model = load_model(sound, CPU, torch.bfloat16, from_scratch=from_scratch, trained_in=torch.bfloat16)
-    assert {value.dtype for value in model.trainable().values()} == {torch.bfloat16}
+    assert {value.dtype for value in model.trainable_parameters().values()} == {torch.bfloat16}
     rotary = next(value for name, value in model.network.named_buffers() if "inv_freq" in name)
     assert rotary.dtype is torch.float32
 
@@ -116,7 +116,7 @@ def test_from_scratch_the_seed_alone_decides(sound: Path) -> None:
 
 def test_from_scratch_needs_no_weights(folder: Path) -> None:
     (folder / WEIGHTS).unlink()
-    assert load_model(folder, CPU, torch.float32, from_scratch=True).trainable()
+    assert load_model(folder, CPU, torch.float32, from_scratch=True).trainable_parameters()
 
 
 # What is refused
@@ -156,7 +156,7 @@ def test_a_file_that_is_something_else(folder: Path) -> None:
 
 
 def test_a_shard_that_is_not_there(sound: Path, tmp_path: Path) -> None:
-    load_model(sound, CPU, torch.float32).plain.save_pretrained(str(tmp_path), max_shard_size="20KB")
+    load_model(sound, CPU, torch.float32).hf_model.save_pretrained(str(tmp_path), max_shard_size="20KB")
     sorted(tmp_path.glob("*.safetensors"))[1].unlink()
     refusal(tmp_path)
 

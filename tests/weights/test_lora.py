@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -50,7 +50,7 @@ def trained(model: Model, targets: tuple[str, ...], seed: int = 0, dropout: floa
     adapted = attach(model, Adapter(3, 12, dropout, targets, **how), seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for name, parameter in adapted.trainable().items():
+        for name, parameter in adapted.trainable_parameters().items():
             drawn = torch.randn(parameter.shape, generator=generator) * 0.2
             parameter.copy_(parameter * (1 + drawn) if "magnitude" in name else drawn)
     adapted.network.eval()
@@ -128,17 +128,17 @@ def test_a_new_adapter_changes_nothing_and_trains_alone(architecture: str) -> No
     plain = logits(base(architecture).network)
     model = attach(base(architecture), Adapter(3, 6, 0.0, LINEAR[architecture]), 0)
     assert torch.equal(logits(model.network), plain)
-    assert model.adapted
+    assert model.has_adapter
     assert not any(module.training for module in model.network.modules())
-    assert all("lora_" in name for name in model.trainable())
-    sites = 2 * len([name for name, _ in model.trainable().items() if "lora_A" in name])
-    assert len(model.trainable()) == sites > 0
-    assert all(3 in parameter.shape for parameter in model.trainable().values())
+    assert all("lora_" in name for name in model.trainable_parameters())
+    sites = 2 * len([name for name, _ in model.trainable_parameters().items() if "lora_A" in name])
+    assert len(model.trainable_parameters()) == sites > 0
+    assert all(3 in parameter.shape for parameter in model.trainable_parameters().values())
 
 
 def test_conv1d_matrices_lie_the_other_way_round() -> None:
     model = attach(base("gpt2"), Adapter(3, 6, 0.0, ("c_attn",)), 0)
-    shapes = {name.split(".")[-3]: tuple(value.shape) for name, value in model.trainable().items()}
+    shapes = {name.split(".")[-3]: tuple(value.shape) for name, value in model.trainable_parameters().items()}
     assert shapes == {"lora_A": (3, 32), "lora_B": (96, 3)}  # 32 in, 96 out
     assert model.network.peft_config["default"].fan_in_fan_out is True  # type: ignore[union-attr]
 
@@ -150,7 +150,7 @@ def test_the_seed_alone_decides() -> None:
     for seed in (1, 1, 2):
         model = base("llama")
         torch.manual_seed(5)
-        attached.append(attach(model, Adapter(3, 6, 0.0, ("q_proj",)), seed).trainable())
+        attached.append(attach(model, Adapter(3, 6, 0.0, ("q_proj",)), seed).trainable_parameters())
         assert torch.equal(torch.rand(3), expected)
     name = next(name for name in attached[0] if "lora_A" in name)
     assert torch.equal(attached[0][name], attached[1][name])
@@ -159,8 +159,8 @@ def test_the_seed_alone_decides() -> None:
 
 def test_the_adapter_of_a_bf16_base_is_kept_in_fp32() -> None:
     model = attach(base("llama", torch.bfloat16), Adapter(3, 6, 0.0, ("q_proj",)), 0)
-    assert {value.dtype for value in model.trainable().values()} == {torch.float32}
-    rest = [value for name, value in model.network.named_parameters() if name not in model.trainable()]
+    assert {value.dtype for value in model.trainable_parameters().values()} == {torch.float32}
+    rest = [value for name, value in model.network.named_parameters() if name not in model.trainable_parameters()]
     assert {value.dtype for value in rest} == {torch.bfloat16}
 
 
@@ -173,9 +173,11 @@ def test_it_is_the_formula(architecture: str, rslora: bool) -> None:
     """W + alpha / r * B A, of rsLoRA W + alpha / sqrt(r) * B A, worked out on a copy of the base."""
     model = trained(base(architecture), LINEAR[architecture], rslora=rslora)
     network = network_of(architecture)
-    pairs = {name.rpartition(".lora_A")[0]: value for name, value in model.trainable().items() if "lora_A" in name}
+    pairs = {
+        name.rpartition(".lora_A")[0]: value for name, value in model.trainable_parameters().items() if "lora_A" in name
+    }
     for site, a_matrix in pairs.items():
-        b_matrix = model.trainable()[f"{site}.lora_B.default.weight"]
+        b_matrix = model.trainable_parameters()[f"{site}.lora_B.default.weight"]
         weight = network.get_parameter(site.removeprefix("base_model.model.") + ".weight")
         change = 12 / (3**0.5 if rslora else 3) * b_matrix @ a_matrix
         weight.data += change.T if architecture == "gpt2" else change
@@ -188,7 +190,7 @@ def test_dora_is_its_formula(architecture: str) -> None:
     target = FAMILY_TARGETS[architecture][0]
     model = trained(base(architecture), (target,), dora=True)
     network = network_of(architecture)
-    trainable = model.trainable()
+    trainable = model.trainable_parameters()
     magnitudes = {name.rpartition(".lora_mag")[0]: value for name, value in trainable.items() if "magnitude" in name}
     assert len(magnitudes) == 2
     for site, magnitude in magnitudes.items():
@@ -233,12 +235,12 @@ def test_an_adapter_on_the_experts(targets: tuple[str, ...], tmp_path: Path) -> 
     before = logits(plain.network)
     assert torch.equal(logits(attach(plain, Adapter(3, 12, 0.0, targets), 0).network), before)
     model = trained(load_model(folder, CPU, torch.float32, frozen=True), targets, dropout=0.0)
-    experts = [name for name in model.trainable() if "experts" in name]
+    experts = [name for name in model.trainable_parameters() if "experts" in name]
     assert len(experts) == 2 * 2 * 2  # layers, matrices, A and B
-    assert len(model.trainable()) == len(experts) + 2 * 2 * ("q_proj" in targets)
+    assert len(model.trainable_parameters()) == len(experts) + 2 * 2 * ("q_proj" in targets)
     expected = logits(model.network)
     assert (expected - before).abs().max() > 0.1
-    with model.as_base():
+    with cast(Any, model.network).disable_adapter():
         assert torch.equal(logits(model.network), before)
     save_weights(model, folder, tmp_path / "adapter")
     again = load_adapter(load_model(folder, CPU, torch.float32, frozen=True), tmp_path / "adapter")
@@ -250,7 +252,7 @@ def test_the_experts_matrix_by_matrix() -> None:
     """Expert e gets W_e + alpha / r * B_e A_e."""
     model = trained(base("mixtral"), ("experts",), dropout=0.0)
     site = "base_model.model.model.layers.0.mlp.experts"
-    a, b = (model.trainable()[f"{site}.lora_{name}.default.weight"] for name in "AB")
+    a, b = (model.trainable_parameters()[f"{site}.lora_{name}.default.weight"] for name in "AB")
     change = torch.einsum("ore,eri->eoi", b.reshape(32, 3, 4), a.reshape(4, 3, 48)) * (12 / 3)
     name = "model.layers.0.mlp.experts.down_proj"
     merged = merge(model).get_parameter(name)
@@ -281,25 +283,27 @@ def test_a_stored_adapter_comes_back_exactly(architecture: str, dora: bool, tmp_
     model = trained(load_model(folder, CPU, torch.float32, frozen=True), targets, dora=dora)
     save_weights(model, folder, tmp_path / "adapter")
     stored = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
-    assert len(stored) == len(model.trainable())
+    assert len(stored) == len(model.trainable_parameters())
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"], config["lora_dropout"]) == (3, 12, 0.3)
     assert config["base_model_name_or_path"] == str(folder)
     assert config["task_type"] == ("SEQ_2_SEQ_LM" if architecture == "t5" else "CAUSAL_LM")
     again = load_adapter(load_model(folder, CPU, torch.float32, frozen=True), tmp_path / "adapter")
     assert torch.equal(logits(again.network), logits(model.network))
-    assert again.trainable() == {}
+    assert again.trainable_parameters() == {}
     assert not again.network.training
     on = load_adapter(load_model(folder, CPU, torch.float32, frozen=True), tmp_path / "adapter", trainable=True)
-    assert set(on.trainable()) == set(model.trainable())
-    assert all(torch.equal(value, model.trainable()[name]) for name, value in on.trainable().items())
+    assert set(on.trainable_parameters()) == set(model.trainable_parameters())
+    assert all(
+        torch.equal(value, model.trainable_parameters()[name]) for name, value in on.trainable_parameters().items()
+    )
 
 
 def test_switched_off_it_is_the_base() -> None:
     plain = logits(base("llama").network)
     model = trained(base("llama"), ("q_proj", "down_proj"))
     expected = logits(model.network)
-    with model.as_base():
+    with cast(Any, model.network).disable_adapter():
         assert torch.equal(logits(model.network), plain)
     assert torch.equal(logits(model.network), expected)
 
@@ -324,13 +328,13 @@ def test_inputs_are_not_widened_where_that_changes_no_number(dropout: float) -> 
     network = network_of("gpt_neox")
     model = Model(network.bfloat16(), torch.bfloat16, torch.device("cpu"))
     model = attach(model, Adapter(3, 5, dropout, ("query_key_value", "dense")), seed=0)
-    for parameter in model.trainable().values():
+    for parameter in model.trainable_parameters().values():
         torch.nn.init.normal_(parameter, std=0.1)
     layers = [module for module in model.network.modules() if isinstance(module, LoraLinear)]
     assert {getattr(layer, "cast_input_dtype_enabled", True) for layer in layers} == {bool(dropout)}
     ids = torch.arange(4, 40)[None]
-    with model.computing():
-        found = model.plain(input_ids=ids).logits
+    with model.autocast():
+        found = model.hf_model(input_ids=ids).logits
         for layer in layers:
             layer.cast_input_dtype_enabled = True
-        assert torch.equal(model.plain(input_ids=ids).logits, found)
+        assert torch.equal(model.hf_model(input_ids=ids).logits, found)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -21,9 +21,9 @@ CPU = torch.device("cpu")
 
 def adapted(architecture: str) -> Model:
     model = Model(network_of(architecture), torch.float32, CPU)
-    model = attach(model, Adapter(2, 16, 0.0, linear_names(model.plain)[:1]), seed=0)
+    model = attach(model, Adapter(2, 16, 0.0, linear_names(model.hf_model)[:1]), seed=0)
     torch.manual_seed(1)
-    for parameter in model.trainable().values():
+    for parameter in model.trainable_parameters().values():
         torch.nn.init.normal_(parameter, std=0.2)
     return model
 
@@ -48,7 +48,7 @@ def test_scores_are_position_by_position(tmp_path: Path, architecture: str) -> N
         logits = network(input_ids=batch.input_ids_BT, use_cache=False).logits[0, batch.positions_N]
     found = Model(network, torch.float32, CPU).scores(batch)
     torch.testing.assert_close(found.loss_N, F.cross_entropy(logits, batch.labels_N, reduction="none"))
-    assert torch.equal(found.hit_N, logits.argmax(-1) == batch.labels_N)
+    assert torch.equal(found.correct_N, logits.argmax(-1) == batch.labels_N)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -58,7 +58,7 @@ def test_an_adapter_can_be_switched_off(tmp_path: Path, architecture: str) -> No
     base = Model(network_of(architecture), torch.float32, CPU).scores(batch).loss_N
     model = adapted(architecture)
     assert not torch.allclose(model.scores(batch).loss_N, base)
-    with model.as_base():
+    with cast(Any, model.network).disable_adapter():
         torch.testing.assert_close(model.scores(batch).loss_N, base)
     assert not torch.allclose(model.scores(batch).loss_N, base)
 
@@ -67,9 +67,11 @@ def test_an_adapter_can_be_switched_off(tmp_path: Path, architecture: str) -> No
 def test_only_the_adapter_trains(tmp_path: Path, architecture: str) -> None:
     model = adapted(architecture)
     model.loss(collate(write_store(tmp_path, [9]), [0], Layout(True, 3))).backward()
-    assert all("lora_" in name and parameter.grad is not None for name, parameter in model.trainable().items())
-    assert model.adapted
-    assert type(model.plain) is type(network_of(architecture))
+    assert all(
+        "lora_" in name and parameter.grad is not None for name, parameter in model.trainable_parameters().items()
+    )
+    assert model.has_adapter
+    assert type(model.hf_model) is type(network_of(architecture))
     others = [parameter for name, parameter in model.network.named_parameters() if "lora_" not in name]
     assert all(parameter.grad is None for parameter in others)
 
@@ -77,8 +79,8 @@ def test_only_the_adapter_trains(tmp_path: Path, architecture: str) -> None:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_facts_of_an_architecture(architecture: str) -> None:
     model = Model(network_of(architecture, positions=96), torch.float32, CPU)
-    assert (model.context_length, model.packs, model.adapted) == (96, True, False)
-    assert len(model.trainable()) == len(list(model.network.parameters()))
+    assert (model.context_length, model.supports_packing, model.has_adapter) == (96, True, False)
+    assert len(model.trainable_parameters()) == len(list(model.network.parameters()))
 
 
 def test_an_architecture_that_was_not_proved_does_not_pack() -> None:
@@ -86,14 +88,14 @@ def test_an_architecture_that_was_not_proved_does_not_pack() -> None:
         pass
 
     config: Any = GPT2Config(n_embd=8, n_layer=1, n_head=1, n_positions=8, vocab_size=8)
-    assert not Model(Other(config), torch.float32, CPU).packs
+    assert not Model(Other(config), torch.float32, CPU).supports_packing
 
 
 def test_the_attention_asked_for_is_put_back(tmp_path: Path) -> None:
     model = Model(network_of("llama"), torch.float32, CPU)
-    before = model.plain.config._attn_implementation
+    before = model.hf_model.config._attn_implementation
     model.scores(collate(write_store(tmp_path, [5, 4]), [0, 1], Layout(True, 3)))
-    assert model.plain.config._attn_implementation == before
+    assert model.hf_model.config._attn_implementation == before
 
 
 def test_bf16_computes_low_and_keeps_fp32_weights(tmp_path: Path) -> None:

@@ -79,11 +79,11 @@ def logits(network: nn.Module) -> Tensor:
 
 def adapted(model: Model, seed: int = 0, **how: bool) -> Model:
     """With an adapter on all linear layers whose B matrices are not zero, as after training."""
-    targets = resolve_targets("all-linear", model.plain, ())
+    targets = resolve_targets("all-linear", model.hf_model, ())
     model = attach(model, Adapter(3, 12, 0.0, targets, **how), seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for name, parameter in model.trainable().items():
+        for name, parameter in model.trainable_parameters().items():
             if "lora_B" in name:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
     return model
@@ -92,13 +92,13 @@ def adapted(model: Model, seed: int = 0, **how: bool) -> Model:
 def gradients(model: Model) -> dict[str, Tensor]:
     model.network.train()
     run(model.network).loss.backward()
-    return {name: cast(Tensor, parameter.grad) for name, parameter in model.trainable().items()}
+    return {name: cast(Tensor, parameter.grad) for name, parameter in model.trainable_parameters().items()}
 
 
 def dequantized(model: Model) -> Model:
     """The same numbers in plain layers."""
     transformers_logging.set_verbosity_error()
-    network = cast(Any, model.plain).dequantize(torch.float32)
+    network = cast(Any, model.hf_model).dequantize(torch.float32)
     assert not is_quantized(network)
     network.requires_grad_(False)
     return Model(network.eval(), torch.float32, CPU)
@@ -113,16 +113,16 @@ def dequantized(model: Model) -> Model:
 )
 def test_linear_layers_are_and_nothing_else_is(bases: Bases, architecture: str, how: str) -> None:
     model, plain = bases.load(architecture, EVERY[how]), bases.load(architecture)
-    spared: set[Any] = {model.plain.get_output_embeddings(), model.plain.get_input_embeddings()}
+    spared: set[Any] = {model.hf_model.get_output_embeddings(), model.hf_model.get_input_embeddings()}
     kinds = {8: ("Int8Params", torch.int8), 4: ("Params4bit", torch.bfloat16)}
-    for name, module in model.plain.named_modules():
+    for name, module in model.hf_model.named_modules():
         weight = module._parameters.get("weight")
         if weight is None:
             continue
         linear = isinstance(module, nn.Linear) and module not in spared and not name.endswith("DenseReluDense.wo")
         expected = kinds[EVERY[how].bits] if linear else ("Parameter", torch.float32)
         assert (type(weight).__name__, weight.dtype) == expected, name
-    assert model.trainable() == {}
+    assert model.trainable_parameters() == {}
     assert not model.network.training
     found, true = logits(model.network), logits(plain.network)
     assert not torch.equal(found, true)
@@ -137,20 +137,20 @@ def test_transformers_still_passes_falcons_layers_over(bases: Bases, monkeypatch
         bases.load("falcon_7b", NF4)
     monkeypatch.undo()
     assert bases.load("falcon_7b", NF4)
-    layer = cast(Any, bases.load("falcon_7b").plain).transformer.h[0].self_attention.query_key_value
+    layer = cast(Any, bases.load("falcon_7b").hf_model).transformer.h[0].self_attention.query_key_value
     assert type(layer).__name__ == "FalconLinear"  # as it was, when nothing is quantized
 
 
 def test_what_stays_in_full_is_said(bases: Bases) -> None:
-    assert left_out(bases.load("llama", NF4).plain) == {}
-    assert left_out(bases.load("gpt2", INT8).plain) == {}
+    assert left_out(bases.load("llama", NF4).hf_model) == {}
+    assert left_out(bases.load("gpt2", INT8).hf_model) == {}
     for quantization in EVERY.values():
-        assert count_weights(bases.load("gpt2", quantization).plain) == count_weights(bases.load("gpt2").plain)
-    assert left_out(bases.load("t5", NF4).plain) == {"DenseReluDense.wo": 4 * 32 * 48}
+        assert count_weights(bases.load("gpt2", quantization).hf_model) == count_weights(bases.load("gpt2").hf_model)
+    assert left_out(bases.load("t5", NF4).hf_model) == {"DenseReluDense.wo": 4 * 32 * 48}
     experts = {"experts.gate_up_proj": 2 * 4 * 96 * 32, "experts.down_proj": 2 * 4 * 32 * 48}
-    assert left_out(bases.load("mixtral", NF4).plain) == experts
-    assert describe(bases.load("llama", NF4).plain) == "43% of its weights quantized"
-    assert describe(bases.load("mixtral", INT8).plain) == (
+    assert left_out(bases.load("mixtral", NF4).hf_model) == experts
+    assert describe(bases.load("llama", NF4).hf_model) == "43% of its weights quantized"
+    assert describe(bases.load("mixtral", INT8).hf_model) == (
         "10% of its weights quantized, not experts.gate_up_proj and experts.down_proj"
     )
 
@@ -158,26 +158,26 @@ def test_what_stays_in_full_is_said(bases: Bases) -> None:
 @pytest.mark.parametrize(("quantization", "share"), [(INT8, 1.0), (NF4, 0.5), (FP4, 0.5)])
 def test_it_takes_less_memory(bases: Bases, quantization: Quantization, share: float) -> None:
     def size(model: Model) -> int:
-        return sum(value.numel() * value.element_size() for value in model.plain.parameters())
+        return sum(value.numel() * value.element_size() for value in model.hf_model.parameters())
 
     quantized, plain = bases.load("llama", quantization), bases.load("llama")
-    linear = sum(m.weight.numel() for m in plain.plain.modules() if isinstance(m, nn.Linear)) - 320 * 32
+    linear = sum(m.weight.numel() for m in plain.hf_model.modules() if isinstance(m, nn.Linear)) - 320 * 32
     assert size(plain) - size(quantized) == linear * (4 - share)
-    before = statistics_bytes(quantized.plain)
+    before = statistics_bytes(quantized.hf_model)
     outputs = 2 * (32 + 16 + 16 + 32 + 48 + 48 + 32)
     blocks = linear // 64
     scales = {INT8: outputs * 4, NF4: blocks + 4 * 2 * 7, FP4: blocks * 4}[quantization]  # NF4: and one for them
     assert before == pytest.approx(scales, rel=0.15)
-    assert statistics_bytes(plain.plain) == 0
+    assert statistics_bytes(plain.hf_model) == 0
     logits(quantized.network)
-    assert statistics_bytes(quantized.plain) == before
+    assert statistics_bytes(quantized.hf_model) == before
     assert statistics_bytes(attach(quantized, Adapter(2, 4, 0.0, ("q_proj",)), 0).network) == before
 
 
 @pytest.mark.parametrize("double", [True, False])
 def test_the_scales_are_quantized_too(bases: Bases, double: bool) -> None:
     model = bases.load("llama", Quantization(4, "nf4", double))
-    state = cast(Any, model.plain).model.layers[0].self_attn.q_proj.weight.quant_state
+    state = cast(Any, model.hf_model).model.layers[0].self_attn.q_proj.weight.quant_state
     assert (state.nested, state.quant_type) == (double, "nf4")
     assert state.absmax.dtype is (torch.uint8 if double else torch.float32)
 
@@ -187,13 +187,13 @@ def test_the_scales_are_quantized_too(bases: Bases, double: bool) -> None:
 @pytest.mark.parametrize("architecture", ["llama", "t5"])
 def test_it_computes_in_the_runs_type(bases: Bases, architecture: str, how: str, dtype: torch.dtype) -> None:
     model = adapted(bases.load(architecture, EVERY[how], dtype))
-    assert {value.dtype for value in model.trainable().values()} == {torch.float32}
-    norm = next(value for name, value in model.plain.named_parameters() if "norm" in name)
+    assert {value.dtype for value in model.trainable_parameters().values()} == {torch.float32}
+    norm = next(value for name, value in model.hf_model.named_parameters() if "norm" in name)
     assert norm.dtype is dtype
-    for layer in model.plain.modules():
+    for layer in model.hf_model.modules():
         if hasattr(layer, "compute_dtype"):
             assert cast(Any, layer).compute_dtype is dtype
-    with model.computing():
+    with model.autocast():
         found = gradients(model)
     assert all(bool(value.isfinite().all()) and bool(value.any()) for value in found.values())
 
@@ -258,7 +258,7 @@ def test_an_adapter_learns(bases: Bases, architecture: str, how: str, dora: bool
         return {name: value.contiguous().view(torch.uint8).clone() for name, value in held}
 
     before = frozen()
-    optimizer = torch.optim.AdamW(model.trainable().values(), lr=0.02)
+    optimizer = torch.optim.AdamW(model.trainable_parameters().values(), lr=0.02)
     model.network.train()
     losses = []
     for _ in range(8):
@@ -274,7 +274,7 @@ def test_an_adapter_learns(bases: Bases, architecture: str, how: str, dora: bool
 
 
 def _default(bases: Bases, architecture: str, dora: bool) -> Adapter:
-    targets = resolve_targets("default", bases.load(architecture).plain, ())
+    targets = resolve_targets("default", bases.load(architecture).hf_model, ())
     return Adapter(4, 16, 0.0, targets, dora=dora)
 
 

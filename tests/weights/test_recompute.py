@@ -19,14 +19,14 @@ from luthier.weights.model import Model
 def build(architecture: str, lora: bool) -> Model:
     model = Model(network_of(architecture), torch.float32, torch.device("cpu"))
     if lora:
-        model = attach(model, Adapter(2, 4, 0.0, linear_names(model.plain)), seed=0)
+        model = attach(model, Adapter(2, 4, 0.0, linear_names(model.hf_model)), seed=0)
     model.network.train()
     return model
 
 
 def gradients(model: Model, batch: Batch) -> dict[str, Tensor]:
     model.loss(batch).backward()
-    return {name: value.grad.clone() for name, value in model.trainable().items() if value.grad is not None}
+    return {name: value.grad.clone() for name, value in model.trainable_parameters().items() if value.grad is not None}
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -36,8 +36,8 @@ def test_the_gradients_are_the_same(architecture: str, lora: bool, packed: bool,
     batch = collate(write_store(tmp_path, [12, 5, 20]), [2, 0, 1], Layout(packed, 3))
     expected = gradients(build(architecture, lora), batch)
     model = build(architecture, lora)
-    model.recompute_activations()
-    layers = [module for module in model.plain.modules() if getattr(module, "gradient_checkpointing", False)]
+    model.enable_activation_checkpointing()
+    layers = [module for module in model.hf_model.modules() if getattr(module, "gradient_checkpointing", False)]
     assert len(layers) >= 2
     found = gradients(model, batch)
     assert found.keys() == expected.keys()

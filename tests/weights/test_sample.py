@@ -82,14 +82,14 @@ def test_greedy_lines_are_what_generate_says(architecture: str) -> None:
 def test_penalties_are_hugging_faces(architecture: str, choice: Choice) -> None:
     model = model_of(architecture)
     (prompt,) = prompts_of([14])
-    network: Any = model.plain
+    network: Any = model.hf_model
     ids = torch.tensor([prompt])
     expected = network.generate(
         input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False, eos_token_id=None,
         pad_token_id=PAD, repetition_penalty=choice.repetition_penalty,
         no_repeat_ngram_size=choice.no_repeat_ngram_size,
     )[0].tolist()  # fmt: skip
-    before = 1 if model.encoder_decoder else len(prompt)
+    before = 1 if model.is_encoder_decoder else len(prompt)
     (told,) = run(model, [prompt], [choice], [24], stops=())
     assert told == expected[before:]
     assert told != run(model, [prompt], [Choice()], [24], stops=())[0]
@@ -99,7 +99,7 @@ def test_draws_follow_the_probabilities_that_hugging_face_draws_from() -> None:
     model = model_of("llama")
     (prompt,) = prompts_of([6])
     with torch.no_grad():
-        scores = model.plain(input_ids=torch.tensor([prompt])).logits[:, -1].double()
+        scores = model.hf_model(input_ids=torch.tensor([prompt])).logits[:, -1].double()
     warpers: Any = LogitsProcessorList([TemperatureLogitsWarper(0.8), TopKLogitsWarper(6), TopPLogitsWarper(0.8)])
     expected = warpers(torch.tensor([prompt]), scores).softmax(-1)[0]
     many = 1500
@@ -139,7 +139,7 @@ def test_log_likelihood_is_the_models_own(architecture: str) -> None:
     prompt, answer = prompts_of([9, 4])
     ids = torch.tensor([prompt + answer])
     with torch.no_grad():
-        own = model.plain(input_ids=ids, use_cache=False).logits[0].log_softmax(-1)
+        own = model.hf_model(input_ids=ids, use_cache=False).logits[0].log_softmax(-1)
     expected = own[:-1].gather(-1, ids[0, 1:, None])[:, 0].tolist()
     before, after = log_likelihood(model, prompt, answer)
     assert [*before, *after] == pytest.approx(expected, abs=1e-4)

@@ -53,7 +53,7 @@ def test_a_run_is_the_model_it_trained(finished: FinishedRuns, architecture: str
 
 def test_what_is_loaded_to_answer_is_frozen(finished: FinishedRuns) -> None:
     model = find(finished.get().folder.root).load(CPU, torch.float32)
-    assert model.trainable() == {}
+    assert model.trainable_parameters() == {}
     assert not model.network.training
 
 

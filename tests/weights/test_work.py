@@ -19,12 +19,12 @@ def test_work_is_what_torch_counts(name: str) -> None:
     for tokens in (8, 48):
         with FlopCounterMode(display=False) as counted, torch.no_grad():
             network(input_ids=torch.zeros(1, tokens, dtype=torch.long))
-        found = model.work(np.array([tokens]), np.array([tokens])).item()
+        found = model.estimate_multiplications(np.array([tokens]), np.array([tokens])).item()
         assert found == pytest.approx(counted.get_total_flops() / 2, rel=0.15)
 
 
 def test_the_head_is_met_by_labels_alone() -> None:
     network = network_of("llama")
     model = Model(network, torch.float32, torch.device("cpu"))
-    without, one, two = model.work(np.array([9, 9, 9]), np.array([0, 1, 2]))
+    without, one, two = model.estimate_multiplications(np.array([9, 9, 9]), np.array([0, 1, 2]))
     assert one - without == two - one == network.get_output_embeddings().weight.numel()

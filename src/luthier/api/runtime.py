@@ -1,112 +1,126 @@
-"""InvokeEndpoint and InvokeEndpointWithResponseStream: a request is handed to what serves the endpoint.
+"""InvokeEndpoint and InvokeEndpointWithResponseStream: forward a request to the process that serves the endpoint.
 
-An answer that is none is told as SageMaker tells it: ModelError with what the model said, ModelNotReadyException while
-it is being loaded, ServiceUnavailable while it cannot take more.
+Its errors become SageMaker's: ModelError with what the model said, ModelNotReadyException while it is loaded,
+ServiceUnavailable while it cannot take more requests.
 """
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from luthier.api import invocation
 from luthier.api.hosting import ENDPOINT
-from luthier.api.invocation import ATTRIBUTES, Answer, UnreachableError
 from luthier.api.logs import group_arn
 from luthier.api.service import Service
+from luthier.endpoint_connection import EndpointConnections, EndpointResponse, EndpointUnreachableError
 from luthier.jobs.store import Resource
 from luthier.protocol.call import Call
 from luthier.protocol.errors import WireError
 
 SERVING = ("InService", "Updating", "SystemUpdating")  # statuses in which an endpoint answers
-NOT_HERE = ("TargetModel", "TargetContainerHostname", "InferenceComponentName", "SessionId", "EnableExplanations")
+UNSUPPORTED = ("TargetModel", "TargetContainerHostname", "InferenceComponentName", "SessionId", "EnableExplanations")
 _PATHS = {"InvokeEndpoint": "/invocations", "InvokeEndpointWithResponseStream": "/invocations-response-stream"}
-_dice = random.SystemRandom()
+ATTRIBUTES = "X-Amzn-SageMaker-Custom-Attributes"
+_connections = EndpointConnections()
+_random = random.SystemRandom()
 
 
 def invoke(call: Call, service: Service) -> dict[str, Any]:
-    variant, answer = _asked(call, service)
+    variant, response = _forward(call, service)
     try:
-        body = answer.body
-    except UnreachableError as error:
+        body = response.read()
+    except EndpointUnreachableError as error:
         raise _unreachable(call, error) from None
-    return {"Body": body, **_answered(answer, variant)}
+    return {"Body": body, **_output(response, variant)}
 
 
 def invoke_stream(call: Call, service: Service) -> dict[str, Any]:
-    variant, answer = _asked(call, service)
-    return {"Body": _parts(answer), **_answered(answer, variant)}
+    variant, response = _forward(call, service)
+    return {"Body": _stream(response), **_output(response, variant)}
 
 
-def _asked(call: Call, service: Service) -> tuple[str, Answer]:
-    """The name of the variant that was asked, and its answer, which is a good one; WireError for any other."""
-    given = call.parameters
-    for name in NOT_HERE:
-        if given.get(name):
+def _forward(call: Call, service: Service) -> tuple[str, EndpointResponse]:
+    """The name of the variant chosen, and its successful response; WireError for any other response."""
+    parameters = call.parameters
+    for name in UNSUPPORTED:
+        if parameters.get(name):
             raise _invalid(f"{name} is not supported: an endpoint's variant serves one model, and keeps no session")
     endpoint = _endpoint(call, service)
-    variant = _variant(endpoint, given.get("TargetVariant"))
+    variant = _variant(endpoint, parameters.get("TargetVariant"))
     address = variant.get("address") or endpoint.facts.get("address")
     if not address:
         raise _not_ready(call)
     headers = {
-        "Content-Type": given.get("ContentType") or "application/json",
-        "Accept": given.get("Accept") or "*/*",
-        **({ATTRIBUTES: given["CustomAttributes"]} if given.get("CustomAttributes") else {}),
+        "Content-Type": parameters.get("ContentType") or "application/json",
+        "Accept": parameters.get("Accept") or "*/*",
+        **({ATTRIBUTES: parameters["CustomAttributes"]} if parameters.get("CustomAttributes") else {}),
     }
     try:
-        answer = invocation.ask(address, _PATHS[call.operation], given.get("Body", b""), headers)
-        if answer.status >= 300:
-            raise _model_error(call, answer.status, *invocation.error_of(answer.body))
-    except UnreachableError as error:
+        body = parameters.get("Body", b"")
+        response = _connections.request(address, "POST", _PATHS[call.operation], body, headers)
+        if response.status >= 300:
+            raise _model_error(call, response.status, *_parse_error(response.read()))
+    except EndpointUnreachableError as error:
         raise _unreachable(call, error) from None
-    return variant["VariantName"], answer
+    return variant["VariantName"], response
+
+
+def _parse_error(body: bytes) -> tuple[str, str]:
+    """Text and type of an error response; the type is "" where the body is not Luthier's own JSON."""
+    text = body.decode("utf-8", "replace").strip()
+    try:
+        error = json.loads(text)
+        return str(error["error"]), str(error.get("error_type", ""))
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return text, ""
 
 
 def _endpoint(call: Call, service: Service) -> Resource:
     name = call.parameters["EndpointName"]
-    found = service.store.find(ENDPOINT, (call.account, call.region), name)
-    if found is None:
+    endpoint = service.store.find(ENDPOINT, (call.account, call.region), name)
+    if endpoint is None:
         raise _invalid(f"Endpoint {name} of account {call.account} not found.")
-    if found.status not in SERVING:
-        raise _invalid(f"Endpoint {name} of account {call.account} is in status {found.status}; it must be InService.")
-    return found
+    if endpoint.status not in SERVING:
+        raise _invalid(
+            f"Endpoint {name} of account {call.account} is in status {endpoint.status}; it must be InService."
+        )
+    return endpoint
 
 
 def _variant(endpoint: Resource, target: str | None) -> Mapping[str, Any]:
-    """The variant that is named, else one by the weights."""
+    """The target variant if named, else one drawn by weight."""
     variants = endpoint.facts["variants"]
     if target:
         for variant in variants:
             if variant["VariantName"] == target:
                 return variant  # type: ignore[no-any-return]
         raise _invalid(f"Variant {target} not found in endpoint {endpoint.name}.")
-    chosen: Mapping[str, Any] = _dice.choices(variants, [variant["Weight"] for variant in variants])[0]
+    chosen: Mapping[str, Any] = _random.choices(variants, [variant["Weight"] for variant in variants])[0]
     return chosen
 
 
-def _answered(answer: Answer, variant: str) -> dict[str, str]:
-    attributes = answer.headers.get(ATTRIBUTES.lower())
+def _output(response: EndpointResponse, variant: str) -> dict[str, str]:
+    attributes = response.headers.get(ATTRIBUTES.lower())
     return {
-        "ContentType": answer.headers.get("content-type", "application/json"),
+        "ContentType": response.headers.get("content-type", "application/json"),
         "InvokedProductionVariant": variant,
         **({"CustomAttributes": attributes} if attributes else {}),
     }
 
 
-def _parts(answer: Answer) -> Iterator[dict[str, Any]]:
-    """The chunks of an answer as they come; ModelStreamError when they break off."""
-    chunks = answer.chunks
+def _stream(response: EndpointResponse) -> Iterator[dict[str, Any]]:
+    """The chunks of a response as they arrive; ModelStreamError when it breaks off."""
     try:
-        for chunk in chunks:
+        for chunk in response:
             yield {"PayloadPart": {"Bytes": chunk}}
-    except UnreachableError as error:
+    except EndpointUnreachableError as error:
         why = "ModelInvocationTimeExceeded" if error.timed_out else "StreamBroken"
         text = f"The stream of the model broke off: {error}"
         raise WireError("ModelStreamError", text, 424, {"ErrorCode": why}) from None
     finally:
-        chunks.close()  # type: ignore[attr-defined]
+        response.close()
 
 
 def _model_error(call: Call, status: int, text: str, kind: str) -> WireError:
@@ -115,17 +129,17 @@ def _model_error(call: Call, status: int, text: str, kind: str) -> WireError:
     if kind == "overloaded":
         return WireError("ServiceUnavailable", f"Endpoint {call.parameters['EndpointName']}: {text}", 503)
     group = f"/aws/sagemaker/Endpoints/{call.parameters['EndpointName']}"
-    side = "client" if status < 500 else "server"
+    origin = "client" if status < 500 else "server"
     return WireError(
         "ModelError",
-        f'Received {side} error ({status}) from model with message "{text}". See the log group {group} in account '
+        f'Received {origin} error ({status}) from model with message "{text}". See the log group {group} in account '
         f"{call.account} for more information.",
         424,
         {"OriginalStatusCode": status, "OriginalMessage": text, "LogStreamArn": group_arn(call, group)},
     )
 
 
-def _unreachable(call: Call, error: UnreachableError) -> WireError:
+def _unreachable(call: Call, error: EndpointUnreachableError) -> WireError:
     if error.timed_out:
         return _model_error(call, 504, "the model did not answer in time", "")
     return WireError("ServiceUnavailable", f"Endpoint {call.parameters['EndpointName']}: {error}", 503)
@@ -133,7 +147,7 @@ def _unreachable(call: Call, error: UnreachableError) -> WireError:
 
 def _not_ready(call: Call) -> WireError:
     name = call.parameters["EndpointName"]
-    return WireError("ModelNotReadyException", f"The model of endpoint {name} is still being loaded; ask again.", 429)
+    return WireError("ModelNotReadyException", f"The model of endpoint {name} is still loading; retry later.", 429)
 
 
 def _invalid(message: str) -> WireError:

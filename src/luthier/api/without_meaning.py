@@ -1,7 +1,7 @@
-"""Fields of requests that have no meaning on one's own machine: kept, answered by Describe, and said once in the log.
+"""Request fields without effect on a local machine: stored, returned by Describe, and logged once.
 
-The table is the only list of them; the documentation prints it. Encryption keys are no such field: what was to be
-encrypted must not lie there in the clear, so they are refused.
+The documentation prints this table. Encryption keys are not among them: they are refused, because data that should be
+encrypted must not be stored in plain text.
 """
 
 from __future__ import annotations
@@ -16,31 +16,31 @@ from luthier.protocol.errors import WireError
 
 log = logging.getLogger(__name__)
 
-_PLACEMENT = "a job runs on the devices of this machine, as the server was told at its start"
-_NETWORK = "the job's process is on this machine's network"
-_SPOT = "no instance is rented, so there is none to be lost"
-_SCRIPT = "Luthier's own program trains in place of a container's"
-_DEBUGGER = "SageMaker Debugger is not part of Luthier; see the job's log and metrics.jsonl"
+_PLACEMENT = "jobs and endpoints use the devices of this machine (luthier serve --slots, --serve-on)"
+_NETWORK = "processes use this machine's network"
+_SPOT = "no instance is rented, so none can be reclaimed"
+_SCRIPT = "Luthier's training program runs instead of a container"
+_DEBUGGER = "SageMaker Debugger is not supported; see the job's log and metrics.jsonl"
 _OWN_NAMES = ("HyperParameters", "Environment", "Tags")  # hold names of the caller's, not of the API
 _MLFLOW = "no MLflow server is called"
-_DEPLOYMENT = "all traffic goes to the new processes at once, as soon as every one of them is ready"
+_DEPLOYMENT = "all traffic switches to the new processes when all of them are ready"
 
 _CONTAINER = {
-    "Image": "Luthier's own program serves in place of a container's",
+    "Image": "Luthier's serving program runs instead of a container",
     "ImageConfig": "no image is pulled",
     "ContainerHostname": "no container is started",
     "ContainerMetricsConfig": "no container is started",
-    "Environment": "Luthier's own program serves, and reads none of a container's variables",
+    "Environment": "Luthier's serving program does not read the variables of a container",
 }
-# Variables of a training job that do have a meaning.
+# Variables of a training job that have an effect.
 _MEANT = ("LUTHIER_MODEL", "accept_eula")
 
-# Operation -> path of the field -> why it has no meaning here.
+# Operation -> path of the field -> why it has no effect.
 WITHOUT_MEANING: Mapping[str, Mapping[str, str]] = {
     "CreateTrainingJob": {
         "AlgorithmSpecification.TrainingImage": _SCRIPT,
         "AlgorithmSpecification.AlgorithmName": _SCRIPT,
-        "AlgorithmSpecification.TrainingInputMode": "rows are copied before the job starts, whatever the mode",
+        "AlgorithmSpecification.TrainingInputMode": "rows are copied before the job starts, in every mode",
         "AlgorithmSpecification.ContainerEntrypoint": _SCRIPT,
         "AlgorithmSpecification.ContainerArguments": _SCRIPT,
         "AlgorithmSpecification.TrainingImageConfig": _SCRIPT,
@@ -53,33 +53,33 @@ WITHOUT_MEANING: Mapping[str, Mapping[str, str]] = {
         "ResourceConfig.VolumeSizeInGB": "a job uses the disk of the server's home",
         "ResourceConfig.KeepAlivePeriodInSeconds": _PLACEMENT,
         "ResourceConfig.TrainingPlanArn": _PLACEMENT,
-        "InputDataConfig.ContentType": "the kind of the rows is found from the files",
-        "InputDataConfig.InputMode": "rows are copied before the job starts, whatever the mode",
-        "InputDataConfig.ShuffleConfig": "rows are shuffled by the hyperparameter seed",
-        "InputDataConfig.DataSource.S3DataSource.S3DataDistributionType": "every process reads all the rows it needs",
+        "InputDataConfig.ContentType": "the kind of the rows is detected from the files",
+        "InputDataConfig.InputMode": "rows are copied before the job starts, in every mode",
+        "InputDataConfig.ShuffleConfig": "the hyperparameter seed shuffles the rows",
+        "InputDataConfig.DataSource.S3DataSource.S3DataDistributionType": "every process reads the rows it needs",
         "InputDataConfig.DataSource.S3DataSource.AttributeNames": "only augmented manifests have attributes",
         "InputDataConfig.DataSource.S3DataSource.InstanceGroupNames": _PLACEMENT,
         "StoppingCondition.MaxWaitTimeInSeconds": _SPOT,
         "StoppingCondition.MaxPendingTimeInSeconds": "a job waits until a device is free",
         "RoleArn": "no role is assumed",
-        "Environment": f"Luthier's own program trains, and reads of these variables {' and '.join(_MEANT)} only",
+        "Environment": f"Luthier's training program reads only {' and '.join(_MEANT)}",
         "VpcConfig": _NETWORK,
         "EnableNetworkIsolation": _NETWORK,
         "EnableInterContainerTrafficEncryption": _NETWORK,
         "EnableManagedSpotTraining": _SPOT,
-        "CheckpointConfig": "checkpoints stay in the job's folder, and every interrupted job goes on from them",
-        "RetryStrategy": "an interrupted job goes on from its checkpoint without being asked",
+        "CheckpointConfig": "checkpoints stay in the job folder, and every interrupted job resumes from them",
+        "RetryStrategy": "an interrupted job resumes from its checkpoint automatically",
         "DebugHookConfig": _DEBUGGER,
         "DebugRuleConfigurations": _DEBUGGER,
         "ProfilerConfig": _DEBUGGER,
         "ProfilerRuleConfigurations": _DEBUGGER,
-        "TensorBoardOutputConfig": "TensorBoard's event files stay in the job's folder",
-        "ExperimentConfig": "experiments are not part of Luthier",
-        "RemoteDebugConfig": "there is no container to open a shell in",
+        "TensorBoardOutputConfig": "TensorBoard's event files stay in the job folder",
+        "ExperimentConfig": "experiments are not supported",
+        "RemoteDebugConfig": "there is no container to connect to",
         "InfraCheckConfig": _PLACEMENT,
         "SessionChainingConfig": "no role is assumed",
         "MlflowConfig": _MLFLOW,
-        "ModelPackageConfig": "model packages are not part of Luthier",
+        "ModelPackageConfig": "model packages are not supported",
     },
     "CreateAutoMLJobV2": {
         "RoleArn": "no role is assumed",
@@ -99,12 +99,12 @@ WITHOUT_MEANING: Mapping[str, Mapping[str, str]] = {
         "ProductionVariants.InstancePools": _PLACEMENT,
         "ProductionVariants.VariantInstanceProvisionTimeoutInSeconds": _PLACEMENT,
         "ProductionVariants.AcceleratorType": _PLACEMENT,
-        "ProductionVariants.CoreDumpConfig": "a crash is told in the endpoint's FailureReason",
-        "ProductionVariants.ServerlessConfig": "the endpoint's process stays up",
+        "ProductionVariants.CoreDumpConfig": "the endpoint's FailureReason reports a crash",
+        "ProductionVariants.ServerlessConfig": "the endpoint's process runs all the time",
         "ProductionVariants.VolumeSizeInGB": "a model uses the disk of the server's home",
-        "ProductionVariants.ModelDataDownloadTimeoutInSeconds": "the model is copied on this machine",
-        "ProductionVariants.ContainerStartupHealthCheckTimeoutInSeconds": "a start that fails is told at once",
-        "ProductionVariants.EnableSSMAccess": "there is no container to open a shell in",
+        "ProductionVariants.ModelDataDownloadTimeoutInSeconds": "the model is copied locally",
+        "ProductionVariants.ContainerStartupHealthCheckTimeoutInSeconds": "a failed start is reported immediately",
+        "ProductionVariants.EnableSSMAccess": "there is no container to connect to",
         "ProductionVariants.ManagedInstanceScaling": _PLACEMENT,
         "ProductionVariants.RoutingConfig": "one process serves a variant",
         "ProductionVariants.InferenceAmiVersion": _PLACEMENT,
@@ -113,7 +113,7 @@ WITHOUT_MEANING: Mapping[str, Mapping[str, str]] = {
         "ExecutionRoleArn": "no role is assumed",
         "VpcConfig": _NETWORK,
         "EnableNetworkIsolation": _NETWORK,
-        "MetricsConfig": "see /metrics of the server",
+        "MetricsConfig": "see /_luthier/metrics",
         "CrossRegionTrafficConfig": _NETWORK,
     },
     "CreateEndpoint": {
@@ -125,22 +125,22 @@ WITHOUT_MEANING: Mapping[str, Mapping[str, str]] = {
     },
     "UpdateEndpointWeightsAndCapacities": {
         "DesiredWeightsAndCapacities.DesiredInstanceCount": "one process serves a variant",
-        "DesiredWeightsAndCapacities.ServerlessUpdateConfig": "the endpoint's process stays up",
+        "DesiredWeightsAndCapacities.ServerlessUpdateConfig": "the endpoint's process runs all the time",
     },
 }
 
 
 def note(call: Call, service: Service) -> None:
-    """Log each field of the call that has no meaning here, unless that was said before."""
+    """Log each field of the call that has no effect, once per field."""
     for path, why in WITHOUT_MEANING.get(call.operation, {}).items():
         said = f"{call.operation}.{path}"
         if said not in service.notes and any(map(_says, _at(call.parameters, path.split(".")))):
             service.notes.add(said)
-            log.warning("%s %s is kept and has no effect: %s", call.operation, path, why)
+            log.warning("%s: %s is stored but has no effect: %s", call.operation, path, why)
 
 
 def refuse_keys(call: Call) -> None:
-    """ValidationException for any KmsKeyId: nothing is encrypted with it, and what asks for that must be told."""
+    """ValidationException for any KmsKeyId, because Luthier does not encrypt."""
     for path, key in _keys(call.parameters, ""):
         raise WireError(
             "ValidationException",

@@ -99,7 +99,9 @@ class HeldOutScorer:
 
     def _score_lines(self, model: Model, advance: Callable[[int], None]) -> Iterator[dict[str, object]]:
         tokens = self.tokens
-        layout = Layout(self.settings.packing and model.packs, self.tokenizer.pad_id, model.start_id)
+        layout = Layout(
+            self.settings.packing and model.supports_packing, self.tokenizer.pad_id, model.decoder_start_token_id
+        )
         columns = np.zeros((len(tokens), 3)) if len(self.rows) else np.zeros((0, 3))
         settings = self.settings
         for row in score_rows(

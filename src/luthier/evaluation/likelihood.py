@@ -43,7 +43,7 @@ def score_rows(
 
         return [row for portion in in_portions(batch.rows, row_limit, score_portion) for row in portion]
 
-    for rows_of_batch in model.each(score, batches):
+    for rows_of_batch in model.map(score, batches):
         yield from rows_of_batch
 
 
@@ -51,7 +51,7 @@ def _score_batch(model: Model, batch: Batch) -> list[RowLikelihood]:
     scores = model.scores(batch.to(model.device))
     count = len(batch.rows)
     loss = torch.zeros(count, dtype=torch.float64).index_add_(0, batch.row_of_label_N, scores.loss_N.cpu().double())
-    hits = torch.zeros(count, dtype=torch.long).index_add_(0, batch.row_of_label_N, scores.hit_N.cpu().long())
+    hits = torch.zeros(count, dtype=torch.long).index_add_(0, batch.row_of_label_N, scores.correct_N.cpu().long())
     labels = torch.bincount(batch.row_of_label_N, minlength=count)
     return [
         RowLikelihood(row, float(loss[place]), int(labels[place]), int(hits[place]))

@@ -1,1 +1,1 @@
-"""How an engine is started and ended: as processes of this machine (later: of a cluster)."""
+"""How a job folder is run: a protocol (launcher.py), and processes of this machine as its implementation (local.py)."""

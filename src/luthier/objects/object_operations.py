@@ -171,7 +171,16 @@ def copy_object(call: Call, objects: ObjectStore) -> dict[str, Any]:
         if (found.bucket, found.key) == (bucket, key) and not changed:
             raise refusal("InvalidRequest", ILLEGAL_COPY)
         checksum = _copied_checksum(store, stream, known(parameters.get("ChecksumAlgorithm") or ""))
-        target = Object(bucket, key, "", 0, "", 0.0, attributes=_copied(parameters, found), checksum=checksum)
+        target = Object(
+            bucket=bucket,
+            key=key,
+            content="",
+            size=0,
+            etag="",
+            modified=0.0,
+            attributes=_copied(parameters, found),
+            checksum=checksum,
+        )
         new = store.copy(stream, target, guard)
     result = {"ETag": quoted(new.etag), "LastModified": moment(new.modified), **checksum_members(new)}
     return {"CopyObjectResult": result}

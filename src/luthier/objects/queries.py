@@ -43,7 +43,7 @@ class Attributes:
     tags: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Object:
     """One object; `parts` is 0 unless it came of a multipart upload, `modified` in seconds since 1970."""
 
@@ -108,8 +108,9 @@ def find_object(connection: sa.Connection, bucket: str, key: bytes, *, hold: boo
 
 def object_of(row: sa.Row[Any]) -> Object:
     return Object(
-        row.bucket, bytes(row.key).decode("utf-8"), row.content, row.size, row.etag, row.modified, row.parts,
-        Attributes(row.attributes, row.metadata, row.tags), of_row(row.checksum),
+        bucket=row.bucket, key=bytes(row.key).decode("utf-8"), content=row.content, size=row.size, etag=row.etag,
+        modified=row.modified, parts=row.parts, attributes=Attributes(row.attributes, row.metadata, row.tags),
+        checksum=of_row(row.checksum),
     )  # fmt: skip
 
 

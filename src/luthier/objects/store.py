@@ -191,8 +191,9 @@ class EmbeddedObjectStore:
         demand = demand or Demand()
         with self.received(chunks, demand, size) as (blob, digest):
             new = Object(
-                bucket, key, uuid.uuid4().hex, digest.size, digest.etag, time.time(), 0, attributes or Attributes(),
-                digest.checksum(demand.algorithm),
+                bucket=bucket, key=key, content=uuid.uuid4().hex, size=digest.size, etag=digest.etag,
+                modified=time.time(), attributes=attributes or Attributes(),
+                checksum=digest.checksum(demand.algorithm),
             )  # fmt: skip
             with blob.settled():
                 replaced = self.commit(new, guard, [Segment(blob.name, 0, new.size)])

@@ -35,7 +35,7 @@ MOST_PARTS = 10_000
 ID = re.compile("[0-9a-f]{32}")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Upload:
     """One upload; `etag` and `checksum` are the object's, once it is completed. `created` in seconds since 1970."""
 
@@ -50,7 +50,7 @@ class Upload:
     checksum: Checksum | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
     """One part as it is stored; `checksum` is base64, of the upload's algorithm, empty where that has none."""
 
@@ -89,7 +89,15 @@ class Uploads:
     def begin(self, bucket: str, key: str, attributes: Attributes, algorithm: str = "", kind: str = "") -> Upload:
         """A new upload; `algorithm` and `kind` (checksums.FULL or COMPOSITE) are of the object's checksum."""
         self.store.writable(bucket)
-        new = Upload(uuid.uuid4().hex, bucket, key, time.time(), attributes, algorithm, multipart_kind(algorithm, kind))
+        new = Upload(
+            id=uuid.uuid4().hex,
+            bucket=bucket,
+            key=key,
+            created=time.time(),
+            attributes=attributes,
+            algorithm=algorithm,
+            kind=multipart_kind(algorithm, kind),
+        )
 
         def work(connection: sa.Connection) -> None:
             if find_bucket(connection, bucket) is None:
@@ -122,7 +130,14 @@ class Uploads:
         demand = demand or Demand()
         with self.store.received(chunks, demand, size, upload.algorithm) as (blob, digest):
             checksum = digest.value(upload.algorithm) if upload.algorithm else ""
-            new = Part(number, blob.name, digest.size, digest.etag, checksum, time.time())
+            new = Part(
+                number=number,
+                blob=blob.name,
+                size=digest.size,
+                etag=digest.etag,
+                checksum=checksum,
+                modified=time.time(),
+            )
             with blob.settled():
                 replaced = self.store.database.settle(lambda connection: _put_part(connection, upload, new))
         self.store.discard(replaced)
@@ -169,7 +184,7 @@ class Uploads:
         """At most `limit` parts whose numbers are above `after`, by number."""
         query = sa.select(*_PART).where(parts.c.upload == upload.id, parts.c.number > after)
         with self.store.database.read() as connection:
-            return [Part(*row) for row in connection.execute(query.order_by(parts.c.number).limit(limit))]
+            return [Part(**row._mapping) for row in connection.execute(query.order_by(parts.c.number).limit(limit))]
 
     def going_on(self, bucket: str, prefix: bytes, start: tuple[bytes, str]) -> Iterator[Upload]:
         """The uploads of a bucket after (key, id), by key and id."""
@@ -197,9 +212,9 @@ def _find(connection: sa.Connection, bucket: str, key: str, upload: str, *, hold
 
 def _upload(row: sa.Row[tuple[object, ...]]) -> Upload:
     return Upload(
-        row.id, row.bucket, bytes(row.key).decode("utf-8"), row.created,
-        Attributes(row.attributes, row.metadata, row.tags), row.algorithm, row.checksum_type, row.etag,
-        of_row(row.checksum),
+        id=row.id, bucket=row.bucket, key=bytes(row.key).decode("utf-8"), created=row.created,
+        attributes=Attributes(row.attributes, row.metadata, row.tags), algorithm=row.algorithm, kind=row.checksum_type,
+        etag=row.etag, checksum=of_row(row.checksum),
     )  # fmt: skip
 
 
@@ -222,7 +237,7 @@ def _complete(
 ) -> tuple[Upload, str | None, list[str]]:
     """The completed upload, the content that its object replaces, the files of parts that are not in it."""
     query = sa.select(*_PART).where(parts.c.upload == upload.id)
-    stored = {row.number: Part(*row) for row in connection.execute(query)}
+    stored = {row.number: Part(**row._mapping) for row in connection.execute(query)}
     chosen = _chosen(stored, listed)
     checksum = None
     if upload.algorithm:
@@ -239,7 +254,15 @@ def _complete(
         pieces.append(Segment(part.blob, start, part.size, part.checksum))
         start += part.size
     new = Object(
-        upload.bucket, upload.key, upload.id, size, _etag(listed), time.time(), len(chosen), upload.attributes, checksum
+        bucket=upload.bucket,
+        key=upload.key,
+        content=upload.id,
+        size=size,
+        etag=_etag(listed),
+        modified=time.time(),
+        parts=len(chosen),
+        attributes=upload.attributes,
+        checksum=checksum,
     )
     add_content(connection, upload.id, pieces)
     replaced = put_object(connection, new, whole.guard)

@@ -11,7 +11,7 @@ from luthier.objects.names import key_bytes
 from luthier.objects.queries import Attributes, Object
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VirtualBucket:
     """Answers for every bucket whose whole name matches `pattern`.
 
@@ -34,7 +34,15 @@ class VirtualBucket:
             return None
         etag = hashlib.md5(data, usedforsecurity=False).hexdigest()
         members = {"ContentType": self.content_type}
-        return Object(bucket, key, "", len(data), etag, self.modified, attributes=Attributes(members)), data
+        return Object(
+            bucket=bucket,
+            key=key,
+            content="",
+            size=len(data),
+            etag=etag,
+            modified=self.modified,
+            attributes=Attributes(members),
+        ), data
 
     def list(self, bucket: str, start: bytes, end: bytes | None, limit: int) -> Sequence[Object]:
         """Objects from key `start` on, before `end`, in S3's order."""

@@ -1,9 +1,9 @@
-"""HTTP: an ASGI application whose requests are answered in a bounded number of threads, bodies streamed both ways.
+"""HTTP: an ASGI application that handles requests in a bounded number of threads and streams bodies both ways.
 
-The only module that knows async. A request is judged by its head before its body is received. A body that is read
-whole, or is short, is received in the event loop, within a bounded time, and holds no thread; of S3's long ones, a
-thread that reads waits for the event loop to receive the next piece, and one that sends waits until the piece is taken,
-so neither side holds more than a few pieces. A client that is gone, or too slow, ends reading and sending by an error.
+The only asynchronous module. A request is authenticated by its head before its body is received. A body that is
+short, or that is read before any work, is received in the event loop within a bounded time and occupies no thread. For
+S3's long bodies a thread waits for the event loop to receive or send each chunk, so only a few chunks are in memory.
+A client that disconnects or is too slow ends reading and sending with an error.
 """
 
 from __future__ import annotations
@@ -18,60 +18,61 @@ import anyio.from_thread
 import anyio.to_thread
 
 from luthier.protocol.errors import WireError
-from luthier.protocol.gateway import Exchange, Gateway
+from luthier.protocol.gateway import Gateway, RequestContext
 from luthier.protocol.message import Request, Response
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Scope = MutableMapping[str, Any]
-Door = Callable[[Request], Response]
+Handler = Callable[[Request], Response]
 
 THREADS = 64
-DOOR_THREADS = 4  # of their own: health is answered while every other thread is busy
-HELD = 64  # bodies above SHORT that are held whole, or are on their way to be, at once; the others wait, unreceived
-IDLE_SECONDS = 60.0  # without a byte received or taken; and for all of a body that is read whole
-LEAST_RATE = 1024  # bytes per second of waiting for them; a body that comes slower holds a thread for nothing
-SHORT = 64 * 1024  # a body that is always received before a thread is taken for it
-DRAINED = 8 * 1024 * 1024  # of a body that the operation left unread; beyond it the connection is closed
+HANDLER_THREADS = 4  # reserved: health checks respond while every other thread is busy
+BUFFERED_BODIES = 64  # bodies over SHORT_BODY bytes in memory at once; further ones wait, unreceived
+IDLE_SECONDS = 60.0  # without a byte received or sent; also for all of a body that is buffered
+MIN_BYTES_PER_SECOND = 1024  # of a body, while waiting for it; slower clients would block threads
+SHORT_BODY = 64 * 1024  # bytes; such a body is received before it gets a thread
+MAX_DRAINED_BYTES = 8 * 1024 * 1024  # of a body that the operation did not read; beyond, the connection is closed
 DRAIN_SECONDS = 5.0
-_LATE = (
+_TIMEOUT_MESSAGE = (
     "Your socket connection to the server was not read from or written to within the timeout period. Idle connections "
     "will be closed."
-)  # S3's words, which its clients know
+)  # S3's message, which its clients know
 _logger = logging.getLogger(__name__)
 
 
 def application(
-    gateway: Gateway, doors: Mapping[str, Door], threads: int = THREADS, idle_seconds: float = IDLE_SECONDS
+    gateway: Gateway, handlers: Mapping[str, Handler], threads: int = THREADS, idle_seconds: float = IDLE_SECONDS
 ) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
-    """The ASGI application; `doors` are paths that are answered beside the gateway, with "/" at the end for all below.
+    """The ASGI application.
 
-    `threads` is the most requests that are worked on at once; the others wait.
+    `handlers` serve paths of their own, instead of the gateway; a path that ends in "/" serves all paths below it.
+    `threads` is the maximum number of requests handled at once; further ones wait.
     """
-    rooms: list[_Rooms] = []
+    limiters: list[_Limiters] = []
 
-    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            await _live(receive, send)
+            await _run_lifespan(receive, send)
             return
         if scope["type"] != "http":
             raise NotImplementedError(scope["type"])
-        if not rooms:  # made inside of the event loop that they belong to
-            rooms.append(_Rooms(threads))
-        door = _door(doors, str(scope["path"]))
-        exchange = _Exchange(scope, receive, send, idle_seconds)
-        await (exchange.answer_by_door(door, rooms[0]) if door else exchange.answer(gateway, rooms[0]))
+        if not limiters:  # they must be created inside their event loop
+            limiters.append(_Limiters(threads))
+        handler = _find_handler(handlers, str(scope["path"]))
+        cycle = _RequestCycle(scope, receive, send, idle_seconds)
+        await (cycle.respond_by_handler(handler, limiters[0]) if handler else cycle.respond(gateway, limiters[0]))
 
-    return answer
-
-
-def _door(doors: Mapping[str, Door], path: str) -> Door | None:
-    below = [prefix for prefix in doors if prefix.endswith("/") and path.startswith(prefix)]
-    return doors.get(path) or (doors[max(below, key=len)] if below else None)
+    return serve
 
 
-async def _live(receive: Receive, send: Send) -> None:
+def _find_handler(handlers: Mapping[str, Handler], path: str) -> Handler | None:
+    below = [prefix for prefix in handlers if prefix.endswith("/") and path.startswith(prefix)]
+    return handlers.get(path) or (handlers[max(below, key=len)] if below else None)
+
+
+async def _run_lifespan(receive: Receive, send: Send) -> None:
     while True:
         message = await receive()
         await send({"type": f"{message['type']}.complete"})
@@ -80,23 +81,23 @@ async def _live(receive: Receive, send: Send) -> None:
 
 
 class ClientGone(WireError):
-    """The client closed the connection, or no byte moved for too long; nobody reads this answer."""
+    """The client closed the connection or was idle for too long; nobody reads the response."""
 
     def __init__(self, message: str) -> None:
         super().__init__("RequestTimeout", message)
 
 
-class _Rooms:
-    """How many requests may be at what."""
+class _Limiters:
+    """How many requests may do what at once."""
 
     def __init__(self, threads: int) -> None:
         self.work = anyio.CapacityLimiter(threads)
-        self.doors = anyio.CapacityLimiter(DOOR_THREADS)
-        self.held = anyio.CapacityLimiter(HELD)
+        self.handlers = anyio.CapacityLimiter(HANDLER_THREADS)
+        self.buffered = anyio.CapacityLimiter(BUFFERED_BODIES)
 
 
-class _Exchange:
-    """One request on its way between the event loop and a thread."""
+class _RequestCycle:
+    """One request and its response, handled in the event loop and a thread."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, idle_seconds: float) -> None:
         self.scope, self.receive, self.send, self.idle_seconds = scope, receive, send, idle_seconds
@@ -105,45 +106,45 @@ class _Exchange:
             path=scope.get("raw_path", b"").decode("latin-1").partition("?")[0] or str(scope["path"]),
             query=scope["query_string"].decode("latin-1"),
             headers=_headers(scope["headers"]),
-            chunks=self._chunks(),
+            chunks=self._body_chunks(),
             peer=str((scope.get("client") or ("",))[0]),
         )
-        self.headers = self.request.headers  # as they were sent; the gateway replaces the request's
-        self.announced = self.request.announced
-        self.early: list[bytes] = []
-        self.whole = "transfer-encoding" not in self.headers and self.announced == 0  # the request's body is in
-        self.answering = self.stalled = self.gone = False
+        self.headers = self.request.headers  # as sent; the gateway replaces the request's
+        self.content_length = self.request.content_length
+        self.buffered_chunks: list[bytes] = []
+        self.body_received = "transfer-encoding" not in self.headers and self.content_length == 0
+        self.responding = self.stalled = self.gone = False
         self.received, self.waited = 0, 0.0
-        self.drained, self.seen_whole = 0, anyio.Event()
+        self.drained, self.drained_event = 0, anyio.Event()
 
-    async def answer(self, gateway: Gateway, rooms: _Rooms) -> None:
-        """Answer the request; returns when all of the answer is sent, or the client is gone."""
+    async def respond(self, gateway: Gateway, limiters: _Limiters) -> None:
+        """Handle the request; return when the response is sent or the client is gone."""
         async with anyio.create_task_group() as self.tasks:
-            if self.whole:
-                await self._answer(lambda: gateway.answer(self.request), rooms.work)
+            if self.body_received:
+                await self._respond(lambda: gateway.respond(self.request), limiters.work)
             else:
-                begun = await anyio.to_thread.run_sync(gateway.begin, self.request, limiter=rooms.work)
-                ahead = self._ahead(begun)
-                async with rooms.held if ahead > SHORT and not self._short else nullcontext():
-                    await self._receive(ahead)
-                    await self._answer(lambda: gateway.end(begun), rooms.work)
+                context = await anyio.to_thread.run_sync(gateway.begin, self.request, limiter=limiters.work)
+                limit = self._buffer_limit(context)
+                async with limiters.buffered if limit > SHORT_BODY and not self._is_short else nullcontext():
+                    await self._receive(limit)
+                    await self._respond(lambda: gateway.finish(context), limiters.work)
             self.tasks.cancel_scope.cancel()
 
-    async def answer_by_door(self, door: Door, rooms: _Rooms) -> None:
-        """The same, by a door; its body stays unread unless the door reads it."""
+    async def respond_by_handler(self, handler: Handler, limiters: _Limiters) -> None:
+        """Handle the request by a handler of its own; the body stays unread unless the handler reads it."""
         async with anyio.create_task_group() as self.tasks:
-            await self._answer(lambda: door(self.request), rooms.doors)
+            await self._respond(lambda: handler(self.request), limiters.handlers)
             self.tasks.cancel_scope.cancel()
 
-    async def _answer(self, work: Callable[[], Response], limiter: anyio.CapacityLimiter) -> None:
-        response = await anyio.to_thread.run_sync(self._work, work, limiter=limiter)
+    async def _respond(self, work: Callable[[], Response], limiter: anyio.CapacityLimiter) -> None:
+        response = await anyio.to_thread.run_sync(self._run_in_thread, work, limiter=limiter)
         if response is not None:
-            await self._send_whole(response)
+            await self._send_response(response)
 
     # In the thread
 
-    def _work(self, work: Callable[[], Response]) -> Response | None:
-        """Answer in a thread: the answer when it is whole, None when it was sent from here, piece by piece."""
+    def _run_in_thread(self, work: Callable[[], Response]) -> Response | None:
+        """Run `work` in this thread: its response, or None if the response was streamed from here."""
         request = self.request
         try:
             response = work()
@@ -155,149 +156,149 @@ class _Exchange:
         if request.method == "HEAD":
             _close(response.body)
             return Response(response.status, response.headers)
-        self._stream(response, response.body)
+        self._stream_body(response, response.body)
         return None
 
-    def _chunks(self) -> Iterator[bytes]:
-        yield from self.early
-        self.early = []
-        while not self.whole:
-            if piece := anyio.from_thread.run(self._next):
-                yield piece
+    def _body_chunks(self) -> Iterator[bytes]:
+        yield from self.buffered_chunks
+        self.buffered_chunks = []
+        while not self.body_received:
+            if chunk := anyio.from_thread.run(self._next):
+                yield chunk
 
-    def _stream(self, response: Response, body: Iterator[bytes]) -> None:
-        """Send a body as it comes. One that fails is left unfinished and the connection closed: its reader sees it."""
+    def _stream_body(self, response: Response, body: Iterator[bytes]) -> None:
+        """Stream a body. If it fails, the connection is closed early, so that the client notices."""
         try:
-            anyio.from_thread.run(self._begin, response, None)
-            for piece in body:
-                if piece:
-                    anyio.from_thread.run(self._send_piece, piece, True)
-            anyio.from_thread.run(self._send_piece, b"", False)
+            anyio.from_thread.run(self._send_head, response, None)
+            for chunk in body:
+                if chunk:
+                    anyio.from_thread.run(self._send_chunk, chunk, True)
+            anyio.from_thread.run(self._send_chunk, b"", False)
         except ClientGone as error:
             _logger.info("%s %s: %s", self.scope["method"], self.scope["path"], error)
         except Exception:
-            _logger.exception("%s %s: the answer broke off", self.scope["method"], self.scope["path"])
+            _logger.exception("%s %s: the response broke off", self.scope["method"], self.scope["path"])
         finally:
             _close(body)
 
     # In the event loop
 
     @property
-    def _short(self) -> bool:
-        return 0 < self.announced <= SHORT
+    def _is_short(self) -> bool:
+        return 0 < self.content_length <= SHORT_BODY
 
-    def _ahead(self, begun: Exchange) -> int:
-        """The most bytes of the body that are received before a thread is taken; 0 where none are."""
-        if begun.failure is not None:
+    def _buffer_limit(self, context: RequestContext) -> int:
+        """The maximum number of body bytes to receive before a thread is used; 0: none."""
+        if context.failure is not None:
             return 0
-        if begun.limit is not None:
-            return begun.limit
-        return SHORT if self._short and not self._waits_to_send() else 0
+        if context.body_limit is not None:
+            return context.body_limit
+        return SHORT_BODY if self._is_short and not self._expects_continue() else 0
 
-    async def _receive(self, ahead: int) -> None:
-        """Take in a body of `ahead` bytes at most; one that is too slow ends in an error when it is read."""
+    async def _receive(self, limit: int) -> None:
+        """Buffer up to `limit` bytes of the body; a client that is too slow causes an error when the body is read."""
         try:
             with anyio.fail_after(self.idle_seconds):
-                while not self.whole and self.received <= ahead and ahead:
-                    self.early.append(await self._next())
+                while not self.body_received and self.received <= limit and limit:
+                    self.buffered_chunks.append(await self._next())
         except TimeoutError:
             self.stalled = True
         except ClientGone as error:
             _logger.info("%s %s: %s", self.scope["method"], self.scope["path"], error)
 
-    def _waits_to_send(self) -> bool:
-        # The server asks such a client for its body when it is first received from: not before somebody wants it.
+    def _expects_continue(self) -> bool:
+        # The ASGI server sends 100 Continue at the first receive, so nothing may be received before the body is needed.
         return self.headers.get("expect", "").lower() == "100-continue"
 
     async def _next(self) -> bytes:
-        """The next piece of the request's body."""
+        """Receive the next chunk of the request's body."""
         if self.stalled:
-            raise ClientGone(_LATE)
-        if self.answering or self.gone:
-            raise ClientGone("Nothing more of the body is taken.")
+            raise ClientGone(_TIMEOUT_MESSAGE)
+        if self.responding or self.gone:
+            raise ClientGone("The response has begun; the rest of the body is not read.")
         started = anyio.current_time()
         try:
             with anyio.fail_after(self.idle_seconds):
                 message = await self.receive()
         except TimeoutError:
             self.stalled = True
-            raise ClientGone(_LATE) from None
+            raise ClientGone(_TIMEOUT_MESSAGE) from None
         self.waited += anyio.current_time() - started
         self.received += len(message.get("body", b""))
-        if self.waited > self.idle_seconds and self.received < self.waited * LEAST_RATE:
+        if self.waited > self.idle_seconds and self.received < self.waited * MIN_BYTES_PER_SECOND:
             self.stalled = True
-            raise ClientGone(_LATE)
+            raise ClientGone(_TIMEOUT_MESSAGE)
         if message["type"] != "http.request":
             self.gone = True
-            raise ClientGone("The client closed the connection before its request was whole.")
-        self.whole = not message.get("more_body", False)
+            raise ClientGone("The client closed the connection before the request was complete.")
+        self.body_received = not message.get("more_body", False)
         return bytes(message.get("body", b""))
 
-    async def _watch(self) -> None:
-        """Drop what the operation left unread, and learn when the client is gone."""
+    async def _drain(self) -> None:
+        """Discard what the operation left unread of the body, and notice when the client disconnects."""
         while (message := await self.receive())["type"] == "http.request":
             self.drained += len(message.get("body", b""))
             if not message.get("more_body", False):
-                self.whole = True
-            if self.whole or self.drained > DRAINED:
-                self.seen_whole.set()
+                self.body_received = True
+            if self.body_received or self.drained > MAX_DRAINED_BYTES:
+                self.drained_event.set()
         self.gone = True
-        self.seen_whole.set()
+        self.drained_event.set()
 
-    async def _settle(self) -> bool:
-        """Whether the next request can come on this connection: whether the body of this one is in."""
-        self.answering = True
-        if self.whole:
-            self.tasks.start_soon(self._watch)
-        elif not self.stalled and not self._waits_to_send() and self.announced <= DRAINED:
-            self.tasks.start_soon(self._watch)
+    async def _is_reusable(self) -> bool:
+        """Whether the connection can be kept alive: whether the body is received, after draining it if it is short."""
+        self.responding = True
+        if self.body_received:
+            self.tasks.start_soon(self._drain)
+        elif not self.stalled and not self._expects_continue() and self.content_length <= MAX_DRAINED_BYTES:
+            self.tasks.start_soon(self._drain)
             with anyio.move_on_after(DRAIN_SECONDS):
-                await self.seen_whole.wait()
-        return self.whole
+                await self.drained_event.wait()
+        return self.body_received
 
-    async def _begin(self, response: Response, length: int | None) -> None:
-        reusable = self.gone or await self._settle()
-        given = {name.lower(): value for name, value in response.headers.items()}
+    async def _send_head(self, response: Response, length: int | None) -> None:
+        reusable = self.gone or await self._is_reusable()
+        headers = {name.lower(): value for name, value in response.headers.items()}
         if length is not None:
-            given["content-length"] = str(length)
+            headers["content-length"] = str(length)
         if not reusable:
-            given["connection"] = "close"
-        headers = [(name.encode("latin-1"), _header_bytes(value)) for name, value in given.items()]
-        await self._deliver({"type": "http.response.start", "status": response.status, "headers": headers})
+            headers["connection"] = "close"
+        pairs = [(name.encode("latin-1"), _header_bytes(value)) for name, value in headers.items()]
+        await self._send_message({"type": "http.response.start", "status": response.status, "headers": pairs})
 
-    async def _send_whole(self, response: Response) -> None:
+    async def _send_response(self, response: Response) -> None:
         body = response.body if isinstance(response.body, bytes) else b""
         bodiless = response.status in (204, 304) or (self.scope["method"] == "HEAD" and not body)
         try:
-            await self._begin(response, None if bodiless else len(body))
-            await self._send_piece(b"" if self.scope["method"] == "HEAD" else body, False)
+            await self._send_head(response, None if bodiless else len(body))
+            await self._send_chunk(b"" if self.scope["method"] == "HEAD" else body, False)
         except ClientGone as error:
             _logger.info("%s %s: %s", self.scope["method"], self.scope["path"], error)
 
-    async def _send_piece(self, piece: bytes, more: bool) -> None:
-        await self._deliver({"type": "http.response.body", "body": piece, "more_body": more})
+    async def _send_chunk(self, chunk: bytes, more: bool) -> None:
+        await self._send_message({"type": "http.response.body", "body": chunk, "more_body": more})
 
-    async def _deliver(self, message: Message) -> None:
+    async def _send_message(self, message: Message) -> None:
         if self.gone:
-            raise ClientGone("The client closed the connection before its answer was whole.")
+            raise ClientGone("The client closed the connection before the response was complete.")
         try:
             with anyio.fail_after(self.idle_seconds):
                 await self.send(message)
         except TimeoutError:
             self.gone = True
-            raise ClientGone(f"The client took nothing for {self.idle_seconds:g} seconds.") from None
+            raise ClientGone(f"The client received nothing for {self.idle_seconds:g} seconds.") from None
 
 
 def _headers(pairs: list[tuple[bytes, bytes]]) -> dict[str, str]:
-    found: dict[str, str] = {}
+    headers: dict[str, str] = {}
     for name, value in pairs:
         key, text = name.decode("latin-1").lower(), value.decode("latin-1")
-        found[key] = f"{found[key]}, {text}" if key in found else text
-    return found
+        headers[key] = f"{headers[key]}, {text}" if key in headers else text
+    return headers
 
 
 def _header_bytes(value: str) -> bytes:
-    # What came as bytes was read as Latin-1, and goes out as it came; other text can only be UTF-8.
+    # Headers are received as Latin-1 and sent back unchanged; text beyond Latin-1 is sent as UTF-8.
     try:
         return value.encode("latin-1")
     except UnicodeEncodeError:

@@ -16,8 +16,8 @@ from luthier.protocol.errors import WireError
 from luthier.protocol.message import Request
 
 HASH = "x-amz-content-sha256"
-LONGEST_LINE = 16 * 1024
-LARGEST_CHUNK = 5 * 1024**3
+MAX_LINE_BYTES = 16 * 1024
+MAX_CHUNK_BYTES = 5 * 1024**3
 UNSIGNED = "UNSIGNED-PAYLOAD"
 STREAMING = "STREAMING-"
 SIGNED_CHUNKS = ("STREAMING-AWS4-HMAC-SHA256-PAYLOAD", "STREAMING-AWS4-HMAC-SHA256-PAYLOAD-TRAILER")
@@ -120,7 +120,7 @@ class _Frames:
         if not match or (self.signed and match[2] is None):
             raise _malformed("expected a chunk's size" + (" and signature" if self.signed else ""))
         size = int(match[1], 16)
-        if size > LARGEST_CHUNK:
+        if size > MAX_CHUNK_BYTES:
             raise _malformed("a chunk is too large")
         return size, (match[2] or b"").decode()
 
@@ -138,7 +138,7 @@ class _Frames:
         size, text = 0, b""
         while line := self._line(end_allowed=True):
             match, size = _TRAILER.fullmatch(line), size + len(line)
-            if not match or size > LONGEST_LINE:
+            if not match or size > MAX_LINE_BYTES:
                 raise _malformed("expected trailing fields")
             name, value = match[1].decode().lower(), match[2].decode().strip()
             if name == "x-amz-trailer-signature":
@@ -160,7 +160,7 @@ class _Frames:
 
     def _line(self, end_allowed: bool = False) -> bytes:
         while (end := self.held.find(b"\r\n")) < 0:
-            if len(self.held) > LONGEST_LINE:
+            if len(self.held) > MAX_LINE_BYTES:
                 raise _malformed("a line is too long")
             if not self._more():
                 if end_allowed and not self.held:

@@ -1,4 +1,4 @@
-"""One call of an API operation, parsed and validated, by a caller who is known."""
+"""One call of an API operation, parsed, validated and authenticated; the default account, region and role."""
 
 from __future__ import annotations
 
@@ -7,22 +7,25 @@ from typing import Any
 
 from luthier.protocol.message import Request
 
-ACCOUNT = "123456789012"  # everybody's, until several accounts exist
-REGION = "us-east-1"  # of a request that names none
-ROLE = f"arn:aws:iam::{ACCOUNT}:role/LuthierExecutionRole"  # the execution role that clients are given
+ACCOUNT = "123456789012"  # every caller's, until several accounts exist
+REGION = "us-east-1"  # of a request that names none; S3's classic region
+ROLE = f"arn:aws:iam::{ACCOUNT}:role/LuthierExecutionRole"  # the execution role that clients are told to use
 
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who calls: the account, and the ARN of a user in it."""
+    """The authenticated caller: an account, and the ARN of a user in it."""
 
     account: str = ACCOUNT
     arn: str = f"arn:aws:iam::{ACCOUNT}:root"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """`service` is botocore's name (sagemaker, sagemaker-runtime, logs, sts, iam, s3); `parameters` its input shape."""
+    """`service` is botocore's name (sagemaker, sagemaker-runtime, logs, sts, iam, s3).
+
+    `parameters` are the members of the operation's input shape.
+    """
 
     service: str
     operation: str
@@ -37,5 +40,5 @@ class Call:
         return self.principal.account
 
     def arn(self, kind: str, name: str) -> str:
-        """The ARN of a SageMaker resource; names are in lower case there."""
+        """The ARN of a SageMaker resource, its name in lower case."""
         return f"arn:aws:sagemaker:{self.region}:{self.account}:{kind}/{name.lower()}"

@@ -30,7 +30,7 @@ ERROR_TYPES: dict[WireProtocol, str] = {
 }
 PROLOG = '<?xml version="1.0" encoding="UTF-8"?>\n'
 ISO, S3_ISO = "%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%dT%H:%M:%S.000Z"
-LONGEST_HEADER = 1024  # of an event; the format allows 32 KiB
+MAX_EVENT_HEADER = 1024  # of an event; the format allows 32 KiB
 HOST_ID = "luthier"
 S3_NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
 # Root elements of S3's responses that are neither the payload's name nor {operation}Result; botocore's model has none.
@@ -64,7 +64,7 @@ def parse(operation: OperationModel, request: Request, labels: Mapping[str, str]
     XML element of another type than the model's.
     """
     service, shape = str(operation.service_model.service_name), operation.input_shape
-    wire_protocol, limit = protocol_of(service).form, protocol_of(service).limit
+    wire_protocol, limit = protocol_of(service).wire_protocol, protocol_of(service).body_limit
     if shape is None:
         return {}
     if wire_protocol == "json":
@@ -101,7 +101,7 @@ def serialise(operation: OperationModel, result: Mapping[str, Any] | None, reque
     {name: members}, each encoded when it comes.
     """
     service = str(operation.service_model.service_name)
-    form, members, output = protocol_of(service).form, dict(result or {}), operation.output_shape
+    form, members, output = protocol_of(service).wire_protocol, dict(result or {}), operation.output_shape
     found = {**_identity(form, request_id)}
     body: bytes | Iterator[bytes] = b""
     if form == "json":
@@ -121,7 +121,7 @@ def serialise(operation: OperationModel, result: Mapping[str, Any] | None, reque
 def serialise_error(service: str, error: LuthierError, request_id: str) -> Response:
     """The error as the service says it: its own code for what all services refuse, its form, its headers."""
     said = service_error(service, wire_error(error))
-    form = protocol_of(service).form
+    form = protocol_of(service).wire_protocol
     headers = {"Content-Type": ERROR_TYPES[form], **_identity(form, request_id)}
     if form in ("json", "rest-json"):
         headers["X-Amzn-Errortype"] = said.code
@@ -252,7 +252,7 @@ def _exception_event(shapes: Mapping[str, Shape], error: Exception) -> bytes:
     if said.code in shapes:
         kind = {":exception-type": said.code, ":content-type": "application/json", ":message-type": "exception"}
         return _message(kind, json.dumps({"Message": said.message, **said.members}).encode())
-    text = said.message.encode()[:LONGEST_HEADER].decode(errors="ignore")
+    text = said.message.encode()[:MAX_EVENT_HEADER].decode(errors="ignore")
     return _message({":error-code": said.code, ":error-message": text, ":message-type": "error"}, b"")
 
 

@@ -19,7 +19,7 @@ from luthier.protocol.service_protocols import protocol_of
 TARGETS = {"SageMaker": "sagemaker", "Logs_20140328": "logs"}
 VERSIONS = {"2011-06-15": "sts", "2010-05-08": "iam"}  # of the query protocol's forms
 FORM = "application/x-www-form-urlencoded"
-MOST_FIELDS = 2_000  # of a query or a form: beyond it, reading lists of structures takes long
+MAX_FIELDS = 2_000  # of a query or a form: beyond it, reading lists of structures takes long
 _INVOCATION = re.compile(r"/endpoints/[^/]*/(invocations|invocations-response-stream|async-invocations)")
 _SCOPE = re.compile(r"Credential=[^/,]*/\d{8}/([a-z0-9-]{1,32})/([a-z0-9-]{1,32})/aws4_request")
 _AWS_HOST = re.compile(r"(?P<front>[a-z0-9.-]+)\.amazonaws\.com(\.cn)?", re.IGNORECASE)
@@ -36,7 +36,7 @@ _NOT_PRINTABLE = re.compile(r"[^\x21-\x7e]")
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class Route:
     """What a request asks for: botocore's names; `labels` are the path's parts that are parameters."""
 
     service: str
@@ -87,24 +87,24 @@ def virtual_bucket(request: Request) -> str:
     return (match["bucket"] or "") if match else ""
 
 
-def find(request: Request, service: str) -> Asked:
+def find(request: Request, service: str) -> Route:
     """The operation asked for; UnknownOperationException when the service, at AWS, has none such.
 
     The body of a form is read for its action, and can be read again.
     """
     if service not in model.SERVICES:
         raise _unknown(f"the service {service!r} is not part of Luthier")
-    form = protocol_of(service).form
+    form = protocol_of(service).wire_protocol
     if form == "json":
         prefix, _, name = request.headers.get("x-amz-target", "").partition(".")
         if TARGETS.get(prefix) != service:
             raise _unknown("the request names no operation: its X-Amz-Target header is missing")
-        return Asked(service, _existing(service, name), region_of(request))
+        return Route(service, _existing(service, name), region_of(request))
     if form == "query":
         given = form_fields(request, service)
         # A request that is not signed shows its service only here.
         service = service if _scope(request) else VERSIONS.get(given.get("Version", ""), service)
-        return Asked(service, _existing(service, given.get("Action", "")), region_of(request))
+        return Route(service, _existing(service, given.get("Action", "")), region_of(request))
     return _find_by_path(request, service)
 
 
@@ -126,11 +126,11 @@ def check_target(request: Request) -> None:
 def query_fields(text: str) -> dict[str, str]:
     """The fields of a query or a form, the first of each name; values may be empty. WireError MalformedQueryString."""
     try:
-        pairs = parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=MOST_FIELDS)
+        pairs = parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=MAX_FIELDS)
     except UnicodeDecodeError:
         raise WireError("MalformedQueryString", "The query string or form is not percent-encoded UTF-8.") from None
     except ValueError:
-        raise WireError("MalformedQueryString", f"The query string or form has over {MOST_FIELDS:,} fields.") from None
+        raise WireError("MalformedQueryString", f"The query string or form has over {MAX_FIELDS:,} fields.") from None
     if any("\0" in name or "\0" in value for name, value in pairs):
         raise WireError("MalformedQueryString", "The query string or form holds a NUL.")
     return dict(reversed(pairs))
@@ -138,7 +138,7 @@ def query_fields(text: str) -> dict[str, str]:
 
 def form_fields(request: Request, service: str) -> dict[str, str]:
     """The fields of a query-protocol request, of its query before its form; its body can be read again."""
-    body = request.body(protocol_of(service).limit)
+    body = request.body(protocol_of(service).body_limit)
     request.chunks = iter((body,))
     if body and not _is_form(request):
         raise WireError("SerializationException", f"The body is not a form: expected the content type {FORM}.")
@@ -160,14 +160,14 @@ def headers_of(request: Request) -> dict[str, str]:
     return headers
 
 
-def _find_by_path(request: Request, service: str) -> Asked:
+def _find_by_path(request: Request, service: str) -> Route:
     bucket = virtual_bucket(request) if service == "s3" else ""
     path = f"/{bucket}{request.path}" if bucket else request.path
     found = routing.match(service, request.method, path, query_fields(request.query), headers_of(request))
     if found is None:
         raise _unknown("The specified method is not allowed against this resource.")
     operation, labels = found
-    return Asked(service, operation, region_of(request), labels)
+    return Route(service, operation, region_of(request), labels)
 
 
 def _existing(service: str, name: str) -> str:

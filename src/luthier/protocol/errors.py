@@ -1,4 +1,4 @@
-"""A refusal as AWS words it: a code that clients match on, a message for the reader, an HTTP status."""
+"""Errors as AWS's services return them: a code that clients match on, a message, an HTTP status."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from luthier.errors import LuthierError
 
 
 class WireError(LuthierError):
-    """Answered as the error `code` of the service that was asked; `status` is HTTP's.
+    """An error response with a code and an HTTP status.
 
-    `members` are further fields of the error's shape (S3's Key, ModelError's OriginalStatusCode).
+    `code` is common to all services; service_protocols.py translates it. `members` are further fields of the error's
+    shape (S3's Key, ModelError's OriginalStatusCode).
     """
 
     def __init__(
@@ -24,7 +25,7 @@ class WireError(LuthierError):
 
 
 def wire_error(error: LuthierError) -> WireError:
-    """Any of Luthier's errors as the wire answers it: what the caller can fix is 400, the rest 500."""
+    """Any of Luthier's errors as an error response: 400 if the caller can fix it, else 500."""
     if isinstance(error, WireError):
         return error
     return WireError(error.wire_code, str(error), 500 if error.wire_code == "InternalFailure" else 400)

@@ -1,8 +1,7 @@
-"""From a request to an answer, in one visible order of work; the one place where errors become answers.
+"""From a request to a response, as a list of steps; the only place where errors become error responses.
 
-The work is done in two parts: what the head of a request decides, who calls above all, and the rest, so that no byte is
-received for a request that is refused by its head. Knows no operation and no key: `operate` does the work of a call,
-`authenticate` says who calls.
+The steps are in two parts, by head and by body, so that no byte of a body is received for a request whose head is
+rejected. Knows no operation and no key: `operate` performs a call, `authenticate` returns the caller.
 """
 
 from __future__ import annotations
@@ -18,13 +17,13 @@ from luthier.errors import LuthierError
 from luthier.protocol import codec, dispatch, model
 from luthier.protocol.aws_chunked import unframe
 from luthier.protocol.call import Call, Principal
-from luthier.protocol.dispatch import Asked
+from luthier.protocol.dispatch import Route
 from luthier.protocol.errors import WireError
 from luthier.protocol.message import Request, Response
 from luthier.protocol.service_protocols import protocol_of
 from luthier.protocol.validate import validate
 
-PLAIN = (501, 503)  # not offered, not ready: the answer says it all
+EXPECTED_5XX = (501, 503)  # not implemented, not ready: not logged as failures
 _logger = logging.getLogger(__name__)
 
 Operate = Callable[[Call], Any]
@@ -32,21 +31,21 @@ Authenticate = Callable[[Request, str], Principal]
 Observe = Callable[[str, str, int, float], None]
 
 
-@dataclass(slots=True)
-class Exchange:
-    """What is known of a request so far; each step of the order adds to it.
+@dataclass(slots=True, kw_only=True)
+class RequestContext:
+    """What is known of a request so far; each step adds to it.
 
-    `failure` is what ended it before its end. `limit` is the size of the largest body, for one that is read whole
-    before any work; None where the operation reads it (S3's).
+    `failure` is the exception that ended it. `body_limit` is the maximum size in bytes of a body that is read before
+    any work; None if the operation reads the body itself (S3).
     """
 
     request: Request
     request_id: str = field(default_factory=lambda: str(uuid.uuid4()))
     started: float = field(default_factory=time.monotonic)
     failure: Exception | None = None
-    limit: int | None = None
+    body_limit: int | None = None
     service: str = "s3"
-    asked: Asked = field(default_factory=lambda: Asked("s3", ""))
+    route: Route = field(default_factory=lambda: Route("s3", ""))
     principal: Principal = field(default_factory=Principal)
     caller: str = ""
     parameters: dict[str, Any] = field(default_factory=dict)
@@ -55,28 +54,28 @@ class Exchange:
 
 
 class Gateway:
-    """Answers requests; may be used by many threads at once.
+    """Handles requests; thread-safe.
 
-    `known` names the operations that are implemented, by service; one that AWS has but that is not among them is
-    answered as one that AWS does not have. `observe` is told of each answer: service, operation, status, seconds.
+    `operations` are the names of the implemented operations by service; any other is an unknown operation. `observe`
+    is called after each response with service, operation, status and seconds.
     """
 
     def __init__(
         self,
         operate: Operate,
-        known: Mapping[str, Container[str]],
+        operations: Mapping[str, Container[str]],
         authenticate: Authenticate,
         observe: Observe = lambda service, operation, status, seconds: None,
     ) -> None:
-        self.operate, self.known, self.authenticate, self.observe = operate, known, authenticate, observe
-        self.order_of_head: tuple[Callable[[Exchange], None], ...] = (
-            self._address,
+        self.operate, self.operations, self.authenticate, self.observe = operate, operations, authenticate, observe
+        self.head_steps: tuple[Callable[[RequestContext], None], ...] = (
+            self._identify_service,
             self._authenticate,
-            self._bound,
+            self._limit_body,
         )
-        self.order: tuple[Callable[[Exchange], None], ...] = (
-            self._read,
-            self._find,
+        self.body_steps: tuple[Callable[[RequestContext], None], ...] = (
+            self._read_body,
+            self._find_operation,
             self._unframe,
             self._parse,
             self._validate,
@@ -84,99 +83,98 @@ class Gateway:
             self._serialise,
         )
 
-    def answer(self, request: Request) -> Response:
-        """The answer to a request, an error's included; raises nothing."""
-        return self.end(self.begin(request))
+    def respond(self, request: Request) -> Response:
+        """The response to a request, including error responses; raises nothing."""
+        return self.finish(self.begin(request))
 
-    def begin(self, request: Request) -> Exchange:
-        """Judge a request by its head, and read nothing of its body; raises nothing."""
-        exchange = Exchange(request)
-        self._work(exchange, self.order_of_head)
-        return exchange
+    def begin(self, request: Request) -> RequestContext:
+        """Run the steps that need only the head of a request; raises nothing."""
+        context = RequestContext(request=request)
+        self._run(context, self.head_steps)
+        return context
 
-    def end(self, exchange: Exchange) -> Response:
-        """The answer to a request that was begun, a refusal's included; raises nothing."""
-        if exchange.failure is None:
-            self._work(exchange, self.order)
-        response = exchange.response if exchange.failure is None else self._refusal(exchange, exchange.failure)
-        self._report(exchange, response, time.monotonic() - exchange.started)
+    def finish(self, context: RequestContext) -> Response:
+        """The response to a request that was begun, including error responses; raises nothing."""
+        if context.failure is None:
+            self._run(context, self.body_steps)
+        response = context.response if context.failure is None else self._error_response(context, context.failure)
+        self._log_response(context, response, time.monotonic() - context.started)
         return response
 
-    def _work(self, exchange: Exchange, steps: tuple[Callable[[Exchange], None], ...]) -> None:
+    def _run(self, context: RequestContext, steps: tuple[Callable[[RequestContext], None], ...]) -> None:
         try:
             for step in steps:
-                step(exchange)
+                step(context)
         except Exception as failure:
-            exchange.failure = failure
+            context.failure = failure
 
-    def _refusal(self, exchange: Exchange, failure: Exception) -> Response:
-        operation = exchange.asked.operation
+    def _error_response(self, context: RequestContext, failure: Exception) -> Response:
+        operation = context.route.operation
         if isinstance(failure, LuthierError):
-            response = codec.serialise_error(exchange.service, failure, exchange.request_id)
-            if response.status >= 500 and response.status not in PLAIN:
-                _logger.error("%s %s failed: %s", exchange.service, operation, failure, exc_info=failure)
+            response = codec.serialise_error(context.service, failure, context.request_id)
+            if response.status >= 500 and response.status not in EXPECTED_5XX:
+                _logger.error("%s %s failed: %s", context.service, operation, failure, exc_info=failure)
             return response
-        _logger.error("%s %s failed: %s", exchange.service, operation, exchange.request_id, exc_info=failure)
-        text = f"An internal failure: its cause is in the server's log under {exchange.request_id}."
-        return codec.serialise_error(exchange.service, WireError("InternalFailure", text, 500), exchange.request_id)
+        _logger.error("%s %s failed: %s", context.service, operation, context.request_id, exc_info=failure)
+        text = f"An internal failure: its cause is in the server's log under {context.request_id}."
+        return codec.serialise_error(context.service, WireError("InternalFailure", text, 500), context.request_id)
 
-    def _address(self, exchange: Exchange) -> None:
-        exchange.service = dispatch.service_of(exchange.request)
-        dispatch.check_target(exchange.request)
+    def _identify_service(self, context: RequestContext) -> None:
+        context.service = dispatch.service_of(context.request)
+        dispatch.check_target(context.request)
 
-    def _authenticate(self, exchange: Exchange) -> None:
-        exchange.principal = self.authenticate(exchange.request, exchange.service)
+    def _authenticate(self, context: RequestContext) -> None:
+        context.principal = self.authenticate(context.request, context.service)
 
-    def _bound(self, exchange: Exchange) -> None:
-        """Only S3 streams; its bodies are read by who knows the operation."""
-        if exchange.service != "s3":
-            exchange.limit = protocol_of(exchange.service).limit
-            exchange.request.refuse_announced(exchange.limit)
+    def _limit_body(self, context: RequestContext) -> None:
+        """Only S3 streams bodies; the others are limited before they are received."""
+        if context.service != "s3":
+            context.body_limit = protocol_of(context.service).body_limit
+            context.request.check_content_length(context.body_limit)
 
-    def _read(self, exchange: Exchange) -> None:
-        if exchange.limit is not None:
-            exchange.request.chunks = iter((exchange.request.body(exchange.limit),))
-        exchange.caller = exchange.principal.arn  # not before: it may be the body that proves who signed
+    def _read_body(self, context: RequestContext) -> None:
+        if context.body_limit is not None:
+            context.request.chunks = iter((context.request.body(context.body_limit),))
+        context.caller = context.principal.arn  # only now: the signature may depend on the body
 
-    def _find(self, exchange: Exchange) -> None:
-        exchange.asked = asked = dispatch.find(exchange.request, exchange.service)
-        exchange.service = asked.service
-        if asked.operation not in self.known.get(asked.service, ()):
-            raise WireError("UnknownOperationException", f"The operation {asked.operation} is not part of Luthier.")
+    def _find_operation(self, context: RequestContext) -> None:
+        context.route = route = dispatch.find(context.request, context.service)
+        context.service = route.service
+        if route.operation not in self.operations.get(route.service, ()):
+            raise WireError("UnknownOperationException", f"The operation {route.operation} is not part of Luthier.")
 
-    def _unframe(self, exchange: Exchange) -> None:
-        unframe(exchange.request)
+    def _unframe(self, context: RequestContext) -> None:
+        unframe(context.request)
 
-    def _parse(self, exchange: Exchange) -> None:
-        exchange.parameters = codec.parse(self._model(exchange), exchange.request, exchange.asked.labels)
+    def _parse(self, context: RequestContext) -> None:
+        context.parameters = codec.parse(self._model(context), context.request, context.route.labels)
 
-    def _validate(self, exchange: Exchange) -> None:
-        validate(self._model(exchange), exchange.parameters)
+    def _validate(self, context: RequestContext) -> None:
+        validate(self._model(context), context.parameters)
 
-    def _operate(self, exchange: Exchange) -> None:
-        asked = exchange.asked
-        call = Call(
-            asked.service, asked.operation, exchange.parameters, exchange.request, exchange.request_id, asked.region,
-            exchange.principal,
-        )  # fmt: skip
-        exchange.result = self.operate(call)
+    def _operate(self, context: RequestContext) -> None:
+        route = context.route
+        context.result = self.operate(Call(
+            service=route.service, operation=route.operation, parameters=context.parameters, request=context.request,
+            request_id=context.request_id, region=route.region, principal=context.principal,
+        ))  # fmt: skip
 
-    def _serialise(self, exchange: Exchange) -> None:
-        exchange.response = codec.serialise(self._model(exchange), exchange.result, exchange.request_id)
+    def _serialise(self, context: RequestContext) -> None:
+        context.response = codec.serialise(self._model(context), context.result, context.request_id)
 
-    def _model(self, exchange: Exchange) -> Any:
-        return model.operation(exchange.asked.service, exchange.asked.operation)
+    def _model(self, context: RequestContext) -> Any:
+        return model.operation(context.route.service, context.route.operation)
 
-    def _report(self, exchange: Exchange, response: Response, seconds: float) -> None:
-        operation = exchange.asked.operation or "-"
-        # What a client makes up must not become a name in the log or the metrics.
-        service = exchange.service if exchange.service in model.SERVICES else "-"
+    def _log_response(self, context: RequestContext, response: Response, seconds: float) -> None:
+        operation = context.route.operation or "-"
+        # Names that a client invents must not appear in the log or the metrics.
+        service = context.service if context.service in model.SERVICES else "-"
         _logger.info(
-            "%s %s %d %.0f ms %s", service, operation, response.status, seconds * 1000, exchange.request_id,
+            "%s %s %d %.0f ms %s", service, operation, response.status, seconds * 1000, context.request_id,
             extra={"service": service, "operation": operation, "status": response.status, "seconds": seconds,
-                   "request_id": exchange.request_id, "caller": exchange.caller},
+                   "request_id": context.request_id, "caller": context.caller},
         )  # fmt: skip
         try:
             self.observe(service, operation, response.status, seconds)
         except Exception:
-            _logger.exception("an answer could not be observed")
+            _logger.exception("the response could not be observed")

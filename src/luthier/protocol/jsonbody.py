@@ -19,7 +19,7 @@ from botocore.model import Shape
 
 from luthier.protocol.errors import WireError
 
-DEEPEST = 64
+MAX_DEPTH = 64
 BITS = {"byte": 8, "short": 16, "integer": 32, "long": 64}
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 _logger = logging.getLogger(__name__)
@@ -42,8 +42,8 @@ def read(body: bytes) -> Any:
 
 def parse(shape: Shape, value: Any, path: str = "", depth: int = 0) -> Any:
     """The value with its timestamps, blobs and numbers as Python has them; nulls and unknown members left out."""
-    if depth > DEEPEST:
-        raise _malformed(f"nested deeper than {DEEPEST} levels", path)
+    if depth > MAX_DEPTH:
+        raise _malformed(f"nested deeper than {MAX_DEPTH} levels", path)
     return _PARSERS.get(shape.type_name, _string)(shape, value, path, depth)
 
 

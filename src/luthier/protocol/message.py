@@ -1,4 +1,4 @@
-"""One HTTP exchange, free of any server: what came in, what goes out."""
+"""HTTP requests and responses, independent of any server."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from luthier.protocol.errors import WireError
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Request:
     """A request as it was sent: `path` and `query` still percent-encoded, names of `headers` in lower case.
 
     A header sent twice holds both values, joined by ", ". `chunks` is the body and can be read once; `peer` is the
-    caller's address. `trailers` are the fields sent after the body (a checksum), there once `chunks` has ended.
+    client's address. `trailers` are the fields sent after the body (a checksum), complete once `chunks` has ended.
     """
 
     method: str
@@ -25,13 +25,13 @@ class Request:
     trailers: dict[str, str] = field(default_factory=dict)
 
     @property
-    def announced(self) -> int:
-        """The size of the body as its header says it; 0 where none does."""
+    def content_length(self) -> int:
+        """The size of the body in bytes by its header; 0 without a header."""
         text = self.headers.get("content-length", "0")
         return int(text[:18]) if text.isdecimal() else 0
 
     def body(self, limit: int) -> bytes:
-        """The whole body; WireError RequestEntityTooLargeException as soon as it passes `limit` bytes."""
+        """The whole body; WireError RequestEntityTooLargeException as soon as it exceeds `limit` bytes."""
         parts, size = [], 0
         for chunk in self.chunks:
             size += len(chunk)
@@ -40,15 +40,15 @@ class Request:
             parts.append(chunk)
         return b"".join(parts)
 
-    def refuse_announced(self, limit: int) -> None:
-        """The same refusal of a body over `limit`, as soon as its header says so."""
-        if self.announced > limit:
+    def check_content_length(self, limit: int) -> None:
+        """WireError RequestEntityTooLargeException if the header announces more than `limit` bytes."""
+        if self.content_length > limit:
             raise _too_large(limit)
 
 
 @dataclass(slots=True)
 class Response:
-    """An answer; a `body` that is an iterator is sent as it comes."""
+    """A response; a `body` that is an iterator is streamed."""
 
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)

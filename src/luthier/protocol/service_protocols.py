@@ -1,6 +1,6 @@
-"""How each service words what all of them refuse alike: its form of an answer, its codes, the largest body it takes.
+"""What differs between the services: the wire protocol, the codes of errors common to all, the largest body.
 
-The wire raises SageMaker's words for these refusals; a service that says them otherwise has them in its table here.
+Common errors are raised with SageMaker's codes; the tables here translate them for the other services.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ WireProtocol = Literal["json", "query", "rest-json", "rest-xml"]
 
 @dataclass(frozen=True, slots=True)
 class ServiceProtocol:
-    """`limit` is in bytes, and of a body that is not streamed; `codes` gives a common code's own name and status."""
+    """`body_limit` in bytes, of a body that is not streamed; `codes`: common code -> own code and status."""
 
-    form: WireProtocol
-    limit: int
+    wire_protocol: WireProtocol
+    body_limit: int
     codes: Mapping[str, tuple[str, int]] = field(default_factory=dict)
 
 
@@ -76,15 +76,15 @@ SERVICE_PROTOCOLS: dict[str, ServiceProtocol] = {
     "iam": ServiceProtocol("query", 256 * KIB, _QUERY_CODES),
     "s3": ServiceProtocol("rest-xml", 4 * MIB, _S3_CODES),
 }
-OTHER = ServiceProtocol("json", 1 * MIB, _JSON_CODES)  # a service of AWS's that is not here
+OTHER = ServiceProtocol("json", 1 * MIB, _JSON_CODES)  # any other service of AWS
 
 
 def protocol_of(service: str) -> ServiceProtocol:
-    """The service's dialect; of one that is not here, JSON."""
+    """The service's protocol; JSON for a service that is not offered here."""
     return SERVICE_PROTOCOLS.get(service, OTHER)
 
 
 def service_error(service: str, error: WireError) -> WireError:
-    """The error with the code and status that this service has for it."""
+    """The error with the service's own code and status."""
     code, status = protocol_of(service).codes.get(error.code, (error.code, error.status))
     return WireError(code, error.message, status, error.members)

@@ -22,7 +22,7 @@ from luthier.protocol.message import Request
 
 ALGORITHM = "AWS4-HMAC-SHA256"
 SKEW = timedelta(minutes=15)
-LONGEST_EXPIRY = 7 * 24 * 3600
+MAX_EXPIRY_SECONDS = 7 * 24 * 3600
 EMPTY = hashlib.sha256(b"").hexdigest()
 SecretOf = Callable[[str], str | None]
 
@@ -42,7 +42,7 @@ _SUBRESOURCES = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Claim:
     """What a request in Version 4 says of its signature; `moment` is as it was sent (20300102T030405Z)."""
 
@@ -135,8 +135,8 @@ def _claim_of_query(query: Mapping[str, str]) -> _Claim:
     if query.get("X-Amz-Algorithm") != ALGORITHM:
         raise WireError("IncompleteSignature", f"X-Amz-Algorithm only supports {ALGORITHM}.")
     expires = query.get("X-Amz-Expires", "")
-    if not re.fullmatch(r"[0-9]{1,6}", expires) or not 1 <= int(expires) <= LONGEST_EXPIRY:
-        raise WireError("IncompleteSignature", f"X-Amz-Expires must be between 1 and {LONGEST_EXPIRY} seconds.")
+    if not re.fullmatch(r"[0-9]{1,6}", expires) or not 1 <= int(expires) <= MAX_EXPIRY_SECONDS:
+        raise WireError("IncompleteSignature", f"X-Amz-Expires must be between 1 and {MAX_EXPIRY_SECONDS} seconds.")
     credential, signed, signature, moment = (
         query.get(f"X-Amz-{name}", "") for name in ("Credential", "SignedHeaders", "Signature", "Date")
     )
@@ -155,7 +155,9 @@ def _claim(credential: str, signed: str, signature: str, moment: str, expires: i
     scope, names = credential.partition("/")[2], tuple(signed.split(";"))
     if list(names) != sorted({name.lower() for name in names}):
         raise WireError("IncompleteSignature", "SignedHeaders must be distinct names in lower case, sorted.")
-    return _Claim(match[1], scope, match[4], names, signature, moment, expires)
+    return _Claim(
+        key=match[1], scope=scope, service=match[4], signed=names, signature=signature, moment=moment, expires=expires
+    )
 
 
 def _basic(date: str) -> str:

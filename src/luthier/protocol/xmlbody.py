@@ -11,7 +11,7 @@ from xml.parsers import expat
 
 from luthier.protocol.errors import WireError
 
-DEEPEST = 64
+MAX_DEPTH = 64
 NAMESPACE_END = "}"
 
 
@@ -23,8 +23,8 @@ def read(body: bytes) -> Element:
     def start(name: str, attributes: dict[str, str]) -> None:
         nonlocal depth
         depth += 1
-        if depth > DEEPEST:
-            raise _malformed(f"its elements are nested deeper than {DEEPEST} levels")
+        if depth > MAX_DEPTH:
+            raise _malformed(f"its elements are nested deeper than {MAX_DEPTH} levels")
         tree.start(_name(name), {_name(key): value for key, value in attributes.items()})
 
     def end(name: str) -> None:

@@ -7,8 +7,8 @@ import shutil
 import subprocess
 
 from luthier.errors import SettingError
+from luthier.launchers.launcher import CPU
 
-CPU = "cpu"
 SECONDS = 20  # that nvidia-smi may take; it is slow on its first run after a boot
 _GPUS = re.compile(r"[0-9]+(\+[0-9]+)*")
 

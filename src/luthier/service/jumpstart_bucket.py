@@ -25,7 +25,7 @@ _EMPTY_TAR = gzip.compress(bytes(10240), mtime=0)
 
 def bucket() -> VirtualBucket:
     """All of the cache buckets, of every region."""
-    return VirtualBucket(BUCKETS, _read, _keys)
+    return VirtualBucket(pattern=BUCKETS, read=_read, keys=_keys)
 
 
 def manifest() -> list[dict[str, str]]:

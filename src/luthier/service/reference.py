@@ -1,6 +1,6 @@
-"""docs/api.md, written from the tables of operations and fields: `python -m luthier.service.reference docs`.
+"""Generates docs/api.md from the tables of operations and fields: `python -m luthier.service.reference docs`.
 
-A test compares it with the committed file, so it cannot fall behind.
+A test compares it with the committed file.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TITLES = {
 
 
 def page() -> str:
-    """docs/api.md."""
+    """Return docs/api.md."""
     offered = {**OPERATIONS, "s3": {name: do for name, do in S3_OPERATIONS.items() if name not in NOT_OFFERED}}
     rows = [
         f"| {TITLES[service]} | {len(model.load(service).operation_names)} | {', '.join(sorted(offered[service]))} |"
@@ -32,18 +32,18 @@ def page() -> str:
     ]
     return "\n".join([
         NOTE,
-        "# The API: what is answered, and what is kept without effect\n",
-        "Requests are checked against AWS's published models: required fields, types, lengths, ranges, "
-        "patterns, enumerations, one-of unions. A refusal names every violation.\n",
+        "# API: supported operations, and fields without effect\n",
+        "Requests are validated against AWS's published service models: required fields, types, lengths, ranges, "
+        "patterns, enumerations, unions. The error names every violation.\n",
         "## Operations\n",
-        "An operation that is not here is answered as AWS answers one that it does not know "
-        "(`UnknownOperationException`, S3: `MethodNotAllowed`). Several of S3's operations answer that nothing is set, "
-        "as S3 does for a bucket of which nothing was set.\n",
-        "\n".join(["| service | of AWS's | answered here |", "|---|---:|---|", *rows]) + "\n",
+        "Other operations are refused as AWS refuses unknown ones (`UnknownOperationException`, S3: "
+        "`MethodNotAllowed`). Several of the S3 operations always return the response for a bucket without that "
+        "configuration.\n",
+        "\n".join(["| service | operations of AWS | supported |", "|---|---:|---|", *rows]) + "\n",
         "Refused with `NotImplemented`: " + ", ".join(sorted(NOT_OFFERED)) + ".\n",
         "## Fields without effect\n",
-        "They are validated, kept, answered by Describe, and named once in the server's log. Any `KmsKeyId` is "
-        "refused: what was to be encrypted must not lie there in the clear.\n",
+        "These fields are validated, stored, returned by Describe, and logged once. Any `KmsKeyId` is refused, because "
+        "data that should be encrypted must not be stored in plain text.\n",
         *_fields(),
     ])  # fmt: skip
 
@@ -55,7 +55,7 @@ def _fields() -> Iterator[str]:
             for why, group in groupby(fields.items(), lambda item: item[1])
         ]
         yield f"### {operation}\n"
-        yield "\n".join(["| field | why |", "|---|---|", *rows]) + "\n"
+        yield "\n".join(["| field | reason |", "|---|---|", *rows]) + "\n"
 
 
 if __name__ == "__main__":

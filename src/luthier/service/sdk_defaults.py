@@ -38,7 +38,7 @@ def bucket() -> VirtualBucket:
     def read(name: str, key: str) -> bytes | None:
         return CONFIG if key == KEY else None
 
-    return VirtualBucket(BUCKET, read, lambda name: [KEY], content_type="application/yaml")
+    return VirtualBucket(pattern=BUCKET, read=read, keys=lambda name: [KEY], content_type="application/yaml")
 
 
 class _Plain(yaml.SafeDumper):

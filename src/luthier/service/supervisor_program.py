@@ -18,6 +18,7 @@ from types import FrameType
 from luthier import entrypoint
 from luthier.jobs.settings import ServiceSettings
 from luthier.jobs.store import Store
+from luthier.launchers.local import LocalLauncher
 from luthier.objects.remote_store import RemoteObjectStore
 from luthier.objects.store import EmbeddedObjectStore, ObjectStore
 from luthier.service.journal import open_journal
@@ -52,7 +53,7 @@ def supervise(settings: ServiceSettings, leave: Callable[[], bool]) -> None:
             limits = {**LIMITS, **settings.limits}
             context = SupervisorContext(
                 settings=settings, store=store, objects=objects, owner=new_owner(), devices=DevicePool(settings.slots),
-                limits=limits,
+                launcher=LocalLauncher(), limits=limits,
             )  # fmt: skip
             Supervisor(context).run(leave)
         finally:

@@ -128,7 +128,7 @@ class ServedModel:
 
     def _max_new_tokens(self, length: int, parameters: GenerationParameters, where: str) -> int:
         """Maximum number of new tokens for a prompt of `length` tokens."""
-        separate = self.model.encoder_decoder  # the prompt does not use up the decoder's context
+        separate = self.model.is_encoder_decoder  # the prompt does not use up the decoder's context
         longest = self.context if separate else self.context - 1
         if not 0 < length <= longest:
             hint = f"; set parameters.truncate to {longest} to keep its last tokens" if length else ""
@@ -152,7 +152,7 @@ class ServedModel:
             return False
         width = max(len(request.prompt_ids) for request in requests)
         steps = max(request.max_new_tokens for request in requests)
-        fits_context = self.model.encoder_decoder or width + steps <= self.model.context_length
+        fits_context = self.model.is_encoder_decoder or width + steps <= self.model.context_length
         return fits_context and len(rows) * (width + steps) <= self.batch_tokens
 
     def generate(self, rows: Sequence[BatchRow]) -> None:
@@ -200,7 +200,7 @@ class ServedModel:
     def _prefill(self, row: BatchRow) -> tuple[Token, ...]:
         """The tokens before the completion with their log-probabilities; the first has none."""
         prompt_ids = row.request.prompt_ids
-        ids = [self.model.start_id or 0] if self.model.encoder_decoder else list(prompt_ids)
+        ids = [self.model.decoder_start_token_id or 0] if self.model.is_encoder_decoder else list(prompt_ids)
         scores, _ = log_likelihood(self.model, prompt_ids)
         return tuple(
             Token(token, self.tokenizer.show([token]), score) for token, score in zip(ids, [None, *scores], strict=True)

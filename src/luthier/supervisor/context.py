@@ -1,19 +1,16 @@
-"""What every part of the supervisor shares: settings, store, artifact store, devices, and the programs it starts."""
+"""What every part of the supervisor shares: settings, store, artifact store, launcher and devices."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from luthier.jobs.settings import ServiceSettings
 from luthier.jobs.store import Store
-from luthier.launchers.process import CPU, Launch, environment
+from luthier.launchers.launcher import CPU, Launcher, LaunchSpec
 from luthier.supervisor.layout import ArtifactStore
 
-ENGINE = (sys.executable, "-P", "-m", "luthier.training")
-SERVING = (sys.executable, "-P", "-m", "luthier.serving")
 # No core files: they would hold the user's rows and fill the disk.
 LIMITS: Mapping[str, int] = {"RLIMIT_CORE": 0}
 
@@ -51,7 +48,7 @@ class DevicePool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SupervisorContext:
-    """`owner` names this supervisor in the store; `engine` and `serving` are the commands, a folder to be added.
+    """`owner` names this supervisor in the store; `limits` bound each process it starts.
 
     A job fails after `max_crashes` ends by a signal that the supervisor did not send, without progress between them.
     """
@@ -61,12 +58,20 @@ class SupervisorContext:
     objects: ArtifactStore
     owner: str
     devices: DevicePool
-    engine: Sequence[str] = ENGINE
-    serving: Sequence[str] = SERVING
+    launcher: Launcher
     limits: Mapping[str, int] = field(default_factory=lambda: LIMITS)
     max_crashes: int = 3
 
-    def launch(self, folder: Path, log: Path, device: str, resume: bool) -> Launch:
+    def training_spec(self, folder: Path, device: str, resume: bool) -> LaunchSpec:
         """How the engine is started on a job folder."""
-        command = (*self.engine, str(folder), *(("--resume",) if resume else ()))
-        return Launch(command, folder, log, environment(device, self.devices.sharing(device)), self.limits)
+        arguments = [str(folder), *(["--resume"] if resume else [])]
+        return LaunchSpec(
+            program="training", arguments=arguments, folder=folder, device=device,
+            sharing=self.devices.sharing(device), limits=self.limits,
+        )  # fmt: skip
+
+    def serving_spec(self, folder: Path, model: str) -> LaunchSpec:
+        """How the process that serves `model` (a folder, or the name of a base model) is started."""
+        device = self.settings.serving_device
+        arguments = [model, "--device", CPU if device == CPU else "cuda"]
+        return LaunchSpec(program="serving", arguments=arguments, folder=folder, device=device, limits=self.limits)

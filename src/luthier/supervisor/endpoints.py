@@ -1,9 +1,9 @@
-"""One endpoint: its variants kept running as long as it exists, and its status brought to what they are.
+"""One endpoint: keeps its variants running while it exists, and its status up to date.
 
-Creating ─► InService ⇄ SystemUpdating      a variant died and is started again
+Creating ─► InService ⇄ SystemUpdating      a variant crashed and is restarted
     │           ⇅
-    │       Updating                        others are started beside those that answer, to take over
-    └────────── Failed                      a variant cannot be had, or dies again and again
+    │       Updating                        new variants are started beside those that answer, to replace them
+    └────────── Failed                      a variant cannot be fetched or loaded, or crashes repeatedly
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from luthier.jobs.states import IllegalMoveError
 from luthier.jobs.store import GoneError, Resource
-from luthier.supervisor import ending
 from luthier.supervisor.context import SupervisorContext
-from luthier.supervisor.serving import Variant
+from luthier.supervisor.failure import service_failure
+from luthier.supervisor.serving import VariantProcess
 
-LINGER = 2.0  # seconds that processes which were replaced stay, for who has just read their address
+LINGER = 2.0  # seconds that replaced processes keep running, for callers that have just read their address
 _log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class _Leaving:
+class _Replaced:
     """A variant that another one has replaced."""
 
-    variant: Variant
+    variant: VariantProcess
     since: float
-    asked: bool = False
+    is_stopping: bool = False
 
 
 class EndpointWork:
@@ -43,10 +43,10 @@ class EndpointWork:
         self.resource = resource
         self.context = context
         self.folder = context.settings.endpoints / resource.id
-        self._variants: list[Variant] | None = None
-        self._next: list[Variant] = []
-        self._update_number: int | None = None  # of the update that `_next` are for
-        self._leaving: list[_Leaving] = []
+        self._variants: list[VariantProcess] | None = None
+        self._next: list[VariantProcess] = []
+        self._update_number: int | None = None  # of the update that `_next` belong to
+        self._replaced: list[_Replaced] = []
 
     def step(self, resource: Resource | None) -> bool:
         """Go on without waiting; True when the endpoint needs no supervisor any more."""
@@ -61,34 +61,34 @@ class EndpointWork:
             raise
         except Exception as error:
             _log.exception("endpoint %s", resource.name)
-            return self._fail(ending.of_fault(error))
+            return self._fail(service_failure(error))
 
-    def ask(self) -> None:
+    def request_stop(self) -> None:
         for variant in self._all:
-            variant.ask()
+            variant.request_stop()
 
-    def gone(self) -> bool:
-        return not [variant for variant in self._all if not variant.gone()]
+    def is_stopped(self) -> bool:
+        return all(variant.is_stopped() for variant in self._all)
 
     def kill(self) -> None:
         for variant in self._all:
             variant.kill()
 
     @property
-    def _all(self) -> list[Variant]:
-        return [*(self._variants or ()), *self._next, *(one.variant for one in self._leaving)]
+    def _all(self) -> list[VariantProcess]:
+        return [*(self._variants or ()), *self._next, *(one.variant for one in self._replaced)]
 
-    def beat(self) -> None:
-        """Nothing of an endpoint has to be kept."""
+    def heartbeat(self) -> None:
+        """An endpoint has nothing to save."""
 
     def _serve(self) -> bool:
         facts = self.resource.facts
         if self._variants is None:
-            self._variants = self._made(facts["variants"])
-            self._tidy()
+            self._variants = self._create_variants(facts["variants"])
+            self._remove_stale_folders()
         for variant in self._variants:
             variant.step()
-        self._part()
+        self._stop_replaced()
         failed = [variant.failure for variant in self._variants if variant.state == "failed"]
         if facts.get("pending"):
             return self._replace(facts["pending"], failed)
@@ -96,16 +96,16 @@ class EndpointWork:
             return self._fail(failed[0])
         ready = all(variant.state == "ready" for variant in self._variants)
         if ready and self.resource.status != "InService":
-            self._update("InService", _served(facts["variants"], self._variants))
+            self._update("InService", _served_facts(facts["variants"], self._variants))
         elif not ready and self.resource.status == "InService":
             self._update("SystemUpdating", {})
         return False
 
     def _replace(self, pending: Mapping[str, Any], failed: Sequence[str]) -> bool:
-        """Bring up what an update asks for; `failed` says what those before it failed of, if they did."""
+        """Start the variants of an update; `failed` are the failures of those that serve now."""
         if self._update_number != pending["number"]:
             self._drop(self._next)
-            self._next, self._update_number = self._made(pending["variants"]), pending["number"]
+            self._next, self._update_number = self._create_variants(pending["variants"]), pending["number"]
         for variant in self._next:
             variant.step()
         broken = [variant.failure for variant in self._next if variant.state == "failed"]
@@ -118,37 +118,37 @@ class EndpointWork:
             _log.warning("endpoint %s: %s", self.resource.name, why)
             self._update("InService", {"pending": None, "failure": why})
         elif all(variant.state == "ready" for variant in self._next):
-            facts = _served(pending["variants"], self._next) | {"pending": None, "failure": None}
+            facts = _served_facts(pending["variants"], self._next) | {"pending": None, "failure": None}
             request = {**self.resource.request, "EndpointConfigName": pending["EndpointConfigName"]}
             self._update("InService", facts, request)
-            self._leaving += [_Leaving(variant, time.monotonic()) for variant in self._variants or ()]
+            self._replaced += [_Replaced(variant, time.monotonic()) for variant in self._variants or ()]
             self._variants, self._next = self._next, []
         return False
 
-    def _part(self) -> None:
-        """Let those that were replaced answer what they were asked, and end."""
-        for one in list(self._leaving):
+    def _stop_replaced(self) -> None:
+        """Let replaced variants finish their requests, and stop them."""
+        for one in list(self._replaced):
             age = time.monotonic() - one.since - LINGER
-            if age > 0 and not one.asked:
-                one.variant.ask()
-                one.asked = True
-            if age > self.context.settings.stop_seconds or (one.asked and one.variant.gone()):
+            if age > 0 and not one.is_stopping:
+                one.variant.request_stop()
+                one.is_stopping = True
+            if age > self.context.settings.stop_seconds or (one.is_stopping and one.variant.is_stopped()):
                 self._drop([one.variant])
-                self._leaving.remove(one)
+                self._replaced.remove(one)
 
-    def _made(self, given: Sequence[Mapping[str, Any]]) -> list[Variant]:
+    def _create_variants(self, described: Sequence[Mapping[str, Any]]) -> list[VariantProcess]:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return [Variant(self.folder, one, self.context) for one in given]
+        return [VariantProcess(self.folder, one, self.context) for one in described]
 
-    def _drop(self, variants: Sequence[Variant]) -> None:
+    def _drop(self, variants: Sequence[VariantProcess]) -> None:
         for variant in variants:
             variant.kill()
             shutil.rmtree(variant.folder, ignore_errors=True)
 
-    def _tidy(self) -> None:
-        """Remove what a supervisor before us could not, of variants that were replaced or given up."""
+    def _remove_stale_folders(self) -> None:
+        """Remove the folders that an earlier supervisor left of replaced or failed variants."""
         pending = self.resource.facts.get("pending") or {"variants": ()}
-        known = [*(self._variants or ()), *self._made(pending["variants"])]
+        known = [*(self._variants or ()), *self._create_variants(pending["variants"])]
         kept = {variant.folder for variant in known}
         for path in self.folder.iterdir():
             if path.is_dir() and path not in kept:
@@ -173,8 +173,8 @@ class EndpointWork:
         )
 
 
-def _served(given: Sequence[Mapping[str, Any]], variants: Sequence[Variant]) -> dict[str, Any]:
+def _served_facts(described: Sequence[Mapping[str, Any]], variants: Sequence[VariantProcess]) -> dict[str, Any]:
     """The facts of an endpoint that these variants serve."""
     addresses = {variant.name: variant.address for variant in variants}
-    described = [{**one, "address": addresses[one["VariantName"]]} for one in given]
+    described = [{**one, "address": addresses[one["VariantName"]]} for one in described]
     return {"variants": described, "address": variants[0].address}

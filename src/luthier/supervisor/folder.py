@@ -1,7 +1,7 @@
 """The folder of a service job: the engine's job folder, with the supervisor's own files beside it.
 
 request.json          the request, for whoever looks into the folder
-service.json          how far the job is (Marks): what makes each stage repeatable after a kill
+service.json          how far the job is (JobState), which makes each stage repeatable after a kill
 logs/engine.log       what the engine writes
 logs/events.jsonl     the same, line by line, with the time of each
 """
@@ -14,48 +14,46 @@ from pathlib import Path
 from typing import Any
 
 from luthier.jobfolder import JobFolder, write_json
-from luthier.launchers.process import Trace
+from luthier.launchers.launcher import RunHandle
 
-STAGES = ("prepare", "download", "train", "upload", "deploy", "finish")
+# Names in version 0.3, whose jobs are continued.
+_RENAMED = {"process": "handle", "deaths": "crashes", "ending": "stop_reason"}
+_STOP_REASONS = {"asked": "requested", "runtime": "max_runtime"}
 
 
-@dataclass(slots=True)
-class Marks:
+@dataclass(slots=True, kw_only=True)
+class JobState:
     """How far a job is.
 
-    `stage` is the one at work, all before it being done. `process` is the engine's, while there may be one. `ending`
-    says why the engine is to end, before its work is done ("" while it is not): asked, runtime, or stalled. `deaths`
-    counts its ends by a signal that was not ours since `progress`, the furthest point it had reached by then. `seconds`
-    is the time that the job has been worked on. `artifact` is where the model lies once it is uploaded. `status`,
-    `secondary` and `failure` are what the job ends with, once that is settled.
+    `stage` is the current one; all before it are done. `handle` names the engine's run, from its start until its
+    results are collected. `stop_reason` says why the engine has to stop before its work is done: "requested",
+    "max_runtime", "stalled" or "" (it need not). `crashes` counts its ends by a signal the supervisor did not send
+    since `progress`, the furthest point it had reached by then. `seconds` is the time spent on the job. `artifact` is
+    the model's address once it is uploaded. `status`, `secondary` and `failure` are the job's outcome, once decided.
     """
 
     stage: str = "prepare"
-    process: dict[str, float] | None = None
-    ending: str = ""
-    deaths: int = 0
+    handle: RunHandle | None = None
+    stop_reason: str = ""
+    crashes: int = 0
     progress: int = -1
     seconds: float = 0.0
     artifact: str = ""
     status: str = ""
     secondary: str = ""
     failure: str = ""
-    format_version: int = 1
-
-    @property
-    def trace(self) -> Trace | None:
-        return Trace(int(self.process["pid"]), self.process["created"]) if self.process else None
+    format_version: int = 2
 
 
 @dataclass(slots=True)
 class ServiceFolder:
-    """Paths and marks of one service job."""
+    """Paths and state of one service job."""
 
     root: Path
-    marks: Marks = field(init=False)
+    state: JobState = field(init=False)
 
     def __post_init__(self) -> None:
-        self.marks = read_marks(self.root)
+        self.state = read_state(self.root)
 
     @property
     def job(self) -> JobFolder:
@@ -75,7 +73,7 @@ class ServiceFolder:
         return self.root / "input" / "s3"
 
     @property
-    def finished(self) -> bool:
+    def is_finished(self) -> bool:
         """Whether the engine has done all its work; the report is the last that it writes, each file in one move."""
         return all(path.is_file() for path in (self.job.artifact, self.job.metrics, self.job.report))
 
@@ -93,11 +91,14 @@ class ServiceFolder:
         write_json(self.root / "request.json", request)
 
     def save(self) -> None:
-        """Bring the marks to disk."""
-        write_json(self.root / "service.json", asdict(self.marks))
+        """Write the state to disk."""
+        write_json(self.root / "service.json", asdict(self.state))
 
 
-def read_marks(root: Path) -> Marks:
-    """The marks in a folder; those of a job not begun where there are none."""
+def read_state(root: Path) -> JobState:
+    """The state in a folder, also one that version 0.3 wrote; that of a job not yet begun where there is none."""
     path = root / "service.json"
-    return Marks(**json.loads(path.read_text("utf-8"))) if path.is_file() else Marks()
+    stored = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    state = JobState(**{_RENAMED.get(name, name): value for name, value in stored.items()} | {"format_version": 2})
+    state.stop_reason = _STOP_REASONS.get(state.stop_reason, state.stop_reason)
+    return state

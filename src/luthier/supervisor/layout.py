@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from luthier.errors import UserError
 from luthier.jobfolder import find_channels
 from luthier.jobs.store import Resource
-from luthier.launchers.process import CPU
+from luthier.launchers.launcher import CPU
 from luthier.supervisor import archive, order
 from luthier.supervisor.folder import ServiceFolder
 

@@ -15,7 +15,7 @@ from luthier.jobfolder import CHANNEL_ALIASES
 from luthier.jobs import trial
 from luthier.jobs.store import Resource
 from luthier.jobspec import JobSpec
-from luthier.launchers.process import CPU
+from luthier.launchers.launcher import CPU
 
 NOT_DATA = frozenset({"model", "code", "sm_drivers"})
 """Channels that the SDKs add for SageMaker's containers."""

@@ -1,39 +1,45 @@
-"""What a dead supervisor left: processes still running, leases still held, jobs that need no device any more."""
+"""Cleans up after a dead supervisor: runs that are still going, leases that are still held, orphaned folders."""
 
 from __future__ import annotations
 
 import logging
-import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import psutil
-
 from luthier.jobs.store import Store
-from luthier.launchers import process
+from luthier.launchers.launcher import RunHandle
 from luthier.supervisor.context import SupervisorContext
-from luthier.supervisor.folder import read_marks
+from luthier.supervisor.folder import read_state
+from luthier.supervisor.serving import read_handle
 
 _log = logging.getLogger(__name__)
+POLL_SECONDS = 0.1
 
 
-def recover(context: SupervisorContext, beat: Callable[[], None]) -> None:
-    """End every process that still works for this home, and free what other supervisors hold of its store.
+def recover(context: SupervisorContext, heartbeat: Callable[[], None]) -> None:
+    """End every run of this home, and release what other supervisors hold in its store.
 
-    Engines are asked first, so that what they did since their last checkpoint is not lost; `beat` tells meanwhile that
-    somebody is at it.
+    Engines are asked to stop first, so that their work since the last checkpoint is kept; `heartbeat` is called while
+    they do.
     """
-    left = leftovers(context)
-    if left:
-        _log.warning("ending %d processes that outlived their supervisor", len(left))
-        process.end(left, context.settings.stop_seconds, beat)
-    for folder in (context.settings.jobs, context.settings.endpoints):
-        process.end(process.marked(folder))  # what those started while they ended
-    freed = context.store.release_others(context.owner)
-    if freed:
-        _log.warning("going on with %d jobs and endpoints of an earlier supervisor", freed)
-    for folder in (context.settings.jobs, context.settings.endpoints):
+    settings, launcher = context.settings, context.launcher
+    leftovers = launcher.leftovers(settings.home, list(_recorded_handles(context)))
+    if leftovers:
+        _log.warning("stopping %d runs that outlived their supervisor", len(leftovers))
+    for handle in leftovers:
+        launcher.request_stop(handle)
+    deadline = time.monotonic() + settings.stop_seconds
+    while time.monotonic() < deadline and any(launcher.poll(handle) is None for handle in leftovers):
+        heartbeat()
+        time.sleep(POLL_SECONDS)
+    for handle in leftovers:
+        launcher.kill(handle)
+    released = context.store.release_others(context.owner)
+    if released:
+        _log.warning("taking over %d jobs and endpoints of an earlier supervisor", released)
+    for folder in (settings.jobs, settings.endpoints):
         remove_orphans(folder, context.store)
 
 
@@ -44,19 +50,16 @@ def remove_orphans(folder: Path, store: Store) -> None:
         shutil.rmtree(folder / name, ignore_errors=True)
 
 
-def leftovers(context: SupervisorContext) -> list[psutil.Process]:
-    """Processes by their mark, and by the folders' own records where an environment cannot be read."""
-    found = {each.pid: each for each in process.marked(context.settings.home)}
+def _recorded_handles(context: SupervisorContext) -> Iterator[RunHandle]:
+    """The handles that earlier supervisors stored."""
     for resource in context.store.held_by_others(context.owner):
-        trace = read_marks(context.settings.jobs / resource.id).trace
-        each = process.find(trace) if trace else None
-        if each is not None and each.pid != os.getpid():
-            found[each.pid] = each
-    return list(found.values())
+        handles = [read_state(context.settings.jobs / resource.id).handle]
+        handles += map(read_handle, (context.settings.endpoints / resource.id).glob("*"))
+        yield from (handle for handle in handles if handle)
 
 
 def beyond_devices(jobs: Path, waiting: Sequence[str]) -> Iterator[str]:
-    """Of the jobs that nobody holds, those whose engine is done: they go on without waiting for a device."""
+    """Those of the jobs nobody holds whose engine is done: they need no device to go on."""
     for job in waiting:
-        if read_marks(jobs / job).stage in ("upload", "deploy", "finish"):
+        if read_state(jobs / job).stage in ("upload", "deploy", "finish"):
             yield job

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 
 from luthier.errors import LuthierError, ObjectStoreUnreachableError
-from luthier.supervisor import ending
+from luthier.supervisor.failure import is_disk_full
 
 UNREACHABLE_SECONDS = 600.0  # from its first failure, in which an external store has to answer again
 LONGEST_WAIT = 30.0
@@ -40,7 +40,7 @@ class RetryPolicy:
             self._next_attempt = now + min(LONGEST_WAIT, 2.0 ** (self.failures - 1))
             return now - self._first_failure < UNREACHABLE_SECONDS
         self._next_attempt = now + 4.0 ** (self.failures - 1)
-        return not (isinstance(error, LuthierError) or ending.disk_full(error)) and self.failures < MAX_ATTEMPTS
+        return not (isinstance(error, LuthierError) or is_disk_full(error)) and self.failures < MAX_ATTEMPTS
 
     def final_error(self, error: Exception) -> Exception:
         """The error to report once the operation is not retried any more."""

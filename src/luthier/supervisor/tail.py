@@ -2,8 +2,8 @@
 
     events.jsonl    {"timestamp": ms since 1970, "message": line, "offset": bytes of the log that end with it}
 
-The offset of the last event says where to go on, so no second file can disagree with the events. Who lives long has
-both files bounded: the log is emptied when all of it is events, and the oldest events are dropped (lines.py).
+The offset of the last event says where to go on, so no second file can disagree with the events. For a long-lived
+process both files are bounded: the log is truncated once all of it is in the events, and the oldest events are dropped.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class EventLog:
 
     def __init__(self, log: Path, events: Path, kept: int | None = None) -> None:
         self._log, self._events, self._kept = log, events, kept
-        self.offset, self._stamp = _settle(events)
-        if self.offset > self._size():  # emptied, and a kill came before it could be said
+        self.offset, self._stamp = _read_position(events)
+        if self.offset > self._size():  # truncated, and killed before that was recorded
             self.offset = 0
         self._last = ""
 
@@ -56,21 +56,21 @@ class EventLog:
         self._last = next((text.strip() for text, _ in reversed(found) if text.strip()), self._last)
         return len(found)
 
-    def empty(self) -> bool:
-        """Empty the log where all of it is events now; whether it was. Nobody may write to it meanwhile."""
+    def truncate_log(self) -> bool:
+        """Truncate the log if all of it is in the events; whether it was. Nobody may write to it meanwhile."""
         while self.follow():
             pass
         if self.offset != self._size():
             return False  # it ends in the midst of a line
         size, self.offset = self.offset, 0
         os.truncate(self._log, 0)
-        self.say(f"supervisor: the log file was emptied after {size:,} bytes; all of its lines are above")
+        self.append(f"supervisor: the log file was truncated after {size:,} bytes; all of its lines are above")
         return True
 
     def _size(self) -> int:
         return self._log.stat().st_size if self._log.is_file() else 0
 
-    def say(self, *messages: str) -> None:
+    def append(self, *messages: str) -> None:
         """Add lines of the supervisor's own."""
         self._append([(message, self.offset) for message in messages])
 
@@ -111,7 +111,7 @@ def _lines(data: bytes) -> Iterator[bytes]:
             yield line[start : start + LONGEST]
 
 
-def _settle(events: Path) -> tuple[int, int]:
+def _read_position(events: Path) -> tuple[int, int]:
     """Cut off a last event that a kill left torn; return offset and timestamp of the last whole one."""
     try:
         with open(events, "r+b") as handle:

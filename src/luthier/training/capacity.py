@@ -35,7 +35,7 @@ def estimate_resources(model: Model, checkpoints_kept: int) -> ResourceEstimate:
 
     Beside those kept, the best checkpoint and the one being written are on disk.
     """
-    trained = model.trainable().values()
+    trained = model.trainable_parameters().values()
     all_weights = sum(_bytes(local_tensor(parameter)) for parameter in model.network.parameters())
     trained_here = sum(_bytes(local_tensor(parameter)) for parameter in trained)
     all_weights += statistics_bytes(model.network)

@@ -87,7 +87,7 @@ def _cost(folder: JobFolder, state: TrainingState, model: Model, peaks: Sequence
         "rows_at_once": state.rows_at_once,
         "peak_memory_bytes": max(*(peak.memory for peak in peaks), earlier.get("peak_memory_bytes") or 0),
         "peak_gpu_memory_bytes": max(on_gpu, default=None),
-        "trainable_parameters": sum(parameter.numel() for parameter in model.trainable().values()),
+        "trainable_parameters": sum(parameter.numel() for parameter in model.trainable_parameters().values()),
         "parameters": count_weights(model.network),
     }
 

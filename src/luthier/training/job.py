@@ -202,16 +202,16 @@ def _load(job: ResolvedJob, world_size: int, say: Callable[[str], None]) -> Mode
         trained_in=torch.bfloat16 if job.settings.optimizer.in_bf16 else torch.float32,
     )  # fmt: skip
     if method.quantization:
-        say(f"base model in {method.quantization}: {describe(model.plain)}")
+        say(f"base model in {method.quantization}: {describe(model.hf_model)}")
     if method.lora:
-        targets = resolve_targets(method.targets, model.plain, job.entry.lora_targets if job.entry else ())
+        targets = resolve_targets(method.targets, model.hf_model, job.entry.lora_targets if job.entry else ())
         adapter = Adapter(
             r=method.r, alpha=method.alpha, dropout=method.dropout, targets=targets,
             rslora=method.rslora, dora=method.dora,
         )  # fmt: skip
         model = attach(model, adapter, run.seed)
     if run.gradient_checkpointing:
-        model.recompute_activations()
+        model.enable_activation_checkpointing()
     return model
 
 
@@ -295,28 +295,28 @@ def _sampler(job: ResolvedJob, dataset: Dataset, model: Model, micro_batches: in
     lengths = tokens.lengths[rows]
     return BatchSampler(
         rows=rows, rows_per_batch=run.train_batch_size, accumulation=micro_batches, seed=run.seed,
-        lengths=None if model.packs else lengths, drop_last=run.drop_last,
-        work=model.work(lengths, tokens.trained_counts[rows]) if model.packs else None,
+        lengths=None if model.supports_packing else lengths, drop_last=run.drop_last,
+        work=model.estimate_multiplications(lengths, tokens.trained_counts[rows]) if model.supports_packing else None,
     )  # fmt: skip
 
 
 def _layout(job: ResolvedJob, tokenizer: Tokenizer, dataset: Dataset, model: Model) -> Layout:
     run = job.settings.run
-    widths = (dataset.max_length, job.data.max_output_length if model.encoder_decoder else 0)
+    widths = (dataset.max_length, job.data.max_output_length if model.is_encoder_decoder else 0)
     return Layout(
-        packed=run.packing and model.packs, pad_id=tokenizer.pad_id, start_id=model.start_id,
+        packed=run.packing and model.supports_packing, pad_id=tokenizer.pad_id, start_id=model.decoder_start_token_id,
         widths=widths if run.pad_to_max_length else (0, 0),
     )  # fmt: skip
 
 
 def _train(run: TrainingRun, state: TrainingState, folder: JobFolder, reporter: RunReporter) -> None:
-    if run.settings.run.packing and not run.model.packs:
+    if run.settings.run.packing and not run.model.supports_packing:
         reporter.say(
-            f"packing is off: {type(run.model.plain).__name__} would mix packed rows; padding rows of similar length "
-            "instead"
+            f"packing is off: {type(run.model.hf_model).__name__} would mix packed rows; padding rows of similar "
+            "length instead"
         )
     if run.layout.packed:
-        reporter.say(f"packed batches use {run.model.path}")
+        reporter.say(f"packed batches use {run.model.describe_layers()}")
     if run.layout.packed and run.settings.run.pad_to_max_length:
         reporter.say("pad_to_max_length=True has no effect: rows are packed, not padded (packing=False pads them)")
     log = MetricsLog(folder.metrics_lines, folder.events, state.step) if run.group.is_main else NullMetricsLog()

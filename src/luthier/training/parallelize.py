@@ -26,7 +26,7 @@ from luthier.layers.batch import Batch
 from luthier.training.config import TrainingSettings
 from luthier.training.process_group import ProcessGroup
 from luthier.training.tensor_file import full_tensor, local_tensor
-from luthier.weights.model import Model, Scores
+from luthier.weights.model import Model, TokenScores
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -76,7 +76,7 @@ class ShardedModel(DataParallelModel):
     def loss(self, batch: Batch, smoothing: float = 0.0) -> Tensor:
         return self._run_unsharded(super().loss, batch, smoothing)
 
-    def scores(self, batch: Batch) -> Scores:
+    def scores(self, batch: Batch) -> TokenScores:
         with self._reshard_after():
             return self._run_unsharded(super().scores, batch)
 
@@ -86,7 +86,7 @@ class ShardedModel(DataParallelModel):
 
         The shards keep their own dtype, which FSDP's buffers have.
         """
-        for parameter in self.trainable().values() if not self.adapted else ():
+        for parameter in self.trainable_parameters().values() if not self.has_adapter else ():
             local_tensor(parameter).copy_(local_tensor(parameter).to(self.dtype))
 
     def gather_trained_weights(self) -> None:
@@ -94,7 +94,7 @@ class ShardedModel(DataParallelModel):
 
         Every rank calls this; no rank can compute with the model afterwards.
         """
-        dtype = torch.float32 if self.adapted else self.dtype
+        dtype = torch.float32 if self.has_adapter else self.dtype
         gathered: dict[int, nn.Parameter] = {}  # by identity: tied weights stay tied
         for module in self.network.modules():
             for name, parameter in list(module.named_parameters(recurse=False)):

@@ -83,7 +83,7 @@ class TrainingRun:
 
 def train(run: TrainingRun, state: TrainingState, log: MetricsLog | NullMetricsLog, bar: TrainingBar) -> None:
     """Train from `state`, which is kept current, to the end. Raises Interrupted, after saving, on a stop request."""
-    parameters = run.model.trainable()
+    parameters = run.model.trainable_parameters()
     settings = run.settings.optimizer
     optimizer = build_optimizer(parameters, settings, run.settings.run.seed)
     if state.step:
@@ -127,12 +127,12 @@ def _synchronize_limit(limit: RowLimit, group: ProcessGroup) -> int | None:
 def _restore(run: TrainingRun, state: TrainingState, optimizer: torch.optim.Optimizer) -> None:
     _, weights, moments = run.checkpoints.read(state.step)
     load_weights(run.model, weights)
-    restore_optimizer(optimizer, run.model.trainable(), moments)
+    restore_optimizer(optimizer, run.model.trainable_parameters(), moments)
 
 
 def load_weights(model: Model, weights: Mapping[str, torch.Tensor]) -> None:
     """Copy stored trainable weights into the model; into this rank's shards, if it is sharded."""
-    parameters = model.trainable()
+    parameters = model.trainable_parameters()
     with torch.no_grad():
         for name, value in weights.items():
             local_tensor(parameters[name]).copy_(local_tensor(distribute_like(value, parameters[name])))

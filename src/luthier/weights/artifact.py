@@ -102,7 +102,7 @@ def _own_head(network: PreTrainedModel) -> bool:
 def round_weights(model: Model) -> None:
     """Round trained weights to the type they will be stored in, so that what is scored is what is saved."""
     if not isinstance(model.network, PeftModel) and model.dtype is not torch.float32:
-        nn.Module.to(model.plain, model.dtype)
+        nn.Module.to(model.hf_model, model.dtype)
 
 
 def pack(folder: Path, archive: Path) -> None:

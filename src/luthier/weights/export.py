@@ -24,13 +24,13 @@ def export_adapter(artifact: Path, out: Path) -> None:
 
 def merged(model: Model) -> Model:
     """The model with its adapter, if it has one, added into the base weights; `model` is used up."""
-    return Model(merge(model) if model.adapted else model.plain, model.dtype, model.device)
+    return Model(merge(model) if model.has_adapter else model.hf_model, model.dtype, model.device)
 
 
 def export_merged(model: Model, artifact: Path, base: Path, out: Path, provenance: Mapping[str, Any]) -> None:
     """Write a `merged` model in transformers' layout, which needs neither peft nor Luthier."""
     check_empty(out)
-    save_network(model.plain, base, out)
+    save_network(model.hf_model, base, out)
     for name in (*TOKENIZER_FILES, "template.json"):
         if (artifact / name).is_file():
             shutil.copyfile(artifact / name, out / name)

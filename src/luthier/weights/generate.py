@@ -54,15 +54,15 @@ def generate(
     answers = {row: Generation([], truncated=True) for row in order if rooms[row] <= 0}
     asked = [row for row in order if rooms[row] > 0]
     fits = limit or RowLimit("answering")
-    parts = UnknownPart("beams") if beams > 1 else model.answering
+    parts = UnknownPart("beams") if beams > 1 else model.cached_decoding_parts()
     if not isinstance(parts, UnknownPart):
         greedy, stops = Greedy(*parts), set(stop_ids)
 
         def share(rows: list[int]) -> dict[int, Generation]:
             return _in_slots(greedy, {row: prompts[row] for row in rows}, rooms, stops, batch_size, fits)
 
-        shares = min(model.shares, len(asked))
-        for found in model.each(share, [asked[start::shares] for start in range(shares)]):
+        shares = min(model.world_size, len(asked))
+        for found in model.map(share, [asked[start::shares] for start in range(shares)]):
             answers |= found
     else:
 
@@ -107,13 +107,13 @@ def _in_batches(
 
     for _, same in groupby(batches, key=lambda batch: batch[0]):
         alike = list(same)  # ranks that share a model all go on until the longest answer ends: each needs the room
-        for (_, rows), found in zip(alike, model.each(answer, alike), strict=True):
+        for (_, rows), found in zip(alike, model.map(answer, alike), strict=True):
             yield rows, found
 
 
 def _room(model: Model, length: int, max_new_tokens: int) -> int:
     """New tokens that a prompt of `length` may get."""
-    taken = 0 if model.encoder_decoder else length
+    taken = 0 if model.is_encoder_decoder else length
     return min(max_new_tokens, model.context_length - taken) if length else 0
 
 
@@ -128,9 +128,9 @@ def _batches(order: list[int], rooms: list[int], batch_size: int) -> Iterator[tu
 def _generate_batch(
     model: Model, prompts: list[list[int]], stop_ids: Sequence[int], pad_id: int, max_new_tokens: int, beams: int
 ) -> list[Generation]:
-    input_ids, mask = padded(prompts, pad_id, left=not model.encoder_decoder)
-    network: Any = model.plain  # with the adapter's layers inside
-    with model.computing(), plainly(network):
+    input_ids, mask = padded(prompts, pad_id, left=not model.is_encoder_decoder)
+    network: Any = model.hf_model  # with the adapter's layers inside
+    with model.autocast(), plainly(network):
         sequences = network.generate(
             input_ids=input_ids.to(model.device),
             attention_mask=mask.to(model.device),
@@ -140,9 +140,9 @@ def _generate_batch(
             use_cache=True,
             eos_token_id=list(stop_ids),
             pad_token_id=pad_id,
-            **({"decoder_start_token_id": model.start_id} if model.encoder_decoder else {}),
+            **({"decoder_start_token_id": model.decoder_start_token_id} if model.is_encoder_decoder else {}),
         )
-    before = 1 if model.encoder_decoder else input_ids.shape[1]
+    before = 1 if model.is_encoder_decoder else input_ids.shape[1]
     return [until_stop(line[before:], set(stop_ids), max_new_tokens) for line in sequences.tolist()]
 
 

@@ -59,7 +59,7 @@ def attach(model: Model, adapter: Adapter, seed: int) -> Model:
 
     SettingError for what the experts of a mixture do not take.
     """
-    plain = model.plain
+    plain = model.hf_model
     experts = expert_matrices(plain) if EXPERTS in adapter.targets else ()
     if experts:
         _check_experts(adapter)
@@ -72,7 +72,7 @@ def attach(model: Model, adapter: Adapter, seed: int) -> Model:
         target_modules=[name for name in adapter.targets if name != EXPERTS],
         target_parameters=list(experts) or None,
         fan_in_fan_out=any(_turned(module) for module in plain.modules()),
-        task_type="SEQ_2_SEQ_LM" if model.encoder_decoder else "CAUSAL_LM",
+        task_type="SEQ_2_SEQ_LM" if model.is_encoder_decoder else "CAUSAL_LM",
     )
     with torch.random.fork_rng(devices=[]), _peft_warnings_silenced():
         torch.manual_seed(seed)
@@ -163,7 +163,7 @@ def load_adapter(model: Model, folder: Path, *, trainable: bool = False) -> Mode
     """Put the adapter stored in `folder` (PEFT layout, safetensors) on a base model."""
     with _peft_warnings_silenced():
         network: Any = PeftModel.from_pretrained(
-            model.plain, str(folder), is_trainable=trainable, autocast_adapter_dtype=False, use_safetensors=True
+            model.hf_model, str(folder), is_trainable=trainable, autocast_adapter_dtype=False, use_safetensors=True
         )
     return Model(network.eval(), model.dtype, model.device)
 

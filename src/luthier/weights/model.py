@@ -38,11 +38,11 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
-class Scores:
+class TokenScores:
     """Per-position results of a batch: loss in nats (N,) and whether the label was the most likely token (N,)."""
 
     loss_N: Tensor
-    hit_N: Tensor
+    correct_N: Tensor
 
 
 class Model:
@@ -52,75 +52,73 @@ class Model:
         self.network = network
         self.dtype = dtype
         self.device = device
-        self._own_head: bool | None = None  # whether `_head` is the model's own; found out at the first loss
+        self._has_linear_head: bool | None = None  # whether `_head` is the model's own; found out at the first loss
 
     @property
-    def plain(self) -> PreTrainedModel:
+    def hf_model(self) -> PreTrainedModel:
         """The Hugging Face model itself, adapter layers inside it if there are any."""
-        return cast(PreTrainedModel, cast(Any, self.network).get_base_model() if self.adapted else self.network)
+        return cast(PreTrainedModel, cast(Any, self.network).get_base_model() if self.has_adapter else self.network)
 
     @property
-    def adapted(self) -> bool:
+    def has_adapter(self) -> bool:
         """Whether an adapter is attached."""
         return isinstance(self.network, PeftModel)
 
     @property
-    def packs(self) -> bool:
+    def supports_packing(self) -> bool:
         """Whether rows may be laid side by side in this architecture."""
-        return type(self.plain).__name__ in PACKS_CLEANLY
+        return type(self.hf_model).__name__ in PACKS_CLEANLY
 
-    @property
-    def path(self) -> str:
-        """Which layers compute packed rows as the model now stands: the engine's own, or transformers', and why."""
-        found, config = self._fast(), self.plain.config.get_text_config()
+    def describe_layers(self) -> str:
+        """Which layers compute packed batches in the model's present state: Luthier's, or transformers' and why."""
+        found, config = self._fast(), self.hf_model.config.get_text_config()
         count = int(config.num_attention_heads)
         size = getattr(config, "head_dim", None) or config.hidden_size // count
         attention = told(self.device, self.dtype, (count, getattr(config, "num_key_value_heads", None) or count, size))
         own = isinstance(found, FastStack)
-        return ("the engine's own layers" if own else f"transformers' layers ({found})") + attention
+        return ("Luthier's fused layers" if own else f"transformers' layers ({found})") + attention
 
-    @property
-    def answering(self) -> tuple[FastStack, Head] | UnknownPart:
+    def cached_decoding_parts(self) -> tuple[FastStack, Head] | UnknownPart:
         """The layers and the head that write answers token by token as the model now stands, or what forbids it."""
         stack = self._fast()
         if isinstance(stack, UnknownPart):
             return stack
         if getattr(stack.rotary, "rope_type", "default") in ("dynamic", "longrope"):
             return UnknownPart("rotary angles that change with the length")
-        if self.network.training or not self.own_head:
+        if self.network.training or not self.has_linear_head:
             return UnknownPart("a model in training" if self.network.training else "a head of its own kind")
         return stack, self._head()
 
     @property
-    def shares(self) -> int:
+    def world_size(self) -> int:
         """Into how many parts `each` deals its items."""
         return 1
 
     @property
-    def encoder_decoder(self) -> bool:
+    def is_encoder_decoder(self) -> bool:
         """Whether an encoder reads the prompt and a decoder writes the completion."""
-        return bool(self.plain.config.is_encoder_decoder)
+        return bool(self.hf_model.config.is_encoder_decoder)
 
     @property
-    def start_id(self) -> int | None:
+    def decoder_start_token_id(self) -> int | None:
         """The token that a decoder starts with; None for a causal model."""
-        return int(self.plain.config.decoder_start_token_id) if self.encoder_decoder else None
+        return int(self.hf_model.config.decoder_start_token_id) if self.is_encoder_decoder else None
 
     @property
     def context_length(self) -> int:
         """Positions the model was built for; beyond any row for relative positions (T5, Bloom)."""
-        config = self.plain.config.get_text_config()
-        if self.encoder_decoder:
+        config = self.hf_model.config.get_text_config()
+        if self.is_encoder_decoder:
             return 2**31
         names = ("max_position_embeddings", "n_positions", "max_seq_len")
         return next((int(getattr(config, name)) for name in names if getattr(config, name, None)), 2**31)
 
-    def work(self, tokens_R: np.ndarray, labels_R: np.ndarray) -> np.ndarray:
+    def estimate_multiplications(self, tokens_R: np.ndarray, labels_R: np.ndarray) -> np.ndarray:
         """int64 (R,): about how many multiplications rows of so many tokens and labels are in a forward pass.
 
         A token meets the layers' weights and the keys before it, a label the head's.
         """
-        config, plain = self.plain.config.get_text_config(), self.plain
+        config, plain = self.hf_model.config.get_text_config(), self.hf_model
         head = cast(Tensor, plain.get_output_embeddings().weight)
         tables = {module.weight for module in plain.modules() if isinstance(module, nn.Embedding)}  # looked up only
         layers = sum(weight.numel() for weight in plain.parameters()) - sum(each.numel() for each in {head, *tables})
@@ -128,19 +126,19 @@ class Model:
         found: np.ndarray = tokens_R * (layers + reach * tokens_R) + labels_R * head.numel()
         return found
 
-    def trainable(self) -> dict[str, nn.Parameter]:
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters that training changes, by name."""
         return {name: parameter for name, parameter in self.network.named_parameters() if parameter.requires_grad}
 
-    def recompute_activations(self) -> None:
+    def enable_activation_checkpointing(self) -> None:
         """From now on keep no layer's activations for the backward pass, but run the layer again there."""
 
         def contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
             # The backward pass comes after `_hidden` has returned: a layer must attend then as it did in the forward.
-            return nullcontext(), self._attending(self.plain.config._attn_implementation)
+            return nullcontext(), self._attending(self.hf_model.config._attn_implementation)
 
         # Its newer name; transformers before 5.23 has only the old one, and from then on warns of it.
-        enable = getattr(self.plain, "activation_checkpointing_enable", self.plain.gradient_checkpointing_enable)
+        enable = getattr(self.hf_model, "activation_checkpointing_enable", self.hf_model.gradient_checkpointing_enable)
         enable({"use_reentrant": False, "context_fn": contexts})
 
     def loss(self, batch: Batch, smoothing: float = 0.0) -> Tensor:
@@ -148,49 +146,49 @@ class Model:
 
         A mixture of experts whose config asks for router logits adds its load-balancing loss, once per label.
         """
-        if not self.own_head:
-            logits = self._plain_logits(batch)
+        if not self.has_linear_head:
+            logits = self._hf_logits(batch)
             return F.cross_entropy(logits, batch.labels_N, reduction="sum", label_smoothing=smoothing)
-        with self.computing():
+        with self.autocast():
             hidden, balance = self._hidden(batch)
         loss = head_loss(hidden, self._head(), batch.labels_N, smoothing)
         return loss if balance is None else loss + balance * batch.completion_tokens
 
     @torch.no_grad()
-    def scores(self, batch: Batch) -> Scores:
+    def scores(self, batch: Batch) -> TokenScores:
         """Loss and hits at each label, without gradients."""
-        if not self.own_head:
-            logits = self._plain_logits(batch)
+        if not self.has_linear_head:
+            logits = self._hf_logits(batch)
             hits = logits.argmax(-1) == batch.labels_N
-            return Scores(F.cross_entropy(logits, batch.labels_N, reduction="none"), hits)
-        with self.computing():
+            return TokenScores(F.cross_entropy(logits, batch.labels_N, reduction="none"), hits)
+        with self.autocast():
             hidden, _ = self._hidden(batch)
-        return Scores(*head_scores(hidden, self._head(), batch.labels_N))
+        return TokenScores(*head_scores(hidden, self._head(), batch.labels_N))
 
-    def each(self, work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    def map(self, work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         """`work` with this model done on each item, in order. Where several ranks run it, they share the items."""
         return map(work, items)
 
     @property
-    def own_head(self) -> bool:
+    def has_linear_head(self) -> bool:
         """Whether hidden states and `_head` give the logits that the model itself gives: tried once, on a few tokens.
 
         Where they do not (an architecture with something of its own behind the last layer), loss and scores take the
         model's own logits, which costs memory for the whole vocabulary at every token.
         """
-        if self._own_head is None:
-            self._own_head = self._probe_head()
-        return self._own_head
+        if self._has_linear_head is None:
+            self._has_linear_head = self._probe_head()
+        return self._has_linear_head
 
     @torch.no_grad()
     def _probe_head(self) -> bool:
-        ids = torch.arange(4, 10, device=self.device)[None] % self.plain.config.get_text_config().vocab_size
-        training, plain = self.network.training, self.plain
+        ids = torch.arange(4, 10, device=self.device)[None] % self.hf_model.config.get_text_config().vocab_size
+        training, plain = self.network.training, self.hf_model
         self.network.eval()
-        start = {"decoder_input_ids": ids} if self.encoder_decoder else {}
-        with self.computing():
+        start = {"decoder_input_ids": ids} if self.is_encoder_decoder else {}
+        with self.autocast():
             expected = plain(input_ids=ids, use_cache=False, **start).logits.float()
-            if self.encoder_decoder:
+            if self.is_encoder_decoder:
                 hidden = _pair_states(plain, ids, None, ids, None)
             else:
                 hidden = plain.base_model(input_ids=ids, use_cache=False).last_hidden_state
@@ -198,14 +196,7 @@ class Model:
         self.network.train(training)
         return bool((found - expected).abs().max() <= 1e-2 * expected.std().clamp(min=1e-3))
 
-    @contextmanager
-    def as_base(self) -> Iterator[None]:
-        """The base model: the adapter switched off for the duration. Only for a model with an adapter."""
-        assert isinstance(self.network, PeftModel)
-        with self.network.disable_adapter():
-            yield
-
-    def computing(self) -> AbstractContextManager[Any]:
+    def autocast(self) -> AbstractContextManager[Any]:
         """Context in which matrix products run in the model's compute type."""
         if self.dtype is torch.float32:
             return nullcontext()
@@ -220,21 +211,21 @@ class Model:
             hidden_BTD, balance = self._decoded(batch), None
         else:
             context = self._context(batch)
-            routed = bool(getattr(self.plain.config, "output_router_logits", False))
+            routed = bool(getattr(self.hf_model.config, "output_router_logits", False))
             if routed:
                 context["output_router_logits"] = True
             with self._attention(batch):
-                outputs = self.plain.base_model(input_ids=batch.input_ids_BT, use_cache=False, **context)
+                outputs = self.hf_model.base_model(input_ids=batch.input_ids_BT, use_cache=False, **context)
             hidden_BTD = outputs.last_hidden_state
             balance = self._balance(outputs.router_logits, batch) if routed else None
         return hidden_BTD.flatten(0, 1)[batch.positions_N], balance
 
     def _fast(self) -> FastStack | UnknownPart:
         """The model as the engine's own layers take it, or what they do not know of it."""
-        if not self.packs:
+        if not self.supports_packing:
             return UnknownPart("rows of this architecture are not packed")
         try:
-            return fast_layers(self.plain, self.dtype)
+            return fast_layers(self.hf_model, self.dtype)
         except UnknownPart as part:
             return part
 
@@ -245,7 +236,7 @@ class Model:
         return {"attention_mask": None, "position_ids": batch.position_ids_BT, "row_lengths": batch.row_lengths}
 
     def _decoded(self, batch: Batch) -> Tensor:
-        source, plain = batch.source, cast(Any, self.plain)
+        source, plain = batch.source, cast(Any, self.hf_model)
         assert source is not None
         with self._attention(batch):
             if batch.attention_mask_BT is None:
@@ -257,14 +248,14 @@ class Model:
 
     def _balance(self, router_logits: Any, batch: Batch) -> Tensor:
         """The load-balancing loss of the model's own family, scaled as its config says (Fedus et al. 2021)."""
-        plain = cast(Any, self.plain)
+        plain = cast(Any, self.hf_model)
         family = importlib.import_module(type(plain).__module__)
         loss: Tensor = family.load_balancing_loss_func(
             router_logits, plain.num_experts, plain.num_experts_per_tok, batch.attention_mask_BT
         )
         return loss * float(plain.router_aux_loss_coef)
 
-    def _plain_logits(self, batch: Batch) -> Tensor:
+    def _hf_logits(self, batch: Batch) -> Tensor:
         """The model's own logits at the positions that predict a label (N, V), in fp32."""
         names: dict[str, Any] = {"input_ids": batch.input_ids_BT, **self._context(batch)}
         if batch.source is not None:
@@ -272,8 +263,8 @@ class Model:
                 "input_ids": batch.source.input_ids_BS, "attention_mask": batch.source.attention_mask_BS,
                 "decoder_input_ids": batch.input_ids_BT, "decoder_attention_mask": batch.attention_mask_BT,
             }  # fmt: skip
-        with self.computing(), self._attention(batch):
-            logits: Tensor = self.plain(use_cache=False, **names).logits
+        with self.autocast(), self._attention(batch):
+            logits: Tensor = self.hf_model(use_cache=False, **names).logits
         return logits.flatten(0, 1)[batch.positions_N].float()
 
     def _attention(self, batch: Batch) -> AbstractContextManager[None]:
@@ -294,11 +285,11 @@ class Model:
 
     def _stacks(self) -> list[Any]:
         """The parts of the model that hold a config of their own: an encoder-decoder has three."""
-        plain = cast(Any, self.plain)
-        return [plain, plain.encoder, plain.decoder] if self.encoder_decoder else [plain]
+        plain = cast(Any, self.hf_model)
+        return [plain, plain.encoder, plain.decoder] if self.is_encoder_decoder else [plain]
 
     def _head(self) -> Head:
-        head, config = self.plain.get_output_embeddings(), self.plain.config.get_text_config()
+        head, config = self.hf_model.get_output_embeddings(), self.hf_model.config.get_text_config()
         assert isinstance(head, nn.Linear)
         scale = 1.0 / (getattr(config, "logits_scaling", None) or 1.0)  # Granite
         if getattr(config, "scale_decoder_outputs", False):  # T5 with tied embeddings

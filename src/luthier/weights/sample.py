@@ -78,10 +78,10 @@ def continue_lines(model: Model, lines: Sequence[Line], pad_id: int) -> None:
     that. LuthierError when the model's scores are not numbers.
     """
     prompts = [list(line.prompt) for line in lines]
-    input_ids, mask = padded(prompts, pad_id, left=not model.encoder_decoder)
+    input_ids, mask = padded(prompts, pad_id, left=not model.is_encoder_decoder)
     walk = _Walk(model, lines)
-    network: Any = model.plain  # with the adapter's layers inside
-    with model.computing(), plainly(network):
+    network: Any = model.hf_model  # with the adapter's layers inside
+    with model.autocast(), plainly(network):
         network.generate(
             input_ids=input_ids.to(model.device),
             attention_mask=mask.to(model.device),
@@ -106,7 +106,9 @@ class _Walk:
             None if line.choice.seed is None else torch.Generator().manual_seed(line.choice.seed) for line in lines
         ]
         self.steering = [_steering(line.choice) for line in lines]
-        self.before = [[model.start_id] if model.encoder_decoder else list(line.prompt) for line in lines]
+        self.before = [
+            [model.decoder_start_token_id] if model.is_encoder_decoder else list(line.prompt) for line in lines
+        ]
         self.said = [0.0] * len(lines)
         self.choosing, self.telling = _Choosing(self), _Telling(self)
 
@@ -221,8 +223,8 @@ def search(
     """The likeliest continuations of one prompt by beam search; of a choice with a seed, beams that are drawn."""
     input_ids = torch.tensor([list(prompt)], device=model.device)
     drawn = {"temperature": choice.temperature, "top_k": choice.top_k, "top_p": choice.top_p}
-    network: Any = model.plain
-    with model.computing(), plainly(network), _seeded(choice.seed, model.device):
+    network: Any = model.hf_model
+    with model.autocast(), plainly(network), _seeded(choice.seed, model.device):
         sequences = network.generate(
             input_ids=input_ids,
             attention_mask=torch.ones_like(input_ids),
@@ -240,7 +242,7 @@ def search(
             **(drawn if choice.seed is not None else {}),
             **_start(model),
         )
-    before = 1 if model.encoder_decoder else input_ids.shape[1]
+    before = 1 if model.is_encoder_decoder else input_ids.shape[1]
     return [until_stop(line[before:], set(stop_ids), room) for line in sequences.tolist()]
 
 
@@ -250,7 +252,7 @@ def log_likelihood(model: Model, prompt: Sequence[int], answer: Sequence[int] = 
 
     Of an encoder-decoder, which reads the prompt and predicts none of it, the first list is empty.
     """
-    if model.encoder_decoder:
+    if model.is_encoder_decoder:
         if not len(answer):
             return [], []
         found = model.scores(_pair(model, prompt, answer).to(model.device)).loss_N
@@ -264,7 +266,7 @@ def log_likelihood(model: Model, prompt: Sequence[int], answer: Sequence[int] = 
 def _row(model: Model, ids: list[int]) -> Batch:
     """A batch of one row whose every token but the first is a label."""
     tokens = torch.tensor([ids])
-    mask = None if model.packs else torch.ones_like(tokens)
+    mask = None if model.supports_packing else torch.ones_like(tokens)
     places = torch.arange(len(ids) - 1)
     return Batch(
         tokens, torch.arange(len(ids))[None], mask, (len(ids),), places, tokens[0, 1:], torch.zeros_like(places), (0,)
@@ -274,8 +276,8 @@ def _row(model: Model, ids: list[int]) -> Batch:
 def _pair(model: Model, prompt: Sequence[int], answer: Sequence[int]) -> Batch:
     """A batch of one pair whose every answer token is a label."""
     read, labels = torch.tensor([list(prompt)]), torch.tensor(list(answer))
-    tokens = torch.tensor([[model.start_id, *answer[:-1]]])
-    packed = model.packs
+    tokens = torch.tensor([[model.decoder_start_token_id, *answer[:-1]]])
+    packed = model.supports_packing
     source = Source(read, None if packed else torch.ones_like(read), (len(prompt),))
     mask = None if packed else torch.ones_like(tokens)
     places = torch.arange(len(labels))
@@ -283,7 +285,7 @@ def _pair(model: Model, prompt: Sequence[int], answer: Sequence[int]) -> Batch:
 
 
 def _start(model: Model) -> dict[str, Any]:
-    return {"decoder_start_token_id": model.start_id} if model.encoder_decoder else {}
+    return {"decoder_start_token_id": model.decoder_start_token_id} if model.is_encoder_decoder else {}
 
 
 @contextmanager
