@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from luthier.protocol.aws_chunked import unframe
+from luthier.protocol.aws_chunked import decode_body
 from luthier.protocol.errors import WireError
 from luthier.protocol.message import Request
 
@@ -35,7 +35,7 @@ def framed(body: bytes, length: int, kind: str = UNSIGNED_TRAILER, pieces: int =
 
 
 def plain(request: Request) -> bytes:
-    unframe(request)
+    decode_body(request)
     return b"".join(request.chunks)
 
 
@@ -60,8 +60,8 @@ def test_signed_chunks_are_taken_apart_where_no_key_is_asked_for() -> None:
 
 def test_a_second_time_changes_nothing() -> None:
     request = framed(b"2\r\nab\r\n0\r\n\r\n", 2)
-    unframe(request)
-    unframe(request)
+    decode_body(request)
+    decode_body(request)
     assert b"".join(request.chunks) == b"ab"
 
 
@@ -155,7 +155,7 @@ def test_a_chunk_is_not_held() -> None:
 
     request = framed(b"", 64 << 20)
     request.chunks = source()
-    unframe(request)
+    decode_body(request)
     for piece in request.chunks:
         assert len(piece) <= 1 << 20
         passed += len(piece)

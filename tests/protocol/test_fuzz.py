@@ -19,7 +19,7 @@ from luthier.protocol import model
 from luthier.protocol.call import Call, Principal
 from luthier.protocol.gateway import Gateway
 from luthier.protocol.message import Request, Response
-from luthier.protocol.signature import is_signed, verify
+from luthier.protocol.signature import verify
 
 FEW, MANY = 300, 20_000
 SLOW = settings(max_examples=MANY, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
@@ -43,7 +43,7 @@ def operate(call: Call) -> Any:
 
 def authenticate(request: Request, service: str) -> Principal:
     """Verify what is signed; what is not signed goes through, so that more is reached."""
-    if is_signed(request) and "please" in request.query:
+    if "please" in request.query and (request.headers.get("authorization") or "Signature=" in request.query):
         verify(request, lambda key: "secret" if key == "AK" else None, datetime.now(UTC))
     return Principal()
 

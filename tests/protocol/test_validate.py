@@ -116,7 +116,7 @@ def test_a_body_that_streams_is_not_measured() -> None:
 
 def test_values_that_are_secret_or_long_are_not_shown_whole() -> None:
     long = refusal(given(RoleArn="r" * 5000))
-    assert f"Value '{'r' * validate.SHOWN}...' at 'roleArn'" in long
+    assert f"Value '{'r' * validate.MAX_SHOWN}...' at 'roleArn'" in long
     secret = refusal({"EndpointName": "e", "Body": b"x" * 6_291_457}, "InvokeEndpoint", "sagemaker-runtime")
     assert "Value at 'body' failed" in secret
 
@@ -124,7 +124,7 @@ def test_values_that_are_secret_or_long_are_not_shown_whole() -> None:
 def test_an_answer_is_bounded() -> None:
     tags: list[dict[str, str]] = [{} for _ in range(5000)]
     message = refusal(given(Tags=tags))
-    assert message.startswith(f"{validate.MOST} validation errors detected: ")
+    assert message.startswith(f"{validate.MAX_VIOLATIONS} validation errors detected: ")
     assert message.endswith("; there may be more, the check ended here")
     assert len(message) < 200_000
 
@@ -148,7 +148,7 @@ def test_a_hostile_value_does_not_hold_a_thread() -> None:
 
 
 def test_many_hostile_values_neither(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(validate, "SECONDS", 0.1)
+    monkeypatch.setattr(validate, "MAX_SECONDS", 0.1)
     monkeypatch.setattr(validate, "matches", lambda pattern, value: time.sleep(0.1))
     started = time.monotonic()
     assert refusal(given()).endswith("; there may be more, the check ended here")

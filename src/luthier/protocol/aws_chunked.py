@@ -1,7 +1,7 @@
-"""A body as its sender meant it: AWS's chunks taken apart, its hash and its chunks' signatures checked while it passes.
+"""Decode the aws-chunked content encoding; check a body's hash and its chunks' signatures while it streams.
 
-Nothing is held but a line and a piece: what a check finds wrong comes as an error at the end of the chunk or the body,
-so a reader must not act on a body that has not ended. Knows nothing of keys; a ChunkSigner has them.
+Only a line and a chunk are in memory. A failed check raises an error at the end of the chunk or the body, so a reader
+must not act on a body that has not ended. Knows no keys; a ChunkSigner has them.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ _TRAILER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}):[ \t]*([\x20-\x7e\t
 
 
 class ChunkSigner(Protocol):
-    """The signatures of a body's chunks, each built on the one before."""
+    """The signatures of a body's chunks, each of which covers the previous one."""
 
-    def of_chunk(self, digest: str) -> str:
-        """The signature that the next chunk, whose SHA-256 is `digest`, must carry."""
+    def chunk_signature(self, digest: str) -> str:
+        """The expected signature of the next chunk, whose SHA-256 is `digest`."""
 
-    def of_trailer(self, digest: str) -> str:
-        """The signature that the trailing fields must carry."""
+    def trailer_signature(self, digest: str) -> str:
+        """The expected signature of the trailing fields."""
 
 
-def unframe(request: Request, signer: ChunkSigner | None = None) -> None:
-    """Let `request.chunks` be the plain body, checked against what its headers say of it.
+def decode_body(request: Request, signer: ChunkSigner | None = None) -> None:
+    """Make `request.chunks` the decoded body, verified against its headers.
 
-    The headers of the framing go, so a second call changes nothing. Without a signer, the signatures of chunks are not
-    checked.
+    The headers of the encoding are removed, so a second call changes nothing. Without a signer, the signatures of
+    chunks are not checked.
     """
     headers = dict(request.headers)
     declared = headers.pop(HASH, "")
@@ -49,11 +49,11 @@ def unframe(request: Request, signer: ChunkSigner | None = None) -> None:
     if declared not in ("", UNSIGNED, UNSIGNED_CHUNKS, *SIGNED_CHUNKS):
         if not _HEX_HASH.fullmatch(declared):
             raise WireError("InvalidArgument", f"{HASH} {declared[:80]!r} is not known here, and no SHA-256 in hex.")
-        request.chunks = _hashed(request.chunks, declared.lower())
+        request.chunks = _verify_hash(request.chunks, declared.lower())
     if declared.startswith(STREAMING) or "aws-chunked" in encodings:
         length = _decoded_length(headers)
         signed = declared in SIGNED_CHUNKS
-        request.chunks = _Frames(request, length, signer if signed else None, signed).chunks()
+        request.chunks = _ChunkDecoder(request, length, signer if signed else None, signed).chunks()
         headers["content-length"] = str(length)
         encodings = [encoding for encoding in encodings if encoding != "aws-chunked"]
         headers.pop("content-encoding", None)
@@ -73,7 +73,7 @@ def _decoded_length(headers: dict[str, str]) -> int:
     return int(text)
 
 
-def _hashed(chunks: Iterator[bytes], declared: str) -> Iterator[bytes]:
+def _verify_hash(chunks: Iterator[bytes], declared: str) -> Iterator[bytes]:
     digest = hashlib.sha256()
     for chunk in chunks:
         digest.update(chunk)
@@ -84,13 +84,13 @@ def _hashed(chunks: Iterator[bytes], declared: str) -> Iterator[bytes]:
         )
 
 
-class _Frames:
-    """An aws-chunked body being read: lines `size[;chunk-signature=..]`, each with its data, then trailing fields."""
+class _ChunkDecoder:
+    """An aws-chunked body: lines `size[;chunk-signature=..]`, each followed by its data, then trailing fields."""
 
     def __init__(self, request: Request, length: int, signer: ChunkSigner | None, signed: bool) -> None:
         self.request, self.source, self.length = request, request.chunks, length
         self.signer, self.signed = signer, signed
-        self.held = bytearray()
+        self.buffer = bytearray()
 
     def chunks(self) -> Iterator[bytes]:
         """The data; WireError IncompleteBody, InvalidRequest or SignatureDoesNotMatch."""
@@ -105,7 +105,7 @@ class _Frames:
                 digest.update(piece)
                 yield piece
             if self.signer:
-                self._check(self.signer.of_chunk(digest.hexdigest()), signature)
+                self._check(self.signer.chunk_signature(digest.hexdigest()), signature)
             if not size:
                 break
             if self._line():
@@ -126,15 +126,15 @@ class _Frames:
 
     def _data(self, size: int) -> Iterator[bytes]:
         while size:
-            if not self.held and not self._more():
+            if not self.buffer and not self._fill():
                 raise _incomplete("the body ends in the midst of a chunk")
-            piece = bytes(self.held[:size])
-            del self.held[: len(piece)]
+            piece = bytes(self.buffer[:size])
+            del self.buffer[: len(piece)]
             size -= len(piece)
             yield piece
 
     def _trailers(self) -> None:
-        found: dict[str, str] = {}
+        trailers: dict[str, str] = {}
         size, text = 0, b""
         while line := self._line(end_allowed=True):
             match, size = _TRAILER.fullmatch(line), size + len(line)
@@ -143,36 +143,36 @@ class _Frames:
             name, value = match[1].decode().lower(), match[2].decode().strip()
             if name == "x-amz-trailer-signature":
                 if self.signer:
-                    self._check(self.signer.of_trailer(hashlib.sha256(text).hexdigest()), value)
+                    self._check(self.signer.trailer_signature(hashlib.sha256(text).hexdigest()), value)
                     self.signer = None
                 continue
-            found[name] = value
+            trailers[name] = value
             text += f"{name}:{value}\n".encode()
-        if found and self.signer:
+        if trailers and self.signer:
             raise _mismatch()
-        if self.held.strip(b"\r\n") or any(chunk.strip(b"\r\n") for chunk in self.source):
+        if self.buffer.strip(b"\r\n") or any(chunk.strip(b"\r\n") for chunk in self.source):
             raise _malformed("something follows the last chunk")
-        self.request.trailers.update(found)
+        self.request.trailers.update(trailers)
 
-    def _check(self, expected: str, given: str) -> None:
-        if not hmac.compare_digest(expected, given):
+    def _check(self, expected: str, actual: str) -> None:
+        if not hmac.compare_digest(expected, actual):
             raise _mismatch()
 
     def _line(self, end_allowed: bool = False) -> bytes:
-        while (end := self.held.find(b"\r\n")) < 0:
-            if len(self.held) > MAX_LINE_BYTES:
+        while (end := self.buffer.find(b"\r\n")) < 0:
+            if len(self.buffer) > MAX_LINE_BYTES:
                 raise _malformed("a line is too long")
-            if not self._more():
-                if end_allowed and not self.held:
+            if not self._fill():
+                if end_allowed and not self.buffer:
                     return b""
                 raise _incomplete("the body ends before its last chunk")
-        line = bytes(self.held[:end])
-        del self.held[: end + 2]
+        line = bytes(self.buffer[:end])
+        del self.buffer[: end + 2]
         return line
 
-    def _more(self) -> bool:
+    def _fill(self) -> bool:
         for chunk in self.source:
-            self.held += chunk
+            self.buffer += chunk
             if chunk:
                 return True
         return False

@@ -30,7 +30,7 @@ ERROR_TYPES: dict[WireProtocol, str] = {
 }
 PROLOG = '<?xml version="1.0" encoding="UTF-8"?>\n'
 ISO, S3_ISO = "%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%dT%H:%M:%S.000Z"
-MAX_EVENT_HEADER = 1024  # of an event; the format allows 32 KiB
+MAX_EVENT_HEADER = 1024  # bytes; the format allows 32 KiB
 HOST_ID = "luthier"
 S3_NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
 # Root elements of S3's responses that are neither the payload's name nor {operation}Result; botocore's model has none.
@@ -52,7 +52,7 @@ S3_ROOTS = {
     "ListObjects": "ListBucketResult",
     "ListObjectsV2": "ListBucketResult",
 }
-BODILESS = (204, 304)
+WITHOUT_BODY = (204, 304)
 _NOT_IN_HEADER = re.compile("[\x00-\x08\x0a-\x1f\x7f]")
 _logger = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def _parse_rest(shape: Shape, request: Request, labels: Mapping[str, str], limit
     body = b"" if is_streamed else request.body(limit)
     parsed = parser.parse_bindings(shape, labels, query_fields(request.query), headers_of(request))
     if member is not None and member.type_name == "blob":
-        return parsed | {payload: request.chunks if is_streamed else body}  # an empty body is one, too
+        return parsed | {payload: request.chunks if is_streamed else body}  # also an empty one
     if not body:
         return parsed
     if member is not None and member.type_name == "string":
@@ -95,41 +95,43 @@ def _parse_rest(shape: Shape, request: Request, labels: Mapping[str, str], limit
 
 
 def serialise(operation: OperationModel, result: Mapping[str, Any] | None, request_id: str) -> Response:
-    """The answer that holds the result, whose members are those of the output shape; others are left out.
+    """The response with the result, whose members are those of the output shape; others are left out.
 
-    A streamed member may be bytes or an iterator of them; the member of an event stream is an iterator of events,
-    {name: members}, each encoded when it comes.
+    A streamed member may be bytes or an iterator of bytes. The member of an event stream is an iterator of events
+    {name: members}, which are encoded one by one.
     """
     service = str(operation.service_model.service_name)
-    form, members, output = protocol_of(service).wire_protocol, dict(result or {}), operation.output_shape
-    found = {**_identity(form, request_id)}
+    wire_protocol, members, output = protocol_of(service).wire_protocol, dict(result or {}), operation.output_shape
+    headers = _id_headers(wire_protocol, request_id)
     body: bytes | Iterator[bytes] = b""
-    if form == "json":
-        body, found["Content-Type"] = _json(output, members), JSON_TYPE
-    elif form == "query":
-        body, found["Content-Type"] = _query_answer(operation, members, request_id), "text/xml"
+    if wire_protocol == "json":
+        body, headers["Content-Type"] = _json(output, members), JSON_TYPE
+    elif wire_protocol == "query":
+        body, headers["Content-Type"] = _query_response(operation, members, request_id), "text/xml"
     elif output is not None:
-        body, kind = _rest_body(operation, output, members, form)
-        found |= {"Content-Type": kind} if kind else {}
-        found |= serializer.headers(output, members)
+        body, kind = _rest_body(operation, output, members, wire_protocol)
+        headers |= {"Content-Type": kind} if kind else {}
+        headers |= serializer.headers(output, members)
         if operation.has_event_stream_output:
-            found["Content-Type"] = EVENT_STREAM
+            headers["Content-Type"] = EVENT_STREAM
     status = 206 if service == "s3" and members.get("ContentRange") else int(operation.http.get("responseCode", 200))
-    return Response(status, _checked(found), b"" if status in BODILESS else body)
+    return Response(status, _check_headers(headers), b"" if status in WITHOUT_BODY else body)
 
 
 def serialise_error(service: str, error: LuthierError, request_id: str) -> Response:
-    """The error as the service says it: its own code for what all services refuse, its form, its headers."""
-    said = service_error(service, wire_error(error))
-    form = protocol_of(service).wire_protocol
-    headers = {"Content-Type": ERROR_TYPES[form], **_identity(form, request_id)}
-    if form in ("json", "rest-json"):
-        headers["X-Amzn-Errortype"] = said.code
-        fields = {"__type": said.code, "Message": said.message, **said.members}
+    """The error response in the service's protocol, with its own code for common errors."""
+    response_error = service_error(service, wire_error(error))
+    wire_protocol = protocol_of(service).wire_protocol
+    headers = {"Content-Type": ERROR_TYPES[wire_protocol], **_id_headers(wire_protocol, request_id)}
+    if wire_protocol in ("json", "rest-json"):
+        headers["X-Amzn-Errortype"] = response_error.code
+        fields = {"__type": response_error.code, "Message": response_error.message, **response_error.members}
         body = json.dumps(fields).encode()
     else:
-        body = _xml_error(form, said, request_id)
-    return Response(said.status, _checked(headers), b"" if said.status in BODILESS else body)
+        body = _xml_error(wire_protocol, response_error, request_id)
+    return Response(
+        response_error.status, _check_headers(headers), b"" if response_error.status in WITHOUT_BODY else body
+    )
 
 
 def _check_json_type(request: Request) -> None:
@@ -138,14 +140,14 @@ def _check_json_type(request: Request) -> None:
         raise WireError("SerializationException", f"The content type {kind[:128]!r} is not {JSON_TYPE!r}.")
 
 
-# Answers -------------------------------------------------------------------------------------------------------------
+# Responses -----------------------------------------------------------------------------------------------------------
 
 
 def _json(shape: Shape | None, members: Mapping[str, Any]) -> bytes:
     return json.dumps(serializer.json_value(shape, members)).encode() if shape is not None else b""
 
 
-def _query_answer(operation: OperationModel, members: Mapping[str, Any], request_id: str) -> bytes:
+def _query_response(operation: OperationModel, members: Mapping[str, Any], request_id: str) -> bytes:
     output, inner = operation.output_shape, ""
     if output is not None:
         wrapper = str(output.serialization.get("resultWrapper", f"{output.name}Result"))
@@ -157,9 +159,9 @@ def _query_answer(operation: OperationModel, members: Mapping[str, Any], request
 
 
 def _rest_body(
-    operation: OperationModel, output: Shape, members: Mapping[str, Any], form: WireProtocol
+    operation: OperationModel, output: Shape, members: Mapping[str, Any], wire_protocol: WireProtocol
 ) -> tuple[bytes | Iterator[bytes], str]:
-    """The body, which is a member alone where the model says so, and its type unless a header says it."""
+    """The body (the payload member or the members without a location) and its type, unless a header has it."""
     name = output.serialization.get("payload")
     if operation.has_event_stream_output:
         return _event_bytes(output, members.get(output.event_stream_name, ())), EVENT_STREAM
@@ -168,17 +170,17 @@ def _rest_body(
     shape = output.members[name] if name else output
     value = members.get(name) if name else members
     if value is None or not (name or any("location" not in member.serialization for member in shape.members.values())):
-        return (b"{}", "application/json") if form == "rest-json" else (b"", "")
-    if form == "rest-json":
+        return (b"{}", "application/json") if wire_protocol == "rest-json" else (b"", "")
+    if wire_protocol == "rest-json":
         return _json(shape, value), "application/json"
     return _s3_document(operation, output, shape, value), "application/xml"
 
 
 def _s3_document(operation: OperationModel, output: Shape, shape: Shape, value: Any) -> bytes:
-    """The document of an answer of S3's, in its namespace."""
+    """An S3 response document, in its namespace."""
     root = S3_ROOTS.get(operation.name) or output.serialization.get("payload") or f"{operation.name}Result"
     if operation.name == "GetBucketLocation":
-        # The one answer that is no structure: the root holds the member's text.
+        # The only response that is not a structure: the root element has the member's text.
         text = f'<{root} xmlns="{S3_NAMESPACE}">{serializer.xml_text(value.get("LocationConstraint") or "")}</{root}>'
     else:
         text = serializer.xml_element(root, shape, value, S3_ISO, S3_NAMESPACE)
@@ -193,29 +195,29 @@ def _raw(body: Any) -> bytes | Iterator[bytes]:
     return body.encode() if isinstance(body, str) else iter(body)
 
 
-def _identity(form: WireProtocol, request_id: str) -> dict[str, str]:
-    if form == "rest-xml":
+def _id_headers(wire_protocol: WireProtocol, request_id: str) -> dict[str, str]:
+    if wire_protocol == "rest-xml":
         return {"x-amz-request-id": request_id, "x-amz-id-2": HOST_ID}
     return {"x-amzn-RequestId": request_id}
 
 
-def _checked(headers: Mapping[str, str]) -> dict[str, str]:
-    """The headers, none of which ends its line early."""
+def _check_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    """The headers; WireError for a line break or control character in one (response splitting)."""
     for name, value in headers.items():
         if _NOT_IN_HEADER.search(name) or _NOT_IN_HEADER.search(value):
-            raise WireError("ValidationException", f"The header {name!r} of the answer would hold a control character.")
+            raise WireError("ValidationException", f"The header {name!r} of the response has a control character.")
     return dict(headers)
 
 
-def _xml_error(form: WireProtocol, error: WireError, request_id: str) -> bytes:
+def _xml_error(wire_protocol: WireProtocol, error: WireError, request_id: str) -> bytes:
     def element(name: str, text: str | int) -> str:
         return f"<{name}>{serializer.NOT_IN_XML.sub('�', escape(str(text)))}</{name}>"
 
     fields = element("Code", error.code) + element("Message", error.message)
     fields += "".join(element(name, text) for name, text in error.members.items())
-    if form == "query":
-        blamed = element("Type", "Sender" if error.status < 500 else "Receiver")
-        inner = f"<ErrorResponse><Error>{blamed}{fields}</Error>{element('RequestId', request_id)}</ErrorResponse>"
+    if wire_protocol == "query":
+        fault = element("Type", "Sender" if error.status < 500 else "Receiver")
+        inner = f"<ErrorResponse><Error>{fault}{fields}</Error>{element('RequestId', request_id)}</ErrorResponse>"
     else:
         ids = element("RequestId", request_id) + element("HostId", HOST_ID)
         inner = f"<Error>{fields}{ids}</Error>"
@@ -223,7 +225,7 @@ def _xml_error(form: WireProtocol, error: WireError, request_id: str) -> bytes:
 
 
 def _event_bytes(output: Shape, events: Iterable[Mapping[str, Any]]) -> Iterator[bytes]:
-    """Each event as a message when it comes; an error in the midst is the last message."""
+    """Each event as a message; an error while iterating becomes the last message."""
     shapes = output.members[output.event_stream_name].members
     try:
         for event in events:
@@ -246,14 +248,18 @@ def _event(name: str, shape: Shape, members: Mapping[str, Any]) -> bytes:
 
 def _exception_event(shapes: Mapping[str, Shape], error: Exception) -> bytes:
     if not isinstance(error, LuthierError):
-        _logger.error("a stream of events failed", exc_info=error)
+        _logger.error("an event stream failed", exc_info=error)
         error = WireError("InternalStreamFailure", "An internal failure ended the stream.", 500)
-    said = wire_error(error)
-    if said.code in shapes:
-        kind = {":exception-type": said.code, ":content-type": "application/json", ":message-type": "exception"}
-        return _message(kind, json.dumps({"Message": said.message, **said.members}).encode())
-    text = said.message.encode()[:MAX_EVENT_HEADER].decode(errors="ignore")
-    return _message({":error-code": said.code, ":error-message": text, ":message-type": "error"}, b"")
+    response_error = wire_error(error)
+    if response_error.code in shapes:
+        kind = {
+            ":exception-type": response_error.code,
+            ":content-type": "application/json",
+            ":message-type": "exception",
+        }
+        return _message(kind, json.dumps({"Message": response_error.message, **response_error.members}).encode())
+    text = response_error.message.encode()[:MAX_EVENT_HEADER].decode(errors="ignore")
+    return _message({":error-code": response_error.code, ":error-message": text, ":message-type": "error"}, b"")
 
 
 def _message(fields: Mapping[str, str], payload: bytes) -> bytes:

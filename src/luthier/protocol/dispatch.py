@@ -1,7 +1,7 @@
-"""Which operation of which service a request asks for, in which region. Does not read what the operation is given.
+"""Identify the service, operation and region of a request; its parameters are not parsed here.
 
-A service is told by what its protocol puts on every request: a target header, the path of an endpoint, the scope that
-was signed for, the host name of AWS that a proxy passed on, a form with an action. What shows none of these is S3.
+The service is identified by the target header, the path of an endpoint, the credential scope, AWS's host name (behind
+a proxy), or a form with an action; any other request is S3's.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from luthier.protocol.service_protocols import protocol_of
 TARGETS = {"SageMaker": "sagemaker", "Logs_20140328": "logs"}
 VERSIONS = {"2011-06-15": "sts", "2010-05-08": "iam"}  # of the query protocol's forms
 FORM = "application/x-www-form-urlencoded"
-MAX_FIELDS = 2_000  # of a query or a form: beyond it, reading lists of structures takes long
+MAX_FIELDS = 2_000  # of a query or a form; parsing lists of structures from more would be slow
 _INVOCATION = re.compile(r"/endpoints/[^/]*/(invocations|invocations-response-stream|async-invocations)")
 _SCOPE = re.compile(r"Credential=[^/,]*/\d{8}/([a-z0-9-]{1,32})/([a-z0-9-]{1,32})/aws4_request")
 _AWS_HOST = re.compile(r"(?P<front>[a-z0-9.-]+)\.amazonaws\.com(\.cn)?", re.IGNORECASE)
@@ -37,7 +37,7 @@ _NOT_PRINTABLE = re.compile(r"[^\x21-\x7e]")
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """What a request asks for: botocore's names; `labels` are the path's parts that are parameters."""
+    """The operation a request is for, by botocore's names; `labels` are the parameters in the path."""
 
     service: str
     operation: str
@@ -46,7 +46,7 @@ class Route:
 
 
 def service_of(request: Request) -> str:
-    """The service asked; one that is not here by the name in its scope or host. Reads no body."""
+    """The service's name, also of services that are not offered here. Does not read the body."""
     prefix, dot, _ = request.headers.get("x-amz-target", "").partition(".")
     if dot:
         return TARGETS.get(prefix, prefix)
@@ -70,7 +70,7 @@ def service_of(request: Request) -> str:
 
 
 def region_of(request: Request) -> str:
-    """The region signed for, else the one in AWS's host name, else REGION."""
+    """The region of the credential scope, else of AWS's host name, else REGION."""
     if signed := _scope(request):
         return signed[0]
     host = _host(request).lower()
@@ -81,45 +81,45 @@ def region_of(request: Request) -> str:
 
 
 def virtual_bucket(request: Request) -> str:
-    """The bucket that is named in the host (bucket.s3.us-west-2.amazonaws.com, bucket.localhost), or nothing."""
+    """The bucket in the host name (bucket.s3.us-west-2.amazonaws.com, bucket.localhost); empty for none."""
     host = _host(request)
     match = _S3_HOST.fullmatch(host) or _LOCAL_BUCKET.fullmatch(host)
     return (match["bucket"] or "") if match else ""
 
 
 def find(request: Request, service: str) -> Route:
-    """The operation asked for; UnknownOperationException when the service, at AWS, has none such.
+    """The operation of a request; WireError UnknownOperationException if the service has no such operation.
 
     The body of a form is read for its action, and can be read again.
     """
     if service not in model.SERVICES:
         raise _unknown(f"the service {service!r} is not part of Luthier")
-    form = protocol_of(service).wire_protocol
-    if form == "json":
+    wire_protocol = protocol_of(service).wire_protocol
+    if wire_protocol == "json":
         prefix, _, name = request.headers.get("x-amz-target", "").partition(".")
         if TARGETS.get(prefix) != service:
             raise _unknown("the request names no operation: its X-Amz-Target header is missing")
         return Route(service, _existing(service, name), region_of(request))
-    if form == "query":
-        given = form_fields(request, service)
-        # A request that is not signed shows its service only here.
-        service = service if _scope(request) else VERSIONS.get(given.get("Version", ""), service)
-        return Route(service, _existing(service, given.get("Action", "")), region_of(request))
+    if wire_protocol == "query":
+        fields = form_fields(request, service)
+        # An unsigned request names its service only here.
+        service = service if _scope(request) else VERSIONS.get(fields.get("Version", ""), service)
+        return Route(service, _existing(service, fields.get("Action", "")), region_of(request))
     return _find_by_path(request, service)
 
 
 def check_target(request: Request) -> None:
-    """Refuse a path or query that is not percent-encoded UTF-8: WireError InvalidURI."""
+    """WireError InvalidURI for a path or query that is not percent-encoded UTF-8."""
     if not request.path.startswith("/"):
         raise WireError("InvalidURI", "Couldn't parse the specified URI: it has no path.")
     for what, text in (("path", request.path), ("query", request.query)):
         if _BROKEN_ESCAPE.search(text) or _NOT_PRINTABLE.search(text):
             raise WireError("InvalidURI", f"Couldn't parse the specified URI: its {what} is not percent-encoded.")
         try:
-            plain = unquote(text, errors="strict")
+            decoded = unquote(text, errors="strict")
         except UnicodeDecodeError:
             raise WireError("InvalidURI", f"Couldn't parse the specified URI: its {what} is not UTF-8.") from None
-        if "\0" in plain:
+        if "\0" in decoded:
             raise WireError("InvalidURI", f"Couldn't parse the specified URI: its {what} holds a NUL.")
 
 
@@ -151,7 +151,7 @@ def form_fields(request: Request, service: str) -> dict[str, str]:
 
 
 def headers_of(request: Request) -> dict[str, str]:
-    """The request's headers, with those of S3's that a signed URL holds in its query."""
+    """The request's headers, with S3's headers that a presigned URL has in its query."""
     headers = dict(request.headers)
     if "Signature=" in request.query:
         for name, value in parse_qsl(request.query[:8192], keep_blank_values=True):
@@ -181,7 +181,7 @@ def _unknown(message: str) -> WireError:
 
 
 def _scope(request: Request) -> tuple[str, str] | None:
-    """The region and service that were signed for, in the header or in the query; not verified."""
+    """The region and service of the credential scope in the header or the query; not verified."""
     found = _SCOPE.search(request.headers.get("authorization", ""))
     if not found and "Credential=" in request.query:
         found = _SCOPE.search(unquote(request.query[:8192]))

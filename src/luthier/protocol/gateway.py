@@ -15,7 +15,7 @@ from typing import Any
 
 from luthier.errors import LuthierError
 from luthier.protocol import codec, dispatch, model
-from luthier.protocol.aws_chunked import unframe
+from luthier.protocol.aws_chunked import decode_body
 from luthier.protocol.call import Call, Principal
 from luthier.protocol.dispatch import Route
 from luthier.protocol.errors import WireError
@@ -76,7 +76,7 @@ class Gateway:
         self.body_steps: tuple[Callable[[RequestContext], None], ...] = (
             self._read_body,
             self._find_operation,
-            self._unframe,
+            self._decode_body,
             self._parse,
             self._validate,
             self._operate,
@@ -143,8 +143,8 @@ class Gateway:
         if route.operation not in self.operations.get(route.service, ()):
             raise WireError("UnknownOperationException", f"The operation {route.operation} is not part of Luthier.")
 
-    def _unframe(self, context: RequestContext) -> None:
-        unframe(context.request)
+    def _decode_body(self, context: RequestContext) -> None:
+        decode_body(context.request)
 
     def _parse(self, context: RequestContext) -> None:
         context.parameters = codec.parse(self._model(context), context.request, context.route.labels)

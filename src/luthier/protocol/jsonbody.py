@@ -1,7 +1,7 @@
-"""JSON bodies read by a shape: types checked as AWS's services check them, nothing coerced.
+"""Parse JSON bodies by their shape: types are checked as AWS's services do, nothing is coerced.
 
-Answers SerializationException for what is not JSON, is too deep, or has another type than the model says; whether a
-value is allowed is for validate.py.
+WireError SerializationException for a body that is not JSON, is nested too deeply, or has another type than the
+model's. Constraints on values are checked in validate.py.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _logger = logging.getLogger(__name__)
 
 
 def read(body: bytes) -> Any:
-    """The value in a body; an empty one is an empty object. Not a number (NaN) and infinity are refused."""
+    """The body's value; an empty body is an empty object. NaN and infinity are errors."""
     if not body.strip():
         return {}
     try:
@@ -41,7 +41,7 @@ def read(body: bytes) -> Any:
 
 
 def parse(shape: Shape, value: Any, path: str = "", depth: int = 0) -> Any:
-    """The value with its timestamps, blobs and numbers as Python has them; nulls and unknown members left out."""
+    """The value with Python's types for timestamps, blobs and numbers; nulls and unknown members are left out."""
     if depth > MAX_DEPTH:
         raise _malformed(f"nested deeper than {MAX_DEPTH} levels", path)
     return _PARSERS.get(shape.type_name, _string)(shape, value, path, depth)
@@ -54,12 +54,14 @@ def _structure(shape: Shape, value: Any, path: str, depth: int) -> dict[str, Any
         raise _unexpected(value, "a structure", path)
     wire_names = {member.serialization.get("name", name): name for name, member in shape.members.items()}
     parsed: dict[str, Any] = {}
-    for wire_name, given in value.items():
+    for wire_name, member_value in value.items():
         name = wire_names.get(wire_name)
         if name is None:
             _logger.debug("ignored the unknown member %.128r of %s", wire_name, path or shape.name)
-        elif given is not None:
-            parsed[name] = parse(shape.members[name], given, f"{path}.{wire_name}" if path else wire_name, depth + 1)
+        elif member_value is not None:
+            parsed[name] = parse(
+                shape.members[name], member_value, f"{path}.{wire_name}" if path else wire_name, depth + 1
+            )
     return parsed
 
 
@@ -123,11 +125,11 @@ def _boolean(shape: Shape, value: Any, path: str, depth: int) -> bool:
 
 
 def _timestamp(shape: Shape, value: Any, path: str, depth: int) -> datetime:
-    """Epoch seconds, or ISO 8601 where a client sends text."""
+    """From epoch seconds or an ISO 8601 string."""
     try:
         if isinstance(value, str):
-            moment = datetime.fromisoformat(value)
-            return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+            time = datetime.fromisoformat(value)
+            return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
         return datetime.fromtimestamp(_float(shape, value, path, depth), UTC)
     except (ValueError, OverflowError, OSError):
         raise _malformed("not a timestamp: expected epoch seconds", path) from None
@@ -158,7 +160,7 @@ _PARSERS = {
     "timestamp": _timestamp,
     "blob": _blob,
 }
-_FOUND = {
+_TOKENS = {
     dict: "Start of structure or map found",
     list: "Start of list found",
     bool: "BOOLEAN_VALUE found",
@@ -169,7 +171,7 @@ _FOUND = {
 
 
 def _unexpected(value: Any, expected: str, path: str) -> WireError:
-    return _malformed(f"{_FOUND.get(type(value), 'null found')} where {expected} was expected", path)
+    return _malformed(f"{_TOKENS.get(type(value), 'null found')} where {expected} was expected", path)
 
 
 def _malformed(message: str, path: str = "") -> WireError:

@@ -16,7 +16,7 @@ from xml.etree.ElementTree import Element
 from botocore.model import Shape
 
 from luthier.protocol.jsonbody import BITS
-from luthier.protocol.serializer import as_moment
+from luthier.protocol.serializer import to_utc
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,19}")
 _NAMESPACE = re.compile("{.*}")
@@ -43,7 +43,7 @@ def _timestamp(shape: Shape, text: str) -> datetime:
     try:
         if text.replace(".", "", 1).isdecimal():
             return datetime.fromtimestamp(float(text), UTC)
-        return as_moment(text if text[:4].isdecimal() else parsedate_to_datetime(text))
+        return to_utc(text if text[:4].isdecimal() else parsedate_to_datetime(text))
     except (ValueError, OverflowError, OSError):
         raise ValueError(f"{text[:64]!r} is not a timestamp") from None
 
@@ -88,14 +88,14 @@ def parse_xml(shape: Shape, element: Element) -> dict[str, Any]:
         children.setdefault(_NAMESPACE.sub("", child.tag), []).append(child)
     parsed: dict[str, Any] = {}
     for name, member in shape.members.items():
-        how = member.serialization
-        if "location" in how:
+        traits = member.serialization
+        if "location" in traits:
             continue
-        is_flat_list = member.type_name == "list" and how.get("flattened")
-        wire_name = (is_flat_list and member.member.serialization.get("name")) or how.get("name", name)
+        is_flat_list = member.type_name == "list" and traits.get("flattened")
+        wire_name = (is_flat_list and member.member.serialization.get("name")) or traits.get("name", name)
         if found := children.get(wire_name):
             parsed[name] = _parse_elements(member, found)
-        elif how.get("xmlAttribute"):
+        elif traits.get("xmlAttribute"):
             prefix = wire_name.partition(":")[0]
             attributes = {_NAMESPACE.sub(f"{prefix}:", key): text for key, text in element.attrib.items()}
             parsed |= {name: attributes[wire_name]} if wire_name in attributes else {}

@@ -1,7 +1,7 @@
-"""Results as AWS's protocols write them, by the shape of the result: JSON, XML elements, headers.
+"""Serialise results by their shape: JSON values, XML elements, headers.
 
-Members that a shape does not have, and those that are None, are left out. Times are datetimes, epoch seconds or ISO
-8601; those without a zone are in UTC.
+Members that the shape lacks and members that are None are left out. Times are datetimes, epoch seconds or ISO 8601
+strings; without a time zone they are in UTC.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from xml.sax.saxutils import escape, quoteattr
 from botocore.model import Shape
 
 NOT_IN_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
-HEADER_PLACES = ("header", "headers")
-_BODY_PLACE = None
+HEADER_LOCATIONS = ("header", "headers")
+_IN_BODY = None
 
 
-def as_moment(value: datetime | float | str) -> datetime:
-    """A time as an aware datetime in UTC; ValueError, OverflowError or OSError for what is none."""
+def to_utc(value: datetime | float | str) -> datetime:
+    """A time as an aware datetime in UTC; ValueError, OverflowError or OSError for an invalid one."""
     if isinstance(value, str):
         value = datetime.fromisoformat(value)
     elif not isinstance(value, datetime):
@@ -35,8 +35,8 @@ def as_moment(value: datetime | float | str) -> datetime:
 
 
 def json_value(shape: Shape, value: Any) -> Any:
-    """The value as json.dumps takes it: times in epoch seconds to the millisecond, blobs in base64."""
-    return _JSON.get(shape.type_name, _json_as_it_is)(shape, value)
+    """The value for json.dumps: times in epoch seconds to the millisecond, blobs in base64."""
+    return _JSON.get(shape.type_name, _json_unchanged)(shape, value)
 
 
 def _json_structure(shape: Shape, value: Mapping[str, Any]) -> Any:
@@ -45,23 +45,23 @@ def _json_structure(shape: Shape, value: Mapping[str, Any]) -> Any:
     return {
         member.serialization.get("name", name): json_value(member, value[name])
         for name, member in shape.members.items()
-        if value.get(name) is not None and member.serialization.get("location") is _BODY_PLACE
+        if value.get(name) is not None and member.serialization.get("location") is _IN_BODY
     }
 
 
 def _json_time(shape: Shape, value: Any) -> int | float:
-    seconds = math.floor(as_moment(value).timestamp() * 1000 + 1e-6) / 1000
+    seconds = math.floor(to_utc(value).timestamp() * 1000 + 1e-6) / 1000
     return int(seconds) if seconds.is_integer() else seconds
 
 
 def _json_float(shape: Shape, value: float) -> float | str:
-    """A number, or the text that AWS's JSON has for what JSON has no number for."""
+    """A number, or AWS's string for NaN and the infinities, which JSON lacks."""
     if math.isfinite(value):
         return float(value)
     return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
-def _json_as_it_is(shape: Shape, value: Any) -> Any:
+def _json_unchanged(shape: Shape, value: Any) -> Any:
     return value
 
 
@@ -83,14 +83,14 @@ _JSON: dict[str, Callable[[Shape, Any], Any]] = {
 
 
 def xml_element(name: str, shape: Shape, value: Any, iso: str, namespace: str = "") -> str:
-    """A structure as an element; `iso` is the strftime form of times that have no form of their own."""
+    """A structure as an element; `iso` is the strftime format of times whose shape has no format."""
     space = f" xmlns={quoteattr(namespace)}" if namespace else ""
     return f"<{name}{space}{_attributes(shape, value)}>{''.join(_members(shape, value, iso))}</{name}>"
 
 
 def xml_text(text: str) -> str:
-    """Text in an element. A character that XML has not is written as a reference, as S3 does."""
-    return NOT_IN_XML.sub(lambda found: f"&#x{ord(found[0]):x};", escape(text))
+    """Escaped text. Characters that XML does not allow become character references, as in S3."""
+    return NOT_IN_XML.sub(lambda match: f"&#x{ord(match[0]):x};", escape(text))
 
 
 def _element(name: str, shape: Shape, value: Any, iso: str) -> Iterator[str]:
@@ -116,10 +116,10 @@ def _element(name: str, shape: Shape, value: Any, iso: str) -> Iterator[str]:
 
 def _members(shape: Shape, value: Mapping[str, Any], iso: str) -> Iterator[str]:
     for name, member in shape.members.items():
-        given = value.get(name)
-        how = member.serialization
-        if given is not None and how.get("location") is _BODY_PLACE and not how.get("xmlAttribute"):
-            yield from _element(how.get("name", name), member, given, iso)
+        item_value = value.get(name)
+        traits = member.serialization
+        if item_value is not None and traits.get("location") is _IN_BODY and not traits.get("xmlAttribute"):
+            yield from _element(traits.get("name", name), member, item_value, iso)
 
 
 def _attributes(shape: Shape, value: Mapping[str, Any]) -> str:
@@ -156,27 +156,27 @@ def _scalar(shape: Shape, value: Any, iso: str) -> str:
 
 
 def _time(value: Any, form: str, iso: str) -> str:
-    moment = as_moment(value)
+    time = to_utc(value)
     if form == "unixTimestamp":
-        return str(int(moment.timestamp()))
-    return format_datetime(moment, usegmt=True) if form == "rfc822" else moment.strftime(iso)
+        return str(int(time.timestamp()))
+    return format_datetime(time, usegmt=True) if form == "rfc822" else time.strftime(iso)
 
 
 # Headers -------------------------------------------------------------------------------------------------------------
 
 
 def headers(shape: Shape, value: Mapping[str, Any]) -> dict[str, str]:
-    """The members that the shape binds to headers; a map's keys follow the prefix that is its name."""
-    found: dict[str, str] = {}
+    """The members that the shape binds to headers; a map's keys get its name as prefix."""
+    result: dict[str, str] = {}
     for name, member in shape.members.items():
-        given, how = value.get(name), member.serialization
-        if given is None or how.get("location") not in HEADER_PLACES:
+        item_value, traits = value.get(name), member.serialization
+        if item_value is None or traits.get("location") not in HEADER_LOCATIONS:
             continue
-        wire_name = how.get("name", name)
-        if how["location"] == "headers":
-            found |= {f"{wire_name}{key}": str(entry) for key, entry in given.items()}
+        wire_name = traits.get("name", name)
+        if traits["location"] == "headers":
+            result |= {f"{wire_name}{key}": str(entry) for key, entry in item_value.items()}
         elif member.type_name == "timestamp":
-            found[wire_name] = _time(given, how.get("timestampFormat", "rfc822"), "%Y-%m-%dT%H:%M:%SZ")
+            result[wire_name] = _time(item_value, traits.get("timestampFormat", "rfc822"), "%Y-%m-%dT%H:%M:%SZ")
         else:
-            found[wire_name] = ",".join(given) if member.type_name == "list" else _scalar(member, given, "")
-    return found
+            result[wire_name] = ",".join(item_value) if member.type_name == "list" else _scalar(member, item_value, "")
+    return result

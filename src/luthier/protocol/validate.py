@@ -1,7 +1,7 @@
-"""The constraints of an operation's input, checked and worded as AWS does; knows no operation by name.
+"""Check the constraints of an operation's input, with AWS's messages; knows no operation by name.
 
-botocore's client checks a part of them (required, type, min, unions); length and value bounds, patterns and enums are
-for the server, and every violation of a request is in one answer.
+botocore's clients check some of them (required, type, min, unions); the server checks bounds, patterns and enums, too,
+and reports all violations of a request at once.
 """
 
 from __future__ import annotations
@@ -17,32 +17,34 @@ from botocore.model import OperationModel, Shape
 
 from luthier.protocol.errors import WireError
 
-MOST = 1_000  # violations in one answer: a body of megabytes can hold more than anybody can read
-SHOWN = 1_024  # characters of a value
-PATTERN_SECONDS = 0.5  # for one value; some of the patterns take exponential time over a hostile one
-SECONDS = 2.0  # for a request
+MAX_VIOLATIONS = 1_000  # in one response
+MAX_SHOWN = 1_024  # characters of a value in a message
+PATTERN_SECONDS = 0.5  # for one value; some patterns take exponential time for hostile values
+MAX_SECONDS = 2.0  # for a whole request
 # Java's UTF-16 pairs, which no other regular expressions have.
 _JAVA_PAIRS = (r"\uD800\uDC00-\uDBFF\uDFFF", r"\U00010000-\U0010FFFF")
-_BELOW, _ABOVE = "greater than or equal to", "less than or equal to"
+_AT_LEAST, _AT_MOST = "greater than or equal to", "less than or equal to"
 
 
 def validate(operation: OperationModel, parameters: dict[str, Any]) -> None:
-    """Check the members of an operation's input shape, already of the right types.
+    """Check the parameters of an operation, whose types are right already.
 
     Raises WireError ValidationException that lists every violation, in the order of the model's members.
     """
     if operation.input_shape is None:
         return
-    found: list[str] = []
-    more, deadline = "", time.monotonic() + SECONDS
+    violations: list[str] = []
+    more, deadline = "", time.monotonic() + MAX_SECONDS
     for violation in _structure(operation.input_shape, parameters, ""):
-        found.append(violation)
-        if len(found) == MOST or time.monotonic() > deadline:
+        violations.append(violation)
+        if len(violations) == MAX_VIOLATIONS or time.monotonic() > deadline:
             more = "; there may be more, the check ended here"
             break
-    if found:
-        noun = "error" if len(found) == 1 else "errors"
-        raise WireError("ValidationException", f"{len(found)} validation {noun} detected: {'; '.join(found)}{more}")
+    if violations:
+        noun = "error" if len(violations) == 1 else "errors"
+        raise WireError(
+            "ValidationException", f"{len(violations)} validation {noun} detected: {'; '.join(violations)}{more}"
+        )
 
 
 def _structure(shape: Shape, value: dict[str, Any], path: str) -> Iterator[str]:
@@ -75,26 +77,26 @@ def _items(shape: Shape, value: Sequence[Any], path: str) -> Iterator[str]:
     if item.type_name in ("structure", "list", "map"):
         for number, entry in enumerate(value, 1):
             yield from _member(item, entry, f"{path}.{number}.member")
-    elif _any_broken(item, value):
-        yield _violation(shape, value, path, f"Member must satisfy constraint: [{_all_constraints(item)}]")
+    elif _has_violation(item, value):
+        yield _violation(shape, value, path, f"Member must satisfy constraint: [{_constraint_texts(item)}]")
 
 
 def _entries(shape: Shape, value: dict[str, Any], path: str) -> Iterator[str]:
-    if _any_broken(shape.key, list(value)):
-        yield _violation(shape, value, path, f"Map keys must satisfy constraint: [{_all_constraints(shape.key)}]")
+    if _has_violation(shape.key, list(value)):
+        yield _violation(shape, value, path, f"Map keys must satisfy constraint: [{_constraint_texts(shape.key)}]")
     if shape.value.type_name in ("structure", "list", "map"):
         for name, entry in value.items():
-            yield from _member(shape.value, entry, f"{path}.{name[:SHOWN]}.member")
-    elif _any_broken(shape.value, list(value.values())):
-        yield _violation(shape, value, path, f"Map value must satisfy constraint: [{_all_constraints(shape.value)}]")
+            yield from _member(shape.value, entry, f"{path}.{name[:MAX_SHOWN]}.member")
+    elif _has_violation(shape.value, list(value.values())):
+        yield _violation(shape, value, path, f"Map value must satisfy constraint: [{_constraint_texts(shape.value)}]")
 
 
-def _any_broken(shape: Shape, values: Sequence[Any]) -> bool:
+def _has_violation(shape: Shape, values: Sequence[Any]) -> bool:
     constraints = _constraints(shape)
     return any(not satisfied(value) for value in values for _, satisfied in constraints)
 
 
-def _all_constraints(shape: Shape) -> str:
+def _constraint_texts(shape: Shape) -> str:
     return ", ".join(text for text, _ in _constraints(shape))
 
 
@@ -102,38 +104,40 @@ Constraint = tuple[str, Callable[[Any], bool]]
 
 
 def _constraints(shape: Shape) -> list[Constraint]:
-    """What a value of the shape has to satisfy by itself, as AWS words it."""
-    limits, found = shape.metadata, list[Constraint]()
+    """The constraints on a value of the shape, each with AWS's message."""
+    limits, constraints = shape.metadata, list[Constraint]()
     if shape.type_name in ("string", "list", "map", "blob"):
-        found += _bounds(limits, "length", _length)
+        constraints += _bounds(limits, "length", _length)
     elif shape.type_name in ("integer", "long", "float", "double", "byte", "short"):
-        found += _bounds(limits, "value", lambda value: value)
+        constraints += _bounds(limits, "value", lambda value: value)
     if "enum" in limits:
         choices = limits["enum"]
-        found.append((f"Member must satisfy enum value set: [{', '.join(choices)}]", lambda value: value in choices))
+        constraints.append(
+            (f"Member must satisfy enum value set: [{', '.join(choices)}]", lambda value: value in choices)
+        )
     if "pattern" in limits:
         pattern = limits["pattern"]
         text = f"Member must satisfy regular expression pattern: {pattern}"
-        found.append((text, lambda value: matches(pattern, value)))
-    return found
+        constraints.append((text, lambda value: matches(pattern, value)))
+    return constraints
 
 
 def _bounds(limits: dict[str, Any], what: str, measure: Callable[[Any], float]) -> Iterator[Constraint]:
     if "max" in limits:
         most = limits["max"]
-        yield f"Member must have {what} {_ABOVE} {most}", lambda value: measure(value) <= most
+        yield f"Member must have {what} {_AT_MOST} {most}", lambda value: measure(value) <= most
     if "min" in limits:
         least = limits["min"]
-        yield f"Member must have {what} {_BELOW} {least}", lambda value: measure(value) >= least
+        yield f"Member must have {what} {_AT_LEAST} {least}", lambda value: measure(value) >= least
 
 
 def _length(value: Any) -> int:
-    # A body that is streamed has no length before it has come; its operation bounds it.
+    # A streamed body has no length yet; its operation limits it.
     return len(value) if hasattr(value, "__len__") else 0
 
 
 def matches(pattern: str, value: str) -> bool:
-    """Whether the whole of `value` matches; a value that the pattern takes too long over does not."""
+    """Whether all of `value` matches the pattern; False if matching takes too long."""
     try:
         return bool(_compiled(pattern).fullmatch(value, timeout=PATTERN_SECONDS))
     except TimeoutError:
@@ -152,11 +156,11 @@ def _violation(shape: Shape, value: Any, path: str, constraint: str) -> str:
 
 def _shown(value: Any) -> str:
     text = _text(value)
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def _text(value: Any) -> str:
-    """The value as Java prints it, which is what AWS's messages show."""
+    """The value as Java prints it, as in AWS's messages."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, dict):

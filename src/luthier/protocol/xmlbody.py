@@ -1,7 +1,4 @@
-"""XML bodies as elements, without anything that XML can do beyond elements: no document types, so no entities.
-
-An entity that expands into itself a few times over makes gigabytes of a kilobyte; no S3 client sends a document type.
-"""
+"""Parse XML bodies. Document types are errors: entities expand a kilobyte to gigabytes, and no S3 client needs them."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ NAMESPACE_END = "}"
 
 
 def read(body: bytes) -> Element:
-    """The root element, names as ElementTree has them ({namespace}name); WireError SerializationException."""
+    """The root element, with ElementTree's names ({namespace}name); WireError SerializationException."""
     tree = TreeBuilder()
     depth = 0
 
