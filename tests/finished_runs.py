@@ -1,4 +1,4 @@
-"""Finished runs of small models, each trained once a session, with what the trained model said before it was saved."""
+"""Finished runs of small models, each trained once per session, with the trained model's logits before saving."""
 
 from __future__ import annotations
 
@@ -61,15 +61,15 @@ class FinishedRuns:
         folder = JobFolder(self.root / "runs" / name)
         spec = JobSpec(model=str(base), kind=kind, device="cpu", score_rows=2, hyperparameters=SETTINGS | settings)
         folder.create(spec, {"training": rows})
-        said: list[Tensor] = []
+        logits: list[Tensor] = []
 
         def listen(model: Any, *rest: Any) -> None:
             with torch.no_grad():
-                said.append(model.network(input_ids=PROBE, use_cache=False).logits)
+                logits.append(model.network(input_ids=PROBE, use_cache=False).logits)
             save_artifact(model, *rest)
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("LUTHIER_CACHE", str(self.root / "cache"))
             patch.setattr(job, "save_artifact", listen)
             job.run_job(folder, False, Console(file=io.StringIO(), width=120))
-        return Finished(folder, base, rows, said[0])
+        return Finished(folder, base, rows, logits[0])

@@ -1,4 +1,4 @@
-"""A real server process for tests: started on a free port in a home of its own, asked to end when the test is over."""
+"""A real server process for tests: on a free port, with its own home folder, stopped after the test."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ READY_SECONDS = 60
 
 @dataclass(slots=True)
 class ServerProcess:
-    """A running server and what it said when it started."""
+    """A running server and the first lines it printed."""
 
     process: subprocess.Popen[str]
     home: Path
@@ -56,22 +56,22 @@ class ServerProcess:
         )  # fmt: skip
 
     def wait_ready(self) -> None:
-        """Until /_luthier/health says 200."""
+        """Wait until /_luthier/health returns 200."""
         deadline = time.monotonic() + READY_SECONDS
-        said: Any = None
+        body: Any = None
         while time.monotonic() < deadline and self.process.poll() is None:
-            status, said = self.get("/_luthier/health")
+            status, body = self.get("/_luthier/health")
             if status == 200:
                 return
             time.sleep(0.05)
-        raise AssertionError(f"not ready within {READY_SECONDS} s: {said}")
+        raise AssertionError(f"not ready within {READY_SECONDS} s: {body}")
 
     def log(self) -> list[dict[str, Any]]:
-        """What the server has logged."""
+        """Return the server's log entries."""
         return [json.loads(line) for line in (self.home / "logs" / "server.log").read_text("utf-8").splitlines()]
 
     def stop(self, number: int = signal.SIGTERM, seconds: float = 60) -> int:
-        """Ask it to end; its exit code."""
+        """Send a signal; returns the exit code."""
         self.process.send_signal(number)
         return self.process.wait(seconds)
 
@@ -85,15 +85,15 @@ def server(
     home: Path, *arguments: str, ready: bool = True, environment: Mapping[str, str] | None = None
 ) -> Iterator[ServerProcess]:
     """`luthier serve` as a process; killed at the end unless the test has stopped it."""
-    surroundings = {**os.environ, "PYTHONWARNINGS": "error::ResourceWarning", **(environment or {})}
-    process = subprocess.Popen(command(home, *arguments), stdout=subprocess.PIPE, text=True, env=surroundings)
+    variables = {**os.environ, "PYTHONWARNINGS": "error::ResourceWarning", **(environment or {})}
+    process = subprocess.Popen(command(home, *arguments), stdout=subprocess.PIPE, text=True, env=variables)
     assert process.stdout is not None
     with process, process.stdout:
         try:
             greeting = [process.stdout.readline() for _ in range(3)]
-            found = re.search(r":(\d+) ", greeting[0])
-            assert found is not None, f"exit code {process.wait(30)}, said {greeting}"
-            served = ServerProcess(process, home, int(found[1]), greeting)
+            match = re.search(r":(\d+) ", greeting[0])
+            assert match is not None, f"exit code {process.wait(30)}, printed {greeting}"
+            served = ServerProcess(process, home, int(match[1]), greeting)
             if ready:
                 served.wait_ready()
             yield served

@@ -28,9 +28,9 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_whole_road(luthier: Luthier, rows: Path, tmp_path: Path) -> None:
     seen = luthier("inspect", rows, "--json")
     assert seen.returncode == 0, seen.stderr
-    found = json.loads(seen.stdout)
-    assert (found["kind"], found["rows"], found["kept"], found["dropped"]) == ("instruction", 66, 66, 0)
-    assert set(found["examples"][0]) >= {"source", "prompt", "completion"}
+    report = json.loads(seen.stdout)
+    assert (report["kind"], report["rows"], report["kept"], report["dropped"]) == ("instruction", 66, 66, 0)
+    assert set(report["examples"][0]) >= {"source", "prompt", "completion"}
 
     tuned = luthier("tune", rows, "--out", "run", "--set", "epoch=2", "--set", "learning_rate=0.003")
     assert tuned.returncode == 0, tuned.stderr
@@ -41,9 +41,9 @@ def test_the_whole_road(luthier: Luthier, rows: Path, tmp_path: Path) -> None:
     assert again.returncode == 2
     assert "not empty" in again.stderr
 
-    said = luthier("generate", "run", json.dumps(FIELDS))
-    assert said.returncode == 0, said.stderr
-    assert said.stdout.strip()
+    generated = luthier("generate", "run", json.dumps(FIELDS))
+    assert generated.returncode == 0, generated.stderr
+    assert generated.stdout.strip()
     answered = luthier("generate", "run", "--file", rows / "test" / "test.jsonl")
     assert len(answered.stdout.splitlines()) == 12
     assert set(json.loads(answered.stdout.splitlines()[0])) >= {"row", "prompt", "generated_text"}

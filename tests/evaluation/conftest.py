@@ -1,4 +1,4 @@
-"""Runs that are finished, shared by the tests of this room."""
+"""Finished runs shared by the tests of this package."""
 
 from __future__ import annotations
 

@@ -183,9 +183,9 @@ def test_f1_is_null_for_free_text(tmp_path: Path) -> None:
 
 def test_a_small_sample_of_free_text_is_not_taken_for_labels(tmp_path: Path) -> None:
     rows = [score(number, 1.0, 1, 0, "a" if number < 5 else None, f"text {number}") for number in range(30)]
-    found = compare(write(tmp_path / "base.jsonl", rows), write(tmp_path / "tuned.jsonl", rows))
-    assert found["scored_by_generation"] == 5
-    assert found["base"]["f1"] is found["tuned"]["f1"] is found["difference"]["f1"] is None
+    result = compare(write(tmp_path / "base.jsonl", rows), write(tmp_path / "tuned.jsonl", rows))
+    assert result["scored_by_generation"] == 5
+    assert result["base"]["f1"] is result["tuned"]["f1"] is result["difference"]["f1"] is None
 
 
 def test_uneven_tokens_are_said(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Held-out rows: each scored as Hugging Face's own forward scores it, a seeded sample answered, nothing else kept."""
+"""Held-out rows: scores equal to those of transformers, and generation for a seeded sample."""
 
 from __future__ import annotations
 

@@ -25,14 +25,14 @@ def test_each_row_scores_as_it_does_alone(tmp_path: Path, architecture: str, pac
     store = write_store(tmp_path, LENGTHS)
     model = Model(network, torch.float32, torch.device("cpu"))
     rows = np.array([0, 1, 2, 4, 6, 7])
-    found = {
+    scored = {
         row.row: row for row in score_rows(model, store, rows, rows_per_batch=rows_per_batch, layout=Layout(packed, 3))
     }
-    assert sorted(found) == rows.tolist()
+    assert sorted(scored) == rows.tolist()
     for row in rows.tolist():
         nats, count, hits = loss_alone(network, store, row)
-        assert found[row].loss_sum == pytest.approx(nats, rel=1e-5)
-        assert (found[row].tokens, found[row].correct) == (count, hits)
+        assert scored[row].loss_sum == pytest.approx(nats, rel=1e-5)
+        assert (scored[row].tokens, scored[row].correct) == (count, hits)
 
 
 def test_logits_are_held_for_one_chunk_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,23 +36,24 @@ def exported(run: Path, out: Path, form: str = "merged") -> str:
 
 
 def provenance(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "luthier.json").read_text("utf-8"))
-    return found
+    provenance_json: dict[str, Any] = json.loads((folder / "luthier.json").read_text("utf-8"))
+    return provenance_json
 
 
 def test_a_merged_export_says_what_it_cost(quantized: Finished, tmp_path: Path) -> None:
     root = quantized.folder.root
-    said = exported(root, tmp_path / "out")
-    cost = provenance(tmp_path / "out")["merge"]
+    output = exported(root, tmp_path / "out")
+    merge = provenance(tmp_path / "out")["merge"]
     trained = json.loads((root / "metrics.json").read_text("utf-8"))["tuned"]["loss"]
-    assert (cost["split"], cost["rows"], cost["base"]) == ("validation", 6, "unquantized")
-    assert cost["loss_trained"] == pytest.approx(trained, abs=1e-6)  # as it was when it was trained
-    assert cost["difference"] == pytest.approx(cost["loss_merged"] - cost["loss_trained"])
-    assert 0 < abs(cost["difference"]) < 0.5
-    assert f"loss {cost['loss_merged']:.4f} on 6 validation rows, {cost['loss_trained']:.4f} on the 4-bit base" in said
-    assert f"(difference {cost['difference']:+.4f})" in said
-    assert (cost["trained_on"]["bits"], cost["trained_on"]["quant_type"]) == (4, "nf4")
-    assert "exported" in said
+    assert (merge["split"], merge["rows"], merge["base"]) == ("validation", 6, "unquantized")
+    assert merge["loss_trained"] == pytest.approx(trained, abs=1e-6)  # as it was when it was trained
+    assert merge["difference"] == pytest.approx(merge["loss_merged"] - merge["loss_trained"])
+    assert 0 < abs(merge["difference"]) < 0.5
+    merged, trained = f"{merge['loss_merged']:.4f}", f"{merge['loss_trained']:.4f}"
+    assert f"loss {merged} on 6 validation rows, {trained} on the 4-bit base" in output
+    assert f"(difference {merge['difference']:+.4f})" in output
+    assert (merge["trained_on"]["bits"], merge["trained_on"]["quant_type"]) == (4, "nf4")
+    assert "exported" in output
     assert "quantization" not in provenance(tmp_path / "out")
 
 
@@ -102,12 +103,12 @@ def test_without_the_runs_rows_that_is_said(quantized: Finished, tmp_path: Path,
         run = run / "model"
         shutil.copytree(run, tmp_path / "alone")
         run = tmp_path / "alone"
-    said = exported(run, tmp_path / "out")
-    assert "the difference was not measured" in said
-    assert expected in said
-    cost = provenance(tmp_path / "out")["merge"]
-    assert expected in cost["not_measured"]
-    assert not {"loss_merged", "difference"} & cost.keys()
+    output = exported(run, tmp_path / "out")
+    assert "the difference was not measured" in output
+    assert expected in output
+    merge = provenance(tmp_path / "out")["merge"]
+    assert expected in merge["not_measured"]
+    assert not {"loss_merged", "difference"} & merge.keys()
     assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
@@ -119,8 +120,8 @@ def test_a_run_that_held_no_rows_out(finished: FinishedRuns, tmp_path: Path) -> 
 
 
 def test_a_run_on_whole_weights_has_nothing_to_say(finished: FinishedRuns, tmp_path: Path) -> None:
-    said = exported(finished.get().folder.root, tmp_path / "out")
-    assert "loss" not in said
+    output = exported(finished.get().folder.root, tmp_path / "out")
+    assert "loss" not in output
     assert "merge" not in provenance(tmp_path / "out")
     assert provenance(tmp_path / "out")["merged"] is True
 

@@ -1,4 +1,4 @@
-"""The report page: complete, safe against hostile rows, and honest about what is missing."""
+"""The report page: complete, safe with untrusted rows, and explicit about missing data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Endpoints that are shared by the tests of this room: the embedded model's, a T5's, a finished run's."""
+"""Endpoints shared by the tests of this package: the embedded model's, a T5's, a finished run's."""
 
 from __future__ import annotations
 

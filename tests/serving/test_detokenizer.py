@@ -1,4 +1,4 @@
-"""Text as it is written: whole characters, nothing of a stop string, and in the end the text of all tokens."""
+"""Incremental detokenization: whole characters, no stop string, and in the end the text of all tokens."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     return Tokenizer.load(Path(EMBEDDED)) if request.param == "byte level" else sentencepiece_like()
 
 
-def written(tokenizer: Tokenizer, prompt: list[int], ids: list[int], stops: tuple[str, ...] = ()) -> list[str]:
+def release_all(tokenizer: Tokenizer, prompt: list[int], ids: list[int], stops: tuple[str, ...] = ()) -> list[str]:
     """What was released for each token, and at the end."""
     detokenizer = Detokenizer(tokenizer, prompt, stops, live=True)
     released = []
@@ -43,7 +43,7 @@ def ids_of(tokenizer: Tokenizer, text: str) -> list[int]:
 
 def test_characters_are_whole_and_the_text_is_that_of_all_tokens(tokenizer: Tokenizer) -> None:
     ids = ids_of(tokenizer, HARD)
-    released = written(tokenizer, [], ids)
+    released = release_all(tokenizer, [], ids)
     assert "".join(released) == tokenizer.decode(ids)
     assert "".join(released).replace("�", "") == "".join(released)
     assert sum(bool(text) for text in released) > 20  # it comes as it is written, not at the end
@@ -51,7 +51,7 @@ def test_characters_are_whole_and_the_text_is_that_of_all_tokens(tokenizer: Toke
 
 def test_half_a_character_at_the_end_is_told_at_the_end(tokenizer: Tokenizer) -> None:
     ids = ids_of(tokenizer, "the 猫")[:-1]
-    released = written(tokenizer, [], ids)
+    released = release_all(tokenizer, [], ids)
     assert "".join(released) == tokenizer.decode(ids)
     assert all("�" not in text for text in released[:-1])
     assert released[-1].endswith("�")
@@ -61,10 +61,10 @@ def test_any_tokens_at_all_come_out_as_decoded_at_once(tokenizer: Tokenizer) -> 
     rng = random.Random(3)
     for _ in range(60):
         ids = [rng.randrange(3, tokenizer.vocab_size) for _ in range(rng.randrange(1, 40))]
-        told, whole = "".join(written(tokenizer, [], ids)), tokenizer.decode(ids)
-        # A run of byte tokens that are no text unmakes, in some decoders, those of them that were.
+        released, whole = "".join(release_all(tokenizer, [], ids)), tokenizer.decode(ids)
+        # A run of byte tokens that are no released unmakes, in some decoders, those of them that were.
         runs = tokenizer.eos_id != 2 or not any(token < 259 for token in ids)
-        assert told == whole if runs else len(told) <= len(whole)
+        assert released == whole if runs else len(released) <= len(whole)
 
 
 def test_an_answer_goes_on_from_its_prompt(tokenizer: Tokenizer) -> None:
@@ -72,14 +72,14 @@ def test_an_answer_goes_on_from_its_prompt(tokenizer: Tokenizer) -> None:
     prompt, whole = ids_of(tokenizer, "at the"), ids_of(tokenizer, "at the inn the end")
     assert whole[: len(prompt)] == prompt
     answer = whole[len(prompt) :]
-    assert "".join(written(tokenizer, prompt, answer)) == " inn the end"
+    assert "".join(release_all(tokenizer, prompt, answer)) == " inn the end"
     assert tokenizer.decode(answer, after=prompt) == " inn the end"
 
 
 def test_after_a_control_token_a_text_begins(tokenizer: Tokenizer) -> None:
     control = tokenizer.eos_id
     answer = ids_of(tokenizer, "the end")
-    assert "".join(written(tokenizer, [5, control], answer)) == "the end"
+    assert "".join(release_all(tokenizer, [5, control], answer)) == "the end"
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_stop_strings_end_the_text_and_never_show(
     tokenizer: Tokenizer, text: str, stops: tuple[str, ...], expected: str
 ) -> None:
     ids = ids_of(tokenizer, text)
-    released = written(tokenizer, [], ids, stops)
+    released = release_all(tokenizer, [], ids, stops)
     assert "".join(released) == expected
     silent = Detokenizer(tokenizer, [], stops)
     for token in ids:
@@ -116,17 +116,17 @@ def test_random_texts_with_random_stops(tokenizer: Tokenizer) -> None:
         stops = tuple("".join(rng.choice("ab 猫") for _ in range(rng.randrange(1, 5))) for _ in range(2))
         ids = ids_of(tokenizer, text)
         whole = tokenizer.decode(ids)
-        found = "".join(written(tokenizer, [], ids, stops))
+        released = "".join(release_all(tokenizer, [], ids, stops))
         places = [place for stop in stops if (place := whole.find(stop)) >= 0]
         if not places:
-            assert found == whole
+            assert released == whole
         else:  # the stop that is complete first ends it
             ends = {stop: whole.find(stop) + len(stop) for stop in stops if stop in whole}
-            assert found in {whole[: whole.find(stop)] for stop in ends}
-            assert not any(stop in found for stop in stops)
+            assert released in {whole[: whole.find(stop)] for stop in ends}
+            assert not any(stop in released for stop in stops)
 
 
 def test_control_tokens_give_no_text_and_no_hole(tokenizer: Tokenizer) -> None:
     ids = ids_of(tokenizer, "the hen")
     mixed = [ids[0], tokenizer.eos_id, *ids[1:2], tokenizer.eos_id, tokenizer.eos_id, *ids[2:]]
-    assert "".join(written(tokenizer, [], mixed)) == tokenizer.decode(mixed) == "the hen"
+    assert "".join(release_all(tokenizer, [], mixed)) == tokenizer.decode(mixed) == "the hen"

@@ -1,4 +1,4 @@
-"""The door over real HTTP: each form's answer, refusals by status and line, streams, and many callers at once."""
+"""The endpoint over real HTTP: the response of each format, errors by status and message, streams, concurrency."""
 
 from __future__ import annotations
 
@@ -59,12 +59,12 @@ def test_bare_text_and_text_inputs(tiny: Endpoint) -> None:
 
 
 def test_messages(tiny: Endpoint) -> None:
-    found = tiny.answer({"model": "any", "messages": TALK, "max_tokens": 4})
-    assert (found["object"], found["model"]) == ("chat.completion", "luthier/tiny")
-    assert abs(found["created"] - time.time()) < 60
-    (choice,) = found["choices"]
+    result = tiny.answer({"model": "any", "messages": TALK, "max_tokens": 4})
+    assert (result["object"], result["model"]) == ("chat.completion", "luthier/tiny")
+    assert abs(result["created"] - time.time()) < 60
+    (choice,) = result["choices"]
     assert (choice["index"], choice["finish_reason"], choice["message"]["role"]) == (0, "length", "assistant")
-    usage = found["usage"]
+    usage = result["usage"]
     assert usage["completion_tokens"] == 4
     assert usage["total_tokens"] == usage["prompt_tokens"] + 4
     whole = tiny.answer({"messages": TALK})["choices"][0]
@@ -77,11 +77,11 @@ def test_messages(tiny: Endpoint) -> None:
 
 
 def test_details(tiny: Endpoint) -> None:
-    asked = {"max_new_tokens": 6, "details": True, "decoder_input_details": True, "seed": 4, "do_sample": True}
-    (found,) = tiny.answer({"inputs": "Once upon a time", "parameters": asked})
-    details = found["details"]
+    parameters = {"max_new_tokens": 6, "details": True, "decoder_input_details": True, "seed": 4, "do_sample": True}
+    (result,) = tiny.answer({"inputs": "Once upon a time", "parameters": parameters})
+    details = result["details"]
     assert (details["finish_reason"], details["generated_tokens"], details["seed"]) == ("length", 6, 4)
-    assert "".join(token["text"] for token in details["tokens"]) == found["generated_text"]
+    assert "".join(token["text"] for token in details["tokens"]) == result["generated_text"]
     assert [set(token) for token in details["tokens"]] == [{"id", "text", "logprob", "special"}] * 6
     assert "".join(token["text"] for token in details["prefill"]) == "Once upon a time"
     assert details["prefill"][0]["logprob"] is None
@@ -89,12 +89,12 @@ def test_details(tiny: Endpoint) -> None:
 
 
 def test_details_of_an_answer_that_ends_by_itself(tiny: Endpoint) -> None:
-    (found,) = tiny.answer({"inputs": [TALK], "parameters": {"details": True}})
-    details = found["details"]
+    (result,) = tiny.answer({"inputs": [TALK], "parameters": {"details": True}})
+    details = result["details"]
     assert details["finish_reason"] == "eos_token"
     assert details["tokens"][-1]["special"] is True
     assert details["tokens"][-1]["text"] == ""
-    assert "".join(token["text"] for token in details["tokens"]) == found["generation"]["content"]
+    assert "".join(token["text"] for token in details["tokens"]) == result["generation"]["content"]
 
 
 @pytest.mark.parametrize("streams", [{}, {"stream": True}])
@@ -112,8 +112,8 @@ def test_a_stream_tells_what_the_whole_answer_says(tiny: Endpoint, streams: Any)
     assert events[-1]["details"] == {"finish_reason": "length", "generated_tokens": 10, "seed": 3}
     tokens = expected["details"]["tokens"]
     assert [event["token"]["id"] for event in events] == [token["id"] for token in tokens]
-    told = [event["token"]["logprob"] for event in events]
-    assert told == pytest.approx([token["logprob"] for token in tokens], abs=1e-4)
+    logprobs = [event["token"]["logprob"] for event in events]
+    assert logprobs == pytest.approx([token["logprob"] for token in tokens], abs=1e-4)
 
 
 def test_a_stream_comes_as_it_is_written(tiny_model: ServedModel) -> None:
@@ -177,9 +177,9 @@ def test_streams_of_the_other_forms(tiny: Endpoint) -> None:
     ],
 )
 def test_refusals(tiny: Endpoint, body: Any, headers: dict[str, str], status: int, line: str) -> None:
-    found = tiny.error(body, **headers)
-    assert found[0] == status
-    assert line in found[1]
+    result = tiny.error(body, **headers)
+    assert result[0] == status
+    assert line in result[1]
 
 
 def test_other_doors_and_methods(tiny: Endpoint) -> None:
@@ -202,8 +202,8 @@ class _Around:
         self.name, self.is_broken = served.name, False
         self.batches: list[int] = []
 
-    def prepare_rows(self, asked: InvocationRequest) -> list[BatchRow]:
-        return self.served.prepare_rows(asked)
+    def prepare_rows(self, request: InvocationRequest) -> list[BatchRow]:
+        return self.served.prepare_rows(request)
 
     def can_batch(self, rows: Sequence[BatchRow]) -> bool:
         return self.served.can_batch(rows)
@@ -272,9 +272,9 @@ def test_who_hangs_up_is_answered_no_more(tiny_model: ServedModel) -> None:
     begun = threading.Event()
 
     class Seen(_Around):
-        def prepare_rows(self, asked: InvocationRequest) -> list[BatchRow]:
-            rows.extend(found := self.served.prepare_rows(asked))
-            return found
+        def prepare_rows(self, request: InvocationRequest) -> list[BatchRow]:
+            rows.extend(result := self.served.prepare_rows(request))
+            return result
 
         def generate(self, some: Sequence[BatchRow]) -> None:
             begun.set()
@@ -299,10 +299,10 @@ def test_who_hangs_up_is_answered_no_more(tiny_model: ServedModel) -> None:
 
 def test_a_fault_nobody_foresaw_is_one_line_and_the_next_request_is_answered(tiny_model: ServedModel) -> None:
     class Odd(_Around):
-        def prepare_rows(self, asked: InvocationRequest) -> list[BatchRow]:
-            if asked.prompts[0].value == "odd":
+        def prepare_rows(self, request: InvocationRequest) -> list[BatchRow]:
+            if request.prompts[0].value == "odd":
                 raise ZeroDivisionError("secret of the inside")
-            return super().prepare_rows(asked)
+            return super().prepare_rows(request)
 
     with listening(Odd(tiny_model)) as endpoint:
         reply = endpoint.post({"inputs": "odd"})

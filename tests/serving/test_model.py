@@ -1,4 +1,4 @@
-"""What is asked as rows: prompts as trained, room for answers, seeds; and batches that memory or a fault cuts up."""
+"""Requests as rows: prompts as in training, token limits, seeds; batches split by memory or by an error."""
 
 from __future__ import annotations
 
@@ -77,11 +77,11 @@ def test_a_conversation_is_rendered_by_the_models_own_template(tiny_model: Serve
     chat = tiny_model.tokenizer.chat
     assert chat is not None
     assert list(row.request.prompt_ids) == tiny_model.tokenizer.prompt_ids(chat.render_prompt(talk))
-    told = generate(
+    generation = generate(
         tiny_model.model, [list(row.request.prompt_ids)], stop_ids=tiny_model.tokenizer.stop_ids,
         pad_id=tiny_model.tokenizer.pad_id, max_new_tokens=DEFAULT_NEW_TOKENS,
     )[0]  # fmt: skip
-    expected = tiny_model.tokenizer.decode(told.ids)
+    expected = tiny_model.tokenizer.decode(generation.ids)
     assert tiny.answer({"messages": talk})["choices"][0]["message"]["content"] == expected
     assert tiny.answer({"inputs": [talk]}) == [{"generation": {"role": "assistant", "content": expected}}]
     assert tiny.answer({"fields": {"messages": talk}}) == [{"generated_text": expected}]
@@ -239,19 +239,19 @@ def test_rows_that_find_no_memory_together_are_answered_in_halves(
 ) -> None:
     body = {"inputs": ["aa", "bbb", "cccc", "d", "ee"], "parameters": {"max_new_tokens": 8, "details": True}}
     expected = [row.completions.result(0) for row in run(short, body)]
-    tried: list[int] = []
-    whole = continue_lines
+    batch_sizes: list[int] = []
+    original = continue_lines
 
     def scarce(model: Any, lines: Any, pad_id: int) -> None:
-        tried.append(len(lines))
+        batch_sizes.append(len(lines))
         if len(lines) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        whole(model, lines, pad_id)
+        original(model, lines, pad_id)
 
     monkeypatch.setattr(model_module, "continue_lines", scarce)
-    found = [row.completions.result(0) for row in run(short, body)]
-    assert tried == [5, 3, 2, 1, 2]
-    assert [one[0].text for one in found] == [one[0].text for one in expected]
+    completions = [row.completions.result(0) for row in run(short, body)]
+    assert batch_sizes == [5, 3, 2, 1, 2]
+    assert [one[0].text for one in completions] == [one[0].text for one in expected]
 
 
 def test_tokens_that_were_told_before_memory_ran_out_are_not_told_again(
@@ -260,12 +260,12 @@ def test_tokens_that_were_told_before_memory_ran_out_are_not_told_again(
     (row, other) = rows_of(short, {"inputs": ["aa", "bb"], "parameters": {"max_new_tokens": 8}})
     heard: list[int] = []
     row.on_token = lambda token, answer: heard.append(token.id)
-    whole, calls = continue_lines, list[int]()
+    original, calls = continue_lines, list[int]()
 
     def breaks_off(model: Any, lines: Any, pad_id: int) -> None:
         calls.append(len(lines))
         if len(calls) > 1:
-            whole(model, lines, pad_id)
+            original(model, lines, pad_id)
             return
         count = 0
 
@@ -276,7 +276,7 @@ def test_tokens_that_were_told_before_memory_ran_out_are_not_told_again(
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return bool(lines[0].take(token, score))
 
-        whole(model, [Line(lines[0].prompt, lines[0].room, lines[0].choice, take), lines[1]], pad_id)
+        original(model, [Line(lines[0].prompt, lines[0].room, lines[0].choice, take), lines[1]], pad_id)
 
     monkeypatch.setattr(model_module, "continue_lines", breaks_off)
     short.generate([row, other])
@@ -296,12 +296,12 @@ def test_one_row_without_memory_is_said(short: ServedModel, monkeypatch: pytest.
 
 
 def test_a_row_that_fails_fails_alone(short: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = continue_lines
+    original = continue_lines
 
     def picky(model: Any, lines: Any, pad_id: int) -> None:
         if any(len(line.prompt) == 4 for line in lines):
             raise ValueError("boom")
-        whole(model, lines, pad_id)
+        original(model, lines, pad_id)
 
     monkeypatch.setattr(model_module, "continue_lines", picky)
     rows = run(short, {"inputs": ["aa", "bbb", "cccc", "d"], "parameters": {"max_new_tokens": 4}})

@@ -1,4 +1,4 @@
-"""Each parameter that is accepted changes what it says it changes."""
+"""Each parameter has its effect."""
 
 from __future__ import annotations
 
@@ -53,19 +53,19 @@ def test_effect(tiny: Endpoint, name: str) -> None:
 
 
 def test_no_repeated_ngrams(t5: Endpoint) -> None:
-    asked = {"max_new_tokens": 60, "details": True}
+    parameters = {"max_new_tokens": 60, "details": True}
     pairs = {}
     for more in ({}, {"no_repeat_ngram_size": 2}):
-        (found,) = t5.answer({"inputs": "one two", "parameters": asked | more})
-        ids = [token["id"] for token in found["details"]["tokens"]]
+        (result,) = t5.answer({"inputs": "one two", "parameters": parameters | more})
+        ids = [token["id"] for token in result["details"]["tokens"]]
         pairs[len(more)] = list(pairwise(ids))
     assert len(set(pairs[0])) < len(pairs[0])
     assert len(set(pairs[1])) == len(pairs[1])
 
 
 def count(endpoint: Endpoint, prompt: str, **parameters: Any) -> int:
-    (found,) = endpoint.answer({"inputs": prompt, "parameters": {"details": True} | parameters})
-    return int(found["details"]["generated_tokens"])
+    (result,) = endpoint.answer({"inputs": prompt, "parameters": {"details": True} | parameters})
+    return int(result["details"]["generated_tokens"])
 
 
 def test_lengths_are_exact(tiny: Endpoint, t5: Endpoint) -> None:
@@ -82,11 +82,11 @@ def test_a_low_temperature_one_candidate_and_a_small_share_are_greedy(tiny: Endp
 
 
 def test_without_a_seed_draws_differ_and_the_seed_is_told(tiny: Endpoint) -> None:
-    asked = {"max_new_tokens": 12, "temperature": 3.0, "details": True}
-    found = [tiny.answer({"inputs": PROMPT, "parameters": asked})[0] for _ in range(3)]
-    assert len({one["generated_text"] for one in found}) > 1
-    again = tiny.text(PROMPT, max_new_tokens=12, temperature=3.0, seed=found[0]["details"]["seed"])
-    assert again == found[0]["generated_text"]
+    parameters = {"max_new_tokens": 12, "temperature": 3.0, "details": True}
+    result = [tiny.answer({"inputs": PROMPT, "parameters": parameters})[0] for _ in range(3)]
+    assert len({one["generated_text"] for one in result}) > 1
+    again = tiny.text(PROMPT, max_new_tokens=12, temperature=3.0, seed=result[0]["details"]["seed"])
+    assert again == result[0]["generated_text"]
     (greedy,) = tiny.answer({"inputs": PROMPT, "parameters": {"details": True, "max_new_tokens": 1}})
     assert greedy["details"]["seed"] is None
 
@@ -94,11 +94,12 @@ def test_without_a_seed_draws_differ_and_the_seed_is_told(tiny: Endpoint) -> Non
 def test_stop_strings_and_control_tokens_stop(tiny: Endpoint) -> None:
     whole = tiny.text(PROMPT, max_new_tokens=40)
     for stops in (["."], ["She", "zzz"], "there", ["lived near the"]):
-        (found,) = tiny.answer({"inputs": PROMPT, "parameters": {"max_new_tokens": 40, "stop": stops, "details": True}})
+        parameters = {"max_new_tokens": 40, "stop": stops, "details": True}
+        (result,) = tiny.answer({"inputs": PROMPT, "parameters": parameters})
         place = min(whole.index(stop) for stop in ([stops] if isinstance(stops, str) else stops) if stop in whole)
-        assert found["generated_text"] == whole[:place]
-        assert found["details"]["finish_reason"] == "stop_sequence"
-        assert found["details"]["generated_tokens"] < 40
+        assert result["generated_text"] == whole[:place]
+        assert result["details"]["finish_reason"] == "stop_sequence"
+        assert result["details"]["generated_tokens"] < 40
         streamed = tiny.stream({"inputs": PROMPT, "parameters": {"max_new_tokens": 40, "stop": stops}}).events
         assert "".join(event["token"]["text"] for event in streamed) == whole[:place]
         beams = tiny.text(PROMPT, max_new_tokens=40, stop=stops, num_beams=2)
@@ -110,13 +111,14 @@ def test_stop_strings_and_control_tokens_stop(tiny: Endpoint) -> None:
 
 def test_a_control_token_that_ends_no_text_ends_one_where_it_is_asked_to(t5: Endpoint) -> None:
     """A random T5 writes any token: one of its control tokens, asked for as a stop, is what it stops at."""
-    asked = {"max_new_tokens": 60, "details": True, "temperature": 50.0}
+    parameters = {"max_new_tokens": 60, "details": True, "temperature": 50.0}
     for seed in range(100):
-        (free,) = t5.answer({"inputs": "a", "parameters": asked | {"seed": seed}})
+        (free,) = t5.answer({"inputs": "a", "parameters": parameters | {"seed": seed}})
         places = [place for place, token in enumerate(free["details"]["tokens"]) if token["id"] == 2]  # <|im_end|>
         if places and places[0]:
             break
-    stopped = t5.answer({"inputs": "a", "parameters": asked | {"seed": seed, "stop": ["<|im_end|>"]}})[0]["details"]
+    with_stop = parameters | {"seed": seed, "stop": ["<|im_end|>"]}
+    stopped = t5.answer({"inputs": "a", "parameters": with_stop})[0]["details"]
     assert stopped["generated_tokens"] == places[0] + 1
     assert stopped["tokens"][-1]["special"] is True
     assert stopped["finish_reason"] == "eos_token"
@@ -131,11 +133,11 @@ def test_max_time(tiny: Endpoint) -> None:
 
 @pytest.mark.parametrize("early", [False, True])
 def test_beams_and_their_answers(tiny: Endpoint, t5: Endpoint, early: bool) -> None:
-    asked = {"max_new_tokens": 8, "num_beams": 3, "num_return_sequences": 3, "early_stopping": early}
+    parameters = {"max_new_tokens": 8, "num_beams": 3, "num_return_sequences": 3, "early_stopping": early}
     for endpoint in (tiny, t5):
-        found = endpoint.answer({"inputs": "The dog", "parameters": asked | {"details": True}})
-        assert len(found) == 3
-        for one in found:
+        result = endpoint.answer({"inputs": "The dog", "parameters": parameters | {"details": True}})
+        assert len(result) == 3
+        for one in result:
             assert "".join(token["text"] for token in one["details"]["tokens"]) == one["generated_text"]
             assert all(token["logprob"] <= 0 for token in one["details"]["tokens"])
     drawn = [tiny.text("The dog", num_beams=2, do_sample=True, temperature=3.0, seed=seed, max_new_tokens=8)
@@ -144,8 +146,8 @@ def test_beams_and_their_answers(tiny: Endpoint, t5: Endpoint, early: bool) -> N
 
 
 def test_an_encoder_decoders_prompt_is_its_decoders(t5: Endpoint) -> None:
-    (found,) = t5.answer({"inputs": "a cat", "parameters": {"max_new_tokens": 2, "decoder_input_details": True}})
-    (start,) = found["details"]["prefill"]
+    (result,) = t5.answer({"inputs": "a cat", "parameters": {"max_new_tokens": 2, "decoder_input_details": True}})
+    (start,) = result["details"]["prefill"]
     assert (start["id"], start["logprob"]) == (3, None)
 
 

@@ -12,21 +12,21 @@ from luthier.serving.errors import InvocationError
 from luthier.serving.parameters import PARAMETERS, GenerationParameters, read_parameters
 
 
-def read(given: Any) -> GenerationParameters:
-    return read_parameters(parse_value(json.dumps(given)))
+def read(values: Any) -> GenerationParameters:
+    return read_parameters(parse_value(json.dumps(values)))
 
 
 def test_what_fits_is_read() -> None:
-    given = {
+    values = {
         "max_new_tokens": 5, "max_length": 9, "max_time": 2, "do_sample": True, "temperature": 0.5, "top_k": 3,
         "top_p": 1, "seed": 2**63 - 1, "repetition_penalty": 1.2, "no_repeat_ngram_size": 2, "num_beams": 4,
         "num_return_sequences": 2, "early_stopping": True, "stop": ["a", "b"], "truncate": 7,
         "return_full_text": True, "details": False, "decoder_input_details": True, "parse_special_tokens": False,
     }  # fmt: skip
-    assert given.keys() == PARAMETERS.keys()
-    found = read(given)
-    assert {name: getattr(found, name) for name in given} == given | {"stop": ("a", "b")}
-    assert isinstance(found.temperature, float)
+    assert values.keys() == PARAMETERS.keys()
+    parsed = read(values)
+    assert {name: getattr(parsed, name) for name in values} == values | {"stop": ("a", "b")}
+    assert isinstance(parsed.temperature, float)
 
 
 def test_null_and_nothing_are_nothing() -> None:
@@ -87,8 +87,8 @@ def test_parameters_are_an_object() -> None:
         ({"do_sample": True}, True), ({"do_sample": False, "temperature": 0.5, "top_p": 0.1}, False),
     ],
 )  # fmt: skip
-def test_what_is_said_of_drawing_asks_for_it(given: dict[str, Any], samples: bool) -> None:
-    assert read(given).is_sampling is samples
+def test_what_is_said_of_drawing_asks_for_it(values: dict[str, Any], samples: bool) -> None:
+    assert read(values).is_sampling is samples
 
 
 @pytest.mark.parametrize(
@@ -101,9 +101,9 @@ def test_what_is_said_of_drawing_asks_for_it(given: dict[str, Any], samples: boo
         ({"num_return_sequences": 3, "num_beams": 2}, r"num_return_sequences: 3: expected at most num_beams \(2\)"),
     ],
 )
-def test_combinations_that_cannot_be_had(given: dict[str, Any], line: str) -> None:
+def test_combinations_that_cannot_be_had(values: dict[str, Any], line: str) -> None:
     with pytest.raises(InvocationError, match=line):
-        read(given)
+        read(values)
     assert read({"num_return_sequences": 3, "do_sample": True}).num_return_sequences == 3
     assert read({"num_return_sequences": 2, "num_beams": 2}).num_beams == 2
 

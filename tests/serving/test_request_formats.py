@@ -1,4 +1,4 @@
-"""Every form of a body is told by what it holds, and what cannot be understood is refused in one line."""
+"""Every request format is recognised by its keys, and an invalid request gets a one-line error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/requests.md: each of its examples is sent and answered as it says, and its table is the table."""
+"""docs/requests.md: each example is sent and gets the documented response; its table lists every parameter."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def test_example(tiny: Endpoint, request_block: tuple[str, str], answer_block: t
         return
     assert reply.status == 200, reply.body
     if kind == "stream":
-        told = [json.loads(line.removeprefix("data: ")) for line in text.splitlines() if line]
-        assert [shape(event) for event in reply.events] == [shape(event) for event in told]
-        assert reply.body.decode().count("\n\n") == len(told)
+        expected = [json.loads(line.removeprefix("data: ")) for line in text.splitlines() if line]
+        assert [shape(event) for event in reply.events] == [shape(event) for event in expected]
+        assert reply.body.decode().count("\n\n") == len(expected)
         return
     assert shape(reply.json) == shape(json.loads(text))
 

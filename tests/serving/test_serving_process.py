@@ -1,4 +1,4 @@
-"""The process itself: it listens at once, loads, answers, and ends well; and what it will not begin with."""
+"""The serving process: listens at once, loads, serves and shuts down gracefully; invalid command lines."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class _Unix(http.client.HTTPConnection):
         self.sock.connect(str(self.path))
 
 
-def asked(connection: http.client.HTTPConnection, path: str, body: Any = None) -> tuple[int, Any]:
+def send(connection: http.client.HTTPConnection, path: str, body: Any = None) -> tuple[int, Any]:
     try:
         sent = None if body is None else json.dumps(body)
         connection.request("GET" if sent is None else "POST", path, sent, {"Content-Type": "application/json"})
@@ -70,17 +70,17 @@ def test_an_artifact_on_a_unix_socket_from_start_to_end(finished: FinishedRuns, 
     with process(folder, "--socket", path, "--model", "mine", "--device", "cpu") as started:
         assert line_of(started) == f"listening on {path}"
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
-        assert asked(_Unix(path), "/ping")[0] == 503
+        assert send(_Unix(path), "/ping")[0] == 503
         assert line_of(started) == "ready: mine on cpu"
-        assert asked(_Unix(path), "/ping") == (200, {"status": "ready", "model": "mine"})
+        assert send(_Unix(path), "/ping") == (200, {"status": "ready", "model": "mine"})
         fields = {"instruction": "a", "context": "b"}
-        status, found = asked(_Unix(path), "/invocations", {"fields": fields, "parameters": {"max_new_tokens": 3}})
-        assert (status, len(found)) == (200, 1)
+        status, body = send(_Unix(path), "/invocations", {"fields": fields, "parameters": {"max_new_tokens": 3}})
+        assert (status, len(body)) == (200, 1)
 
         # What is being answered when the signal comes is answered.
         long = {"inputs": "the cat", "parameters": {"max_new_tokens": 200, "temperature": 5.0}}
         answers: list[tuple[int, Any]] = []
-        threads = [threading.Thread(target=lambda: answers.append(asked(_Unix(path), "/invocations", long)))
+        threads = [threading.Thread(target=lambda: answers.append(send(_Unix(path), "/invocations", long)))
                    for _ in range(3)]  # fmt: skip
         for thread in threads:
             thread.start()
@@ -102,11 +102,11 @@ def test_a_base_model_on_a_port_of_this_machine_alone() -> None:
         assert where.startswith("listening on http://127.0.0.1:")
         port = int(where.rpartition(":")[2])
         assert line_of(started) == "ready: luthier/tiny on cpu"
-        status, found = asked(
+        status, body = send(
             http.client.HTTPConnection("127.0.0.1", port, timeout=60), "/invocations",
             {"messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 3},
         )  # fmt: skip
-        assert (status, found["usage"]["completion_tokens"]) == (200, 3)
+        assert (status, body["usage"]["completion_tokens"]) == (200, 3)
         started.send_signal(signal.SIGINT)
         assert started.wait(30) == 0
 
@@ -153,10 +153,10 @@ def test_sockets_that_are_left_used_or_none(tmp_path: Path) -> None:
 
 
 def test_a_port_that_is_taken() -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        with process("luthier/tiny", "--port", str(taken.getsockname()[1])) as started:
+    with socket.socket() as occupied:
+        occupied.bind(("127.0.0.1", 0))
+        occupied.listen()
+        with process("luthier/tiny", "--port", str(occupied.getsockname()[1])) as started:
             _, errors = started.communicate(timeout=60)
     assert started.returncode == 2
     assert "luthier: error: --port" in errors

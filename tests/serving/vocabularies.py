@@ -1,4 +1,4 @@
-"""A tokenizer of another build than the small models' own."""
+"""A tokenizer built like SentencePiece, unlike the small models' own."""
 
 from __future__ import annotations
 
