@@ -170,6 +170,11 @@ class JobFolder:
             yield
 
 
+def shorten_failure(text: str) -> str:
+    """`text` within LONGEST_FAILURE characters."""
+    return text if len(text) <= LONGEST_FAILURE else f"{text[: LONGEST_FAILURE - 4]} ..."
+
+
 def find_channels(data: Path, scoring: bool = False) -> dict[str, Path]:
     """Find the channels of a DATA argument.
 

@@ -7,14 +7,18 @@ from typing import Any
 import pytest
 from api.desk import ACCOUNT, OWNER, Desk, automl_channel, automl_job
 
+from luthier.catalog.entry import find
+from luthier.jobspec import JobSpec
+
 LLAMA = {"BaseModelName": "Llama2-7B"}
 CHANNELS = "AutoMLJobInputDataConfig"
 
 
-def facts(desk: Desk, name: str = "auto") -> Any:
-    found = desk.store.find("automl-job", OWNER, name)
-    assert found is not None
-    return found.facts
+def spec(desk: Desk, name: str = "auto") -> JobSpec:
+    """The spec of the AutoML job's training job."""
+    job = desk.store.find("training-job", OWNER, f"{name}-tr-1")
+    assert job is not None
+    return job.job
 
 
 def candidate(name: str = "auto-trial-1", status: str = "Completed") -> dict[str, Any]:
@@ -48,10 +52,13 @@ def test_defaults_are_resolved(desk: Desk) -> None:
         },
     }
     assert told["AutoMLJobArtifacts"] == {}
-    prepared = facts(desk, "Auto-1")
-    assert (prepared["base_model"], prepared["kind"]) == ("falcon-7b-instruct", "autopilot")
-    assert prepared["hyperparameters"] == {"validation_split_ratio": "0.2"}
-    assert prepared["split"] == {"ValidationFraction": 0.2}
+    resolved = spec(desk, "Auto-1")
+    assert (resolved.model, resolved.kind) == ("falcon-7b-instruct", "autopilot")
+    assert resolved.hyperparameters == {"validation_split_ratio": "0.2", "max_input_length": "1024"}
+    assert (resolved.max_rows, resolved.max_truncated) == (1000, 0.6)
+    assert resolved.channels == {"training": "s3://bucket/rows.csv"}
+    assert resolved.output == "s3://bucket/out/Auto-1/Auto-1-trial-1/output/"
+    assert resolved.command == ("CreateAutoMLJobV2", "Auto-1")
 
 
 def test_what_was_asked_for_is_prepared_and_described(desk: Desk) -> None:
@@ -78,13 +85,44 @@ def test_what_was_asked_for_is_prepared_and_described(desk: Desk) -> None:
     assert resolved == {
         "MaxCandidates": 1, "MaxRuntimePerTrainingJobInSeconds": 259200, "MaxAutoMLJobRuntimeInSeconds": 60,
     }  # fmt: skip
-    prepared = facts(desk)
-    assert prepared["base_model"] == "llama-2-13b-chat"
-    assert prepared["hyperparameters"] == {
+    prepared = spec(desk)
+    assert prepared.model == "llama-2-13b-chat"
+    entry = find("llama-2-13b-chat")
+    assert entry is not None
+    assert entry.autopilot is not None
+    assert prepared.hyperparameters == {
         "epoch": "5", "per_device_train_batch_size": "32", "learning_rate": "1e-06", "warmup_steps": "10",
+        "max_input_length": str(entry.autopilot.tokens),
     }  # fmt: skip
-    assert prepared["split"] is None
-    assert prepared["eula"]["by"] == desk.principal.arn
+    assert prepared.channels.keys() == {"training", "validation"}
+    assert prepared.eula is not None
+    assert prepared.eula["by"] == desk.principal.arn
+
+
+def test_settings_follow_fraction_and_family(desk: Desk) -> None:
+    client = desk.client()
+    client.create_auto_ml_job_v2(**automl_job("split", DataSplitConfig={"ValidationFraction": 0.3}))
+    assert spec(desk, "split").hyperparameters["validation_split_ratio"] == "0.3"
+    client.create_auto_ml_job_v2(**automl_job("pairs", config={
+        "BaseModelName": "FlanT5L", "TextGenerationHyperParameters": {"epochCount": "3"}}))  # fmt: skip
+    assert spec(desk, "pairs").hyperparameters == {
+        "validation_split_ratio": "0.2", "max_input_length": "1024", "max_output_length": "1024", "epoch": "3",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("criteria", "seconds", "member"),
+    [
+        ({}, 259_200, "CompletionCriteria.MaxRuntimePerTrainingJobInSeconds"),
+        ({"MaxAutoMLJobRuntimeInSeconds": 60}, 60, "CompletionCriteria.MaxAutoMLJobRuntimeInSeconds"),
+        ({"MaxAutoMLJobRuntimeInSeconds": 60, "MaxRuntimePerTrainingJobInSeconds": 30}, 30,
+         "CompletionCriteria.MaxRuntimePerTrainingJobInSeconds"),
+    ],
+)  # fmt: skip
+def test_the_least_limit_counts(desk: Desk, criteria: dict[str, int], seconds: float, member: str) -> None:
+    desk.client().create_auto_ml_job_v2(**automl_job("limited", config={"CompletionCriteria": criteria}))
+    limited = spec(desk, "limited")
+    assert (limited.max_seconds, limited.max_seconds_member) == (seconds, member)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +138,7 @@ def test_what_was_asked_for_is_prepared_and_described(desk: Desk) -> None:
 def test_every_base_model_name(desk: Desk, name: str, entry: str) -> None:
     config = {"BaseModelName": name, "ModelAccessConfig": {"AcceptEula": True}}
     desk.client().create_auto_ml_job_v2(**automl_job(config=config))
-    assert facts(desk)["base_model"] == entry
+    assert spec(desk).model == entry
 
 
 @pytest.mark.parametrize(
@@ -117,7 +155,7 @@ def test_every_base_model_name(desk: Desk, name: str, entry: str) -> None:
          "BaseModelName 'Falcon7BInstrukt' is not supported; did you mean 'Falcon7BInstruct'?; expected one of Dolly"),
         (automl_job(config={"BaseModelName": "gpt2"}), "BaseModelName 'gpt2' is not supported"),
         (automl_job(config=LLAMA),
-         "llama-2-7b is licensed under Llama 2 Community License, which must be accepted first: read "
+         "llama-2-7b is licensed under Llama 2 Community License, which you must accept first: read "
          "https://ai.meta.com/llama/license/, then set TextGenerationJobConfig.ModelAccessConfig.AcceptEula to true"),
         (automl_job(config=LLAMA | {"ModelAccessConfig": {"AcceptEula": False}}), "llama-2-7b is licensed under"),
         (automl_job(config={"CompletionCriteria": {"MaxCandidates": 2}}),
@@ -255,14 +293,14 @@ def test_the_candidate_is_described_and_listed(desk: Desk) -> None:
     assert client.list_candidates_for_auto_ml_job(AutoMLJobName="auto")["Candidates"] == []
     made = desk.store.find("automl-job", OWNER, "auto")
     assert made is not None
-    desk.store.update(made.id, "Completed", secondary="ModelDeploymentError", facts={
+    desk.store.update(made.id, "Completed", secondary="ModelDeploymentError", progress={
         "candidate": candidate(), "ended": made.created + 5, "deploy_failure": "no endpoint",
     })  # fmt: skip
     told = client.describe_auto_ml_job_v2(AutoMLJobName="auto")
     assert told["BestCandidate"]["CandidateName"] == "auto-trial-1"
     assert told["PartialFailureReasons"] == [{"PartialFailureMessage": "no endpoint"}]
     assert "ModelDeployResult" not in told
-    desk.store.update(made.id, facts={"deployed": "endpoint-1", "deploy_failure": None})
+    desk.store.update(made.id, progress={"endpoint": "endpoint-1", "deployed": True, "deploy_failure": ""})
     told = client.describe_auto_ml_job_v2(AutoMLJobName="auto")
     assert told["ModelDeployResult"] == {"EndpointName": "endpoint-1"}
     for wanted, count in ({}, 1), ({"StatusEquals": "Completed"}, 1), ({"StatusEquals": "Failed"}, 0), (
@@ -277,6 +315,6 @@ def test_a_failure_is_described(desk: Desk) -> None:
     client.create_auto_ml_job_v2(**automl_job())
     made = desk.store.find("automl-job", OWNER, "auto")
     assert made is not None
-    desk.store.update(made.id, "Failed", secondary="Failed", facts={"failure": "rows: too many"})
+    desk.store.update(made.id, "Failed", secondary="Failed", progress={"failure": "rows: too many"})
     assert client.describe_auto_ml_job_v2(AutoMLJobName="auto")["FailureReason"] == "rows: too many"
     assert client.list_auto_ml_jobs()["AutoMLJobSummaries"][0]["FailureReason"] == "rows: too many"

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 from api.desk import ACCOUNT, OWNER, ROLE, Desk
 
+from luthier.jobs.progress import ModelProgress, ServedVariant
+
 IMAGE = "763104351884.dkr.ecr.us-east-1.amazonaws.com/any:1"
 CONTAINER = {"Image": IMAGE, "ModelDataUrl": "s3://bucket/model.tar.gz", "Environment": {"HF_TASK": "text-generation"}}
 PRIVATE = "s3://jumpstart-private-cache-prod-us-east-1/luthier/meta-textgeneration-llama-2-7b/5.0.0"
@@ -67,10 +69,10 @@ def test_an_endpoint_goes_its_way(desk: Desk, client: Any) -> None:
     made = desk.store.find("endpoint", OWNER, "E")
     assert made is not None
     assert made.open
-    assert made.facts["variants"][0] == {
-        "VariantName": "a", "ModelName": "m", "Image": IMAGE, "ModelData": "s3://bucket/model.tar.gz",
-        "Environment": {"HF_TASK": "text-generation"}, "Weight": 3.0, "InstanceCount": 2,
-    }  # fmt: skip
+    assert made.endpoint.variants[0] == ServedVariant(
+        name="a", model="m", image=IMAGE, artifact="s3://bucket/model.tar.gz",
+        environment={"HF_TASK": "text-generation"}, weight=3.0, instance_count=2,
+    )  # fmt: skip
     for name in ("two", "c"):
         client.delete_endpoint_config(EndpointConfigName=name)
     client.delete_model(ModelName="m")
@@ -96,7 +98,7 @@ def test_an_update_is_noted_and_shown_until_it_is_done(desk: Desk, client: Any) 
     assert (code, "in status Creating; it must be InService" in text) == ("ValidationException", True)
     made = desk.store.find("endpoint", OWNER, "e")
     assert made is not None
-    desk.store.update(made.id, "InService", facts={"failure": "the update before"})
+    desk.store.update(made.id, "InService", progress={"failure": "the update before"})
     assert "Could not find endpoint config" in desk.refusal(client.update_endpoint, **asked | {
         "EndpointConfigName": "x"})[1]  # fmt: skip
     assert client.update_endpoint(**asked)["EndpointArn"] == f"{ARN}:endpoint/e"
@@ -107,8 +109,11 @@ def test_an_update_is_noted_and_shown_until_it_is_done(desk: Desk, client: Any) 
     summary = told["PendingDeploymentSummary"]
     assert summary["EndpointConfigName"] == "second"
     assert [(one["VariantName"], one["DesiredWeight"]) for one in summary["ProductionVariants"]] == [("a", 5.0)]
-    (pending,) = desk.store.find("endpoint", OWNER, "e").facts["pending"]["variants"]  # type: ignore[union-attr]
-    assert (pending["ModelData"], pending["Folder"]) == ("s3://bucket/other.tar.gz", "a.1")
+    updating = desk.store.find("endpoint", OWNER, "e")
+    assert updating is not None
+    assert updating.endpoint.pending is not None
+    (pending,) = updating.endpoint.pending.variants
+    assert (pending.artifact, pending.folder) == ("s3://bucket/other.tar.gz", "a.1")
     assert desk.refusal(client.update_endpoint, **asked)[0] == "ValidationException"
 
 
@@ -158,7 +163,7 @@ def test_a_failed_endpoint_says_why(desk: Desk, client: Any) -> None:
     client.create_endpoint(EndpointName="e", EndpointConfigName="c")
     made = desk.store.find("endpoint", OWNER, "e")
     assert made is not None
-    desk.store.update(made.id, "Failed", facts={"failure": "no artifact at s3://bucket/model.tar.gz"})
+    desk.store.update(made.id, "Failed", progress={"failure": "no artifact at s3://bucket/model.tar.gz"})
     assert client.describe_endpoint(EndpointName="e")["FailureReason"] == "no artifact at s3://bucket/model.tar.gz"
 
 
@@ -199,7 +204,7 @@ def test_a_failed_endpoint_says_why(desk: Desk, client: Any) -> None:
         ("create_endpoint_config", config("d", [variant(InitialVariantWeight=1e9)]),
          "ProductionVariants, AllTraffic: InitialVariantWeight is above 1,000,000"),
         ("create_model", model("x", PrimaryContainer={"ModelDataUrl": f"{PRIVATE}/infer/"}),
-         "llama-2-7b is licensed under Llama 2 Community License, which must be accepted first: read "
+         "llama-2-7b is licensed under Llama 2 Community License, which you must accept first: read "
          "https://ai.meta.com/llama/license/, then set ModelDataSource.S3DataSource.ModelAccessConfig.AcceptEula"),
         ("create_endpoint_config", config("d", [{"VariantName": "v"}]),
          "ProductionVariants, v: no ModelName is given; inference components are not supported"),
@@ -220,7 +225,9 @@ def test_a_gated_base_model_is_served_once_its_licence_is_accepted(desk: Desk, c
     client.create_model(**model("gated", PrimaryContainer={"ModelDataSource": {"S3DataSource": source}}))
     made = desk.store.find("model", OWNER, "gated")
     assert made is not None
-    assert made.facts["eula"]["licence"] == "Llama 2 Community License"
+    assert isinstance(made.progress, ModelProgress)
+    assert made.progress.eula is not None
+    assert made.progress.eula["licence"] == "Llama 2 Community License"
 
 
 def test_an_endpoint_s_name_is_taken_once(desk: Desk, client: Any) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from api.desk import OWNER, Desk
 
+from luthier.jobs.progress import initial_progress, progress_to_json
 from luthier.jobs.schema import resources
 from luthier.jobs.states import FIRST
 
@@ -25,7 +26,8 @@ LISTS = [
 def fill(desk: Desk, kind: str, count: int) -> None:
     """Resources n-000, n-001, ..., written at once; two of each second, changed a second apart."""
     row = {"kind": kind, "account": OWNER[0], "region": OWNER[1], "request": {}, "status": FIRST.get(kind, ""),
-           "secondary": "Starting", "facts": {}, "revision": 0, "open": False, "priority": 0, "attempt": 0}  # fmt: skip
+           "secondary": "Starting", "progress": progress_to_json(initial_progress(kind)), "revision": 0,
+           "open": False}  # fmt: skip
     rows = [
         row | {"id": f"{number:032d}", "name": f"n-{number:03d}", "key": f"n-{number:03d}",
                "created": 1000.0 + number // 2, "modified": 2000.0 + number}
@@ -74,7 +76,7 @@ def test_ten_are_listed_when_it_is_not_said(desk: Desk, kind: str, operation: st
 
 def test_filters(desk: Desk) -> None:
     fill(desk, "training-job", 20)
-    desk.store.update(f"{7:032d}", "Completed", facts={"ended": 1.0})
+    desk.store.update(f"{7:032d}", "Completed", progress={"ended": 1.0})
     call = desk.client().list_training_jobs
 
     def names(**given: Any) -> list[str]:

@@ -17,6 +17,7 @@ from api.desk import ACCOUNT, OWNER, Desk
 from botocore.exceptions import ClientError, EventStreamError
 
 from luthier.api import runtime
+from luthier.jobs.progress import EndpointProgress, ServedVariant
 
 Handler = Callable[["Served"], None]
 
@@ -84,10 +85,10 @@ def serve() -> Iterator[Callable[[Handler], str]]:
             server.server_close()
 
 
-def endpoint(desk: Desk, *variants: dict[str, Any], status: str = "InService", **facts: Any) -> None:
-    """An endpoint `e` whose variants are served at the given addresses."""
-    made = [{"VariantName": "AllTraffic", "Weight": 1.0} | variant for variant in variants or ({},)]
-    found = desk.store.create("endpoint", OWNER, "e", {}, facts={"variants": made} | facts)
+def endpoint(desk: Desk, *variants: ServedVariant, status: str = "InService", address: str = "") -> None:
+    """An endpoint `e` of `variants`, or of one that is served at `address`."""
+    served = variants or (ServedVariant(name="AllTraffic", address=address),)
+    found = desk.store.create("endpoint", OWNER, "e", {}, progress=EndpointProgress(variants=served))
     if status != "Creating":
         desk.store.update(found.id, status)
 
@@ -124,7 +125,7 @@ def test_a_port_of_the_loopback_address_serves_too(desk: Desk) -> None:
 
 def test_variants_are_asked_by_their_weights(desk: Desk, serve: Callable[[Handler], str]) -> None:
     address = serve(echo)
-    endpoint(desk, *({"VariantName": name, "Weight": weight, "address": address}
+    endpoint(desk, *(ServedVariant(name=name, weight=weight, address=address)
                      for name, weight in (("a", 3.0), ("b", 1.0), ("never", 0.0))))  # fmt: skip
     client = desk.client("sagemaker-runtime")
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from api.desk import ACCOUNT, OWNER, ROLE, Desk, channel, training_job
 
-from luthier.api import waiting
+from luthier.api import training_jobs
+from luthier.jobspec import JobSpec
 
 TAG = "sagemaker-sdk:jumpstart-model-id"
 FLAN = "huggingface-text2text-flan-t5-base"
@@ -18,10 +19,10 @@ HUB_CONTENT = "arn:aws:sagemaker:us-east-1:aws:hub-content/SageMakerPublicHub/Mo
 PRIVATE = "s3://jumpstart-private-cache-prod-us-west-2"
 
 
-def facts(desk: Desk, name: str = "job") -> Any:
-    found = desk.store.find("training-job", OWNER, name)
-    assert found is not None
-    return found.facts
+def spec(desk: Desk, name: str = "job") -> JobSpec:
+    job = desk.store.find("training-job", OWNER, name)
+    assert job is not None
+    return job.job
 
 
 def tagged(model: str) -> dict[str, Any]:
@@ -57,10 +58,10 @@ def test_what_became_of_a_job_is_described(desk: Desk) -> None:
     made = desk.store.find("training-job", OWNER, "job")
     assert made is not None
     metric = {"MetricName": "eval_loss", "Value": 1.5, "Timestamp": made.created + 9}
-    desk.store.update(made.id, "Failed", secondary="Failed", facts={
+    desk.store.update(made.id, "Failed", secondary="Failed", progress={
         "started": made.created + 1, "ended": made.created + 11, "artifact": "s3://bucket/else/model.tar.gz",
-        "metrics": [metric], "failure": "x" * 2000,
-        "progress": {"TotalStepCountPerEpoch": 3, "CurrentStep": 2, "CurrentEpoch": 1, "MaxEpoch": 2},
+        "metrics": (metric,), "failure": "x" * 2000,
+        "step": {"TotalStepCountPerEpoch": 3, "CurrentStep": 2, "CurrentEpoch": 1, "MaxEpoch": 2},
     })  # fmt: skip
     told = client.describe_training_job(TrainingJobName="job")
     assert (told["TrainingTimeInSeconds"], told["BillableTimeInSeconds"]) == (10, 10)
@@ -98,7 +99,7 @@ def test_the_place_in_the_queue_is_told(desk: Desk) -> None:
 def test_hyperparameters_come_encoded_and_plain(desk: Desk, given: dict[str, str]) -> None:
     reserved = {"sagemaker_submit_directory": f'"{CACHE}/x/sourcedir.tar.gz"', "sagemaker_region": '"us-west-2"'}
     desk.client().create_training_job(**training_job(HyperParameters=given | reserved))
-    assert facts(desk)["hyperparameters"] == {"epoch": "5", "learning_rate": "0.01", "peft_type": "lora"}
+    assert spec(desk).hyperparameters == {"epoch": "5", "learning_rate": "0.01", "peft_type": "lora"}
 
 
 @pytest.mark.parametrize(
@@ -124,8 +125,8 @@ def test_hyperparameters_come_encoded_and_plain(desk: Desk, given: dict[str, str
 )  # fmt: skip
 def test_the_base_model_is_named_in_several_ways(desk: Desk, more: dict[str, Any], name: str) -> None:
     desk.client().create_training_job(**training_job(**more))
-    assert facts(desk)["base_model"] == name
-    assert facts(desk)["kind"] == "auto"
+    assert spec(desk).model == name
+    assert spec(desk).kind == "auto"
 
 
 @pytest.mark.parametrize(
@@ -145,7 +146,7 @@ def test_the_base_model_is_named_in_several_ways(desk: Desk, more: dict[str, Any
          f"channel model: {CACHE}/a/b.tar.gz is no artifact of a JumpStart model known here"),
         (tagged("model-txt2img-stabilityai-stable-diffusion-v2-1-base"), "stable-diffusion-2-1 cannot be tuned."),
         (tagged(LLAMA),
-         "llama-2-7b is licensed under Llama 2 Community License, which must be accepted first: read "
+         "llama-2-7b is licensed under Llama 2 Community License, which you must accept first: read "
          "https://ai.meta.com/llama/license/, then set ModelAccessConfig.AcceptEula to true on the channel model"),
         ({**tagged(LLAMA), "InputDataConfig": [channel("train"), channel(
             "model", f"{PRIVATE}/x", ModelAccessConfig={"AcceptEula": False})]}, "llama-2-7b is licensed under"),
@@ -203,7 +204,8 @@ def test_refusals(desk: Desk, more: dict[str, Any], expected: str) -> None:
 )  # fmt: skip
 def test_an_accepted_licence_is_recorded(desk: Desk, more: dict[str, Any]) -> None:
     desk.client().create_training_job(**training_job(**{**tagged(LLAMA), **more}))
-    record = facts(desk)["eula"]
+    record = spec(desk).eula
+    assert record is not None
     assert record["licence"] == "Llama 2 Community License"
     assert record["url"] == "https://ai.meta.com/llama/license/"
     assert record["by"] == desk.principal.arn
@@ -212,7 +214,7 @@ def test_an_accepted_licence_is_recorded(desk: Desk, more: dict[str, Any]) -> No
 
 def test_a_free_model_asks_for_no_licence(desk: Desk) -> None:
     desk.client().create_training_job(**training_job())
-    assert facts(desk)["eula"] is None
+    assert spec(desk).eula is None
 
 
 def test_only_variables_that_mean_nothing_are_logged(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
@@ -224,7 +226,7 @@ def test_only_variables_that_mean_nothing_are_logged(desk: Desk, caplog: pytest.
 
 
 def test_a_long_queue_is_not_counted_to_its_end(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waiting, "COUNTED", 2)
+    monkeypatch.setattr(training_jobs, "QUEUE_COUNT_LIMIT", 2)
     client = desk.client()
     for name in ("a", "b", "c", "d"):
         client.create_training_job(**training_job(name))
@@ -271,7 +273,7 @@ def test_stop_and_delete(desk: Desk) -> None:
         assert client.describe_training_job(TrainingJobName="job")["TrainingJobStatus"] == "Stopping"
     made = desk.store.find("training-job", OWNER, "job")
     assert made is not None
-    assert made.stop_asked is not None
+    assert made.stop_requested is not None
     desk.store.update(made.id, "Stopped", secondary="Stopped")
     assert desk.refusal(client.stop_training_job, TrainingJobName="job") == (
         "ValidationException", "The request was rejected because the training job job is in status Stopped.",

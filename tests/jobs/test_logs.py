@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from luthier.jobs.logs import ENDPOINTS, TRAINING, Logs, Stream, Window
+from luthier.jobs.progress import EndpointProgress, ServedVariant
+from luthier.jobs.resource import Resource, new_resource
 from luthier.jobs.settings import ServiceSettings
-from luthier.jobs.store import Resource, Store
+from luthier.jobs.store import Store
 from luthier.protocol.errors import WireError
 
 OWNER = ("123456789012", "us-east-1")
@@ -33,7 +35,11 @@ def write(path: Path, count: int, message: str = "line {}") -> None:
 
 
 def job(logs: Logs, name: str, count: int, kind: str = "training-job", message: str = "line {}") -> Resource:
-    made = logs.store.create(kind, OWNER, name, {})
+    made = new_resource(kind, OWNER, name, {})
+    logs.store.insert(made)
+    if kind == "automl-job":  # the log is its training job's
+        made = new_resource("training-job", OWNER, f"{name}-tr-1", {}, parent=made.id)
+        logs.store.insert(made)
     if count:
         write(logs.settings.jobs / made.id / "logs" / "events.jsonl", count, message)
     return made
@@ -66,7 +72,9 @@ def test_streams_are_found_by_prefix(logs: Logs) -> None:
 def test_groups_are_those_with_resources(logs: Logs) -> None:
     assert logs.groups(OWNER) == []
     job(logs, "one", 1)
-    endpoint = logs.store.create("endpoint", OWNER, "chat", {}, facts={"variants": [{"VariantName": "AllTraffic"}]})
+    endpoint = logs.store.create(
+        "endpoint", OWNER, "chat", {}, progress=EndpointProgress(variants=(ServedVariant(name="AllTraffic"),))
+    )
     assert [group.name for group in logs.groups(OWNER)] == [ENDPOINTS + "chat", TRAINING]
     assert [group.name for group in logs.groups(OWNER, ENDPOINTS + "ch")] == [ENDPOINTS + "chat"]
     assert [group.name for group in logs.groups(OWNER, "/aws/sagemaker/T")] == [TRAINING]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from luthier.jobs.resource import new_resource
 from luthier.jobs.store import Store
 from luthier.service.metrics import Metrics
 
@@ -32,13 +33,14 @@ def test_requests_are_counted_and_timed(store: Store) -> None:
 def test_jobs_are_those_of_the_store(store: Store) -> None:
     metrics = Metrics(store, lambda: None)
     jobs = [store.create("training-job", OWNER, f"job-{number}", {}) for number in range(3)]
-    store.create("automl-job", OWNER, "tuned", {})
+    automl_job = new_resource("automl-job", OWNER, "tuned", {})
+    store.insert(automl_job, new_resource("training-job", OWNER, "tuned-tr-1", {}, parent=automl_job.id))
     store.create("endpoint", OWNER, "door", {})
     store.create("model", OWNER, "model", {})
     store.claim("me", ["training-job"], 2e9)
     store.update(jobs[2].id, "Failed")
     found = samples(metrics)
-    assert found["luthier_jobs", "training-job", "InProgress"] == 2
+    assert found["luthier_jobs", "training-job", "InProgress"] == 3
     assert found["luthier_jobs", "training-job", "Failed"] == 1
     assert found["luthier_jobs", "automl-job", "InProgress"] == 1
     assert found["luthier_endpoints", "Creating"] == 1

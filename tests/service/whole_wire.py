@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,8 @@ class WholeWire:
         job = self.store.find("training-job", OWNER, "job")
         assert endpoint is not None
         assert job is not None
-        self.store.update(endpoint.id, "InService", facts={"address": str(self.home / "model.sock")})
+        variants = tuple(replace(one, address=str(self.home / "model.sock")) for one in endpoint.endpoint.variants)
+        self.store.update(endpoint.id, "InService", progress={"variants": variants})
         for folder in (self.service.settings.jobs / job.id, self.service.settings.endpoints / endpoint.id / "a"):
             (folder / "logs").mkdir(parents=True, exist_ok=True)
             (folder / "logs" / "events.jsonl").write_text(

@@ -12,9 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from luthier.api import channels
 from luthier.errors import UserError
+from luthier.jobs.resource import Resource
 from luthier.jobs.settings import ServiceSettings
-from luthier.jobs.store import Resource, Store
+from luthier.jobs.store import Store
+from luthier.jobspec import JobSpec
 from luthier.launchers.local import LocalLauncher
 from luthier.supervisor.context import DevicePool, SupervisorContext
 from luthier.supervisor.loop import Supervisor, new_owner
@@ -81,25 +84,29 @@ class Harness:
         self.supervisor = Supervisor(context)
         return self.supervisor
 
-    def create_job(self, name: str, request: Mapping[str, Any] | None = None, facts: Mapping[str, Any] | None = None,
-              **hyperparameters: Any) -> Resource:  # fmt: skip
+    def create_job(self, name: str, request: Mapping[str, Any] | None = None, model: str = "luthier/tiny",
+                   **hyperparameters: Any) -> Resource:  # fmt: skip
         """Queue a training job as CreateTrainingJob does."""
         channel = {"S3DataSource": {"S3DataType": "S3Prefix", "S3Uri": "s3://data/rows"}}
-        asked = {
+        whole = {
             "TrainingJobName": name,
             "RoleArn": ROLE,
             "InputDataConfig": [{"ChannelName": "training", "DataSource": channel}],
             "OutputDataConfig": {"S3OutputPath": "s3://results/out/"},
             "StoppingCondition": {"MaxRuntimeInSeconds": 3600},
-        }
-        known = {
-            "base_model": "luthier/tiny", "kind": "instruction", "eula": None,
-            "hyperparameters": {key: str(value) for key, value in hyperparameters.items()},
-        }  # fmt: skip
-        return self.store.create(
-            "training-job", OWNER, name, {**asked, **(request or {})}, secondary="Starting",
-            facts={**known, **(facts or {})},
-        )  # fmt: skip
+        } | dict(request or {})
+        spec = JobSpec(
+            model=model,
+            kind="instruction",
+            channels=channels.resolve(whole["InputDataConfig"], {}),
+            hyperparameters={key: str(value) for key, value in hyperparameters.items()},
+            max_seconds=whole["StoppingCondition"]["MaxRuntimeInSeconds"],
+            max_seconds_member="StoppingCondition.MaxRuntimeInSeconds",
+            output=f"{whole['OutputDataConfig']['S3OutputPath'].rstrip('/')}/{name}/output/",
+            compressed=whole["OutputDataConfig"].get("CompressionType") != "NONE",
+            command=("CreateTrainingJob", name),
+        )
+        return self.store.create("training-job", OWNER, name, whole, secondary="Starting", spec=spec)
 
     def reload(self, resource: Resource) -> Resource:
         found = self.store.get(resource.id)

@@ -1,4 +1,4 @@
-"""An AutoML job under the supervisor: Autopilot's rules as settings, its stations, its candidate, its deployment."""
+"""An AutoML job under the supervisor: its training job, its candidate, its deployment."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from typing import Any
 import pytest
 from supervisor.supervisor_harness import OWNER, ROLE, Harness, supervisor_harness
 
-from luthier.jobs.store import Resource
-from luthier.supervisor import order
+from luthier.api.automl_request import max_runtime
+from luthier.jobs import automl
+from luthier.jobs.progress import AutoMLProgress
+from luthier.jobs.resource import Resource, new_resource
+from luthier.jobspec import JobSpec
 
 
 @pytest.fixture
@@ -20,32 +23,54 @@ def harness(tmp_path: Path) -> Iterator[Harness]:
         yield opened
 
 
-def create(harness: Harness, name: str, base: str = "falcon-7b-instruct", splits: tuple[str, ...] = ("training",),
-           hyperparameters: dict[str, str] | None = None, criteria: dict[str, int] | None = None,
-           **more: Any) -> Resource:  # fmt: skip
+def create(harness: Harness, name: str, hyperparameters: dict[str, str] | None = None,
+           criteria: dict[str, int] | None = None, **more: Any) -> Resource:  # fmt: skip
     """Queue a job as CreateAutoMLJobV2 does."""
     source = {"S3DataSource": {"S3DataType": "S3Prefix", "S3Uri": "s3://data/rows"}}
     request = {
         "AutoMLJobName": name,
         "RoleArn": ROLE,
-        "AutoMLJobInputDataConfig": [{"ChannelType": split, "DataSource": source} for split in splits],
+        "AutoMLJobInputDataConfig": [{"ChannelType": "training", "DataSource": source}],
         "OutputDataConfig": {"S3OutputPath": "s3://results/auto"},
         "AutoMLProblemTypeConfig": {"TextGenerationJobConfig": {"CompletionCriteria": criteria or {}}},
         **more,
     }
-    facts = {"base_model": base, "kind": "autopilot", "eula": None, "hyperparameters": hyperparameters or {}}
-    return harness.store.create("automl-job", OWNER, name, request, secondary="Starting", facts=facts)
+    max_seconds, member = max_runtime(criteria or {})
+    spec = JobSpec(
+        model="falcon-7b-instruct", kind="autopilot", channels={"training": "s3://data/rows"}, max_rows=1000,
+        max_truncated=0.6, max_seconds=max_seconds, max_seconds_member=member,
+        hyperparameters={"validation_split_ratio": "0.2", "max_input_length": "1024", **(hyperparameters or {})},
+        output=f"s3://results/auto/{name}/{name}-trial-1/output/",
+    )  # fmt: skip
+    deploy = more.get("ModelDeployConfig")
+    progress = AutoMLProgress(endpoint=deploy.get("EndpointName", f"{name}-generated") if deploy else "")
+    job = new_resource("automl-job", OWNER, name, request, secondary="Starting", progress=progress)
+    training = automl.training_request(request, OWNER[1])
+    training_job = new_resource(
+        "training-job", OWNER, f"{name}-tr-1", training, secondary="Starting", spec=spec, parent=job.id
+    )
+    harness.store.insert(job, training_job)
+    return job
 
 
-def stations(job: Resource) -> list[str]:
-    return [station["Status"] for station in job.facts["transitions"]]
+def child(harness: Harness, job: Resource) -> Resource:
+    found = harness.store.training_job_of(job)
+    assert found is not None
+    return found
+
+
+def transitions(job: Resource) -> list[str]:
+    return [transition.status for transition in job.training.transitions]
 
 
 def test_a_job_ends_with_its_candidate(harness: Harness) -> None:
     (done,) = harness.run_to_end(create(harness, "auto"))
-    assert (done.status, done.secondary) == ("Completed", "Completed"), done.facts.get("failure")
-    assert stations(done) == ["Starting", "PreTraining", "TrainingModels", "Completed"]
-    candidate = done.facts["candidate"]
+    assert (done.status, done.secondary) == ("Completed", "Completed"), done.automl.failure
+    training_job = child(harness, done)
+    assert transitions(training_job) == ["Starting", "Downloading", "Training", "Uploading", "Completed"]
+    candidate = done.automl.candidate
+    assert candidate is not None
+    assert candidate["CandidateSteps"][0]["CandidateStepArn"] == training_job.arn
     assert (candidate["CandidateName"], candidate["CandidateStatus"]) == ("auto-trial-1", "Completed")
     (container,) = candidate["InferenceContainers"]
     assert container["ModelDataUrl"] == "s3://results/auto/auto/auto-trial-1/output/model.tar.gz"
@@ -61,24 +86,13 @@ def test_a_job_ends_with_its_candidate(harness: Harness) -> None:
     }  # fmt: skip
 
 
-def test_autopilots_limits_are_in_the_order(harness: Harness) -> None:
-    job = create(harness, "auto", base="falcon-7b-instruct")
+def test_autopilots_limits_are_in_the_job_folder(harness: Harness) -> None:
+    job = create(harness, "auto")
     harness.run_to_end(job)
-    stored = json.loads((harness.folder(job) / "input/config/job.json").read_text())
+    stored = json.loads((harness.folder(child(harness, job)) / "input/config/job.json").read_text())
     assert (stored["kind"], stored["max_rows"], stored["max_truncated"]) == ("autopilot", 1000, 0.6)
-    settings = json.loads((harness.folder(job) / "input/config/hyperparameters.json").read_text())
+    settings = json.loads((harness.folder(child(harness, job)) / "input/config/hyperparameters.json").read_text())
     assert settings == {"validation_split_ratio": "0.2", "max_input_length": "1024"}
-
-
-def test_settings_follow_splits_share_and_family(harness: Harness) -> None:
-    split = create(harness, "split", DataSplitConfig={"ValidationFraction": 0.3})
-    assert order.hyperparameters(split, {"training": 1})["validation_split_ratio"] == "0.3"
-    both = create(harness, "both", splits=("training", "validation"))
-    assert "validation_split_ratio" not in order.hyperparameters(both, {"training": 1, "validation": 1})
-    pairs = create(harness, "pairs", base="flan-t5-large", hyperparameters={"epoch": "3"})
-    assert order.hyperparameters(pairs, {"training": 1}) == {
-        "validation_split_ratio": "0.2", "max_input_length": "1024", "max_output_length": "1024", "epoch": "3",
-    }  # fmt: skip
 
 
 def test_the_limit_of_run_time_ends_it_without_a_model(harness: Harness) -> None:
@@ -86,30 +100,18 @@ def test_the_limit_of_run_time_ends_it_without_a_model(harness: Harness) -> None
                  criteria={"MaxAutoMLJobRuntimeInSeconds": 1}, ModelDeployConfig={"EndpointName": "never"})  # fmt: skip
     (stopped,) = harness.run_to_end(job)
     assert (stopped.status, stopped.secondary) == ("Stopped", "MaxAutoMLJobRuntimeReached")
-    assert "candidate" not in stopped.facts
+    assert stopped.automl.candidate is None
+    stopped_job = child(harness, stopped)
+    assert (stopped_job.status, stopped_job.secondary) == ("Stopped", "MaxRuntimeExceeded")
     assert harness.store.find("endpoint", OWNER, "never") is None
-
-
-@pytest.mark.parametrize(
-    ("criteria", "seconds", "member"),
-    [
-        ({}, 259_200, "CompletionCriteria.MaxRuntimePerTrainingJobInSeconds"),
-        ({"MaxAutoMLJobRuntimeInSeconds": 60}, 60, "CompletionCriteria.MaxAutoMLJobRuntimeInSeconds"),
-        ({"MaxAutoMLJobRuntimeInSeconds": 60, "MaxRuntimePerTrainingJobInSeconds": 30}, 30,
-         "CompletionCriteria.MaxRuntimePerTrainingJobInSeconds"),
-    ],
-)  # fmt: skip
-def test_the_least_limit_counts(harness: Harness, criteria: dict[str, int], seconds: float, member: str) -> None:
-    limit = order.limit(create(harness, "limited", criteria=criteria))
-    assert (limit.seconds, limit.member) == (seconds, member)
 
 
 @pytest.mark.parametrize("asked", [{"EndpointName": "mine"}, {"AutoGenerateEndpointName": True}])
 def test_a_model_is_deployed(harness: Harness, asked: dict[str, Any]) -> None:
     (done,) = harness.run_to_end(create(harness, "auto", ModelDeployConfig=asked))
-    assert (done.status, done.secondary) == ("Completed", "Completed"), done.facts
-    assert stations(done) == ["Starting", "PreTraining", "TrainingModels", "DeployingModel", "Completed"]
-    name = done.facts["deployed"]
+    assert (done.status, done.secondary) == ("Completed", "Completed"), done.automl
+    assert done.automl.deployed
+    name = done.automl.endpoint
     assert name == asked.get("EndpointName", name)
     endpoint = harness.store.find("endpoint", OWNER, name)
     assert endpoint is not None
@@ -119,17 +121,19 @@ def test_a_model_is_deployed(harness: Harness, asked: dict[str, Any]) -> None:
     (variant,) = config.request["ProductionVariants"]
     model = harness.store.find("model", OWNER, variant["ModelName"])
     assert model is not None
-    assert model.request["PrimaryContainer"] == done.facts["candidate"]["InferenceContainers"][0]
+    assert done.automl.candidate is not None
+    assert model.request["PrimaryContainer"] == done.automl.candidate["InferenceContainers"][0]
     assert len(name) <= 63
 
 
 def test_a_deployment_that_fails_leaves_the_job_completed(harness: Harness) -> None:
-    harness.store.create("endpoint", OWNER, "taken", {}, facts={"variants": []})
+    harness.store.create("endpoint", OWNER, "taken", {})
     (done,) = harness.run_to_end(create(harness, "auto", ModelDeployConfig={"EndpointName": "taken"}))
     assert (done.status, done.secondary) == ("Completed", "ModelDeploymentError")
-    assert "deployed" not in done.facts
-    assert "taken" in done.facts["deploy_failure"]
-    assert done.facts["candidate"]
+    assert not done.automl.deployed
+    assert "taken" in done.automl.deploy_failure
+    assert done.automl.candidate
+    assert harness.store.find("model", OWNER, "auto-trial-1") is None
 
 
 def test_a_deployment_goes_on_after_a_restart(harness: Harness) -> None:
@@ -140,5 +144,16 @@ def test_a_deployment_goes_on_after_a_restart(harness: Harness) -> None:
     harness.new_supervisor()
     harness.supervisor.recover()
     (done,) = harness.run_to_end(job)
-    assert (done.secondary, done.facts["deployed"]) == ("Completed", "mine")
-    assert harness.run_count(job) == 1
+    assert (done.secondary, done.automl.deployed, done.automl.endpoint) == ("Completed", True, "mine")
+    assert harness.run_count(child(harness, job)) == 1
+
+
+def test_an_endpoint_that_fails_is_a_deployment_that_failed(harness: Harness) -> None:
+    job = create(harness, "auto", ModelDeployConfig={"EndpointName": "mine"})
+    harness.run_until(lambda: harness.store.find("endpoint", OWNER, "mine"))
+    endpoint = harness.store.find("endpoint", OWNER, "mine")
+    assert endpoint is not None
+    harness.store.update(endpoint.id, "Failed", progress={"failure": "out of memory"})
+    done = harness.reload(job)
+    assert (done.status, done.secondary) == ("Completed", "ModelDeploymentError")
+    assert done.automl.deploy_failure == "endpoint mine: out of memory"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from supervisor.test_endpoints import order, put, reach
 
 from luthier.endpoint_connection import EndpointUnreachableError
 from luthier.jobs.logs import Logs
-from luthier.jobs.store import Resource
+from luthier.jobs.progress import PendingUpdate
+from luthier.jobs.resource import Resource
 from luthier.launchers.local import find_processes
 from luthier.supervisor import endpoints
 from luthier.supervisor.serving import ping
@@ -37,10 +39,9 @@ def served(harness: Harness) -> Resource:
 
 def update(harness: Harness, endpoint: Resource, uri: str, number: int = 1) -> None:
     """What UpdateEndpoint leaves in the store."""
-    variant = {**endpoint.facts["variants"][0], "ModelData": uri, "Folder": f"v0.{number}"}
-    del variant["address"]
-    pending = {"number": number, "EndpointConfigName": f"new-{number}", "started": time.time(), "variants": [variant]}
-    harness.store.update(endpoint.id, "Updating", facts={"pending": pending, "updates": number, "failure": None})
+    variant = replace(endpoint.endpoint.variants[0], artifact=uri, folder=f"v0.{number}", address="")
+    pending = PendingUpdate(number=number, config=f"new-{number}", started=time.time(), variants=(variant,))
+    harness.store.update(endpoint.id, "Updating", progress={"pending": pending, "updates": number, "failure": ""})
 
 
 def models(harness: Harness) -> list[str]:
@@ -60,14 +61,14 @@ def test_the_new_model_takes_over_and_the_old_one_goes(harness: Harness, served:
     update(harness, served, put(harness, "s3://models/b/model.tar.gz", {"config.json": "{}", "b": "1"}))
     harness.supervisor.round()
     now = harness.reload(served)
-    assert (now.status, now.facts["address"]) == ("Updating", served.facts["address"])
-    ping(served.facts["address"])
+    assert (now.status, now.endpoint.variants[0].address) == ("Updating", served.endpoint.variants[0].address)
+    ping(served.endpoint.variants[0].address)
     done = reach(harness, served, "InService")
     assert done is not None
     assert done.request["EndpointConfigName"] == "new-1"
-    assert (done.facts["pending"], done.facts["failure"]) == (None, None)
-    assert done.facts["address"] == done.facts["variants"][0]["address"] != served.facts["address"]
-    ping(done.facts["address"])
+    assert (done.endpoint.pending, done.endpoint.failure) == (None, "")
+    assert done.endpoint.variants[0].address == done.endpoint.variants[0].address != served.endpoint.variants[0].address
+    ping(done.endpoint.variants[0].address)
     harness.run_until(lambda: models(harness) == ["v0.1"])
     folder = harness.settings.endpoints / served.id
     harness.run_until(lambda: not (folder / "v0").exists())
@@ -96,17 +97,17 @@ def test_a_model_that_cannot_be_had_leaves_the_old_one_as_it_is(
     update(harness, served, uri)
     now = reach(harness, served, "InService")
     assert now is not None
-    assert now.facts["failure"].startswith("The update to endpoint config new-1 failed: ")
-    assert words in now.facts["failure"]
-    assert (now.request["EndpointConfigName"], now.facts["pending"]) == ("chat", None)
-    assert now.facts["address"] == served.facts["address"]
-    ping(served.facts["address"])
+    assert now.endpoint.failure.startswith("The update to endpoint config new-1 failed: ")
+    assert words in now.endpoint.failure
+    assert (now.request["EndpointConfigName"], now.endpoint.pending) == ("chat", None)
+    assert now.endpoint.variants[0].address == served.endpoint.variants[0].address
+    ping(served.endpoint.variants[0].address)
     assert models(harness) == ["v0"]
     assert not (harness.settings.endpoints / served.id / "v0.1").exists()
     update(harness, now, put(harness, "s3://models/c/model.tar.gz", {"config.json": "{}"}), 2)
     again = reach(harness, served, "InService")
     assert again is not None
-    assert again.facts["failure"] is None
+    assert again.endpoint.failure == ""
 
 
 def test_an_update_goes_on_after_the_supervisor_was_killed(harness: Harness, served: Resource) -> None:
@@ -127,7 +128,7 @@ def test_an_update_goes_on_after_the_supervisor_was_killed(harness: Harness, ser
 def ping_when_up(harness: Harness, endpoint: Resource) -> None:
     def answers() -> bool:
         try:
-            ping(endpoint.facts["address"])
+            ping(endpoint.endpoint.variants[0].address)
         except EndpointUnreachableError:
             return False
         return True
@@ -164,4 +165,4 @@ def test_without_an_old_one_that_answers_a_failed_update_fails_the_endpoint(harn
     work._next[0].state, work._next[0].failure = "failed", "neither does this"
     failed = reach(harness, served, "Failed")
     assert failed is not None
-    assert failed.facts["failure"] == "it died four times"
+    assert failed.endpoint.failure == "it died four times"

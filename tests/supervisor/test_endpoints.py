@@ -10,7 +10,6 @@ import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -18,7 +17,8 @@ from supervisor.supervisor_harness import OWNER, Harness, supervisor_harness
 
 from luthier.endpoint_connection import EndpointUnreachableError
 from luthier.jobs.logs import ENDPOINTS, Logs, Window
-from luthier.jobs.store import Resource
+from luthier.jobs.progress import EndpointProgress, ServedVariant
+from luthier.jobs.resource import Resource
 from luthier.launchers.local import find_processes
 from luthier.supervisor import serving
 from luthier.supervisor.serving import ping
@@ -43,13 +43,11 @@ def put(harness: Harness, uri: str, files: Mapping[str, str]) -> str:
 
 def order(harness: Harness, *models: str, name: str = "chat") -> Resource:
     """What CreateEndpoint leaves in the store."""
-    variants: list[dict[str, Any]] = [
-        {"VariantName": f"v{number}", "ModelName": f"m{number}", "Image": "", "ModelData": uri, "Environment": {},
-         "Weight": 1.0, "InstanceCount": 1}
-        for number, uri in enumerate(models)
-    ]  # fmt: skip
+    variants = tuple(
+        ServedVariant(name=f"v{number}", model=f"m{number}", artifact=uri) for number, uri in enumerate(models)
+    )
     request = {"EndpointName": name, "EndpointConfigName": name}
-    return harness.store.create("endpoint", OWNER, name, request, facts={"variants": variants})
+    return harness.store.create("endpoint", OWNER, name, request, progress=EndpointProgress(variants=variants))
 
 
 def status(harness: Harness, endpoint: Resource) -> str:
@@ -92,8 +90,8 @@ def test_an_endpoint_unpacks_its_model_and_answers(harness: Harness) -> None:
     endpoint = order(harness, put(harness, "s3://models/a/model.tar.gz", {"config.json": "{}", "sub/x": "1"}))
     served = reach(harness, endpoint, "InService")
     assert served is not None
-    assert served.facts["variants"][0]["address"] == served.facts["address"]
-    ping(served.facts["address"])
+    assert served.endpoint.variants[0].address == served.endpoint.variants[0].address
+    ping(served.endpoint.variants[0].address)
     folder = harness.settings.endpoints / endpoint.id / "v0"
     assert (folder / "model" / "sub" / "x").read_text() == "1"
     harness.run_until(lambda: (folder / "logs" / "events.jsonl").exists())
@@ -106,7 +104,7 @@ def test_variants_have_a_process_each(harness: Harness) -> None:
     endpoint = order(harness, put(harness, "s3://models/a/model.tar.gz", {"config.json": "{}"}), "s3://models/loose")
     served = reach(harness, endpoint, "InService")
     assert served is not None
-    addresses = [variant["address"] for variant in served.facts["variants"]]
+    addresses = [variant.address for variant in served.endpoint.variants]
     assert len(set(addresses)) == 2
     for address in addresses:
         ping(address)
@@ -137,7 +135,7 @@ def test_a_process_that_dies_is_started_again(harness: Harness) -> None:
     reach(harness, endpoint, "SystemUpdating")
     served = reach(harness, endpoint, "InService")
     assert served is not None
-    ping(served.facts["address"])
+    ping(served.endpoint.variants[0].address)
 
 
 @pytest.mark.parametrize(("told", "starts"), [("refuse", 1), ("die", 2)])
@@ -148,7 +146,7 @@ def test_a_model_that_cannot_be_served_fails_with_the_last_line(
     endpoint = order(harness, put(harness, "s3://models/a/model.tar.gz", {told: ""}))
     failed = reach(harness, endpoint, "Failed")
     assert failed is not None
-    assert failed.facts["failure"].endswith(f"the last line of its log: luthier: error: told to {told}")
+    assert failed.endpoint.failure.endswith(f"the last line of its log: luthier: error: told to {told}")
     pids = (harness.settings.endpoints / endpoint.id / "v0" / "pids").read_text().split()
     assert len(pids) == starts
     harness.store.update(endpoint.id, "Deleting")
@@ -185,7 +183,7 @@ def test_an_archive_that_is_no_model_is_refused_and_writes_nothing(harness: Harn
     endpoint = order(harness, "s3://models/evil/model.tar.gz")
     failed = reach(harness, endpoint, "Failed")
     assert failed is not None
-    assert "not a sound model archive" in failed.facts["failure"]
+    assert "not a sound model archive" in failed.endpoint.failure
     left = [path for path in (harness.settings.endpoints / endpoint.id).rglob("*") if path.is_file()]
     assert left == []
 
@@ -193,7 +191,7 @@ def test_an_archive_that_is_no_model_is_refused_and_writes_nothing(harness: Harn
 def test_a_model_that_is_not_there_fails_in_words(harness: Harness) -> None:
     failed = reach(harness, order(harness, "s3://models/none/model.tar.gz"), "Failed")
     assert failed is not None
-    assert failed.facts["failure"] == "ClientError: s3://models/none/model.tar.gz: no objects are there"
+    assert failed.endpoint.failure == "ClientError: s3://models/none/model.tar.gz: no objects are there"
 
 
 def test_a_new_supervisor_serves_again(harness: Harness) -> None:
@@ -216,7 +214,7 @@ def test_a_long_home_has_its_sockets_elsewhere(tmp_path: Path, monkeypatch: pyte
         endpoint = order(harness, put(harness, "s3://models/a/model.tar.gz", {"config.json": "{}"}))
         served = reach(harness, endpoint, "InService")
         assert served is not None
-        address = served.facts["address"]
+        address = served.endpoint.variants[0].address
         assert len(address) <= 100
         assert Path(address).parent.stat().st_mode & 0o077 == 0
         harness.store.update(endpoint.id, "Deleting")

@@ -68,7 +68,7 @@ def test_a_download_that_fails_for_a_while(harness: Harness, port: FailingPort, 
     port.fail(how, 4)
     job = harness.create_job("patient", steps=1)
     (done,) = harness.run_to_end(job)
-    assert (done.status, done.facts.get("failure")) == ("Completed", None)
+    assert (done.status, done.training.failure) == ("Completed", "")
     assert port.failed == 4
     assert f"the object store {port.url} fails: " in log(harness, job)
 
@@ -92,7 +92,7 @@ def test_a_store_that_does_not_come_back(
     port.fail(how, 10_000)
     (done,) = harness.run_to_end(harness.create_job("given-up"))
     assert done.status == "Failed"
-    reason = done.facts["failure"]
+    reason = done.training.failure
     assert reason.startswith(f"InternalServerError: the object store {port.url} fails: s3://data/rows: ")
     assert "it was tried" in reason
     assert port.failed > 2
@@ -109,7 +109,7 @@ def test_a_refusal_is_not_tried_again(harness: Harness, port: FailingPort) -> No
     (done,) = harness.run_to_end(harness.create_job("refused"))
     assert done.status == "Failed"
     said = "ClientError: Data download failed for channel 'training': s3://data/rows: "
-    assert done.facts["failure"].startswith(said)
+    assert done.training.failure.startswith(said)
     assert port.failed == 1
 
 

@@ -17,7 +17,7 @@ import psutil
 import pytest
 from supervisor.supervisor_harness import Harness, supervisor_harness
 
-from luthier.jobs.store import Resource
+from luthier.jobs.resource import Resource
 from luthier.launchers.local import find_processes
 
 RUN_SUPERVISOR = Path(__file__).with_name("run_supervisor.py")
@@ -96,9 +96,9 @@ def storm(root: Path, engine: str, seed: int) -> Iterator[Storm]:
 
 def check(harness: Harness, jobs: list[Resource], expected: bytes, last_words: str) -> None:
     for job in map(harness.reload, jobs):
-        assert job.status == "Completed", (job.name, job.facts.get("failure"))
+        assert job.status == "Completed", (job.name, job.training.failure)
         assert harness.weights(job) == expected, f"{job.name}: other weights than the undisturbed run's"
-        stations = [station["Status"] for station in job.facts["transitions"]]
+        stations = [station.status for station in job.training.transitions]
         assert stations == ["Starting", "Downloading", "Training", "Uploading", "Completed"]
         events = (harness.folder(job) / "logs" / "events.jsonl").read_text().splitlines()
         seen = [json.loads(line)["message"] for line in events]

@@ -15,10 +15,10 @@ from luthier.supervisor.layout import lay_out
 
 
 def laid_out(harness: Harness, uri: str) -> ServiceFolder:
-    job = harness.create_job("tuned-again", facts={"base_model": uri})
+    job = harness.create_job("tuned-again", model=uri)
     folder = ServiceFolder(harness.folder(job))
     folder.create(job.request)
-    lay_out(folder, job, harness.objects, "cpu")
+    lay_out(folder, job.job, harness.objects, "cpu")
     return folder
 
 

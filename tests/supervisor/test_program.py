@@ -17,8 +17,11 @@ from supervisor.supervisor_harness import OWNER, ROLE
 from supervisor.test_kill_storm import REAL, ROWS
 
 from luthier.endpoint_connection import EndpointConnections
+from luthier.jobs.progress import EndpointProgress, ServedVariant
+from luthier.jobs.resource import Resource
 from luthier.jobs.settings import ServiceSettings
-from luthier.jobs.store import Resource, Store
+from luthier.jobs.store import Store
+from luthier.jobspec import JobSpec
 from luthier.launchers.local import find_processes
 from luthier.objects.store import EmbeddedObjectStore
 from luthier.service.supervisor_settings import MODULE, read, start, written
@@ -65,8 +68,11 @@ def order(store: Store, name: str) -> Resource:
         "InputDataConfig": [{"ChannelName": "training", "DataSource": source}],
     }  # fmt: skip
     settings = {key: str(value) for key, value in REAL.items()}
-    facts = {"base_model": "luthier/tiny", "kind": "auto", "eula": None, "hyperparameters": settings}
-    return store.create("training-job", OWNER, name, request, secondary="Starting", facts=facts)
+    spec = JobSpec(
+        model="luthier/tiny", channels={"training": "s3://data/rows/"}, hyperparameters=settings,
+        max_seconds=3600, output=f"s3://data/out/{name}/output/",
+    )  # fmt: skip
+    return store.create("training-job", OWNER, name, request, secondary="Starting", spec=spec)
 
 
 def weights(objects: EmbeddedObjectStore, name: str, folder: Path) -> bytes:
@@ -86,8 +92,7 @@ def test_a_trained_model_is_served_until_its_endpoint_is_deleted(tmp_path: Path)
     objects.create_bucket("data", *OWNER)
     objects.put("data", "rows/train.jsonl", ["".join(json.dumps(row) + "\n" for row in ROWS).encode()])
     job = order(store, "first")
-    variant = {"VariantName": "AllTraffic", "ModelName": "m", "Image": "", "Environment": {}, "Weight": 1.0,
-               "ModelData": "s3://data/out/first/output/model.tar.gz", "InstanceCount": 1}  # fmt: skip
+    variant = ServedVariant(name="AllTraffic", model="m", artifact="s3://data/out/first/output/model.tar.gz")
 
     def status(resource: Resource) -> str:
         found = store.get(resource.id)
@@ -101,12 +106,13 @@ def test_a_trained_model_is_served_until_its_endpoint_is_deleted(tmp_path: Path)
 
     with started(settings):
         wait(job, "Completed")
-        endpoint = store.create("endpoint", OWNER, "chat", {"EndpointConfigName": "c"}, facts={"variants": [variant]})
+        progress = EndpointProgress(variants=(variant,))
+        endpoint = store.create("endpoint", OWNER, "chat", {"EndpointConfigName": "c"}, progress=progress)
         wait(endpoint, "InService")
         found = store.get(endpoint.id)
         assert found is not None
         body, headers = json.dumps({"inputs": "Say red"}), {"Content-Type": "application/json"}
-        address, connections = found.facts["address"], EndpointConnections(120)
+        address, connections = found.endpoint.variants[0].address, EndpointConnections(120)
         response = connections.request(address, "POST", "/invocations", body.encode(), headers)
         assert (response.status, "generated_text" in response.read().decode()) == (200, True)
         store.update(endpoint.id, "Deleting")
@@ -148,12 +154,12 @@ def test_a_real_training_that_was_struck_has_the_undisturbed_weights(
             assert time.monotonic() < deadline
             time.sleep(0.05)
     for job in (whole, struck):
-        assert now(job).status == "Completed", now(job).facts.get("failure")
+        assert now(job).status == "Completed", now(job).training.failure
     assert "resuming after step" in (folder / "logs" / "engine.log").read_text()
     assert weights(objects, "struck", tmp_path / "a") == weights(objects, "whole", tmp_path / "b")
-    metrics = {one["MetricName"] for one in now(struck).facts["metrics"]}
+    metrics = {one["MetricName"] for one in now(struck).training.metrics}
     assert {"huggingface-textgeneration:eval-loss", "luthier:tuned:perplexity"} <= metrics
-    progress = now(struck).facts["progress"]
+    progress = now(struck).training.step
     assert progress["CurrentEpoch"] == progress["MaxEpoch"]
     objects.close()
     store.close()

@@ -17,8 +17,8 @@ import pytest
 from sqlalchemy.exc import OperationalError
 from supervisor.supervisor_harness import Harness, supervisor_harness
 
+from luthier.jobs.resource import Resource
 from luthier.jobs.states import ENDED
-from luthier.jobs.store import Resource
 from luthier.launchers.local import find_processes
 
 RUN_SUPERVISOR = Path(__file__).with_name("run_supervisor.py")
@@ -130,7 +130,7 @@ def test_a_job_whose_model_is_uploaded_is_not_run_again(harness: Harness, monkey
     (done,) = harness.run_to_end(job)
     assert done.status == "Completed"
     assert harness.run_count(job) == 1
-    assert done.facts["metrics"]
+    assert done.training.metrics
 
 
 def test_a_job_that_only_has_to_be_uploaded_does_not_wait_for_a_device(harness: Harness) -> None:

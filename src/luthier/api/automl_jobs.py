@@ -1,7 +1,9 @@
-"""AutoML jobs of text generation: create, describe, list, stop, and the candidates, of which there is one."""
+"""AutoML jobs of text generation: create, describe, list, stop, and their one candidate."""
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from typing import Any
 
 from luthier.api import automl_request, base_model, without_meaning
@@ -9,46 +11,55 @@ from luthier.api.description import described, present, reason
 from luthier.api.paging import SortOrder, listed, sliced
 from luthier.api.service import Service
 from luthier.api.tags import given_tags
-from luthier.api.training_jobs import ask_stop, engine_settings, first_facts
-from luthier.catalog.entry import check_kind, check_tunable, licence_record
+from luthier.api.training_jobs import ask_stop, engine_hyperparameters, has_ended, queued
+from luthier.catalog.entry import check_kind, check_tunable, licence_record, reads_pairs
 from luthier.errors import UserError
-from luthier.jobs import trial
-from luthier.jobs.store import Resource, TakenError
+from luthier.jobs import automl
+from luthier.jobs.progress import AutoMLProgress
+from luthier.jobs.resource import Resource, new_resource
+from luthier.jobs.states import AUTOML_JOB, TRAINING_JOB, IllegalMoveError
+from luthier.jobs.store import NameInUseError
+from luthier.jobspec import JobSpec
 from luthier.protocol.call import Call
 from luthier.protocol.errors import WireError
 
-KIND = "automl-job"
-ORDER = SortOrder(sort="Name")
+SORT_ORDER = SortOrder(sort="Name")
 MOST_CANDIDATES = 10
 _PROBLEM = automl_request.PROBLEM
 
 
 def create(call: Call, service: Service) -> dict[str, Any]:
-    given = call.parameters
-    facts, owner = _prepared(call), (call.account, call.region)
+    """Create the AutoML job and its training job, both or neither."""
+    owner, labels, name = (call.account, call.region), given_tags(call), call.parameters["AutoMLJobName"]
+    spec = _resolve(call)
     without_meaning.note(call, service)
-    part = given["AutoMLJobName"] + trial.SUFFIX
-    if service.store.find("training-job", owner, part):
-        raise WireError("ResourceInUse", f"The AutoML job's training job would be called {part}, as another one is")
+    request = {member: value for member, value in call.parameters.items() if member != "Tags"}
+    job = new_resource(AUTOML_JOB, owner, name, request, secondary="Starting")
+    job = replace(job, progress=AutoMLProgress(endpoint=_endpoint_name(job)))
+    training_job = new_resource(
+        TRAINING_JOB, owner, automl.training_job_name(name), automl.training_request(request, call.region),
+        secondary="Starting", spec=spec, progress=queued(), parent=job.id,
+    )  # fmt: skip
     try:
-        made = service.store.create(
-            KIND, owner, given["AutoMLJobName"],
-            {name: value for name, value in given.items() if name != "Tags"}, secondary="Starting", facts=facts,
-            labels=given_tags(call),
-        )  # fmt: skip
-    except TakenError:
+        service.store.insert(job, replace(training_job, created=job.created), labels=labels)
+    except NameInUseError as error:
+        if error.kind == TRAINING_JOB:
+            raise WireError(
+                "ResourceInUse",
+                f"The AutoML job's training job would be called {training_job.name}, as another one is",
+            ) from None
         raise WireError(
             "ResourceInUse",
             "AutoML job names must be unique within an AWS account and region, whatever their case, and an AutoML job "
-            f"with this name already exists ({call.arn(KIND, given['AutoMLJobName'])})",
+            f"with this name already exists ({call.arn(AUTOML_JOB, name)})",
         ) from None
-    return {"AutoMLJobArn": made.arn}
+    return {"AutoMLJobArn": job.arn}
 
 
 def describe(call: Call, service: Service) -> dict[str, Any]:
     job = _job(call, service)
-    facts = job.facts
-    undeployed = reason(facts.get("deploy_failure"))
+    progress, fraction = job.automl, automl_request.fraction(job.request)
+    deploy_failure = reason(progress.deploy_failure)
     return described(job, "DescribeAutoMLJobV2") | present({
         "AutoMLJobName": job.name,
         "AutoMLJobArn": job.arn,
@@ -57,24 +68,35 @@ def describe(call: Call, service: Service) -> dict[str, Any]:
         "AutoMLJobSecondaryStatus": job.secondary,
         "CreationTime": job.created,
         "LastModifiedTime": job.modified,
-        "EndTime": facts.get("ended"),
-        "FailureReason": reason(facts.get("failure")),
-        "PartialFailureReasons": [{"PartialFailureMessage": undeployed}] if undeployed else None,
-        "BestCandidate": facts.get("candidate"),
+        "EndTime": progress.ended,
+        "FailureReason": reason(progress.failure),
+        "PartialFailureReasons": [{"PartialFailureMessage": deploy_failure}] if deploy_failure else None,
+        "BestCandidate": progress.candidate,
         "AutoMLJobArtifacts": {},
         "ResolvedAttributes": _resolved(job),
-        "ModelDeployResult": {"EndpointName": facts["deployed"]} if facts.get("deployed") else None,
-        "DataSplitConfig": {"ValidationFraction": facts["split"]["ValidationFraction"]} if facts.get("split") else None,
+        "ModelDeployResult": {"EndpointName": progress.endpoint} if progress.deployed else None,
+        "DataSplitConfig": {"ValidationFraction": fraction} if fraction is not None else None,
     })  # fmt: skip
 
 
 def list_(call: Call, service: Service) -> dict[str, Any]:
-    found, more = listed(call, service, KIND, ORDER, _summary)
+    found, more = listed(call, service, AUTOML_JOB, SORT_ORDER, _summary)
     return {"AutoMLJobSummaries": found} | more
 
 
 def stop(call: Call, service: Service) -> dict[str, Any]:
-    ask_stop(_job(call, service), service)
+    """Stop the training job, which the AutoML job follows; once it has ended, only a deployment can be stopped."""
+    job = _job(call, service)
+    training_job = service.store.training_job_of(job)
+    if job.ended:
+        raise has_ended(job)
+    if training_job is not None and not training_job.ended:
+        ask_stop(training_job, service)
+        return {}
+    try:
+        service.store.update(job.id, "Stopped", secondary="Stopped", progress={"ended": time.time()})
+    except IllegalMoveError:
+        raise has_ended(service.store.get(job.id) or job) from None
     return {}
 
 
@@ -83,40 +105,61 @@ def list_candidates(call: Call, service: Service) -> dict[str, Any]:
     wanted = {"CandidateStatus": given.get("StatusEquals"), "CandidateName": given.get("CandidateNameEquals")}
     candidates = [
         candidate
-        for candidate in [job.facts.get("candidate")]
+        for candidate in [job.automl.candidate]
         if candidate and all(value in (None, candidate[name]) for name, value in wanted.items())
     ]  # one at most, so that SortBy and SortOrder have nothing to do
     found, more = sliced(call, candidates, MOST_CANDIDATES)
     return {"Candidates": found} | more
 
 
-def _prepared(call: Call) -> dict[str, Any]:
-    given = call.parameters
+def _resolve(call: Call) -> JobSpec:
+    """The spec of the one training job; UserError for every fault of the request at once."""
+    request = call.parameters
     without_meaning.refuse_keys(call)
-    found = automl_request.faults(given)
-    if found:
-        raise UserError("; ".join(found))
-    config = given["AutoMLProblemTypeConfig"][_PROBLEM]
+    faults = automl_request.faults(request)
+    if faults:
+        raise UserError("; ".join(faults))
+    config = request["AutoMLProblemTypeConfig"][_PROBLEM]
     entry = base_model.of_autopilot(config.get("BaseModelName") or base_model.AUTOPILOT_DEFAULT)
     check_tunable(entry)
     check_kind(entry, "autopilot")
-    settings = engine_settings(entry, config.get("TextGenerationHyperParameters", {}))
-    share = automl_request.fraction(given)
-    if share is not None:
-        settings["validation_split_ratio"] = str(share)
-    facts = first_facts(entry.id, "autopilot", settings)
-    facts["split"] = None if share is None else {"ValidationFraction": share}
-    facts["eula"] = licence_record(
-        entry, bool(config.get("ModelAccessConfig", {}).get("AcceptEula")), call.principal.arn,
-        "set TextGenerationJobConfig.ModelAccessConfig.AcceptEula to true",
+    hyperparameters = engine_hyperparameters(entry, config.get("TextGenerationHyperParameters", {}))
+    fraction = automl_request.fraction(request)
+    if fraction is not None:
+        hyperparameters["validation_split_ratio"] = str(fraction)
+    if entry.autopilot:
+        lengths = ("max_input_length", "max_output_length") if reads_pairs(entry) else ("max_input_length",)
+        hyperparameters |= dict.fromkeys(lengths, str(entry.autopilot.tokens))
+    max_seconds, member = automl_request.max_runtime(config.get("CompletionCriteria", {}))
+    training = automl.training_request(request, call.region)
+    return JobSpec(
+        model=entry.id,
+        kind="autopilot",
+        channels=automl_request.addresses(request),
+        hyperparameters=hyperparameters,
+        max_rows=entry.autopilot.rows if entry.autopilot else None,
+        max_truncated=automl_request.MAX_TRUNCATED,
+        max_seconds=max_seconds,
+        max_seconds_member=member,
+        output=f"{training['OutputDataConfig']['S3OutputPath']}/output/",
+        eula=licence_record(
+            entry, bool(config.get("ModelAccessConfig", {}).get("AcceptEula")), call.principal.arn,
+            "set TextGenerationJobConfig.ModelAccessConfig.AcceptEula to true",
+        ),
+        command=("CreateAutoMLJobV2", request["AutoMLJobName"]),
     )  # fmt: skip
-    return facts
+
+
+def _endpoint_name(job: Resource) -> str:
+    """The endpoint to deploy to: as requested, or a name that no other job has; empty without ModelDeployConfig."""
+    config = job.request.get("ModelDeployConfig")
+    return str(config.get("EndpointName") or f"{job.name}-{job.id[:8]}") if config else ""
 
 
 def _resolved(job: Resource) -> dict[str, Any]:
     """The defaults that stand in for what the request left out."""
     config = job.request["AutoMLProblemTypeConfig"][_PROBLEM]
-    defaults = {"MaxCandidates": 1, "MaxRuntimePerTrainingJobInSeconds": trial.MAX_RUNTIME}
+    defaults = {"MaxCandidates": 1, "MaxRuntimePerTrainingJobInSeconds": automl.MAX_RUNTIME}
     name = config.get("BaseModelName") or base_model.AUTOPILOT_DEFAULT
     return {
         "CompletionCriteria": defaults | config.get("CompletionCriteria", {}),
@@ -126,9 +169,9 @@ def _resolved(job: Resource) -> dict[str, Any]:
 
 def _job(call: Call, service: Service) -> Resource:
     name = call.parameters["AutoMLJobName"]
-    found = service.store.find(KIND, (call.account, call.region), name)
+    found = service.store.find(AUTOML_JOB, (call.account, call.region), name)
     if found is None:
-        raise WireError("ResourceNotFound", f"Could not find AutoML job {call.arn(KIND, name)}.")
+        raise WireError("ResourceNotFound", f"Could not find AutoML job {call.arn(AUTOML_JOB, name)}.")
     return found
 
 
@@ -140,8 +183,8 @@ def _summary(job: Resource) -> dict[str, Any]:
         "AutoMLJobSecondaryStatus": job.secondary,
         "CreationTime": job.created,
         "LastModifiedTime": job.modified,
-        "EndTime": job.facts.get("ended"),
-        "FailureReason": reason(job.facts.get("failure")),
+        "EndTime": job.automl.ended,
+        "FailureReason": reason(job.automl.failure),
     })  # fmt: skip
 
 

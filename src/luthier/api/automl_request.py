@@ -10,12 +10,15 @@ from typing import Any
 
 from luthier.catalog.hyperparameters import AUTOPILOT
 from luthier.errors import did_you_mean
+from luthier.jobs.automl import MAX_RUNTIME
 
 PROBLEM = "TextGenerationJobConfig"
 CSV, PARQUET = "text/csv;header=present", "x-application/vnd.amazon+parquet"
 CONTENT_TYPES = {CSV: "csv", "text/csv": "csv", PARQUET: "parquet"}
+_RUNTIMES = ("MaxRuntimePerTrainingJobInSeconds", "MaxAutoMLJobRuntimeInSeconds")
 LONGEST_OUTPUT = 512
 DEFAULT_FRACTION = 0.2
+MAX_TRUNCATED = 0.6  # share of truncated rows above which Autopilot fails, as AWS documents
 
 
 def faults(given: Mapping[str, Any]) -> list[str]:
@@ -39,6 +42,21 @@ def fraction(given: Mapping[str, Any]) -> float | None:
     if len(given["AutoMLJobInputDataConfig"]) > 1:
         return None
     return float(given.get("DataSplitConfig", {}).get("ValidationFraction", DEFAULT_FRACTION))
+
+
+def addresses(request: Mapping[str, Any]) -> dict[str, str]:
+    """The address of each channel's rows, by its type."""
+    channels = request["AutoMLJobInputDataConfig"]
+    return {channel_type(channel): channel["DataSource"]["S3DataSource"]["S3Uri"] for channel in channels}
+
+
+def max_runtime(criteria: Mapping[str, int]) -> tuple[float, str]:
+    """The seconds that the training job may run, and the member of the request that sets them: the lower of two."""
+    limits = {"MaxRuntimePerTrainingJobInSeconds": MAX_RUNTIME} | {
+        name: criteria[name] for name in _RUNTIMES if name in criteria
+    }
+    name = min(limits, key=lambda name: limits[name])
+    return float(limits[name]), f"CompletionCriteria.{name}"
 
 
 def channel_type(channel: Mapping[str, Any]) -> str:

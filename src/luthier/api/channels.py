@@ -1,4 +1,4 @@
-"""The channels of a training job: which names there are, and what each may be."""
+"""The channels of a training job: their names, what each may be, and the addresses of the rows."""
 
 from __future__ import annotations
 
@@ -13,10 +13,15 @@ MODEL = "model"
 SCRIPTS = ("code", "sm_drivers")  # what the SDKs send for a container that is not started here
 
 
-def check(channels: Sequence[Mapping[str, Any]], hyperparameters: Mapping[str, str]) -> None:
-    """UserError, in one line, for the first fault of a training job's channels and scripts."""
+def resolve(channels: Sequence[Mapping[str, Any]], hyperparameters: Mapping[str, str]) -> dict[str, str]:
+    """The address of each channel of rows, by the engine's name of it; UserError, one line, for the first fault."""
     for fault in (*_faults(channels), *_script_faults(channels, hyperparameters)):
         raise UserError(fault)
+    return {
+        CHANNEL_ALIASES[channel["ChannelName"]]: channel["DataSource"]["S3DataSource"]["S3Uri"]
+        for channel in channels
+        if channel["ChannelName"] in CHANNEL_ALIASES
+    }
 
 
 def _faults(channels: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from luthier.jobs.store import Resource
+from luthier.jobfolder import shorten_failure
+from luthier.jobs.resource import Resource
 from luthier.protocol import model
-
-LONGEST_REASON = 1024
 
 
 def described(resource: Resource, operation: str) -> dict[str, Any]:
@@ -38,7 +37,5 @@ def seconds(moment: Any) -> float | None:
 
 
 def reason(text: str | None) -> str | None:
-    """A FailureReason, which AWS bounds at 1,024 characters; the whole text is in the job's log."""
-    if not text:
-        return None
-    return text if len(text) <= LONGEST_REASON else f"{text[: LONGEST_REASON - 4]} ..."
+    """A FailureReason of bounded length; the whole text is in the job's log."""
+    return shorten_failure(text) if text else None

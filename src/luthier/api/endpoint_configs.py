@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from luthier.api import hosting, without_meaning
-from luthier.api.hosting import CONFIG, MODEL
 from luthier.api.service import Service
 from luthier.errors import UserError
+from luthier.jobs.states import ENDPOINT_CONFIG, MODEL
 from luthier.protocol.call import Call
 
 MOST_WEIGHT = 1e6
@@ -25,7 +25,7 @@ def create(call: Call, service: Service) -> dict[str, Any]:
         hosting.find(call, service, MODEL, variant["ModelName"])
         variant.setdefault("InitialVariantWeight", 1.0)
     without_meaning.note(call, service)
-    return {"EndpointConfigArn": hosting.make(call, service, CONFIG, given["EndpointConfigName"]).arn}
+    return {"EndpointConfigArn": hosting.make(call, service, ENDPOINT_CONFIG, given["EndpointConfigName"]).arn}
 
 
 def _faults(given: Mapping[str, Any]) -> Iterator[str]:
@@ -48,4 +48,4 @@ def _faults(given: Mapping[str, Any]) -> Iterator[str]:
         yield "ProductionVariants: every InitialVariantWeight is 0, so none would be called; give one of them a weight"
 
 
-OPERATIONS = {"CreateEndpointConfig": create, **hosting.plain(CONFIG, "EndpointConfig")}
+OPERATIONS = {"CreateEndpointConfig": create, **hosting.plain(ENDPOINT_CONFIG, "EndpointConfig")}

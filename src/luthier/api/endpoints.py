@@ -1,30 +1,21 @@
-"""Endpoints: create, update, describe, list, delete. The supervisor starts and ends what serves them.
-
-Facts of an endpoint, made here and gone on with by the supervisor:
-
-    variants    [{"VariantName", "ModelName", "Image", "ModelData" (s3:// of the artifact, or ""), "Environment",
-                  "Weight", "InstanceCount", "Folder" (below the endpoint's; none: the variant's name), and, once it
-                  is served, "address"}]
-    address     of the one process, where the variants have none of their own
-    failure     why it is Failed, or why its last update was given up
-    updates     how many updates were asked for
-    pending     {"number", "EndpointConfigName", "started", "variants"} of the update at work, else None
-"""
+"""Endpoints: create, update, describe, list, delete. The supervisor starts and ends what serves them."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from luthier.api import hosting, models, without_meaning
 from luthier.api.description import described, present, reason
-from luthier.api.hosting import CONFIG, ENDPOINT, MODEL
 from luthier.api.paging import SortOrder, listed
 from luthier.api.service import Service
 from luthier.errors import UserError
-from luthier.jobs.states import IllegalMoveError
-from luthier.jobs.store import GoneError, Resource
+from luthier.jobs.progress import EndpointProgress, PendingUpdate, ServedVariant
+from luthier.jobs.resource import Resource
+from luthier.jobs.states import ENDPOINT, ENDPOINT_CONFIG, MODEL, IllegalMoveError
+from luthier.jobs.store import GoneError
 from luthier.protocol.call import Call
 from luthier.protocol.errors import WireError
 
@@ -32,27 +23,27 @@ SERVED = ("InService", "Updating")
 
 
 def create(call: Call, service: Service) -> dict[str, Any]:
-    variants = _variants(call, service)
+    progress = EndpointProgress(variants=_variants(call, service))
     without_meaning.note(call, service)
-    made = hosting.make(call, service, ENDPOINT, call.parameters["EndpointName"], {"variants": variants})
-    return {"EndpointArn": made.arn}
+    endpoint = hosting.make(call, service, ENDPOINT, call.parameters["EndpointName"], progress)
+    return {"EndpointArn": endpoint.arn}
 
 
 def update(call: Call, service: Service) -> dict[str, Any]:
     """Until what the new config names is ready, the endpoint answers as before; for good, where it never is."""
-    given = call.parameters
+    request = call.parameters
     endpoint = _in_service(call, service)
-    number = endpoint.facts.get("updates", 0) + 1
-    variants = [{**one, "Folder": f"{one['VariantName']}.{number}"} for one in _variants(call, service)]
-    excluded = {one["VariantPropertyType"] for one in given.get("ExcludeRetainedVariantProperties", ())}
-    if given.get("RetainAllVariantProperties") and "DesiredWeight" not in excluded:
-        weights = {one["VariantName"]: one["Weight"] for one in endpoint.facts["variants"]}
-        variants = [{**one, "Weight": weights.get(one["VariantName"], one["Weight"])} for one in variants]
-    pending = {"number": number, "EndpointConfigName": given["EndpointConfigName"], "started": time.time(),
-               "variants": variants}  # fmt: skip
-    facts = {"pending": pending, "updates": number, "failure": None}
+    number = endpoint.endpoint.updates + 1
+    variants = [replace(variant, folder=f"{variant.name}.{number}") for variant in _variants(call, service)]
+    excluded = {one["VariantPropertyType"] for one in request.get("ExcludeRetainedVariantProperties", ())}
+    if request.get("RetainAllVariantProperties") and "DesiredWeight" not in excluded:
+        weights = {variant.name: variant.weight for variant in endpoint.endpoint.variants}
+        variants = [replace(variant, weight=weights.get(variant.name, variant.weight)) for variant in variants]
+    pending = PendingUpdate(
+        number=number, config=request["EndpointConfigName"], started=time.time(), variants=tuple(variants)
+    )
     try:
-        service.store.update(endpoint.id, "Updating", facts=facts)
+        service.store.update(endpoint.id, "Updating", progress={"pending": pending, "updates": number, "failure": ""})
     except (IllegalMoveError, GoneError):
         raise _busy(endpoint, "leaving InService") from None
     without_meaning.note(call, service)
@@ -62,18 +53,21 @@ def update(call: Call, service: Service) -> dict[str, Any]:
 def update_weights(call: Call, service: Service) -> dict[str, Any]:
     """The next request is already shared out by the new weights."""
     endpoint = _in_service(call, service)
-    wanted = {one["VariantName"]: one for one in call.parameters["DesiredWeightsAndCapacities"]}
-    before = {one["VariantName"]: one for one in endpoint.facts["variants"]}
-    for name in wanted.keys() - before.keys():
-        raise UserError(f"DesiredWeightsAndCapacities: no variant {name}; expected some of {', '.join(before)}")
-    variants = [
-        {**one, "Weight": wanted.get(name, {}).get("DesiredWeight", one["Weight"]),
-         "InstanceCount": wanted.get(name, {}).get("DesiredInstanceCount", one["InstanceCount"])}
-        for name, one in before.items()
-    ]  # fmt: skip
-    if not any(one["Weight"] for one in variants):
+    desired = {one["VariantName"]: one for one in call.parameters["DesiredWeightsAndCapacities"]}
+    present_variants = {variant.name: variant for variant in endpoint.endpoint.variants}
+    for name in desired.keys() - present_variants.keys():
+        known = ", ".join(present_variants)
+        raise UserError(f"DesiredWeightsAndCapacities: no variant {name}; expected some of {known}")
+    variants = tuple(
+        replace(
+            variant, weight=desired.get(name, {}).get("DesiredWeight", variant.weight),
+            instance_count=desired.get(name, {}).get("DesiredInstanceCount", variant.instance_count),
+        )
+        for name, variant in present_variants.items()
+    )  # fmt: skip
+    if not any(variant.weight for variant in variants):
         raise UserError("DesiredWeightsAndCapacities: every weight would be 0; give one of the variants a weight")
-    service.store.update(endpoint.id, facts={"variants": variants})
+    service.store.update(endpoint.id, progress={"variants": variants})
     without_meaning.note(call, service)
     return {"EndpointArn": endpoint.arn}
 
@@ -85,9 +79,9 @@ def describe(call: Call, service: Service) -> dict[str, Any]:
         "EndpointName": endpoint.name,
         "EndpointArn": endpoint.arn,
         "EndpointStatus": endpoint.status,
-        "ProductionVariants": [_summed(variant, endpoint, served) for variant in endpoint.facts["variants"]],
+        "ProductionVariants": [_summed(variant, endpoint, served) for variant in endpoint.endpoint.variants],
         "PendingDeploymentSummary": _pending(endpoint),
-        "FailureReason": reason(endpoint.facts.get("failure")),
+        "FailureReason": reason(endpoint.endpoint.failure),
         "CreationTime": endpoint.created,
         "LastModifiedTime": endpoint.modified,
     })  # fmt: skip
@@ -118,49 +112,51 @@ def _busy(endpoint: Resource, how: str) -> WireError:
     return WireError("ValidationException", text)
 
 
-def _variants(call: Call, service: Service) -> list[dict[str, Any]]:
+def _variants(call: Call, service: Service) -> tuple[ServedVariant, ...]:
     """The variants of the config that the call names."""
-    config = hosting.find(call, service, CONFIG, call.parameters["EndpointConfigName"])
-    return [
+    config = hosting.find(call, service, ENDPOINT_CONFIG, call.parameters["EndpointConfigName"])
+    return tuple(
         _variant(variant, hosting.find(call, service, MODEL, variant["ModelName"]))
         for variant in config.request["ProductionVariants"]
-    ]
+    )
 
 
 def _pending(endpoint: Resource) -> dict[str, Any] | None:
-    """The update at work."""
-    found = endpoint.facts.get("pending")
-    return found and {
-        "EndpointConfigName": found["EndpointConfigName"],
-        "ProductionVariants": [_summed(variant, endpoint, served=False) for variant in found["variants"]],
-        "StartTime": found["started"],
+    """The update that is under way."""
+    pending = endpoint.endpoint.pending
+    if pending is None:
+        return None
+    return {
+        "EndpointConfigName": pending.config,
+        "ProductionVariants": [_summed(variant, endpoint, served=False) for variant in pending.variants],
+        "StartTime": pending.started,
     }
 
 
-def _variant(variant: Mapping[str, Any], model: Resource) -> dict[str, Any]:
+def _variant(variant: Mapping[str, Any], model: Resource) -> ServedVariant:
     container = models.container(model)
     source = container.get("ModelDataSource", {}).get("S3DataSource", {})
-    return {
-        "VariantName": variant["VariantName"],
-        "ModelName": model.name,
-        "Image": container.get("Image", ""),
-        "ModelData": container.get("ModelDataUrl") or source.get("S3Uri", ""),
-        "Environment": container.get("Environment", {}),
-        "Weight": variant["InitialVariantWeight"],
-        "InstanceCount": variant.get("InitialInstanceCount", 1),
-    }
+    return ServedVariant(
+        name=variant["VariantName"],
+        model=model.name,
+        image=container.get("Image", ""),
+        artifact=container.get("ModelDataUrl") or source.get("S3Uri", ""),
+        environment=container.get("Environment", {}),
+        weight=variant["InitialVariantWeight"],
+        instance_count=variant.get("InitialInstanceCount", 1),
+    )
 
 
-def _summed(variant: Mapping[str, Any], endpoint: Resource, served: bool) -> dict[str, Any]:
-    image = variant["Image"]
+def _summed(variant: ServedVariant, endpoint: Resource, served: bool) -> dict[str, Any]:
+    image = variant.image
     images = [{"SpecifiedImage": image, "ResolvedImage": image, "ResolutionTime": endpoint.created}]
     return present({
-        "VariantName": variant["VariantName"],
+        "VariantName": variant.name,
         "DeployedImages": images if image else None,
-        "CurrentWeight": variant["Weight"],
-        "DesiredWeight": variant["Weight"],
-        "CurrentInstanceCount": variant["InstanceCount"] if served else 0,
-        "DesiredInstanceCount": variant["InstanceCount"],
+        "CurrentWeight": variant.weight,
+        "DesiredWeight": variant.weight,
+        "CurrentInstanceCount": variant.instance_count if served else 0,
+        "DesiredInstanceCount": variant.instance_count,
     })  # fmt: skip
 
 

@@ -5,19 +5,20 @@ Clients match on the texts: `Could not find` and `Cannot create already existing
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from luthier.api.description import described
 from luthier.api.paging import SortOrder, listed
 from luthier.api.service import Operations, Service
 from luthier.api.tags import given_tags
-from luthier.jobs.store import Resource, TakenError
+from luthier.jobs.progress import Progress
+from luthier.jobs.resource import Resource
+from luthier.jobs.states import ENDPOINT, ENDPOINT_CONFIG, MODEL
+from luthier.jobs.store import NameInUseError
 from luthier.protocol.call import Call
 from luthier.protocol.errors import WireError
 
-MODEL, CONFIG, ENDPOINT = "model", "endpoint-config", "endpoint"
-WORDS = {MODEL: "model", CONFIG: "endpoint configuration", ENDPOINT: "endpoint"}
+WORDS = {MODEL: "model", ENDPOINT_CONFIG: "endpoint configuration", ENDPOINT: "endpoint"}
 
 
 def find(call: Call, service: Service, kind: str, name: str) -> Resource:
@@ -28,13 +29,13 @@ def find(call: Call, service: Service, kind: str, name: str) -> Resource:
     return found
 
 
-def make(call: Call, service: Service, kind: str, name: str, facts: Mapping[str, Any] | None = None) -> Resource:
+def make(call: Call, service: Service, kind: str, name: str, progress: Progress | None = None) -> Resource:
     """Store the call's request as a new resource, with its tags; ValidationException when the name is taken."""
     request = {member: value for member, value in call.parameters.items() if member != "Tags"}
     owner, labels = (call.account, call.region), given_tags(call)
     try:
-        return service.store.create(kind, owner, name, request, facts=facts, labels=labels)
-    except TakenError:
+        return service.store.create(kind, owner, name, request, progress=progress, labels=labels)
+    except NameInUseError:
         raise WireError(
             "ValidationException", f'Cannot create already existing {WORDS[kind]} "{call.arn(kind, name)}".'
         ) from None

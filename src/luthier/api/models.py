@@ -6,12 +6,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from luthier.api import hosting, without_meaning
-from luthier.api.hosting import MODEL
 from luthier.api.service import Service
 from luthier.catalog import jumpstart
 from luthier.catalog.entry import licence_record
 from luthier.errors import UserError
-from luthier.jobs.store import Resource
+from luthier.jobs.progress import ModelProgress
+from luthier.jobs.resource import Resource
+from luthier.jobs.states import MODEL
 from luthier.protocol.call import Call
 
 
@@ -20,8 +21,8 @@ def create(call: Call, service: Service) -> dict[str, Any]:
         raise UserError(fault)
     without_meaning.refuse_keys(call)
     without_meaning.note(call, service)
-    facts = {"eula": _eula(call)}
-    return {"ModelArn": hosting.make(call, service, MODEL, call.parameters["ModelName"], facts).arn}
+    progress = ModelProgress(eula=_eula(call))
+    return {"ModelArn": hosting.make(call, service, MODEL, call.parameters["ModelName"], progress).arn}
 
 
 def container(model: Resource) -> Mapping[str, Any]:

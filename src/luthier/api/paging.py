@@ -11,12 +11,13 @@ import binascii
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from luthier.api.description import seconds
 from luthier.api.service import Service
-from luthier.jobs.store import Listing, Resource
+from luthier.jobs.resource import Resource
+from luthier.jobs.store import Listing
 from luthier.protocol.call import Call
 from luthier.protocol.errors import WireError
 
@@ -34,25 +35,28 @@ class SortOrder:
 
 
 def listed(
-    call: Call, service: Service, kind: str, order: SortOrder, summary: Callable[[Resource], dict[str, Any]],
-    also: Mapping[str, Any] | None = None,
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:  # fmt: skip
-    """One page of the caller's resources of a kind, each as `summary`, and the page's NextToken, if there is one.
-
-    `also` are the fields of Listing in which another one differs whose resources are among them.
-    """
+    call: Call, service: Service, kind: str, order: SortOrder, summary: Callable[[Resource], dict[str, Any]]
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """One page of the caller's resources of a kind, each as `summary`, and the page's NextToken, if there is one."""
     given = call.parameters
     statuses = (given["StatusEquals"],) if given.get("StatusEquals") else ()
     sort = SORTS[given.get("SortBy", order.sort)]
-    listing = Listing(
-        kind, call.account, call.region, given.get("NameContains", ""), statuses,
-        (seconds(given.get("CreationTimeAfter")), seconds(given.get("CreationTimeBefore"))),
-        (seconds(given.get("LastModifiedTimeAfter")), seconds(given.get("LastModifiedTimeBefore"))),
-        sort, _descending(given, order), given.get("MaxResults", order.limit),
-        _place(call, str if sort != "created" else float),
-    )  # fmt: skip
-    page = service.store.list(listing, *([replace(listing, **also)] if also else []))
-    return [summary(found) for found in page.found], _token(call, page.after)
+    page = service.store.list(
+        Listing(
+            kind=kind,
+            account=call.account,
+            region=call.region,
+            name_contains=given.get("NameContains", ""),
+            statuses=statuses,
+            created=(seconds(given.get("CreationTimeAfter")), seconds(given.get("CreationTimeBefore"))),
+            modified=(seconds(given.get("LastModifiedTimeAfter")), seconds(given.get("LastModifiedTimeBefore"))),
+            sort=sort,
+            descending=_descending(given, order),
+            limit=given.get("MaxResults", order.limit),
+            after=_place(call, str if sort != "created" else float),
+        )
+    )
+    return [summary(resource) for resource in page.found], _token(call, page.after)
 
 
 def sliced(

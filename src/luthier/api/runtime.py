@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
-from luthier.api.hosting import ENDPOINT
 from luthier.api.logs import group_arn
 from luthier.api.service import Service
 from luthier.endpoint_connection import EndpointConnections, EndpointResponse, EndpointUnreachableError
-from luthier.jobs.store import Resource
+from luthier.jobs.progress import ServedVariant
+from luthier.jobs.resource import Resource
+from luthier.jobs.states import ENDPOINT
 from luthier.protocol.call import Call
 from luthier.protocol.errors import WireError
 
@@ -49,8 +50,7 @@ def _forward(call: Call, service: Service) -> tuple[str, EndpointResponse]:
             raise _invalid(f"{name} is not supported: an endpoint's variant serves one model, and keeps no session")
     endpoint = _endpoint(call, service)
     variant = _variant(endpoint, parameters.get("TargetVariant"))
-    address = variant.get("address") or endpoint.facts.get("address")
-    if not address:
+    if not variant.address:
         raise _not_ready(call)
     headers = {
         "Content-Type": parameters.get("ContentType") or "application/json",
@@ -59,12 +59,12 @@ def _forward(call: Call, service: Service) -> tuple[str, EndpointResponse]:
     }
     try:
         body = parameters.get("Body", b"")
-        response = _connections.request(address, "POST", _PATHS[call.operation], body, headers)
+        response = _connections.request(variant.address, "POST", _PATHS[call.operation], body, headers)
         if response.status >= 300:
             raise _model_error(call, response.status, *_parse_error(response.read()))
     except EndpointUnreachableError as error:
         raise _unreachable(call, error) from None
-    return variant["VariantName"], response
+    return variant.name, response
 
 
 def _parse_error(body: bytes) -> tuple[str, str]:
@@ -89,16 +89,15 @@ def _endpoint(call: Call, service: Service) -> Resource:
     return endpoint
 
 
-def _variant(endpoint: Resource, target: str | None) -> Mapping[str, Any]:
+def _variant(endpoint: Resource, target: str | None) -> ServedVariant:
     """The target variant if named, else one drawn by weight."""
-    variants = endpoint.facts["variants"]
+    variants = endpoint.endpoint.variants
     if target:
         for variant in variants:
-            if variant["VariantName"] == target:
-                return variant  # type: ignore[no-any-return]
+            if variant.name == target:
+                return variant
         raise _invalid(f"Variant {target} not found in endpoint {endpoint.name}.")
-    chosen: Mapping[str, Any] = _random.choices(variants, [variant["Weight"] for variant in variants])[0]
-    return chosen
+    return _random.choices(variants, [variant.weight for variant in variants])[0]
 
 
 def _output(response: EndpointResponse, variant: str) -> dict[str, str]:

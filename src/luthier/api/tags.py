@@ -8,9 +8,8 @@ from typing import Any
 
 from luthier.api.paging import sliced
 from luthier.api.service import Service
-from luthier.jobs import trial
+from luthier.jobs.resource import Resource
 from luthier.jobs.states import STATES
-from luthier.jobs.store import Resource
 from luthier.protocol.call import Call
 from luthier.protocol.errors import WireError
 
@@ -62,8 +61,6 @@ def _tagged(call: Call, service: Service) -> Resource:
         raise WireError("ValidationException", f"Invalid ARN {arn}: expected that of a resource in {call.region}.")
     owner = call.account, call.region
     found = service.store.find(match[3], owner, match[4]) or service.store.of_arn(arn)
-    if found is None and match[3] == "training-job":
-        found = trial.find(service.store, owner, match[4])
     if found is None:
         raise WireError("ValidationException", f"Could not find resource {arn}.")
     return found

@@ -14,49 +14,45 @@ from luthier.api.description import described, present, reason
 from luthier.api.paging import SortOrder, listed
 from luthier.api.service import Service
 from luthier.api.tags import given_tags
-from luthier.api.waiting import waiting
 from luthier.catalog.entry import Entry, check_kind, licence_record, parse_for
-from luthier.catalog.hyperparameters import TABLE
 from luthier.errors import UserError
-from luthier.jobs import trial
-from luthier.jobs.states import IllegalMoveError
-from luthier.jobs.store import Resource, TakenError
+from luthier.jobs import automl
+from luthier.jobs.progress import TrainingProgress, Transition
+from luthier.jobs.resource import Resource
+from luthier.jobs.states import AUTOML_JOB, TRAINING_JOB, IllegalMoveError
+from luthier.jobs.store import NameInUseError
+from luthier.jobspec import JobSpec
 from luthier.protocol.call import Call
 from luthier.protocol.errors import WireError
 
-KIND = "training-job"
-DEFAULT_RUNTIME = 24 * 3600  # seconds; CreateTrainingJob's default of StoppingCondition
-ORDER = SortOrder(descending=False)
-# The training jobs of AutoML jobs are listed among the others.
-TRIALS = {"kind": "automl-job", "suffix": trial.SUFFIX, "begun": True}
-_WORDS = {KIND: "training job", "automl-job": "AutoML job"}
+MAX_RUNTIME = 24 * 3600  # seconds; CreateTrainingJob's default of StoppingCondition
+SORT_ORDER = SortOrder(descending=False)
+QUEUE_COUNT_LIMIT = 500  # jobs counted before one: to count more would make Describe slower the longer the queue is
+_WORDS = {TRAINING_JOB: "training job", AUTOML_JOB: "AutoML job"}
 
 
 def create(call: Call, service: Service) -> dict[str, Any]:
-    given = call.parameters
-    labels, owner = given_tags(call), (call.account, call.region)
-    facts = _prepared(call, labels)
+    labels, owner, name = given_tags(call), (call.account, call.region), call.parameters["TrainingJobName"]
+    spec = _resolve(call, labels)
     without_meaning.note(call, service)
-    request = {name: value for name, value in given.items() if name != "Tags"}
-    request["StoppingCondition"] = {"MaxRuntimeInSeconds": DEFAULT_RUNTIME} | given.get("StoppingCondition", {})
+    request = {member: value for member, value in call.parameters.items() if member != "Tags"}
+    request["StoppingCondition"] = {"MaxRuntimeInSeconds": MAX_RUNTIME} | request.get("StoppingCondition", {})
     try:
-        if trial.find(service.store, owner, given["TrainingJobName"]):
-            raise TakenError(given["TrainingJobName"])
-        made = service.store.create(
-            KIND, owner, given["TrainingJobName"], request, secondary="Starting", facts=facts, labels=labels
+        job = service.store.create(
+            TRAINING_JOB, owner, name, request, secondary="Starting", spec=spec, progress=queued(), labels=labels
         )
-    except TakenError:
+    except NameInUseError:
         raise WireError(
             "ResourceInUse",
             "Training job names must be unique within an AWS account and region, and a training job with this name "
-            f"already exists ({call.arn(KIND, given['TrainingJobName'])})",
+            f"already exists ({call.arn(TRAINING_JOB, name)})",
         ) from None
-    return {"TrainingJobArn": made.arn}
+    return {"TrainingJobArn": job.arn}
 
 
 def describe(call: Call, service: Service) -> dict[str, Any]:
     job = _job(call, service)
-    facts = job.facts
+    progress = job.training
     return described(job, "DescribeTrainingJob") | present({
         "TrainingJobName": job.name,
         "TrainingJobArn": job.arn,
@@ -65,16 +61,16 @@ def describe(call: Call, service: Service) -> dict[str, Any]:
         "SecondaryStatusTransitions": _transitions(job, service),
         # As AWS answers it; the SDKs' attach reads KmsKeyId without asking whether it is there.
         "OutputDataConfig": {"KmsKeyId": "", **job.request["OutputDataConfig"]},
-        "ModelArtifacts": {"S3ModelArtifacts": facts.get("artifact") or artifact_uri(job)},
+        "ModelArtifacts": {"S3ModelArtifacts": progress.artifact or job.job.artifact},
         "CreationTime": job.created,
         "LastModifiedTime": job.modified,
-        "TrainingStartTime": facts.get("started"),
-        "TrainingEndTime": facts.get("ended"),
-        "FailureReason": reason(facts.get("failure")),
-        "FinalMetricDataList": facts.get("metrics"),
-        "ProgressInfo": facts.get("progress"),
-        "AutoMLJobArn": facts.get("automl_job"),
-        **_durations(facts),
+        "TrainingStartTime": progress.started,
+        "TrainingEndTime": progress.ended,
+        "FailureReason": reason(progress.failure),
+        "FinalMetricDataList": list(progress.metrics) or None,
+        "ProgressInfo": progress.step or None,
+        "AutoMLJobArn": automl.automl_job_arn(job),
+        **_durations(progress),
     })  # fmt: skip
 
 
@@ -82,7 +78,7 @@ def list_(call: Call, service: Service) -> dict[str, Any]:
     given = call.parameters
     if "WarmPoolStatusEquals" in given or "TrainingPlanArnEquals" in given:
         return {"TrainingJobSummaries": []}  # there are no warm pools and no training plans, so no job has one
-    found, more = listed(call, service, KIND, ORDER, _summary, TRIALS)
+    found, more = listed(call, service, TRAINING_JOB, SORT_ORDER, _summary)
     return {"TrainingJobSummaries": found} | more
 
 
@@ -93,9 +89,10 @@ def stop(call: Call, service: Service) -> dict[str, Any]:
 
 def delete(call: Call, service: Service) -> dict[str, Any]:
     job = _job(call, service)
-    if job.facts.get("automl_job"):
+    if job.parent is not None:
         raise WireError(
-            "ValidationException", f"Training job {job.arn} is part of {job.facts['automl_job']} and is kept with it."
+            "ValidationException",
+            f"Training job {job.arn} is part of {automl.automl_job_arn(job)} and is kept with it.",
         )
     if not job.ended:
         raise WireError(
@@ -106,99 +103,110 @@ def delete(call: Call, service: Service) -> dict[str, Any]:
 
 
 def ask_stop(job: Resource, service: Service) -> None:
-    """Ask for a job to be stopped; ValidationException when it ended. One that is being stopped already is not."""
+    """Request a job's stop; ValidationException when it has ended. A job that is stopping already is left alone."""
     if job.status == "Stopping":
         return
     try:
-        service.store.ask_stop(job.id)
+        service.store.request_stop(job.id)
     except IllegalMoveError:
-        now = service.store.get(job.id) or job
-        raise WireError(
-            "ValidationException",
-            f"The request was rejected because the {_WORDS[job.kind]} {job.name} is in status {now.status}.",
-        ) from None
+        raise has_ended(service.store.get(job.id) or job) from None
 
 
-def artifact_uri(job: Resource) -> str:
-    """Where the job's model.tar.gz is put."""
-    return f"{job.request['OutputDataConfig']['S3OutputPath'].rstrip('/')}/{job.name}/output/model.tar.gz"
+def has_ended(job: Resource) -> WireError:
+    """The error of a request to stop a job that has ended."""
+    text = f"The request was rejected because the {_WORDS[job.kind]} {job.name} is in status {job.status}."
+    return WireError("ValidationException", text)
 
 
-def engine_settings(entry: Entry | None, given: Mapping[str, str]) -> dict[str, str]:
-    """Hyperparameters as the engine takes them: checked, by their own names, without SageMaker's; SettingError."""
-    settings = parse_for(entry, given)
+def queued() -> TrainingProgress:
+    """The progress of a job that was just created."""
+    return TrainingProgress(transitions=(Transition("Starting", time.time(), "Waiting for a device"),))
+
+
+def engine_hyperparameters(entry: Entry | None, hyperparameters: Mapping[str, str]) -> dict[str, str]:
+    """A request's hyperparameters, checked, as the engine takes them; SettingError, UserError."""
+    values = parse_for(entry, hyperparameters)
     for name, kind in (("chat_dataset", "chat"), ("instruction_tuned", "instruction")):
-        if name in settings.explicit and settings[name]:
+        if name in values.explicit and values[name]:
             check_kind(entry, kind)
-    return {name: str(settings[name]) for name in TABLE if name in settings.explicit}
+    return values.to_strings()
 
 
-def first_facts(chosen: str, kind: str, hyperparameters: Mapping[str, str]) -> dict[str, Any]:
-    """What is known of a job before a supervisor has it."""
-    return {
-        "base_model": chosen,
-        "kind": kind,
-        "hyperparameters": dict(hyperparameters),
-        "eula": None,
-        "transitions": [{"Status": "Starting", "StartTime": time.time(), "StatusMessage": "Waiting for a device"}],
-    }
-
-
-def _prepared(call: Call, labels: Mapping[str, str]) -> dict[str, Any]:
-    given = call.parameters
+def _resolve(call: Call, labels: Mapping[str, str]) -> JobSpec:
+    """The spec of a CreateTrainingJob; UserError, EulaError or ValidationException for what cannot be done."""
+    request = call.parameters
     without_meaning.refuse_keys(call)
-    if "ServerlessJobConfig" in given:
+    if "ServerlessJobConfig" in request:
         raise UserError(
             "ServerlessJobConfig is not supported: name the base model and the training channel of a plain training job"
         )
-    if not given["OutputDataConfig"]["S3OutputPath"].startswith("s3://"):
-        raise UserError(
-            f"OutputDataConfig.S3OutputPath {given['OutputDataConfig']['S3OutputPath']}: expected s3://BUCKET/PREFIX"
-        )
-    raw = given.get("HyperParameters", {})
-    channels.check(given.get("InputDataConfig", []), raw)
-    chosen = base_model.of_training_job(given, labels)
-    facts = first_facts(chosen.name, "auto", engine_settings(chosen.entry, raw))
-    facts["eula"] = licence_record(
-        chosen.entry, base_model.eula_accepted(given), call.principal.arn,
+    output = request["OutputDataConfig"]
+    if not output["S3OutputPath"].startswith("s3://"):
+        raise UserError(f"OutputDataConfig.S3OutputPath {output['S3OutputPath']}: expected s3://BUCKET/PREFIX")
+    hyperparameters = request.get("HyperParameters", {})
+    addresses = channels.resolve(request.get("InputDataConfig", []), hyperparameters)
+    base = base_model.of_training_job(request, labels)
+    engine = engine_hyperparameters(base.entry, hyperparameters)
+    eula = licence_record(
+        base.entry, base_model.eula_accepted(request), call.principal.arn,
         "set ModelAccessConfig.AcceptEula to true on the channel model (SageMaker SDK: "
         'environment={"accept_eula": "true"})',
     )  # fmt: skip
-    return facts
+    return JobSpec(
+        model=base.name,
+        channels=addresses,
+        hyperparameters=engine,
+        max_seconds=float(request.get("StoppingCondition", {}).get("MaxRuntimeInSeconds", MAX_RUNTIME)),
+        max_seconds_member="StoppingCondition.MaxRuntimeInSeconds",
+        output=f"{output['S3OutputPath'].rstrip('/')}/{request['TrainingJobName']}/output/",
+        compressed=output.get("CompressionType") != "NONE",
+        eula=eula,
+        command=("CreateTrainingJob", request["TrainingJobName"]),
+    )
 
 
 def _job(call: Call, service: Service) -> Resource:
-    name, owner = call.parameters["TrainingJobName"], (call.account, call.region)
-    found = service.store.find(KIND, owner, name) or trial.find(service.store, owner, name)
-    if found is None:
+    job = service.store.find(TRAINING_JOB, (call.account, call.region), call.parameters["TrainingJobName"])
+    if job is None:
         raise WireError("ValidationException", "Requested resource not found.")
-    return found
+    return job
 
 
 def _transitions(job: Resource, service: Service) -> list[dict[str, Any]]:
-    transitions = [dict(transition) for transition in job.facts.get("transitions", [])]
-    message = waiting(job, service)
+    transitions = [
+        present({"Status": one.status, "StartTime": one.started, "EndTime": one.ended, "StatusMessage": one.message})
+        for one in job.training.transitions
+    ]
+    message = _queue_position(job, service)
     if message and transitions:
         transitions[-1]["StatusMessage"] = message
     return transitions
 
 
-def _durations(facts: Mapping[str, Any]) -> dict[str, int]:
+def _queue_position(job: Resource, service: Service) -> str:
+    """The place in the queue of a job that no supervisor holds yet; empty for any other."""
+    if not job.open or job.owner is not None or job.status != "InProgress" or job.training.started:
+        return ""
+    older = service.store.position(job, QUEUE_COUNT_LIMIT)
+    place = f"place {older + 1}" if older < QUEUE_COUNT_LIMIT else f"{QUEUE_COUNT_LIMIT} jobs or more before it"
+    return f"Waiting for a device: {place} in the queue"
+
+
+def _durations(progress: TrainingProgress) -> dict[str, int]:
     """Seconds of training, which nobody is billed for and clients read."""
-    if not facts.get("started"):
+    if not progress.started:
         return {}
-    spent = max(1, round((facts.get("ended") or time.time()) - facts["started"]))
-    return {"TrainingTimeInSeconds": spent, "BillableTimeInSeconds": spent}
+    duration = max(1, round((progress.ended or time.time()) - progress.started))
+    return {"TrainingTimeInSeconds": duration, "BillableTimeInSeconds": duration}
 
 
-def _summary(found: Resource) -> dict[str, Any]:
-    job = found if found.kind == KIND else trial.training_job(found)
+def _summary(job: Resource) -> dict[str, Any]:
     return present({
         "TrainingJobName": job.name,
         "TrainingJobArn": job.arn,
         "CreationTime": job.created,
         "LastModifiedTime": job.modified,
-        "TrainingEndTime": job.facts.get("ended"),
+        "TrainingEndTime": job.training.ended,
         "TrainingJobStatus": job.status,
         "SecondaryStatus": job.secondary,
     })  # fmt: skip

@@ -148,6 +148,11 @@ def licence_record(entry: Entry | None, accepted: bool, by: str, fix: str) -> di
     return {"accepted": when, "licence": entry.licence.name, "url": entry.licence.url, "by": by}
 
 
+def reads_pairs(entry: Entry | None) -> bool:
+    """Whether the model is an encoder-decoder (T5), which reads a prompt and writes a completion."""
+    return entry is not None and entry.shape.get("model_type") in ("t5", "mt5", "bart", "mbart", "longt5")
+
+
 def parse_for(entry: Entry | None, raw: Mapping[str, Any]) -> Hyperparameters:
     """Parse `raw` hyperparameters over the entry's defaults and within its ranges; raises SettingError."""
     return parse(raw, entry.default_hyperparameters, entry.hyperparameter_ranges) if entry else parse(raw)

@@ -14,13 +14,15 @@ import json
 import re
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from luthier.jobs import trial
+from luthier.jobs import automl
 from luthier.jobs.lines import Lines
+from luthier.jobs.resource import Owner, Resource
 from luthier.jobs.settings import ServiceSettings
-from luthier.jobs.store import Listing, Resource, Store
+from luthier.jobs.states import AUTOML_JOB, ENDPOINT, TRAINING_JOB
+from luthier.jobs.store import Listing, Store
 from luthier.protocol.errors import WireError
 
 TRAINING = "/aws/sagemaker/TrainingJobs"
@@ -28,10 +30,7 @@ ENDPOINTS = "/aws/sagemaker/Endpoints/"
 MOST_EVENTS = 10_000
 MOST_BYTES = 1 << 20  # of a page's events
 MOST_READ = 16 << 20  # bytes that one call of `filter` looks through
-_JOBS = ("training-job", "automl-job")
 _TOKEN = re.compile(r"([fb])/(\d{1,20})")
-
-Owner = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +103,13 @@ class Logs:
         """The log groups of an account and region whose names begin with `prefix`, by name."""
         found = []
         if TRAINING.startswith(prefix):
-            oldest = [page[0].created for kind in _JOBS if (page := self._listed(owner, kind, "", 1, False))]
-            if oldest:
-                found.append(Group(TRAINING, int(min(oldest) * 1000)))
+            found += [
+                Group(TRAINING, int(oldest.created * 1000))
+                for oldest in self._listed(owner, TRAINING_JOB, "", 1, descending=False)
+            ]
         wanted = prefix[len(ENDPOINTS) :] if prefix.startswith(ENDPOINTS) else ""
         if prefix.startswith(ENDPOINTS) or ENDPOINTS.startswith(prefix):
-            for endpoint in self._listed(owner, "endpoint", wanted):
+            for endpoint in self._listed(owner, ENDPOINT, wanted):
                 if endpoint.name.startswith(wanted):
                     found.append(Group(ENDPOINTS + endpoint.name, int(endpoint.created * 1000)))
         return sorted(found, key=lambda group: group.name)
@@ -117,7 +117,7 @@ class Logs:
     def streams(self, owner: Owner, group: str, prefix: str = "") -> list[Stream]:
         """The streams of a group whose names begin with `prefix`, by name. WireError where there is no such group."""
         if group == TRAINING:
-            found = [stream for job in self._jobs(owner, prefix) for stream in self._of_job(job)]
+            found = [stream for name, job in self._jobs(owner, prefix) for stream in self._of_job(name, job)]
         else:
             found = self._of_endpoint(self._endpoint(owner, group))
         return sorted((one for one in found if one.name.startswith(prefix)), key=lambda stream: stream.name)
@@ -175,46 +175,55 @@ class Logs:
             searched.append(stream.name)
         return FilteredPage(found, searched, None)
 
-    def _jobs(self, owner: Owner, prefix: str) -> list[Resource]:
-        """Jobs whose logs may begin so; an AutoML job's training job only when it is named, lists have it once."""
+    def _jobs(self, owner: Owner, prefix: str) -> Iterator[tuple[str, Resource]]:
+        """Training jobs whose streams may begin with `prefix`, each with the name of its stream.
+
+        Lists show the training job of an AutoML job once, under the AutoML job's name; both names are found.
+        """
         name, slash, _ = prefix.partition("/")
-        if slash:
-            found = [self.store.find(kind, owner, name) for kind in _JOBS]
-        else:
-            found = [job for kind in _JOBS for job in self._listed(owner, kind, prefix)]
-        return [job for job in (*found, trial.find(self.store, owner, name)) if job is not None]
+        if not slash:
+            for job in self._listed(owner, TRAINING_JOB, prefix):
+                yield automl.automl_job_name(job) if job.parent else job.name, job
+            return
+        job_of_that_name = self.store.find(TRAINING_JOB, owner, name)
+        automl_job = self.store.find(AUTOML_JOB, owner, name)
+        if job_of_that_name is not None:
+            yield job_of_that_name.name, job_of_that_name
+        if automl_job is not None and (child := self.store.training_job_of(automl_job)) is not None:
+            yield automl_job.name, child
 
     def _listed(
         self, owner: Owner, kind: str, contains: str, limit: int | None = None, descending: bool = True
     ) -> list[Resource]:
         found: list[Resource] = []
-        listing = Listing(kind, *owner, name_contains=contains, descending=descending, limit=limit or 100)
+        listing = Listing(
+            kind=kind, account=owner[0], region=owner[1], name_contains=contains, descending=descending,
+            limit=limit or 100,
+        )  # fmt: skip
         while True:
             page = self.store.list(listing)
             found += page.found
             if page.after is None or limit is not None:
                 return found
-            listing = Listing(
-                kind, *owner, name_contains=contains, descending=descending, limit=1000, after=page.after
-            )  # fmt: skip
+            listing = replace(listing, limit=1000, after=page.after)
 
-    def _of_job(self, job: Resource) -> Iterator[Stream]:
+    def _of_job(self, name: str, job: Resource) -> Iterator[Stream]:
         path = self.settings.jobs / job.id / "logs" / "events.jsonl"
-        yield from self._stream(TRAINING, f"{job.name}/algo-1-{int(job.created)}", path, job.created)
+        yield from self._stream(TRAINING, f"{name}/algo-1-{int(job.created)}", path, job.created)
 
     def _endpoint(self, owner: Owner, group: str) -> Resource:
-        found = self.store.find("endpoint", owner, group[len(ENDPOINTS) :]) if group.startswith(ENDPOINTS) else None
+        found = self.store.find(ENDPOINT, owner, group[len(ENDPOINTS) :]) if group.startswith(ENDPOINTS) else None
         if found is None:
             raise WireError("ResourceNotFoundException", "The specified log group does not exist.")
         return found
 
     def _of_endpoint(self, endpoint: Resource) -> list[Stream]:
         found: list[Stream] = []
-        pending = endpoint.facts.get("pending") or {}
-        for variant in (*endpoint.facts.get("variants", ()), *pending.get("variants", ())):
-            folder, number = variant.get("Folder", variant["VariantName"]), variant.get("Folder", "").partition(".")[2]
-            path = self.settings.endpoints / endpoint.id / folder / "logs" / "events.jsonl"
-            name = f"{variant['VariantName']}/i-{endpoint.id[: 17 - len(number)]}{number}"
+        progress = endpoint.endpoint
+        for variant in (*progress.variants, *(progress.pending.variants if progress.pending else ())):
+            number = variant.folder.partition(".")[2]
+            path = self.settings.endpoints / endpoint.id / (variant.folder or variant.name) / "logs" / "events.jsonl"
+            name = f"{variant.name}/i-{endpoint.id[: 17 - len(number)]}{number}"
             found += self._stream(ENDPOINTS + endpoint.name, name, path, endpoint.created)
         return found
 

@@ -12,9 +12,8 @@ metadata = sa.MetaData(
     }
 )
 
-# One row for each training job, AutoML job, model, endpoint config and endpoint: the request as it came, and what
-# became of it. `key` is the name as uniqueness sees it. From `open` on, the table is the queue of what needs a
-# supervisor.
+# One row for each training job, AutoML job, model, endpoint config and endpoint. `key` is the name as compared for
+# uniqueness; the other columns are those of resource.py. From `open` on, the table is the supervisor's queue.
 resources = sa.Table(
     "resources",
     metadata,
@@ -27,20 +26,21 @@ resources = sa.Table(
     sa.Column("request", sa.JSON, nullable=False),
     sa.Column("status", sa.String(32), nullable=False),
     sa.Column("secondary", sa.String(40), nullable=False),
-    sa.Column("facts", sa.JSON, nullable=False),
+    sa.Column("spec", sa.JSON(none_as_null=True)),
+    sa.Column("progress", sa.JSON(none_as_null=True)),
+    sa.Column("parent", sa.String(32)),
     sa.Column("created", sa.Double, nullable=False),
     sa.Column("modified", sa.Double, nullable=False),
     sa.Column("revision", sa.Integer, nullable=False),
     sa.Column("open", sa.Boolean, nullable=False),
-    sa.Column("priority", sa.Integer, nullable=False),
-    sa.Column("stop_asked", sa.Double),
-    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("stop_requested", sa.Double),
     sa.Column("owner", sa.String(64)),
     sa.Column("lease", sa.Double),
     sa.UniqueConstraint("kind", "account", "region", "key"),
     sa.Index("ix_resources_listed", "kind", "account", "region", "created", "id"),
-    sa.Index("ix_resources_queue", "open", "kind", "priority", "created"),
+    sa.Index("ix_resources_queue", "open", "kind", "created"),
     sa.Index("ix_resources_owner", "owner"),
+    sa.Index("ix_resources_parent", "parent"),
 )
 
 tags = sa.Table(

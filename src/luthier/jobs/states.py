@@ -1,4 +1,4 @@
-"""Which status a resource may take after which: one table for each kind.
+"""The kinds of resources, and the transitions between their statuses: one table per kind.
 
 training job, AutoML job    InProgress ──► Completed | Failed          InProgress ──► Stopping ──► Stopped | Failed
 endpoint                    Creating ──► InService ⇄ Updating | SystemUpdating         any ──► Failed | Deleting
@@ -9,6 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from luthier.errors import LuthierError
+
+TRAINING_JOB, AUTOML_JOB, MODEL, ENDPOINT_CONFIG, ENDPOINT = (
+    "training-job", "automl-job", "model", "endpoint-config", "endpoint",
+)  # fmt: skip
+SUPERVISED = frozenset({TRAINING_JOB, ENDPOINT})
+"""Kinds that a supervisor works on."""
 
 Moves = Mapping[str, frozenset[str]]
 
@@ -27,21 +33,21 @@ _ENDPOINT: Moves = {
     "Failed": frozenset({"Failed", "Deleting"}),
     "Deleting": frozenset({"Deleting"}),
 }
-_PLAIN: Moves = {"": frozenset({""})}
+_NO_LIFECYCLE: Moves = {"": frozenset({""})}
 
 STATES: Mapping[str, Moves] = {
-    "training-job": _JOB,
-    "automl-job": _JOB,
-    "endpoint": _ENDPOINT,
-    "endpoint-config": _PLAIN,
-    "model": _PLAIN,
+    TRAINING_JOB: _JOB,
+    AUTOML_JOB: _JOB,
+    ENDPOINT: _ENDPOINT,
+    ENDPOINT_CONFIG: _NO_LIFECYCLE,
+    MODEL: _NO_LIFECYCLE,
 }
-FIRST = {"training-job": "InProgress", "automl-job": "InProgress", "endpoint": "Creating"}
+FIRST = {TRAINING_JOB: "InProgress", AUTOML_JOB: "InProgress", ENDPOINT: "Creating"}
 ENDED = frozenset({"Completed", "Failed", "Stopped"})
 
 
 class IllegalMoveError(LuthierError):
-    """A resource was to take a status that does not follow from its present one."""
+    """A status does not follow from the present one."""
 
 
 def check_move(kind: str, name: str, before: str, after: str) -> None:

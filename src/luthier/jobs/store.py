@@ -1,16 +1,15 @@
-"""The SQL store: resources and their moves, tags, and the queue of what needs a supervisor.
+"""The SQL store: resources and their status transitions, tags, and the supervisor's queue.
 
-SQLite (WAL, full fsync) and PostgreSQL run the same statements. Every method is one transaction: when it returns, what
-it did survives a kill. The store knows what may follow what (states.py), nothing of what the operations mean.
+SQLite (WAL, full fsync) and PostgreSQL run the same statements. Every method is one transaction, durable when it
+returns. Of the operations' meaning the store knows only that an AutoML job follows what belongs to it (automl.py).
 """
 
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,56 +17,31 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from luthier.errors import LuthierError
-from luthier.jobs import database
+from luthier.jobs import automl, database
+from luthier.jobs.progress import Progress, progress_from_json, progress_to_json
+from luthier.jobs.resource import Owner, Resource, new_resource
 from luthier.jobs.schema import resources, tags
-from luthier.jobs.states import ENDED, FIRST, check_move
+from luthier.jobs.states import AUTOML_JOB, TRAINING_JOB, check_move
+from luthier.jobspec import JobSpec
 
 
-class TakenError(LuthierError):
+class NameInUseError(LuthierError):
     """A resource of this kind and name exists."""
 
     wire_code = "ResourceInUse"
+
+    def __init__(self, kind: str, name: str) -> None:
+        super().__init__(f"{kind} {name}: the name is in use")
+        self.kind = kind
 
 
 class GoneError(LuthierError):
     """The resource was deleted, or changed by somebody else, since it was read."""
 
 
-@dataclass(frozen=True, slots=True)
-class Resource:
-    """One row of `resources`; times in seconds since 1970. `facts` is what became of the request, as JSON."""
-
-    id: str
-    kind: str
-    account: str
-    region: str
-    name: str
-    request: Mapping[str, Any]
-    status: str
-    secondary: str
-    facts: Mapping[str, Any]
-    created: float
-    modified: float
-    revision: int = 0
-    open: bool = False
-    priority: int = 0
-    stop_asked: float | None = None
-    attempt: int = 0
-    owner: str | None = None
-    lease: float | None = None
-
-    @property
-    def arn(self) -> str:
-        return f"arn:aws:sagemaker:{self.region}:{self.account}:{self.kind}/{self.name.lower()}"
-
-    @property
-    def ended(self) -> bool:
-        return self.status in ENDED
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Listing:
-    """What a list is narrowed to and how it is sorted; `after` is the cursor of the page before."""
+    """The filters and the order of a list; `after` is the cursor of the page before."""
 
     kind: str
     account: str
@@ -80,8 +54,6 @@ class Listing:
     descending: bool = True
     limit: int = 100
     after: tuple[Any, str] | None = None
-    suffix: str = ""  # that stands behind each name, where names are looked for and sorted by
-    begun: bool = False  # only jobs that somebody worked on
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,41 +87,41 @@ class Store:
     # Resources
 
     def create(
-        self, kind: str, owner: tuple[str, str], name: str, request: Mapping[str, Any], *,
-        secondary: str = "", facts: Mapping[str, Any] | None = None, labels: Mapping[str, str] | None = None,
+        self, kind: str, owner: Owner, name: str, request: Mapping[str, Any], *, secondary: str = "",
+        spec: JobSpec | None = None, progress: Progress | None = None, labels: Mapping[str, str] | None = None,
     ) -> Resource:  # fmt: skip
-        """Store a new resource of `owner` (account, region) with its tags; TakenError when its name is in use."""
-        account, region = owner
-        now = time.time()
-        status = FIRST.get(kind, "")
-        made = Resource(
-            uuid.uuid4().hex, kind, account, region, name, request, status, secondary, facts or {}, now, now,
-            open=bool(status), priority=0,
-        )  # fmt: skip
-        row = {name_: getattr(made, name_) for name_ in Resource.__slots__} | {"key": _key(kind, name)}
+        """Store a new resource of `owner` with its tags; NameInUseError when its name is in use."""
+        resource = new_resource(kind, owner, name, request, secondary=secondary, spec=spec, progress=progress)
+        self.insert(resource, labels=labels)
+        return resource
+
+    def insert(self, *new: Resource, labels: Mapping[str, str] | None = None) -> None:
+        """Store new resources, all or none of them, the first one with tags; NameInUseError when a name is in use."""
         try:
             with self.write() as connection:
-                connection.execute(resources.insert().values(row))
-                _put_tags(connection, made.arn, labels or {})
+                connection.execute(resources.insert(), [_row(resource) for resource in new])
+                _put_tags(connection, new[0].arn, labels or {})
         except IntegrityError:
-            if self.find(kind, owner, name) is None:
-                raise
-            raise TakenError(f"{kind} {name}: the name is in use") from None
-        return made
+            for resource in new:
+                if self.find(resource.kind, (resource.account, resource.region), resource.name) is not None:
+                    raise NameInUseError(resource.kind, resource.name) from None
+            raise
 
-    def find(self, kind: str, owner: tuple[str, str], name: str) -> Resource | None:
+    def find(self, kind: str, owner: Owner, name: str) -> Resource | None:
         """The resource of that name, or None."""
-        query = sa.select(resources).where(
-            resources.c.kind == kind, resources.c.account == owner[0], resources.c.region == owner[1],
-            resources.c.key == _key(kind, name),
-        )  # fmt: skip
         with self.engine.connect() as connection:
-            row = connection.execute(query).one_or_none()
-        return _resource(row) if row else None
+            return _find(connection, kind, owner, name)
 
     def get(self, resource_id: str) -> Resource | None:
         with self.engine.connect() as connection:
             row = connection.execute(sa.select(resources).where(resources.c.id == resource_id)).one_or_none()
+        return _resource(row) if row else None
+
+    def training_job_of(self, automl_job: Resource) -> Resource | None:
+        """The training job of an AutoML job."""
+        query = sa.select(resources).where(resources.c.parent == automl_job.id, resources.c.kind == TRAINING_JOB)
+        with self.engine.connect() as connection:
+            row = connection.execute(query).one_or_none()
         return _resource(row) if row else None
 
     def of_arn(self, arn: str) -> Resource | None:
@@ -166,34 +138,31 @@ class Store:
 
     def update(
         self, resource_id: str, status: str | None = None, *, secondary: str | None = None,
-        facts: Mapping[str, Any] | None = None, request: Mapping[str, Any] | None = None, owner: str | None = None,
+        progress: Mapping[str, Any] | None = None, request: Mapping[str, Any] | None = None,
+        owner: str | None = None, stop_requested: float | None = None,
     ) -> Resource:  # fmt: skip
-        """Move a resource on and add `facts` to what is known of it; None leaves a side as it is.
+        """Change a resource, and the AutoML job that it belongs to, if any. `progress` holds only fields that change.
 
-        IllegalMoveError where the status does not follow; GoneError when it is no more, or `owner` lost its lease.
+        IllegalMoveError when the status does not follow from the present one; GoneError when the resource was deleted,
+        or `owner` lost its lease.
         """
         with self.write() as connection:
-            found = sa.select(resources).where(resources.c.id == resource_id).with_for_update()
-            row = connection.execute(found).one_or_none()
-            if row is None or (owner is not None and row.owner != owner):
+            before = _locked(connection, resource_id)
+            if before is None or (owner is not None and before.owner != owner):
                 raise GoneError(f"{resource_id}: deleted or taken over by another supervisor")
-            before = _resource(row)
-            status = before.status if status is None else status
-            check_move(before.kind, before.name, before.status, status)
-            values: dict[str, Any] = {
-                "status": status,
-                "secondary": before.secondary if secondary is None else secondary,
-                "facts": {**before.facts, **(facts or {})},
-                "modified": time.time(),
-                "revision": before.revision + 1,
-                "request": dict(before.request if request is None else request),
-            }
-            if status in ENDED:
-                values |= {"open": False, "owner": None, "lease": None}
-            if status == "Deleting":  # an endpoint that failed is nobody's: a supervisor has to see to it again
-                values["open"] = True
-            changed = resources.update().where(resources.c.id == resource_id).values(values).returning(resources)
-            return _resource(connection.execute(changed).one())
+            changed = replace(
+                before,
+                status=before.status if status is None else status,
+                secondary=before.secondary if secondary is None else secondary,
+                progress=replace(before.progress, **progress) if before.progress and progress else before.progress,
+                request=before.request if request is None else request,
+                stop_requested=before.stop_requested or stop_requested,
+                modified=time.time(),
+            )
+            after = _write(connection, before, changed)
+            if after.parent is not None:
+                _update_parent(connection, after)
+            return after
 
     def delete(self, resource_id: str) -> bool:
         """Remove a resource and its tags; False when it was gone before."""
@@ -205,19 +174,20 @@ class Store:
             connection.execute(tags.delete().where(tags.c.arn == _resource(row).arn))
             return True
 
-    def list(self, *listings: Listing) -> ResourcePage:
-        """One page of resources, by a cursor that stays right while others come and go.
-
-        Several listings, of different kinds in the same order, are one list.
-        """
-        first = listings[0]
-        whole = sa.union_all(*(sa.select(_page(listing).subquery()) for listing in listings)).subquery()
-        order = (whole.c.place.desc(), whole.c.id.desc()) if first.descending else (whole.c.place, whole.c.id)
+    def list(self, listing: Listing) -> ResourcePage:
+        """One page of resources, by a cursor that stays right while others come and go."""
+        column: Any = resources.c[listing.sort]
+        query = sa.select(resources).where(*_conditions(listing))
+        if listing.after is not None:
+            cursor = sa.tuple_(*(sa.literal(value) for value in listing.after))
+            position = sa.tuple_(column, resources.c.id)
+            query = query.where(position < cursor if listing.descending else position > cursor)
+        order = (column.desc(), resources.c.id.desc()) if listing.descending else (column, resources.c.id)
         with self.engine.connect() as connection:
-            rows = connection.execute(sa.select(whole).order_by(*order).limit(first.limit + 1)).all()
-        found = [_resource(row) for row in rows[: first.limit]]
-        more = len(rows) > first.limit
-        return ResourcePage(found, (rows[first.limit - 1].place, found[-1].id) if more else None)
+            rows = connection.execute(query.order_by(*order).limit(listing.limit + 1)).all()
+        page = [_resource(row) for row in rows[: listing.limit]]
+        has_next = len(rows) > listing.limit
+        return ResourcePage(page, (getattr(page[-1], listing.sort), page[-1].id) if has_next else None)
 
     # Tags
 
@@ -239,41 +209,37 @@ class Store:
     def claim(
         self, owner: str, kinds: Sequence[str], lease: float, but: Sequence[str] = (), only: Sequence[str] | None = None
     ) -> Resource | None:
-        """Give `owner` the next open resource that nobody holds, until the time `lease`; None when there is none.
+        """Give `owner` the oldest open resource that nobody holds, until the time `lease`; None when there is none.
 
-        The highest priority first, then the oldest. `but` names resources that are not wanted now; `only`, where it is
-        given, those that are.
+        Never one of the ids `but`; one of the ids `only`, if they are given.
         """
-        wanted = [resources.c.id.not_in(list(but))] + ([] if only is None else [resources.c.id.in_(list(only))])
-        chosen = (
+        ids = [resources.c.id.not_in(list(but))] + ([] if only is None else [resources.c.id.in_(list(only))])
+        oldest = (
             sa.select(resources.c.id)
-            .where(*_free(kinds), *wanted)
-            .order_by(resources.c.priority.desc(), resources.c.created, resources.c.id)
+            .where(*_free(kinds), *ids)
+            .order_by(resources.c.created, resources.c.id)
             .limit(1)
             .with_for_update(skip_locked=True)
             .scalar_subquery()
         )
-        taken = (
-            resources.update()
-            .where(resources.c.id == chosen)
-            .values(owner=owner, lease=lease, attempt=resources.c.attempt + 1)
-            .returning(resources)
+        claimed = (
+            resources.update().where(resources.c.id == oldest).values(owner=owner, lease=lease).returning(resources)
         )
         with self.write() as connection:
-            row = connection.execute(taken).one_or_none()
+            row = connection.execute(claimed).one_or_none()
         return _resource(row) if row else None
 
     def waiting(self, kinds: Sequence[str], to_stop: bool = False, limit: int = 1000) -> Sequence[str]:
-        """The ids of open resources that nobody holds, first those that `claim` would give first, at most `limit`.
+        """The ids of open resources that nobody holds, the oldest first, at most `limit`.
 
-        Only those that were asked `to_stop`, if wanted.
+        With `to_stop`, only those whose stop was requested.
         """
         query = sa.select(resources.c.id).where(*_free(kinds))
         if to_stop:
-            query = query.where(resources.c.stop_asked.is_not(None))
-        order = (resources.c.priority.desc(), resources.c.created, resources.c.id)
+            query = query.where(resources.c.stop_requested.is_not(None))
         with self.engine.connect() as connection:
-            return list(connection.execute(query.order_by(*order).limit(limit)).scalars())
+            ordered = query.order_by(resources.c.created, resources.c.id).limit(limit)
+            return list(connection.execute(ordered).scalars())
 
     def known(self, ids: Sequence[str]) -> set[str]:
         """Those of `ids` that are resources'."""
@@ -316,24 +282,17 @@ class Store:
         with self.write() as connection:
             return connection.execute(others.values(owner=None, lease=None)).rowcount
 
-    def ask_stop(self, resource_id: str) -> Resource:
-        """Move a job to Stopping; its supervisor sees to the rest. GoneError, IllegalMoveError as in `update`."""
-        moved = self.update(resource_id, "Stopping", secondary="Stopping")
-        mine = resources.update().where(resources.c.id == resource_id, resources.c.stop_asked.is_(None))
-        with self.write() as connection:
-            connection.execute(mine.values(stop_asked=time.time()))
-        return self.get(resource_id) or moved
+    def request_stop(self, resource_id: str) -> Resource:
+        """Move a job to Stopping; its supervisor ends it. GoneError and IllegalMoveError as in `update`."""
+        return self.update(resource_id, "Stopping", secondary="Stopping", stop_requested=time.time())
 
-    def position(self, resource: Resource, most: int = 500) -> int:
-        """How many open resources of its kind nobody holds come before this one; counted up to `most`."""
-        earlier = sa.or_(
-            resources.c.priority > resource.priority,
-            sa.and_(resources.c.priority == resource.priority, resources.c.created < resource.created),
-        )
-        found = sa.select(resources.c.id).where(
-            resources.c.open, resources.c.owner.is_(None), resources.c.kind == resource.kind, earlier
-        )
-        query = sa.select(sa.func.count()).select_from(found.limit(most).subquery())
+    def position(self, resource: Resource, limit: int = 500) -> int:
+        """The number of open resources of its kind that nobody holds and that are older; counted up to `limit`."""
+        earlier = sa.select(resources.c.id).where(
+            resources.c.open, resources.c.owner.is_(None), resources.c.kind == resource.kind,
+            resources.c.created < resource.created,
+        )  # fmt: skip
+        query = sa.select(sa.func.count()).select_from(earlier.limit(limit).subquery())
         with self.engine.connect() as connection:
             return int(connection.execute(query).scalar_one())
 
@@ -346,7 +305,7 @@ def database_file(url: str) -> Path | None:
 
 def _key(kind: str, name: str) -> str:
     """AutoML job names are unique whatever their case (CreateAutoMLJobV2), the others as written."""
-    return name.lower() if kind == "automl-job" else name
+    return name.lower() if kind == AUTOML_JOB else name
 
 
 def _free(kinds: Sequence[str]) -> tuple[Any, ...]:
@@ -356,7 +315,81 @@ def _free(kinds: Sequence[str]) -> tuple[Any, ...]:
 
 
 def _resource(row: Any) -> Resource:
-    return Resource(**{name: getattr(row, name) for name in Resource.__slots__})
+    fields = {name: getattr(row, name) for name in Resource.__slots__}
+    fields["spec"] = JobSpec.from_json(row.spec) if row.spec is not None else None
+    fields["progress"] = progress_from_json(row.kind, row.progress)
+    return Resource(**fields)
+
+
+def _row(resource: Resource) -> dict[str, Any]:
+    return {name: getattr(resource, name) for name in Resource.__slots__} | {
+        "key": _key(resource.kind, resource.name),
+        "spec": resource.spec.to_json() if resource.spec is not None else None,
+        "progress": progress_to_json(resource.progress),
+    }
+
+
+def _find(connection: sa.Connection, kind: str, owner: Owner, name: str) -> Resource | None:
+    query = sa.select(resources).where(
+        resources.c.kind == kind, resources.c.account == owner[0], resources.c.region == owner[1],
+        resources.c.key == _key(kind, name),
+    )  # fmt: skip
+    row = connection.execute(query).one_or_none()
+    return _resource(row) if row else None
+
+
+def _locked(connection: sa.Connection, resource_id: str) -> Resource | None:
+    row = connection.execute(sa.select(resources).where(resources.c.id == resource_id).with_for_update()).one_or_none()
+    return _resource(row) if row else None
+
+
+def _write(connection: sa.Connection, before: Resource, after: Resource) -> Resource:
+    """Write what changed of a resource, checking that its status may follow."""
+    check_move(before.kind, before.name, before.status, after.status)
+    values: dict[str, Any] = {
+        "status": after.status,
+        "secondary": after.secondary,
+        "progress": progress_to_json(after.progress),
+        "request": dict(after.request),
+        "stop_requested": after.stop_requested,
+        "modified": after.modified,
+        "revision": before.revision + 1,
+    }
+    if after.ended:
+        values |= {"open": False, "owner": None, "lease": None}
+    if after.status == "Deleting":  # an endpoint that failed has no supervisor any more, and needs one again
+        values["open"] = True
+    statement = resources.update().where(resources.c.id == before.id).values(values).returning(resources)
+    return _resource(connection.execute(statement).one())
+
+
+def _update_parent(connection: sa.Connection, member: Resource) -> None:
+    """Bring the AutoML job of `member` to the status that follows; create what it deploys when training is done."""
+    parent = _locked(connection, str(member.parent))
+    if parent is None:
+        return
+    after = automl.update_parent(parent, member, time.time())
+    if member.kind == TRAINING_JOB and after.secondary == automl.DEPLOYING:
+        after = _deploy(connection, after, member)
+    if after != parent:
+        _write(connection, parent, after)
+
+
+def _deploy(connection: sa.Connection, parent: Resource, training_job: Resource) -> Resource:
+    """Create the model, endpoint config and endpoint of an AutoML job; return it as it is then."""
+    owner, missing = (parent.account, parent.region), []
+    for resource in automl.deployment(parent, training_job):
+        present = _find(connection, resource.kind, owner, resource.name)
+        if present is None:
+            missing.append(_row(resource))
+        elif present.parent != parent.id:
+            error = NameInUseError(resource.kind, resource.name)
+            return automl.fail_deployment(parent, str(error), time.time())
+        else:
+            parent = automl.update_parent(parent, present, time.time())
+    if missing:
+        connection.execute(resources.insert(), missing)
+    return parent
 
 
 def _put_tags(connection: sa.Connection, arn: str, labels: Mapping[str, str]) -> None:
@@ -365,31 +398,12 @@ def _put_tags(connection: sa.Connection, arn: str, labels: Mapping[str, str]) ->
         connection.execute(tags.insert(), [{"arn": arn, "key": key, "value": value} for key, value in labels.items()])
 
 
-def _page(listing: Listing) -> sa.Select[Any]:
-    """The rows of a listing's page, and one more where there is one; `place` is what they are sorted by."""
-    column: Any = resources.c[listing.sort]
-    if listing.suffix and listing.sort == "name":
-        column = column + listing.suffix
-    query = sa.select(resources, column.label("place")).where(*_narrowed(listing))
-    if listing.after is not None:
-        place = sa.tuple_(column, resources.c.id)
-        cursor = sa.tuple_(sa.literal(listing.after[0]), sa.literal(listing.after[1]))
-        query = query.where(place < cursor if listing.descending else place > cursor)
-    order = (column.desc(), resources.c.id.desc()) if listing.descending else (column, resources.c.id)
-    return query.order_by(*order).limit(listing.limit + 1)
-
-
-def _narrowed(listing: Listing) -> Iterator[Any]:
+def _conditions(listing: Listing) -> Iterator[Any]:
     yield resources.c.kind == listing.kind
     yield resources.c.account == listing.account
     yield resources.c.region == listing.region
-    if listing.begun:
-        yield resources.c.facts["started"].as_float().is_not(None)
-    if listing.name_contains and listing.suffix:
-        yield (resources.c.name + listing.suffix).contains(listing.name_contains, autoescape=True)
-    elif listing.name_contains:
-        yield resources.c.key.contains(listing.name_contains.lower() if listing.kind == "automl-job"
-                                       else listing.name_contains, autoescape=True)  # fmt: skip
+    if listing.name_contains:
+        yield resources.c.key.contains(_key(listing.kind, listing.name_contains), autoescape=True)
     if listing.statuses:
         yield resources.c.status.in_(listing.statuses)
     for column, (after, before) in ((resources.c.created, listing.created), (resources.c.modified, listing.modified)):

@@ -40,5 +40,10 @@ class Call:
         return self.principal.account
 
     def arn(self, kind: str, name: str) -> str:
-        """The ARN of a SageMaker resource, its name in lower case."""
-        return f"arn:aws:sagemaker:{self.region}:{self.account}:{kind}/{name.lower()}"
+        """The ARN of a SageMaker resource."""
+        return sagemaker_arn(self.region, self.account, kind, name)
+
+
+def sagemaker_arn(region: str, account: str, kind: str, name: str) -> str:
+    """The ARN of a SageMaker resource; names are in lower case there."""
+    return f"arn:aws:sagemaker:{region}:{account}:{kind}/{name.lower()}"

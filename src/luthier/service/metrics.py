@@ -10,11 +10,11 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from luthier.jobs.schema import resources
+from luthier.jobs.states import AUTOML_JOB, ENDPOINT, TRAINING_JOB
 from luthier.jobs.store import Store
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-JOBS = ("training-job", "automl-job")
 
 
 disable_created_metrics()  # type: ignore[no-untyped-call] # a line more for each series, of which nobody makes anything
@@ -59,14 +59,14 @@ class _StoreFigures(Collector):
         endpoints = GaugeMetricFamily("luthier_endpoints", "Endpoints by status.", labels=("status",))
         queue = GaugeMetricFamily("luthier_queue_length", "Jobs that wait for a device.")
         counted = sa.select(resources.c.kind, resources.c.status, sa.func.count()).where(
-            resources.c.kind.in_((*JOBS, "endpoint"))
+            resources.c.kind.in_((TRAINING_JOB, AUTOML_JOB, ENDPOINT))
         )
         waiting = sa.select(sa.func.count()).where(
-            resources.c.open, resources.c.owner.is_(None), resources.c.kind.in_(JOBS)
+            resources.c.open, resources.c.owner.is_(None), resources.c.kind == TRAINING_JOB
         )
         with self._store.engine.connect() as connection:
             for kind, status, count in connection.execute(counted.group_by(resources.c.kind, resources.c.status)):
-                if kind == "endpoint":
+                if kind == ENDPOINT:
                     endpoints.add_metric((status,), count)
                 else:
                     jobs.add_metric((kind, status), count)

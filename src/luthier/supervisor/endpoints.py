@@ -12,13 +12,15 @@ import logging
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from luthier.jobs.progress import PendingUpdate, ServedVariant
+from luthier.jobs.resource import Resource
 from luthier.jobs.states import IllegalMoveError
-from luthier.jobs.store import GoneError, Resource
+from luthier.jobs.store import GoneError
 from luthier.supervisor.context import SupervisorContext
 from luthier.supervisor.failure import service_failure
 from luthier.supervisor.serving import VariantProcess
@@ -82,30 +84,30 @@ class EndpointWork:
         """An endpoint has nothing to save."""
 
     def _serve(self) -> bool:
-        facts = self.resource.facts
+        progress = self.resource.endpoint
         if self._variants is None:
-            self._variants = self._create_variants(facts["variants"])
+            self._variants = self._create_variants(progress.variants)
             self._remove_stale_folders()
         for variant in self._variants:
             variant.step()
         self._stop_replaced()
         failed = [variant.failure for variant in self._variants if variant.state == "failed"]
-        if facts.get("pending"):
-            return self._replace(facts["pending"], failed)
+        if progress.pending is not None:
+            return self._replace(progress.pending, failed)
         if failed:
             return self._fail(failed[0])
         ready = all(variant.state == "ready" for variant in self._variants)
         if ready and self.resource.status != "InService":
-            self._update("InService", _served_facts(facts["variants"], self._variants))
+            self._update("InService", {"variants": _with_addresses(progress.variants, self._variants)})
         elif not ready and self.resource.status == "InService":
             self._update("SystemUpdating", {})
         return False
 
-    def _replace(self, pending: Mapping[str, Any], failed: Sequence[str]) -> bool:
+    def _replace(self, pending: PendingUpdate, failed: Sequence[str]) -> bool:
         """Start the variants of an update; `failed` are the failures of those that serve now."""
-        if self._update_number != pending["number"]:
+        if self._update_number != pending.number:
             self._drop(self._next)
-            self._next, self._update_number = self._create_variants(pending["variants"]), pending["number"]
+            self._next, self._update_number = self._create_variants(pending.variants), pending.number
         for variant in self._next:
             variant.step()
         broken = [variant.failure for variant in self._next if variant.state == "failed"]
@@ -114,13 +116,14 @@ class EndpointWork:
             self._next = []
             if failed:
                 return self._fail(failed[0])
-            why = f"The update to endpoint config {pending['EndpointConfigName']} failed: {broken[0]}"
+            why = f"The update to endpoint config {pending.config} failed: {broken[0]}"
             _log.warning("endpoint %s: %s", self.resource.name, why)
             self._update("InService", {"pending": None, "failure": why})
         elif all(variant.state == "ready" for variant in self._next):
-            facts = _served_facts(pending["variants"], self._next) | {"pending": None, "failure": None}
-            request = {**self.resource.request, "EndpointConfigName": pending["EndpointConfigName"]}
-            self._update("InService", facts, request)
+            variants = _with_addresses(pending.variants, self._next)
+            progress = {"variants": variants, "pending": None, "failure": ""}
+            request = {**self.resource.request, "EndpointConfigName": pending.config}
+            self._update("InService", progress, request)
             self._replaced += [_Replaced(variant, time.monotonic()) for variant in self._variants or ()]
             self._variants, self._next = self._next, []
         return False
@@ -136,9 +139,9 @@ class EndpointWork:
                 self._drop([one.variant])
                 self._replaced.remove(one)
 
-    def _create_variants(self, described: Sequence[Mapping[str, Any]]) -> list[VariantProcess]:
+    def _create_variants(self, variants: Sequence[ServedVariant]) -> list[VariantProcess]:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return [VariantProcess(self.folder, one, self.context) for one in described]
+        return [VariantProcess(self.folder, one, self.context) for one in variants]
 
     def _drop(self, variants: Sequence[VariantProcess]) -> None:
         for variant in variants:
@@ -147,8 +150,8 @@ class EndpointWork:
 
     def _remove_stale_folders(self) -> None:
         """Remove the folders that an earlier supervisor left of replaced or failed variants."""
-        pending = self.resource.facts.get("pending") or {"variants": ()}
-        known = [*(self._variants or ()), *self._create_variants(pending["variants"])]
+        pending = self.resource.endpoint.pending
+        known = [*(self._variants or ()), *self._create_variants(pending.variants if pending else ())]
         kept = {variant.folder for variant in known}
         for path in self.folder.iterdir():
             if path.is_dir() and path not in kept:
@@ -167,14 +170,15 @@ class EndpointWork:
             self.context.store.delete(resource.id)
         return True
 
-    def _update(self, status: str, facts: dict[str, Any], request: Mapping[str, Any] | None = None) -> None:
+    def _update(self, status: str, progress: Mapping[str, Any], request: Mapping[str, Any] | None = None) -> None:
         self.resource = self.context.store.update(
-            self.resource.id, status, facts=facts, request=request, owner=self.context.owner
+            self.resource.id, status, progress=progress, request=request, owner=self.context.owner
         )
 
 
-def _served_facts(described: Sequence[Mapping[str, Any]], variants: Sequence[VariantProcess]) -> dict[str, Any]:
-    """The facts of an endpoint that these variants serve."""
-    addresses = {variant.name: variant.address for variant in variants}
-    described = [{**one, "address": addresses[one["VariantName"]]} for one in described]
-    return {"variants": described, "address": variants[0].address}
+def _with_addresses(
+    variants: Sequence[ServedVariant], processes: Sequence[VariantProcess]
+) -> tuple[ServedVariant, ...]:
+    """The variants with the addresses at which their processes answer."""
+    addresses = {process.name: process.address for process in processes}
+    return tuple(replace(variant, address=addresses[variant.name]) for variant in variants)

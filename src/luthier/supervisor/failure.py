@@ -10,10 +10,10 @@ import errno
 import shutil
 
 from luthier.errors import CapacityError, LuthierError, ObjectStoreUnreachableError, UserError
+from luthier.jobfolder import shorten_failure
 from luthier.launchers.launcher import ExitStatus
 from luthier.supervisor.folder import ServiceFolder
 
-MAX_LENGTH = 1024
 INTERRUPTED = 130  # the engine's exit code after a SIGTERM that it handled
 RESUMABLE = "--resume continues from it"  # how training/launch.py ends the reasons of failures that can be resumed
 _FULL = 64 << 20  # bytes of free space, below which a disk counts as full
@@ -98,4 +98,4 @@ def service_failure(error: BaseException) -> str:
 
 def _truncate(text: str) -> str:
     text = " ".join(text.split()) if "\n" not in text else text
-    return text if len(text) <= MAX_LENGTH else f"{text[: MAX_LENGTH - 4]} ..."
+    return shorten_failure(text)

@@ -19,6 +19,7 @@ from luthier.launchers.launcher import RunHandle
 # Names in version 0.3, whose jobs are continued.
 _RENAMED = {"process": "handle", "deaths": "crashes", "ending": "stop_reason"}
 _STOP_REASONS = {"asked": "requested", "runtime": "max_runtime"}
+_SECONDARIES = {"MaxAutoMLJobRuntimeReached": "MaxRuntimeExceeded", "ModelDeploymentError": "Completed"}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -101,4 +102,7 @@ def read_state(root: Path) -> JobState:
     stored = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     state = JobState(**{_RENAMED.get(name, name): value for name, value in stored.items()} | {"format_version": 2})
     state.stop_reason = _STOP_REASONS.get(state.stop_reason, state.stop_reason)
+    state.secondary = _SECONDARIES.get(state.secondary, state.secondary)
+    if state.stage == "deploy":  # done by the store when the job is Completed
+        state.stage, state.status, state.secondary = "finish", "Completed", "Completed"
     return state

@@ -1,8 +1,8 @@
 """One job, from the queue to its end: each stage can be repeated, and is recorded before the next begins.
 
-    prepare ─► download ─► train ─► upload ─► deploy ─► finish
-                  │          │                             ▲
-                  └──────────┴── stopped, failed ──────────┘
+    prepare ─► download ─► train ─► upload ─► finish
+                  │          │                   ▲
+                  └──────────┴─ stopped, failed ─┘
 
 A stage is a method that goes as far as it can without waiting, and returns whether the next step can follow at once.
 """
@@ -12,33 +12,36 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
 from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from luthier.catalog.entry import find, reads_pairs
 from luthier.errors import LuthierError
+from luthier.jobs.progress import TrainingProgress
+from luthier.jobs.resource import Resource
 from luthier.jobs.states import IllegalMoveError
-from luthier.jobs.store import GoneError, Resource
+from luthier.jobs.store import GoneError
 from luthier.launchers.launcher import ExitStatus
-from luthier.supervisor import collect, failure, metrics, order
+from luthier.supervisor import collect, failure, metrics
 from luthier.supervisor.context import SupervisorContext
-from luthier.supervisor.deploy import deploy
 from luthier.supervisor.folder import ServiceFolder
-from luthier.supervisor.layout import lay_out, put_on
+from luthier.supervisor.layout import engine_device, lay_out
 from luthier.supervisor.metrics import Curve
 from luthier.supervisor.monitor import RunMonitor
 from luthier.supervisor.retry import RetryPolicy
 from luthier.supervisor.tail import EventLog
 from luthier.supervisor.transfer import Transfer
-from luthier.supervisor.transitions import moved
 
 PUBLISH_SECONDS = 2.0  # between two updates of a running job's metrics in the store
 SAVE_SECONDS = 5.0  # between two writes of the time spent on a job
-SECONDARY_STATUSES: Mapping[str, Mapping[str, str]] = {  # by kind and stage
-    "training-job": {"prepare": "Starting", "download": "Downloading", "train": "Training", "upload": "Uploading"},
-    "automl-job": {"prepare": "Starting", "download": "PreTraining", "train": "TrainingModels",
-                   "upload": "TrainingModels", "deploy": "DeployingModel"},
-}  # fmt: skip
+SECONDARY_STATUSES: Mapping[str, str] = {  # by stage
+    "prepare": "Starting",
+    "download": "Downloading",
+    "train": "Training",
+    "upload": "Uploading",
+}
 _log = logging.getLogger(__name__)
 
 
@@ -58,7 +61,7 @@ class JobWork:
         self._since = self._published = time.monotonic()
         self._stages: Mapping[str, Callable[[], bool]] = {
             "prepare": self._prepare, "download": self._download, "train": self._train, "upload": self._upload,
-            "deploy": self._deploy, "finish": self._finish,
+            "finish": self._finish,
         }  # fmt: skip
 
     def step(self, resource: Resource | None) -> bool:
@@ -109,9 +112,9 @@ class JobWork:
         if device is None:
             return False
         self._publish()
-        resource, folder, objects = self.resource, self.folder, self.context.objects
-        if not self._is_done(lambda: lay_out(folder, resource, objects, device)):
-            return self._is_past_limit() and self._decide(*self._limit_outcome())
+        spec, folder, objects = self.resource.job, self.folder, self.context.objects
+        if not self._is_done(lambda: lay_out(folder, spec, objects, device)):
+            return self._is_past_limit() and self._decide("Stopped", "MaxRuntimeExceeded")
         return self._advance("train")
 
     def _train(self) -> bool:
@@ -133,7 +136,7 @@ class JobWork:
         if self._is_stop_requested:
             self._stop_engine("requested", "the job was asked to stop")
         elif self._is_past_limit():
-            self._stop_engine("max_runtime", f"the job reached {order.limit(self.resource).member}")
+            self._stop_engine("max_runtime", f"the job reached {self.resource.job.max_seconds_member}")
         elif self._is_stalled():
             self._stop_engine("stalled", "the engine makes no progress")
         elif new and time.monotonic() - self._published > PUBLISH_SECONDS:
@@ -142,42 +145,24 @@ class JobWork:
 
     def _upload(self) -> bool:
         self._publish()
-        resource, folder, objects = self.resource, self.folder, self.context.objects
-        if not self._is_done(lambda: collect.upload(folder, resource, objects)):
+        spec, folder, objects = self.resource.job, self.folder, self.context.objects
+        if not self._is_done(lambda: collect.upload(folder, spec, objects)):
             return False
-        self.folder.state.artifact = collect.artifact(resource)
+        self.folder.state.artifact = spec.artifact
         if self._is_stop_requested:
             return self._decide("Stopped")
         if self.folder.state.stop_reason == "max_runtime":
-            return self._decide(*self._limit_outcome())
-        if order.is_automl(resource) and resource.request.get("ModelDeployConfig"):
-            return self._advance("deploy")
-        return self._decide("Completed")
-
-    def _deploy(self) -> bool:
-        if self._is_stop_requested:
-            return self._decide("Stopped")
-        self._publish()
-        deployment = deploy(self.context.store, self.resource)
-        if deployment.failure:
-            self._update(facts={"deploy_failure": deployment.failure})
-            self._log_event(f"the model could not be deployed: {deployment.failure}")
-            return self._decide("Completed", "ModelDeploymentError")
-        if not deployment.ready:
-            return False
-        self._update(facts={"deployed": deployment.endpoint})
+            return self._decide("Stopped", "MaxRuntimeExceeded")
         return self._decide("Completed")
 
     def _finish(self) -> bool:
         state, now = self.folder.state, time.time()
-        facts: dict[str, Any] = {"started": self.resource.facts.get("started", now), "ended": now, "message": ""}
-        if state.failure:
-            facts["failure"] = state.failure
+        progress = self.resource.training.with_transition(state.secondary, now, state.failure)
+        progress = replace(progress, started=progress.started or now, ended=now, failure=state.failure)
         if state.artifact:
-            facts |= self._results()
+            progress = self._with_results(progress)
             collect.sweep(self.folder)
-        facts["transitions"] = moved(self.resource.facts.get("transitions", ()), state.secondary, now, state.failure)
-        self._update(state.status, state.secondary, facts)
+        self._update(state.status, state.secondary, {one.name: getattr(progress, one.name) for one in fields(progress)})
         self.context.devices.release(self.resource.id)
         self.is_over = True
         return False
@@ -189,7 +174,7 @@ class JobWork:
         if device is None:
             return False
         self._publish()
-        put_on(self.folder, device)
+        self.folder.job.set_device(engine_device(device))
         resume = self.folder.job.split.exists() or self.folder.job.checkpoints.exists()
         launcher = self.context.launcher
         handle = launcher.start(self.context.training_spec(self.folder.root, device, resume))
@@ -203,7 +188,8 @@ class JobWork:
         if not self.folder.state.stop_reason:
             if reason != "stalled":
                 move = "Stopping" if reason == "max_runtime" else None  # a requested stop has already moved it
-                self._update(move, move, {"transitions": self._transitions("Stopping")})
+                transitions = self.resource.training.with_transition("Stopping", time.time()).transitions
+                self._update(move, move, {"transitions": transitions})
             self.folder.state.stop_reason = reason
             self._save()
             self._log_event(f"{text}; it gets {self.context.settings.stop_seconds:g} s to write a checkpoint")
@@ -255,7 +241,7 @@ class JobWork:
         reason = self.folder.state.stop_reason or "requested"
         if reason == "stalled":
             return self._fail(failure.stall_failure(self.context.settings.stall_seconds))
-        return self._decide(*(("Stopped", "Stopped") if reason == "requested" else self._limit_outcome()))
+        return self._decide("Stopped", "MaxRuntimeExceeded" if reason == "max_runtime" else "Stopped")
 
     def _is_stalled(self) -> bool:
         assert self._monitor is not None
@@ -294,19 +280,15 @@ class JobWork:
 
     @property
     def _is_stop_requested(self) -> bool:
-        return self.resource.stop_asked is not None
+        return self.resource.stop_requested is not None
 
     @property
     def _seconds_worked(self) -> float:
         return self.folder.state.seconds + time.monotonic() - self._since
 
     def _is_past_limit(self) -> bool:
-        return self._seconds_worked > order.limit(self.resource).seconds
-
-    def _limit_outcome(self) -> tuple[str, str]:
-        if not order.is_automl(self.resource):
-            return "Stopped", "MaxRuntimeExceeded"
-        return "Completed" if self.folder.state.artifact else "Stopped", "MaxAutoMLJobRuntimeReached"
+        limit = self.resource.job.max_seconds
+        return limit is not None and self._seconds_worked > limit
 
     def _is_done(self, work: Callable[[], None]) -> bool:
         """Whether `work`, started in a thread unless it was, is done. Raises what it raised once it is not retried."""
@@ -344,60 +326,57 @@ class JobWork:
         self.kill()
         return self._decide("Failed", "Failed", reason)
 
-    def _results(self) -> dict[str, Any]:
-        """The facts of a job whose model is uploaded."""
+    def _with_results(self, progress: TrainingProgress) -> TrainingProgress:
+        """The progress of a job whose model is uploaded."""
         self.curve.read()
-        names = self._metric_names()
         own, faults = metrics.found_in(self.folder.events, self._definitions)
         for fault in faults:
             self._log_event(fault)
-        facts: dict[str, Any] = self._progress() | {
-            "artifact": self.folder.state.artifact,
-            "metrics": metrics.final(self.curve, self.folder.job.metrics, names, own),
-        }
-        if order.is_automl(self.resource):
-            facts["candidate"] = collect.candidate(self.folder, self.resource, self.curve, time.time())
-        return facts
+        return replace(
+            progress, step=self._step() or progress.step, artifact=self.folder.state.artifact,
+            metrics=tuple(metrics.final(self.curve, self.folder.job.metrics, self._metric_names(), own)),
+            candidate_metrics=tuple(metrics.candidate(self.curve, self.folder.job.metrics)),
+        )  # fmt: skip
 
     def _current_metrics(self) -> dict[str, Any]:
-        return {"metrics": metrics.running(self.curve, self._metric_names())} | self._progress()
+        found = {"metrics": tuple(metrics.running(self.curve, self._metric_names()))}
+        return found | ({"step": step} if (step := self._step()) else {})
 
-    def _progress(self) -> dict[str, Any]:
-        given = self.resource.facts.get("hyperparameters", {})
-        steps, epochs = (_number(given, names) for names in (("max_steps",), ("epoch", "epochs", "epochCount")))
-        found = self.curve.progress(epochs, int(steps) if steps else None)
-        return {"progress": found} if found else {}
+    def _step(self) -> dict[str, int]:
+        """SageMaker's ProgressInfo."""
+        hyperparameters = self.resource.job.hyperparameters
+        epochs, steps = hyperparameters.get("epoch"), hyperparameters.get("max_steps")
+        return self.curve.progress(float(epochs) if epochs else None, int(steps) if steps else None)
 
     def _metric_names(self) -> list[str]:
-        return metrics.names(self._definitions, order.reads_pairs(order.entry_of(self.resource)))
+        return metrics.names(self._definitions, reads_pairs(find(self.resource.job.model)))
 
     @property
     def _definitions(self) -> list[dict[str, Any]]:
         algorithm: dict[str, Any] = self.resource.request.get("AlgorithmSpecification", {})
         return list(algorithm.get("MetricDefinitions", []))
 
-    def _transitions(self, secondary: str) -> list[dict[str, Any]]:
-        return moved(self.resource.facts.get("transitions", ()), secondary, time.time())
-
-    def _publish(self, facts: Mapping[str, Any] | None = None) -> None:
-        """Write the current stage to the store, where it is not there yet, with `facts`."""
-        secondary = SECONDARY_STATUSES[self.resource.kind].get(self.folder.state.stage, "")
-        behind = self.resource.status == "InProgress" and self.resource.secondary != secondary
-        new = "started" not in self.resource.facts or not self.resource.facts.get("transitions")
-        if facts is None and not behind and not new:
+    def _publish(self, progress: Mapping[str, Any] | None = None) -> None:
+        """Write the current stage to the store, where it is not there yet, with the fields `progress`."""
+        secondary = SECONDARY_STATUSES.get(self.folder.state.stage, "")
+        before = self.resource.training
+        is_behind = self.resource.status == "InProgress" and self.resource.secondary != secondary
+        is_new = before.started is None or not before.transitions
+        if progress is None and not is_behind and not is_new:
             return
-        added = dict(facts or {})
-        if behind or new:
-            started = self.resource.facts.get("started", time.time())
-            added |= {"started": started, "transitions": self._transitions(secondary)}
-        self._update(secondary=secondary if behind else None, facts=added)
+        changes = dict(progress or {})
+        if is_behind or is_new:
+            now = time.time()
+            transitions = before.with_transition(secondary, now).transitions
+            changes |= {"started": before.started or now, "transitions": transitions}
+        self._update(secondary=secondary if is_behind else None, progress=changes)
         self._published = time.monotonic()
 
     def _update(
-        self, status: str | None = None, secondary: str | None = None, facts: Mapping[str, Any] | None = None
+        self, status: str | None = None, secondary: str | None = None, progress: Mapping[str, Any] | None = None
     ) -> None:
         self.resource = self.context.store.update(
-            self.resource.id, status, secondary=secondary, facts=facts, owner=self.context.owner
+            self.resource.id, status, secondary=secondary, progress=progress, owner=self.context.owner
         )
 
     def _log_event(self, text: str) -> None:
@@ -418,12 +397,3 @@ class JobWork:
             self.folder.save()
         except OSError as error:
             _log.warning("%s: cannot write its state: %s", self.resource.name, error)
-
-
-def _number(given: Mapping[str, Any], names: tuple[str, ...]) -> float | None:
-    for name in names:
-        try:
-            return float(given[name])
-        except (KeyError, ValueError):
-            continue
-    return None

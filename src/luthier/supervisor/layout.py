@@ -1,20 +1,21 @@
-"""Laying a job folder out: the channels downloaded, the order written where the engine looks for it.
+"""Lays a job folder out: downloads the channels and writes the spec where the engine reads it.
 
-Done anew from the start each time, so a kill in the middle of it leaves nothing to repair.
+It starts anew each time, so a kill in the middle of it leaves nothing to repair.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from luthier.errors import UserError
 from luthier.jobfolder import find_channels
-from luthier.jobs.store import Resource
+from luthier.jobspec import JobSpec
 from luthier.launchers.launcher import CPU
-from luthier.supervisor import archive, order
+from luthier.supervisor import archive
 from luthier.supervisor.folder import ServiceFolder
 
 
@@ -33,25 +34,24 @@ class ArtifactStore(Protocol):
 Fetch = Callable[[ArtifactStore, str, Path], None]
 
 
-def lay_out(folder: ServiceFolder, resource: Resource, objects: ArtifactStore, device: str) -> None:
-    """Download the channels and write the engine's order. UserError for rows or weights that are not to be had."""
+def lay_out(folder: ServiceFolder, spec: JobSpec, objects: ArtifactStore, device: str) -> None:
+    """Download rows and weights and create the job folder. UserError for rows or weights that cannot be downloaded."""
     shutil.rmtree(folder.root / "input", ignore_errors=True)
-    found = {
+    channels = {
         name: _download(objects, f"channel {name!r}", uri, folder.downloads / name)
-        for name, uri in order.channels(resource).items()
+        for name, uri in spec.channels.items()
     }
-    if len(found) == 1:
-        found = find_channels(found["training"])  # it may hold training/ and validation/, as JumpStart's own data do
-    weights = None
-    base = str(resource.facts["base_model"])
-    if base.startswith("s3://"):
-        weights = _download(objects, "channel 'model'", base, folder.root / "input" / "base", archive.fetch)
-    folder.job.create(order.job(resource, device, found, str(weights) if weights else None), found)
+    if len(channels) == 1:  # it may hold training/ and validation/, as JumpStart's own data do
+        channels = find_channels(channels["training"])
+    if spec.model.startswith("s3://"):
+        base = folder.root / "input" / "base"
+        spec = replace(spec, model=str(_download(objects, "channel 'model'", spec.model, base, archive.fetch)))
+    folder.job.create(replace(spec, device=engine_device(device)), channels)
 
 
-def put_on(folder: ServiceFolder, device: str) -> None:
-    """Say in the order which device the job is to run on now; the run's mathematics do not depend on it."""
-    folder.job.set_device("cpu" if device == CPU else "cuda")
+def engine_device(device: str) -> str:
+    """The engine's name for a device of the pool; it sees no other GPUs than its own."""
+    return "cpu" if device == CPU else "cuda"
 
 
 def _rows(objects: ArtifactStore, uri: str, folder: Path) -> None:

@@ -13,19 +13,20 @@ import uuid
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from luthier.jobs.store import Resource
+from luthier.jobs.resource import Resource
+from luthier.jobs.states import ENDPOINT, TRAINING_JOB
 from luthier.supervisor.context import SupervisorContext
 from luthier.supervisor.endpoints import EndpointWork
 from luthier.supervisor.failure import service_failure
 from luthier.supervisor.job import JobWork
 from luthier.supervisor.recovery import beyond_devices, recover
 
-JOBS = ("training-job", "automl-job")
-ENDPOINTS = ("endpoint",)
+JOBS = (TRAINING_JOB,)
+ENDPOINTS = (ENDPOINT,)
 LEASE_SECONDS = 60.0  # that a claim outlives its supervisor's last heartbeat
 HEARTBEAT_SECONDS = 10.0
 BUSY_INTERVAL = 0.1  # seconds between two rounds while something runs
@@ -143,8 +144,12 @@ class Supervisor:
             self._works[resource.id] = self._create_work(resource, is_queued=only is None)
         except Exception as error:  # its folder cannot be read
             _log.exception("cannot begin %s %s", resource.kind, resource.name)
-            facts = {"failure": service_failure(error), "ended": time.time()}
-            self.context.store.update(resource.id, "Failed", secondary="Failed", facts=facts, owner=self.context.owner)
+            progress: dict[str, Any] = {"failure": service_failure(error)}
+            if resource.kind == TRAINING_JOB:
+                progress["ended"] = time.time()
+            self.context.store.update(
+                resource.id, "Failed", secondary="Failed", progress=progress, owner=self.context.owner
+            )
         return True
 
     def _create_work(self, resource: Resource, is_queued: bool) -> Work:

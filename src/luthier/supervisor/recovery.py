@@ -61,5 +61,5 @@ def _recorded_handles(context: SupervisorContext) -> Iterator[RunHandle]:
 def beyond_devices(jobs: Path, waiting: Sequence[str]) -> Iterator[str]:
     """Those of the jobs nobody holds whose engine is done: they need no device to go on."""
     for job in waiting:
-        if read_state(jobs / job).stage in ("upload", "deploy", "finish"):
+        if read_state(jobs / job).stage in ("upload", "finish"):
             yield job

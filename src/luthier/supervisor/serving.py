@@ -13,15 +13,14 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from luthier.catalog import jumpstart
 from luthier.endpoint_connection import EndpointConnections, EndpointUnreachableError
 from luthier.errors import LuthierError, UserError
 from luthier.jobfolder import write_json
+from luthier.jobs.progress import ServedVariant
 from luthier.launchers.launcher import RunHandle
 from luthier.supervisor import archive, failure
 from luthier.supervisor.context import SupervisorContext
@@ -43,11 +42,11 @@ _log = logging.getLogger(__name__)
 class VariantProcess:
     """The process of one variant. `state` is fetching, starting, waiting, ready or failed; then `failure` says why."""
 
-    def __init__(self, folder: Path, variant: Mapping[str, Any], context: SupervisorContext) -> None:
-        self.name = str(variant["VariantName"])
-        self.model = str(variant.get("ModelData") or "")
+    def __init__(self, folder: Path, variant: ServedVariant, context: SupervisorContext) -> None:
+        self.name = variant.name
+        self.model = variant.artifact
         self.context = context
-        self.folder = folder / str(variant.get("Folder") or self.name)
+        self.folder = folder / (variant.folder or variant.name)
         self.address = context.launcher.address(self.folder)
         self.state, self.failure = "fetching", ""
         self.events = EventLog(self.folder / "logs" / "engine.log", self.folder / "logs" / "events.jsonl", EVENT_BYTES)

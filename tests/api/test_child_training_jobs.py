@@ -1,4 +1,4 @@
-"""The training job of an AutoML job: described, listed, tagged, logged and stopped as what the AutoML job knows."""
+"""The training job of an AutoML job: described, listed, tagged, logged and stopped."""
 
 from __future__ import annotations
 
@@ -9,33 +9,38 @@ import pytest
 from api.desk import OWNER, ROLE, Desk, automl_channel, automl_job, training_job
 
 from luthier.jobs.logs import TRAINING
-from luthier.jobs.store import Resource
-from luthier.supervisor.transitions import moved
+from luthier.jobs.resource import Resource
 
 
-def begun(desk: Desk, name: str = "auto", **more: Any) -> Resource:
-    """An AutoML job that is in training."""
+def begun(desk: Desk, name: str = "auto", **more: Any) -> tuple[Resource, Resource]:
+    """An AutoML job that is in training, and its training job."""
     desk.client().create_auto_ml_job_v2(**automl_job(name, **more))
+    child = desk.store.find("training-job", OWNER, f"{name}-tr-1")
+    assert child is not None
+    progress = child.training
+    for number, status in enumerate(("Downloading", "Training")):
+        progress = progress.with_transition(status, child.created + number)
+    changes = {"started": child.created, "transitions": progress.transitions}
+    child = desk.store.update(child.id, secondary="Training", progress=changes)
     job = desk.store.find("automl-job", OWNER, name)
     assert job is not None
-    stations: list[dict[str, Any]] = []
-    for number, station in enumerate(("Starting", "PreTraining", "TrainingModels")):
-        stations = moved(stations, station, job.created + number)
-    facts = {"started": job.created, "transitions": stations}
-    return desk.store.update(job.id, secondary="TrainingModels", facts=facts)
+    return job, child
 
 
 def names(answer: Any) -> list[str]:
     return [one["TrainingJobName"] for one in answer["TrainingJobSummaries"]]
 
 
-def test_it_is_described_from_what_the_automl_job_knows(desk: Desk) -> None:
+def test_it_is_described(desk: Desk) -> None:
     config = {"TextGenerationHyperParameters": {"epochCount": "2"},
               "CompletionCriteria": {"MaxRuntimePerTrainingJobInSeconds": 900}}  # fmt: skip
-    job = begun(desk, config=config, AutoMLJobInputDataConfig=[automl_channel(ContentType="text/csv;header=present")])
+    job, child = begun(
+        desk, config=config, AutoMLJobInputDataConfig=[automl_channel(ContentType="text/csv;header=present")]
+    )
     told = desk.client().describe_training_job(TrainingJobName="auto-tr-1")
     assert told["TrainingJobArn"].endswith(":training-job/auto-tr-1")
     assert told["AutoMLJobArn"] == job.arn
+    assert (job.status, job.secondary) == ("InProgress", "TrainingModels")
     assert (told["TrainingJobStatus"], told["SecondaryStatus"]) == ("InProgress", "Training")
     assert [one["Status"] for one in told["SecondaryStatusTransitions"]] == ["Starting", "Downloading", "Training"]
     assert told["HyperParameters"] == {"epochCount": "2"}
@@ -46,19 +51,23 @@ def test_it_is_described_from_what_the_automl_job_knows(desk: Desk) -> None:
     expected = "s3://bucket/out/auto/auto-trial-1/output/model.tar.gz"
     assert told["ModelArtifacts"] == {"S3ModelArtifacts": expected}
     assert told["ResourceConfig"]["InstanceCount"] == 1  # which the SDKs' log readers ask for
-    desk.store.update(job.id, "Completed", secondary="Completed", facts={
-        "ended": job.created + 60, "artifact": expected, "metrics": [{"MetricName": "x", "Value": 1.0, "Timestamp": 1}],
+    desk.store.update(child.id, "Completed", secondary="Completed", progress={
+        "ended": job.created + 60, "artifact": expected,
+        "metrics": ({"MetricName": "x", "Value": 1.0, "Timestamp": 1},),
     })  # fmt: skip
     told = desk.client().describe_training_job(TrainingJobName="auto-tr-1")
     assert (told["TrainingJobStatus"], told["TrainingTimeInSeconds"]) == ("Completed", 60)
     assert told["FinalMetricDataList"][0]["Value"] == 1.0
+    whole = desk.client().describe_auto_ml_job_v2(AutoMLJobName="auto")
+    assert (whole["AutoMLJobStatus"], whole["AutoMLJobSecondaryStatus"]) == ("Completed", "Completed")
+    assert whole["BestCandidate"]["InferenceContainers"][0]["ModelDataUrl"] == expected
 
 
-def test_there_is_none_before_the_automl_job_is_worked_on(desk: Desk) -> None:
+def test_it_is_there_from_the_creation_on(desk: Desk) -> None:
     client = desk.client()
     client.create_auto_ml_job_v2(**automl_job("auto"))
-    assert desk.refusal(client.describe_training_job, TrainingJobName="auto-tr-1")[0] == "ValidationException"
-    assert names(client.list_training_jobs()) == []
+    assert client.describe_training_job(TrainingJobName="auto-tr-1")["SecondaryStatus"] == "Starting"
+    assert names(client.list_training_jobs()) == ["auto-tr-1"]
 
 
 @pytest.mark.parametrize(
@@ -79,7 +88,7 @@ def test_they_are_listed_among_the_others(
     client.create_training_job(**training_job("b"))
     begun(desk, "auto")
     client.create_training_job(**training_job("a"))
-    desk.store.update(begun(desk, "auto-b").id, "Stopping")
+    desk.store.update(begun(desk, "auto-b")[1].id, "Stopping")
     found: list[str] = []
     more: dict[str, str] = {}
     while True:
@@ -100,11 +109,12 @@ def test_its_name_is_taken(desk: Desk) -> None:
     code, text = desk.refusal(client.create_auto_ml_job_v2, **automl_job("other"))
     assert code == "ResourceInUse"
     assert "other-tr-1" in text
+    assert [job["AutoMLJobName"] for job in client.list_auto_ml_jobs()["AutoMLJobSummaries"]] == ["auto"]
 
 
 def test_it_is_stopped_with_its_automl_job_and_never_deleted_alone(desk: Desk) -> None:
     client = desk.client()
-    job = begun(desk)
+    job, _ = begun(desk)
     code, text = desk.refusal(client.delete_training_job, TrainingJobName="auto-tr-1")
     assert (code, "is part of" in text) == ("ValidationException", True)
     client.stop_training_job(TrainingJobName="auto-tr-1")
@@ -114,12 +124,12 @@ def test_it_is_stopped_with_its_automl_job_and_never_deleted_alone(desk: Desk) -
 
 def test_tags_and_logs_are_found_under_its_name(desk: Desk) -> None:
     client = desk.client()
-    job = begun(desk)
+    job, child = begun(desk)
     arn = client.describe_training_job(TrainingJobName="auto-tr-1")["TrainingJobArn"]
     client.add_tags(ResourceArn=arn, Tags=[{"Key": "team", "Value": "x"}])
     assert client.list_tags(ResourceArn=arn)["Tags"] == [{"Key": "team", "Value": "x"}]
     assert client.list_tags(ResourceArn=job.arn)["Tags"] == []
-    events = desk.service.settings.jobs / job.id / "logs" / "events.jsonl"
+    events = desk.service.settings.jobs / child.id / "logs" / "events.jsonl"
     events.parent.mkdir(parents=True)
     events.write_text(json.dumps({"timestamp": 1, "message": "a line", "offset": 7}) + "\n")
     logs = desk.client("logs")
@@ -128,3 +138,24 @@ def test_tags_and_logs_are_found_under_its_name(desk: Desk) -> None:
     assert [event["message"] for event in page["events"]] == ["a line"]
     everything = logs.describe_log_streams(logGroupName=TRAINING)["logStreams"]
     assert [one["logStreamName"].partition("/")[0] for one in everything] == ["auto"]
+
+
+def test_a_stop_is_the_training_jobs(desk: Desk) -> None:
+    client = desk.client()
+    begun(desk)
+    client.stop_auto_ml_job(AutoMLJobName="auto")
+    assert client.describe_training_job(TrainingJobName="auto-tr-1")["TrainingJobStatus"] == "Stopping"
+    client.stop_auto_ml_job(AutoMLJobName="auto")
+    assert client.describe_auto_ml_job_v2(AutoMLJobName="auto")["AutoMLJobStatus"] == "Stopping"
+
+
+def test_a_stop_during_deployment_settles_the_automl_job(desk: Desk) -> None:
+    client = desk.client()
+    _, child = begun(desk, ModelDeployConfig={"EndpointName": "mine"})
+    desk.store.update(child.id, "Completed", secondary="Completed", progress={"artifact": "s3://bucket/model.tar.gz"})
+    told = client.describe_auto_ml_job_v2(AutoMLJobName="auto")
+    assert (told["AutoMLJobStatus"], told["AutoMLJobSecondaryStatus"]) == ("InProgress", "DeployingModel")
+    client.stop_auto_ml_job(AutoMLJobName="auto")
+    told = client.describe_auto_ml_job_v2(AutoMLJobName="auto")
+    assert (told["AutoMLJobStatus"], told["BestCandidate"]["CandidateName"]) == ("Stopped", "auto-trial-1")
+    assert desk.refusal(client.stop_auto_ml_job, AutoMLJobName="auto")[0] == "ValidationException"
