@@ -69,6 +69,7 @@ def test_the_tree_in_the_readme_lists_every_package_and_module() -> None:
     packages = {f"{path.parent.name}/" for path in source.glob("*/__init__.py")}
     tree = read_tree()
     assert set(tree) == packages | {path.name for path in source.glob("*.py")}
+    assert all(len(patterns) == len(set(patterns)) for patterns in tree.values())
     missing = [f"{name}{pattern}" for name, patterns in tree.items() for pattern in patterns
                if not any((source / name).glob(pattern))]  # fmt: skip
     assert missing == []
