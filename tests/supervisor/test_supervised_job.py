@@ -15,7 +15,7 @@ import pytest
 from supervisor.supervisor_harness import Harness, supervisor_harness
 
 from luthier.errors import UserError
-from luthier.supervisor import failure, metrics, order
+from luthier.supervisor import failure, metrics
 
 
 @pytest.fixture
@@ -228,7 +228,7 @@ def test_an_engine_that_always_dies_is_given_up(harness: Harness) -> None:
 
 def test_a_run_that_lost_a_rank_goes_on_too(harness: Harness) -> None:
     reason = "rank 1 was killed (SIGKILL; out of memory?); the last checkpoint is intact; --resume continues from it"
-    source = Path(inspect.getfile(order)).parents[1] / "training" / "launch.py"
+    source = Path(inspect.getfile(failure)).parents[1] / "training" / "launch.py"
     assert failure.RESUMABLE in source.read_text()
     job = harness.create_job("ranks", None, "luthier/tiny", **{"break": reason})
     (failed,) = harness.run_to_end(job)
