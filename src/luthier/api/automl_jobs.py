@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from luthier.api import automl_request, base_model, without_meaning
+from luthier.api import automl_request, base_model, fields_without_effect
 from luthier.api.description import described, present, reason
 from luthier.api.paging import SortOrder, listed, sliced
 from luthier.api.service import Service
@@ -32,7 +32,7 @@ def create(call: Call, service: Service) -> dict[str, Any]:
     """Create the AutoML job and its training job, both or neither."""
     owner, labels, name = (call.account, call.region), given_tags(call), call.parameters["AutoMLJobName"]
     spec = _resolve(call)
-    without_meaning.note(call, service)
+    fields_without_effect.note(call, service)
     request = {member: value for member, value in call.parameters.items() if member != "Tags"}
     job = new_resource(AUTOML_JOB, owner, name, request, secondary="Starting")
     job = replace(job, progress=AutoMLProgress(endpoint=_endpoint_name(job)))
@@ -115,7 +115,7 @@ def list_candidates(call: Call, service: Service) -> dict[str, Any]:
 def _resolve(call: Call) -> JobSpec:
     """The spec of the one training job; UserError for every fault of the request at once."""
     request = call.parameters
-    without_meaning.refuse_keys(call)
+    fields_without_effect.refuse_keys(call)
     faults = automl_request.faults(request)
     if faults:
         raise UserError("; ".join(faults))

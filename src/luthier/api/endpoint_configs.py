@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from luthier.api import hosting, without_meaning
+from luthier.api import fields_without_effect, hosting
 from luthier.api.service import Service
 from luthier.errors import UserError
 from luthier.jobs.states import ENDPOINT_CONFIG, MODEL
@@ -20,11 +20,11 @@ def create(call: Call, service: Service) -> dict[str, Any]:
     given = call.parameters
     for fault in _faults(given):
         raise UserError(fault)
-    without_meaning.refuse_keys(call)
+    fields_without_effect.refuse_keys(call)
     for variant in given["ProductionVariants"]:
         hosting.find(call, service, MODEL, variant["ModelName"])
         variant.setdefault("InitialVariantWeight", 1.0)
-    without_meaning.note(call, service)
+    fields_without_effect.note(call, service)
     return {"EndpointConfigArn": hosting.make(call, service, ENDPOINT_CONFIG, given["EndpointConfigName"]).arn}
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from luthier.api import hosting, models, without_meaning
+from luthier.api import fields_without_effect, hosting, models
 from luthier.api.description import described, present, reason
 from luthier.api.paging import SortOrder, listed
 from luthier.api.service import Service
@@ -24,7 +24,7 @@ SERVED = ("InService", "Updating")
 
 def create(call: Call, service: Service) -> dict[str, Any]:
     progress = EndpointProgress(variants=_variants(call, service))
-    without_meaning.note(call, service)
+    fields_without_effect.note(call, service)
     endpoint = hosting.make(call, service, ENDPOINT, call.parameters["EndpointName"], progress)
     return {"EndpointArn": endpoint.arn}
 
@@ -46,7 +46,7 @@ def update(call: Call, service: Service) -> dict[str, Any]:
         service.store.update(endpoint.id, "Updating", progress={"pending": pending, "updates": number, "failure": ""})
     except (IllegalMoveError, GoneError):
         raise _busy(endpoint, "leaving InService") from None
-    without_meaning.note(call, service)
+    fields_without_effect.note(call, service)
     return {"EndpointArn": endpoint.arn}
 
 
@@ -68,7 +68,7 @@ def update_weights(call: Call, service: Service) -> dict[str, Any]:
     if not any(variant.weight for variant in variants):
         raise UserError("DesiredWeightsAndCapacities: every weight would be 0; give one of the variants a weight")
     service.store.update(endpoint.id, progress={"variants": variants})
-    without_meaning.note(call, service)
+    fields_without_effect.note(call, service)
     return {"EndpointArn": endpoint.arn}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from luthier.api import hosting, without_meaning
+from luthier.api import fields_without_effect, hosting
 from luthier.api.service import Service
 from luthier.catalog import jumpstart
 from luthier.catalog.entry import licence_record
@@ -19,8 +19,8 @@ from luthier.protocol.call import Call
 def create(call: Call, service: Service) -> dict[str, Any]:
     for fault in _faults(call.parameters):
         raise UserError(fault)
-    without_meaning.refuse_keys(call)
-    without_meaning.note(call, service)
+    fields_without_effect.refuse_keys(call)
+    fields_without_effect.note(call, service)
     progress = ModelProgress(eula=_eula(call))
     return {"ModelArn": hosting.make(call, service, MODEL, call.parameters["ModelName"], progress).arn}
 

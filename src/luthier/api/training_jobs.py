@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from luthier.api import base_model, channels, without_meaning
+from luthier.api import base_model, channels, fields_without_effect
 from luthier.api.description import described, present, reason
 from luthier.api.paging import SortOrder, listed
 from luthier.api.service import Service
@@ -34,7 +34,7 @@ _WORDS = {TRAINING_JOB: "training job", AUTOML_JOB: "AutoML job"}
 def create(call: Call, service: Service) -> dict[str, Any]:
     labels, owner, name = given_tags(call), (call.account, call.region), call.parameters["TrainingJobName"]
     spec = _resolve(call, labels)
-    without_meaning.note(call, service)
+    fields_without_effect.note(call, service)
     request = {member: value for member, value in call.parameters.items() if member != "Tags"}
     request["StoppingCondition"] = {"MaxRuntimeInSeconds": MAX_RUNTIME} | request.get("StoppingCondition", {})
     try:
@@ -135,7 +135,7 @@ def engine_hyperparameters(entry: Entry | None, hyperparameters: Mapping[str, st
 def _resolve(call: Call, labels: Mapping[str, str]) -> JobSpec:
     """The spec of a CreateTrainingJob; UserError, EulaError or ValidationException for what cannot be done."""
     request = call.parameters
-    without_meaning.refuse_keys(call)
+    fields_without_effect.refuse_keys(call)
     if "ServerlessJobConfig" in request:
         raise UserError(
             "ServerlessJobConfig is not supported: name the base model and the training channel of a plain training job"

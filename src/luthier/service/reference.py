@@ -11,7 +11,7 @@ from itertools import groupby
 from pathlib import Path
 
 from luthier.api import OPERATIONS
-from luthier.api.without_meaning import WITHOUT_MEANING
+from luthier.api.fields_without_effect import FIELDS as FIELDS_WITHOUT_EFFECT
 from luthier.objects.bucket_operations import NOT_OFFERED
 from luthier.objects.operations import OPERATIONS as S3_OPERATIONS
 from luthier.protocol import model
@@ -49,7 +49,7 @@ def page() -> str:
 
 
 def _fields() -> Iterator[str]:
-    for operation, fields in WITHOUT_MEANING.items():
+    for operation, fields in FIELDS_WITHOUT_EFFECT.items():
         rows = [
             f"| {', '.join(f'`{path}`' for path, _ in group)} | {why} |"
             for why, group in groupby(fields.items(), lambda item: item[1])

@@ -8,7 +8,7 @@ import pytest
 from api.desk import Desk, training_job
 
 from luthier.api import OPERATIONS
-from luthier.api.without_meaning import WITHOUT_MEANING
+from luthier.api.fields_without_effect import FIELDS as FIELDS_WITHOUT_EFFECT
 from luthier.protocol import model
 
 # What the operations read, or refuse.
@@ -28,7 +28,7 @@ READ = {
 
 
 @pytest.mark.parametrize(
-    ("operation", "path"), [(name, path) for name, table in WITHOUT_MEANING.items() for path in table]
+    ("operation", "path"), [(name, path) for name, table in FIELDS_WITHOUT_EFFECT.items() for path in table]
 )
 def test_every_path_is_one_of_the_model(operation: str, path: str) -> None:
     assert operation in OPERATIONS["sagemaker"]
@@ -41,7 +41,7 @@ def test_every_path_is_one_of_the_model(operation: str, path: str) -> None:
 
 @pytest.mark.parametrize("operation", READ)
 def test_every_field_is_read_refused_or_in_the_table(operation: str) -> None:
-    known = READ[operation] | {path.split(".")[0] for path in WITHOUT_MEANING[operation]}
+    known = READ[operation] | {path.split(".")[0] for path in FIELDS_WITHOUT_EFFECT[operation]}
     shape = model.operation("sagemaker", operation).input_shape
     assert shape is not None
     assert set(shape.members) == known

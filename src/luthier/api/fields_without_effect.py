@@ -1,0 +1,76 @@
+"""Request fields without effect on a local machine: stored, returned by Describe, and logged once.
+
+The documentation prints this table. Encryption keys are not among them: they are refused, because data that should be
+encrypted must not be stored in plain text.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from luthier.api.service import Service
+from luthier.protocol.call import Call
+from luthier.protocol.errors import WireError
+
+log = logging.getLogger(__name__)
+
+_OWN_NAMES = ("HyperParameters", "Environment", "Tags")  # hold names of the caller's, not of the API
+# Environment variables of a training job that have an effect.
+_VARIABLES_WITH_EFFECT = ("LUTHIER_MODEL", "accept_eula")
+FIELDS: Mapping[str, Mapping[str, str]] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
+"""Operation -> path of the field -> why it has no effect."""
+
+
+def note(call: Call, service: Service) -> None:
+    """Log each field of the call that has no effect, once per field."""
+    for path, why in FIELDS.get(call.operation, {}).items():
+        field = f"{call.operation}.{path}"
+        if field not in service.notes and any(map(_says, _at(call.parameters, path.split(".")))):
+            service.notes.add(field)
+            log.warning("%s: %s is stored but has no effect: %s", call.operation, path, why)
+
+
+def refuse_keys(call: Call) -> None:
+    """ValidationException for any KmsKeyId, because Luthier does not encrypt."""
+    for path, key in _keys(call.parameters, ""):
+        raise WireError(
+            "ValidationException",
+            f"{path}={key}: Luthier does not encrypt what it stores yet; leave it out, and keep the server's home on "
+            "an encrypted disk",
+        )
+
+
+def _says(value: Any) -> bool:
+    """Whether something is asked for: not what is empty, zero or False, and not a variable that has a meaning."""
+    return bool(value.keys() - set(_VARIABLES_WITH_EFFECT)) if isinstance(value, Mapping) else bool(value)
+
+
+def _at(found: Any, path: list[str]) -> Iterator[Any]:
+    """The values at a path that goes through lists."""
+    if isinstance(found, list):
+        for item in found:
+            yield from _at(item, path)
+    elif not path:
+        yield found
+    elif isinstance(found, Mapping) and path[0] in found:
+        yield from _at(found[path[0]], path[1:])
+
+
+def _keys(found: Any, path: str) -> Iterator[tuple[str, str]]:
+    if isinstance(found, list):
+        for item in found:
+            yield from _keys(item, path)
+    elif isinstance(found, Mapping):
+        for name, value in found.items():
+            inner = f"{path}.{name}" if path else name
+            if name in _OWN_NAMES:
+                continue
+            if name.endswith("KmsKeyId") and isinstance(value, str) and value:
+                yield inner, value
+            else:
+                yield from _keys(value, inner)
