@@ -29,7 +29,7 @@ from luthier.data.tokenize import Tokenizer
 from luthier.training.process_group import ProcessGroup
 from luthier.training.step import MicroBatches, take_step
 from luthier.weights.load import load_model
-from luthier.weights.lora import Adapter, attach, resolve_targets
+from luthier.weights.lora import Adapter, attach_adapter, resolve_target_modules
 from luthier.weights.model import Model
 
 LIMIT = 1e-5  # relative, of the loss and of each gradient's norm
@@ -91,7 +91,11 @@ def check(model: Path, prepared: Dataset, lora: bool, chosen: list[int]) -> Agre
     """One step of Luthier against plain modules, on the rows `chosen`."""
     own = load_model(model, torch.device("cpu"), torch.float32, frozen=lora)
     if lora:
-        own = attach(own, Adapter(16, 32, 0.0, resolve_targets("all-linear", own.hf_model, ())), seed=0)
+        own = attach_adapter(
+            own,
+            Adapter(r=16, alpha=32, dropout=0.0, target_modules=resolve_target_modules("all-linear", own.hf_model, ())),
+            seed=0,
+        )
         torch.manual_seed(1)
         for name, parameter in own.trainable_parameters().items():
             if "lora_B" in name:  # zero at birth: the gradients of A would be zero, too

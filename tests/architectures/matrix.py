@@ -12,8 +12,8 @@ from architectures.proof import KINDS, METHODS, Cell
 from tiny_models import ALL, SHAPES, network_of
 
 from luthier.catalog.entry import entries
-from luthier.layers.attention import PACKS_CLEANLY
-from luthier.weights.lora import FAMILY_TARGETS
+from luthier.layers.attention import PACKABLE_ARCHITECTURES
+from luthier.weights.lora import DEFAULT_TARGET_MODULES
 
 HERE = Path(__file__).parent
 PROVED = HERE / "proved.json"
@@ -59,8 +59,8 @@ def render(outcomes: dict[str, str]) -> str:
         for method in METHODS:
             proved = [letters[kind] for kind in KINDS if outcomes.get(str(Cell(name, method, kind))) == "proved"]
             cells.append("".join(proved) or "no")
-        targets = ", ".join(FAMILY_TARGETS[network.config.model_type])
-        packed = "yes" if kind_of_model in PACKS_CLEANLY else "no"
+        targets = ", ".join(DEFAULT_TARGET_MODULES[network.config.model_type])
+        packed = "yes" if kind_of_model in PACKABLE_ARCHITECTURES else "no"
         facts = [_shown(name), _models(kind_of_model, name), packed, targets, *cells]
         lines.append(f"| {' | '.join(facts)} |")
     return "\n".join([BEGIN, *lines, END])

@@ -34,9 +34,9 @@ from luthier.jobfolder import JobFolder
 from luthier.weights import artifact
 from luthier.weights.export import export_merged
 from luthier.weights.generate import generate
-from luthier.weights.lora import merge
+from luthier.weights.lora import merge_adapter
 from luthier.weights.model import Model
-from luthier.weights.target import find_target
+from luthier.weights.resolved_model import resolve_model
 
 METHODS: dict[str, dict[str, Any]] = {
     "full": {"peft_type": "none"},
@@ -142,7 +142,7 @@ def load_plainly(folder: Path, base: Path) -> Any:
 
 
 def _reloaded(cell: Cell, folder: JobFolder, base: Path, trained: Tensor, place: Path) -> None:
-    target = find_target(str(folder.root), lambda _: None)
+    target = resolve_model(str(folder.root), lambda _: None)
     cpu = torch.device("cpu")
     ours = target.load(cpu, torch.float32)
     torch.testing.assert_close(logits_of(ours.hf_model), trained, msg=lambda text: f"Luthier's reload: {text}")
@@ -151,7 +151,7 @@ def _reloaded(cell: Cell, folder: JobFolder, base: Path, trained: Tensor, place:
         return
     plain = load_plainly(folder.model, base)
     torch.testing.assert_close(logits_of(plain), trained, msg=lambda text: f"plain reload: {text}")
-    whole = Model(merge(ours), ours.dtype, ours.device) if ours.has_adapter else ours
+    whole = Model(merge_adapter(ours), ours.dtype, ours.device) if ours.has_adapter else ours
     export_merged(whole, folder.model, base, place / "merged", target.provenance)
     merged = load_plainly(place / "merged", base)
     torch.testing.assert_close(logits_of(merged), trained, rtol=1e-4, atol=1e-4, msg=lambda text: f"merged: {text}")

@@ -17,7 +17,7 @@ from luthier.catalog import entries, find
 from luthier.catalog.entry import Entry
 from luthier.jobfolder import JobFolder
 from luthier.jobspec import JobSpec
-from luthier.weights.target import find_target
+from luthier.weights.resolved_model import resolve_model
 
 EULA = {"accepted": "2026-01-01T00:00:00Z", "licence": "L", "url": "u", "by": "me"}
 TUNABLE = [entry for entry in entries() if entry.is_tunable and entry.source != "embedded"]
@@ -73,5 +73,5 @@ def test_it_is_tuned_by_its_name_and_defaults(
         assert stored["r"] == entry.default_hyperparameters.get("lora_r", 8)
     if entry.default_template:
         assert json.loads((folder.model / "template.json").read_text("utf-8"))["prompt"] == "{prompt}"
-    target = find_target(str(folder.root), lambda text: None)
+    target = resolve_model(str(folder.root), lambda text: None)
     assert target.load(torch.device("cpu"), torch.float32).has_adapter == lora

@@ -14,8 +14,8 @@ from tiny_models import ALL, config_of, network_of
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from luthier.layers.parts import UnknownPart
-from luthier.weights.lora import Adapter, attach, linear_names
+from luthier.layers.parts import UnsupportedModuleError
+from luthier.weights.lora import Adapter, attach_adapter, linear_layer_names
 from luthier.weights.model import Model
 
 FAST = ("llama", "mistral", "gemma", "qwen2", "qwen3", "gpt_neox")
@@ -31,7 +31,11 @@ def model_of(network: PreTrainedModel, dtype: torch.dtype = torch.float32) -> Mo
 def adapted(network: PreTrainedModel, dropout: float = 0.0, dtype: torch.dtype = torch.float32, **more: Any) -> Model:
     """With an adapter on every linear layer that is not at its start, where half of its gradients are zero."""
     network.requires_grad_(False)
-    model = attach(model_of(network, dtype), Adapter(3, 5, dropout, linear_names(network), **more), seed=0)
+    model = attach_adapter(
+        model_of(network, dtype),
+        Adapter(r=3, alpha=5, dropout=dropout, target_modules=linear_layer_names(network), **more),
+        seed=0,
+    )
     torch.manual_seed(1)
     for parameter in model.trainable_parameters().values():
         parameter.data.normal_(0, 0.1)
@@ -39,7 +43,7 @@ def adapted(network: PreTrainedModel, dropout: float = 0.0, dtype: torch.dtype =
 
 
 def on_the_plain_path(model: Model, monkeypatch: pytest.MonkeyPatch) -> Model:
-    monkeypatch.setattr(model, "_fast", lambda: UnknownPart("asked for"))
+    monkeypatch.setattr(model, "_fast", lambda: UnsupportedModuleError("asked for"))
     return model
 
 
@@ -276,7 +280,7 @@ def test_dropouts_of_a_model_that_does_not_train_do_not_count() -> None:
 
 def test_it_steps_aside_for_dora_for_fp16_and_for_padded_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (
-        adapted(network_of("llama"), dora=True).describe_layers()
+        adapted(network_of("llama"), use_dora=True).describe_layers()
         == "transformers' layers (an adapter that is not plain LoRA)"
     )
     assert (

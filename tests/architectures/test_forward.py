@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import CohereConfig, CohereForCausalLM, PreTrainedModel
 
 from luthier.data.batches import Layout, collate
-from luthier.layers.attention import PACKS_CLEANLY
+from luthier.layers.attention import PACKABLE_ARCHITECTURES
 from luthier.layers.batch import Batch
 from luthier.weights.model import Model
 
@@ -70,11 +70,11 @@ def gradients(network: nn.Module) -> dict[str, Tensor]:
 
 
 LENGTHS = [7, 2, 40, 3, 22]  # beyond the windows of 16, too
-PACKED = [name for name in ALL if type(network_of(name)).__name__ in PACKS_CLEANLY]
+PACKED = [name for name in ALL if type(network_of(name)).__name__ in PACKABLE_ARCHITECTURES]
 
 
 def test_the_packing_architectures_are_the_ones_tried() -> None:
-    assert {type(network_of(name)).__name__ for name in ALL} >= PACKS_CLEANLY
+    assert {type(network_of(name)).__name__ for name in ALL} >= PACKABLE_ARCHITECTURES
     assert set(ALL) - set(PACKED) == {"falcon_7b", "falcon_40b", "bloom", "gptj", "gpt_neo", "mpt"}
 
 

@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from luthier.training.process_group import ProcessGroup
 from luthier.training.step import MicroBatches, take_step
-from luthier.weights.lora import Adapter, attach, linear_names
+from luthier.weights.lora import Adapter, attach_adapter, linear_layer_names
 from luthier.weights.model import Model
 
 STEPS, TAIL, SEEDS = 300, 50, (0, 1, 2)
@@ -54,7 +54,9 @@ def tail_loss(dropout: float | None, seed: int, own: bool, monkeypatch: pytest.M
     else:
         base.requires_grad_(False)
         model = Model(base.bfloat16(), torch.bfloat16, torch.device("cpu"))
-        model = attach(model, Adapter(8, 16, dropout, linear_names(base)), seed=seed)
+        model = attach_adapter(
+            model, Adapter(r=8, alpha=16, dropout=dropout, target_modules=linear_layer_names(base)), seed=seed
+        )
     if not own:
         on_the_plain_path(model, monkeypatch)
     assert (model.describe_layers() == FUSED) == own

@@ -21,8 +21,8 @@ from luthier.catalog.entry import KINDS, Entry, parse_for
 from luthier.catalog.hyperparameters import AUTOPILOT, TABLE
 from luthier.data.chat import ChatError, ChatTemplate
 from luthier.errors import SettingError
-from luthier.layers.attention import PACKS_CLEANLY
-from luthier.weights.lora import linear_names
+from luthier.layers.attention import PACKABLE_ARCHITECTURES
+from luthier.weights.lora import linear_layer_names
 
 ROOT = Path(__file__).parents[2]
 RESOLVED: dict[str, str] = json.loads((Path(__file__).parent / "resolved_entries.json").read_text("utf-8"))
@@ -153,7 +153,7 @@ def test_an_entry_holds_together(entry: Entry) -> None:
     assert entry.shape or not entry.is_tunable
     assert entry.licence.name
     assert entry.licence.url.startswith("https://")
-    assert entry.attention.packing == (entry.architecture in PACKS_CLEANLY)
+    assert entry.attention.packing == (entry.architecture in PACKABLE_ARCHITECTURES)
     assert bool(entry.default_hyperparameters) == entry.is_tunable
     assert entry.default_template is None or set(entry.default_template) == {"prompt", "completion"}
     if entry.chat_template:
@@ -218,7 +218,7 @@ def test_no_word_of_a_shape_is_unknown_to_its_config(entry: Entry) -> None:
 @every_network
 def test_the_lora_targets_are_linear_layers_of_it(entry: Entry) -> None:
     assert entry.lora_targets
-    assert set(entry.lora_targets) <= set(linear_names(network_of(entry)))
+    assert set(entry.lora_targets) <= set(linear_layer_names(network_of(entry)))
 
 
 @every_network

@@ -18,7 +18,7 @@ from rich.console import Console
 from luthier.errors import UserError
 from luthier.evaluation import export as room
 from luthier.evaluation.export import export
-from luthier.weights.target import find_target
+from luthier.weights.resolved_model import resolve_model
 
 
 @pytest.fixture(scope="module")
@@ -59,17 +59,17 @@ def test_a_merged_export_says_what_it_cost(quantized: Finished, tmp_path: Path) 
 
 def test_the_export_is_the_model_that_was_measured(quantized: Finished, tmp_path: Path) -> None:
     exported(quantized.folder.root, tmp_path / "out")
-    target = find_target(str(tmp_path / "out"), lambda _: None)
+    target = resolve_model(str(tmp_path / "out"), lambda _: None)
     assert (target.adapter, target.quantization) == (None, None)
-    _, rows = room._held_out_scorer(find_target(str(quantized.folder.root), lambda _: None))
+    _, rows = room._held_out_scorer(resolve_model(str(quantized.folder.root), lambda _: None))
     model = target.load(torch.device("cpu"), torch.float32)
     assert room._loss(model, rows) == pytest.approx(provenance(tmp_path / "out")["merge"]["loss_merged"], abs=1e-6)
 
 
 def test_the_adapter_keeps_the_record_of_its_base(quantized: Finished, tmp_path: Path) -> None:
     exported(quantized.folder.root, tmp_path / "out", "adapter")
-    target = find_target(str(tmp_path / "out"), lambda _: None)
-    assert target.quantization == find_target(str(quantized.folder.root), lambda _: None).quantization
+    target = resolve_model(str(tmp_path / "out"), lambda _: None)
+    assert target.quantization == resolve_model(str(quantized.folder.root), lambda _: None).quantization
     assert target.quantization is not None
     assert target.quantization.bits == 4
 

@@ -19,7 +19,7 @@ from luthier.data.settings import DataSettings
 from luthier.data.template import Template
 from luthier.data.tokenize import Tokenizer
 from luthier.errors import UserError
-from luthier.weights.target import Target, find_target
+from luthier.weights.resolved_model import ResolvedModel, resolve_model
 
 HOSTILE = ["plain", "<|endoftext|> and <|im_end|>", "{response} {{x}}", "naïve 猫 🙂\n\n### Response:\n", " spaced "]
 TEMPLATE = {"prompt": "<|im_start|>Q: {question}\nof {{braces}}", "completion": "{answer}"}
@@ -70,7 +70,9 @@ def test_served_prompt_is_trained_prompt(
     settings = DataSettings(kind="auto", max_input_length=-1, demarcation=demarcation, context_length=2048)
     prepared = prepare({"training": write_channel(tmp_path / "rows", kind)}, settings, tokenizer, tmp_path / "cache")
     stored = prepared.template.to_json() if prepared.template else None
-    run = Target("run", base, provenance={"kind": prepared.kind, "template": json.loads(json.dumps(stored))})
+    run = ResolvedModel(
+        name="run", base=base, provenance={"kind": prepared.kind, "template": json.loads(json.dumps(stored))}
+    )
     render = prompt_renderer(run.provenance, tokenizer, raw=False)
 
     assert len(prepared.tokens) == len(HOSTILE)
@@ -83,7 +85,7 @@ def test_served_prompt_is_trained_prompt(
 
 def test_a_finished_run_serves_the_prompts_it_was_trained_on(finished: FinishedRuns) -> None:
     run = finished.get("llama", "lora")
-    target = find_target(str(run.folder.root), lambda text: None)
+    target = resolve_model(str(run.folder.root), lambda text: None)
     tokenizer = Tokenizer.load(target.base)
     render = prompt_renderer(target.provenance, tokenizer, raw=False)
     settings = DataSettings(kind="instruction", context_length=256)
@@ -95,7 +97,7 @@ def test_a_finished_run_serves_the_prompts_it_was_trained_on(finished: FinishedR
 
 
 def test_a_row_without_a_field_is_refused_by_name(finished: FinishedRuns) -> None:
-    target = find_target(str(finished.get().folder.root), lambda text: None)
+    target = resolve_model(str(finished.get().folder.root), lambda text: None)
     render = prompt_renderer(target.provenance, Tokenizer.load(target.base), raw=False)
     with pytest.raises(UserError, match="needs the text fields 'context'"):
         render({"instruction": "a"})
@@ -126,7 +128,7 @@ def test_a_template_that_the_catalogue_lends_is_served_too(
     run(job)
     assert (job.model / "chat_template.jinja").read_text("utf-8") == LENT
     monkeypatch.delenv("LUTHIER_ENTRIES")
-    target = find_target(str(job.root), lambda text: None)
+    target = resolve_model(str(job.root), lambda text: None)
     assert target.chat_template == LENT
     tokenizer = Tokenizer.load(target.base, target.chat_template)
     prompt = prompt_renderer(target.provenance, tokenizer, raw=False)(

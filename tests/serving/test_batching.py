@@ -15,14 +15,14 @@ from luthier.serving.batching import BatchQueue
 from luthier.serving.detokenizer import Detokenizer
 from luthier.serving.errors import InvocationError
 from luthier.serving.row import BatchRow, Completion, GenerationRequest
-from luthier.weights.sample import Choice
+from luthier.weights.sample import SamplingParameters
 
 TOKENIZER = Tokenizer.load(EMBEDDED)
 
 
 def row(size: int = 1) -> BatchRow:
     request = GenerationRequest(
-        prompt="", prompt_ids=[5] * size, max_new_tokens=4, choice=Choice(), stop_ids=frozenset()
+        prompt="", prompt_ids=[5] * size, max_new_tokens=4, choice=SamplingParameters(), stop_ids=frozenset()
     )
     return BatchRow(request=request, detokenizer=Detokenizer(TOKENIZER, []))
 

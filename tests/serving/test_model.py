@@ -22,8 +22,8 @@ from luthier.serving.model import DEFAULT_NEW_TOKENS, ServedModel
 from luthier.serving.requests import read_request
 from luthier.serving.row import BatchRow
 from luthier.weights.generate import generate
-from luthier.weights.sample import Line, continue_lines
-from luthier.weights.target import Target, find_target
+from luthier.weights.resolved_model import ResolvedModel, resolve_model
+from luthier.weights.sample import StreamedPrompt, generate_streaming
 
 FIELDS = {"instruction": "good dog", "context": "a cat sat on the mat <|endoftext|> naïve 猫"}
 
@@ -59,7 +59,7 @@ def test_raw_inputs_are_the_whole_prompt_and_the_templates_text_gives_the_templa
     raw = generated(capsys, str(run.root), "good dog", raw=True)
     assert tuned.text("good dog", max_new_tokens=24) == raw
     plain = {"instruction": "good dog", "context": "a cat"}
-    template = find_target(str(run.root), lambda text: None).provenance["template"]
+    template = resolve_model(str(run.root), lambda text: None).provenance["template"]
     by_hand = template["prompt"].format(**plain) + template.get("demarcation", "")
     assert tuned.text(by_hand, max_new_tokens=24) == tuned.text(plain, max_new_tokens=24)
 
@@ -103,7 +103,7 @@ def trusting(served: ServedModel) -> ServedModel:
     """The same model, of a run that was trained with parse_special_tokens."""
     provenance = {"settings": {"parse_special_tokens": True}, "kind": "instruction",
                   "template": {"prompt": "{q}", "completion": "{a}"}}  # fmt: skip
-    return ServedModel(Target("x", EMBEDDED, provenance=provenance), served.tokenizer, served.model)
+    return ServedModel(ResolvedModel(name="x", base=EMBEDDED, provenance=provenance), served.tokenizer, served.model)
 
 
 def test_a_run_that_trusted_its_rows_trusts_requests(tiny_model: ServedModel) -> None:
@@ -116,7 +116,7 @@ def test_a_run_that_trusted_its_rows_trusts_requests(tiny_model: ServedModel) ->
 
 def test_a_text_begins_once(short: ServedModel) -> None:
     """Where the tokenizer begins each text with a token, a trusted prompt that brings it gets no second one."""
-    served = ServedModel(Target("x", EMBEDDED), sentencepiece_like(), short.model)
+    served = ServedModel(ResolvedModel(name="x", base=EMBEDDED), sentencepiece_like(), short.model)
     trusted = {"parse_special_tokens": True}
     plain, brought, twice, text = (
         list(rows_of(served, {"inputs": inputs, "parameters": more})[0].request.prompt_ids)
@@ -240,7 +240,7 @@ def test_rows_that_find_no_memory_together_are_answered_in_halves(
     body = {"inputs": ["aa", "bbb", "cccc", "d", "ee"], "parameters": {"max_new_tokens": 8, "details": True}}
     expected = [row.completions.result(0) for row in run(short, body)]
     batch_sizes: list[int] = []
-    original = continue_lines
+    original = generate_streaming
 
     def scarce(model: Any, lines: Any, pad_id: int) -> None:
         batch_sizes.append(len(lines))
@@ -248,7 +248,7 @@ def test_rows_that_find_no_memory_together_are_answered_in_halves(
             raise torch.OutOfMemoryError("CUDA out of memory")
         original(model, lines, pad_id)
 
-    monkeypatch.setattr(model_module, "continue_lines", scarce)
+    monkeypatch.setattr(model_module, "generate_streaming", scarce)
     completions = [row.completions.result(0) for row in run(short, body)]
     assert batch_sizes == [5, 3, 2, 1, 2]
     assert [one[0].text for one in completions] == [one[0].text for one in expected]
@@ -260,7 +260,7 @@ def test_tokens_that_were_told_before_memory_ran_out_are_not_told_again(
     (row, other) = rows_of(short, {"inputs": ["aa", "bb"], "parameters": {"max_new_tokens": 8}})
     heard: list[int] = []
     row.on_token = lambda token, answer: heard.append(token.id)
-    original, calls = continue_lines, list[int]()
+    original, calls = generate_streaming, list[int]()
 
     def breaks_off(model: Any, lines: Any, pad_id: int) -> None:
         calls.append(len(lines))
@@ -274,11 +274,23 @@ def test_tokens_that_were_told_before_memory_ran_out_are_not_told_again(
             count += 1
             if count == 4:
                 raise torch.OutOfMemoryError("CUDA out of memory")
-            return bool(lines[0].take(token, score))
+            return bool(lines[0].on_token(token, score))
 
-        original(model, [Line(lines[0].prompt, lines[0].room, lines[0].choice, take), lines[1]], pad_id)
+        original(
+            model,
+            [
+                StreamedPrompt(
+                    prompt=lines[0].prompt,
+                    max_new_tokens=lines[0].max_new_tokens,
+                    sampling=lines[0].sampling,
+                    on_token=take,
+                ),
+                lines[1],
+            ],
+            pad_id,
+        )
 
-    monkeypatch.setattr(model_module, "continue_lines", breaks_off)
+    monkeypatch.setattr(model_module, "generate_streaming", breaks_off)
     short.generate([row, other])
     assert calls == [2, 1, 1]
     monkeypatch.undo()
@@ -290,20 +302,20 @@ def test_one_row_without_memory_is_said(short: ServedModel, monkeypatch: pytest.
     def none(*rest: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(model_module, "continue_lines", none)
+    monkeypatch.setattr(model_module, "generate_streaming", none)
     (row,) = run(short, {"inputs": "a"})
     assert "out of memory while generating" in str(row.completions.exception())
 
 
 def test_a_row_that_fails_fails_alone(short: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = continue_lines
+    original = generate_streaming
 
     def picky(model: Any, lines: Any, pad_id: int) -> None:
         if any(len(line.prompt) == 4 for line in lines):
             raise ValueError("boom")
         original(model, lines, pad_id)
 
-    monkeypatch.setattr(model_module, "continue_lines", picky)
+    monkeypatch.setattr(model_module, "generate_streaming", picky)
     rows = run(short, {"inputs": ["aa", "bbb", "cccc", "d"], "parameters": {"max_new_tokens": 4}})
     assert [row.completions.exception() is None for row in rows] == [True, True, False, True]
     assert not short.is_broken
@@ -313,7 +325,7 @@ def test_a_device_that_computes_no_more_is_noticed(short: ServedModel, monkeypat
     def fails(*rest: Any, **more: Any) -> None:
         raise RuntimeError("CUDA error: device-side assert triggered")
 
-    monkeypatch.setattr(model_module, "continue_lines", fails)
+    monkeypatch.setattr(model_module, "generate_streaming", fails)
     monkeypatch.setattr(torch, "ones", fails)
     run(short, {"inputs": "a"})
     monkeypatch.undo()

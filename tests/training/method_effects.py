@@ -11,8 +11,8 @@ from training.training_harness import Done, Effects, Lab, differ
 
 from luthier.errors import SettingError
 from luthier.weights.model import Model
-from luthier.weights.quantize import Quantization, statistics_bytes
-from luthier.weights.target import find_target
+from luthier.weights.quantize import Quantization, quantization_scale_bytes
+from luthier.weights.resolved_model import resolve_model
 
 METHOD_EFFECTS = Effects()
 # Losses of the base model: rounding its weights to 8 and to 4 bits moves them by less than this, and by more than 0.
@@ -21,14 +21,14 @@ BITS_MOVE = {8: 0.05, 4: 0.5}
 
 def reloaded(done: Done) -> Model:
     """The run's model as `generate` and `evaluate` load it."""
-    return find_target(str(done.folder.root), lambda _: None).load(torch.device("cpu"), torch.float32)
+    return resolve_model(str(done.folder.root), lambda _: None).load(torch.device("cpu"), torch.float32)
 
 
 def size(done: Done) -> int:
     """Bytes of the frozen weights, scales included."""
     network = reloaded(done).network
     frozen = (value for name, value in network.named_parameters() if "lora_" not in name)
-    return sum(value.numel() * value.element_size() for value in frozen) + statistics_bytes(network)
+    return sum(value.numel() * value.element_size() for value in frozen) + quantization_scale_bytes(network)
 
 
 def adapter_config(done: Done) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def _(lab: Lab) -> None:
     magnitudes = {name: value for name, value in done.weights.items() if "magnitude" in name}
     assert len(magnitudes) == 2 * 2  # layers, targets
     assert not any("magnitude" in name for name in usual.weights)
-    frozen = find_target(str(lab.model), lambda _: None).load(torch.device("cpu"), torch.float32).hf_model
+    frozen = resolve_model(str(lab.model), lambda _: None).load(torch.device("cpu"), torch.float32).hf_model
     for name, value in magnitudes.items():
         site = name.removeprefix("base_model.model.").partition(".lora_")[0]
         start = frozen.get_parameter(f"{site}.weight").norm(dim=1)
@@ -115,7 +115,7 @@ def _(lab: Lab) -> None:
     learns_as_if_unquantized(fp4, lab.run(), 4)
     assert fp4.metrics["base"]["loss"] != nf4.metrics["base"]["loss"]
     assert "base model in 4 bits (fp4, double quantization)" in fp4.screen
-    assert find_target(str(fp4.folder.root), lambda _: None).quantization == Quantization(4, "fp4")
+    assert resolve_model(str(fp4.folder.root), lambda _: None).quantization == Quantization(4, "fp4")
     idle = lab.run(quant_type="fp4")
     assert any("quant_type has no effect with bits=16" in warning for warning in idle.record["warnings"])
 

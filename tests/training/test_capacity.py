@@ -10,7 +10,7 @@ from luthier.training.bf16_adamw import Bf16AdamW
 from luthier.training.capacity import estimate_resources
 from luthier.training.config import OptimizerSettings
 from luthier.training.optimizer import build_optimizer, optimizer_tensors
-from luthier.weights.lora import Adapter, attach, linear_names
+from luthier.weights.lora import Adapter, attach_adapter, linear_layer_names
 from luthier.weights.model import Model
 
 CPU = torch.device("cpu")
@@ -52,7 +52,11 @@ def test_an_adapter_on_weights_in_bf16() -> None:
     """The base as it is held; of the adapter, in fp32, 16 bytes a parameter."""
     base = network_of("llama").bfloat16().requires_grad_(False)
     frozen = sum(parameter.numel() for parameter in base.parameters())
-    model = attach(Model(base, torch.bfloat16, CPU), Adapter(4, 8, 0.0, linear_names(base)), seed=0)
+    model = attach_adapter(
+        Model(base, torch.bfloat16, CPU),
+        Adapter(r=4, alpha=8, dropout=0.0, target_modules=linear_layer_names(base)),
+        seed=0,
+    )
     trained = sum(parameter.numel() for parameter in model.trainable_parameters().values())
     need = estimate_resources(model, checkpoints_kept=1)
     assert need.memory == 2 * frozen + 16 * trained

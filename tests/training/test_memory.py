@@ -93,7 +93,7 @@ def step_on(
     network.train()
     model = Model(network, torch.float32, CPU)
     before = {name: value.detach().clone() for name, value in network.named_parameters()}
-    limit = RowLimit("training on", say=lambda _: None)
+    limit = RowLimit(work="training on", say=lambda _: None)
     packed = batches[0].attention_mask_BT is None
     micro_batches = MicroBatches(batches, "5:0", ProcessGroup(), BatchSplitter(limit, lambda rows: build(rows, packed)))
     with pytest.MonkeyPatch.context() as patch:
@@ -139,7 +139,7 @@ def test_one_row_that_does_not_fit_is_refused_with_the_weights_as_they_were() ->
     network.train()
     before = {name: value.detach().clone() for name, value in network.named_parameters()}
     micro_batches = MicroBatches(
-        [build([0, 1])], "5:0", ProcessGroup(), BatchSplitter(RowLimit("training on", say=lambda _: None), build)
+        [build([0, 1])], "5:0", ProcessGroup(), BatchSplitter(RowLimit(work="training on", say=lambda _: None), build)
     )
     with pytest.MonkeyPatch.context() as patch:
         small = Small(patch, 0)
@@ -159,7 +159,9 @@ def test_no_room_for_the_optimizer_is_said_so(monkeypatch: pytest.MonkeyPatch) -
         raise MemoryError
 
     monkeypatch.setattr(optimizer, "step", step)
-    micro_batches = MicroBatches([build([0, 1])], "5:0", ProcessGroup(), BatchSplitter(RowLimit("training on"), build))
+    micro_batches = MicroBatches(
+        [build([0, 1])], "5:0", ProcessGroup(), BatchSplitter(RowLimit(work="training on"), build)
+    )
     with pytest.raises(CapacityError, match="out of memory while updating the weights; set peft_type=lora"):
         take_step(Model(network, torch.float32, CPU), optimizer, micro_batches, 1.0, 1.0)
 

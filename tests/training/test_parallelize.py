@@ -32,7 +32,7 @@ from luthier.training.process_group import ProcessGroup
 from luthier.training.tensor_file import local_tensor
 from luthier.weights.generate import generate
 from luthier.weights.load import load_model
-from luthier.weights.lora import Adapter, attach
+from luthier.weights.lora import Adapter, attach_adapter
 from luthier.weights.model import Model
 
 CPU = torch.device("cpu")
@@ -56,7 +56,11 @@ def load(root: str, asked: TrainingSettings) -> Model:
     """The model that the settings ask for, with an adapter where they do."""
     method = asked.method
     model = load_model(Path(root) / "model", CPU, torch.float32, frozen=method.lora, quantization=method.quantization)
-    return attach(model, Adapter(4, 8, 0.0, ("q_proj", "v_proj")), seed=1) if method.lora else model
+    return (
+        attach_adapter(model, Adapter(r=4, alpha=8, dropout=0.0, target_modules=("q_proj", "v_proj")), seed=1)
+        if method.lora
+        else model
+    )
 
 
 def batch_of(root: str, model: Model, *rows: int) -> Batch:

@@ -22,7 +22,7 @@ from luthier.jobfolder import JobFolder
 from luthier.training import doctor
 from luthier.training.capacity import estimate_resources
 from luthier.weights.load import load_model
-from luthier.weights.lora import Adapter, attach
+from luthier.weights.lora import Adapter, attach_adapter
 from luthier.weights.quantize import Quantization
 
 SETTINGS = {"max_steps": 6, "save_steps": 2, "save_total_limit": 9, "score_rows": 0, "load_best_model_at_end": False}
@@ -86,7 +86,9 @@ def test_evaluate_scores_the_model_that_was_trained(runs: Runs, method: str, tmp
 def test_less_memory_is_foreseen(runs: Runs) -> None:
     def memory(quantization: Quantization | None) -> int:
         model = load_model(runs.model, torch.device("cpu"), torch.float32, frozen=True, quantization=quantization)
-        return estimate_resources(attach(model, Adapter(2, 4, 0.0, ("q_proj",)), 0), 1).memory
+        return estimate_resources(
+            attach_adapter(model, Adapter(r=2, alpha=4, dropout=0.0, target_modules=("q_proj",)), 0), 1
+        ).memory
 
     held = [Quantization(4), Quantization(4, double_quant=False), Quantization(8), None]
     needed = [memory(quantization) for quantization in held]

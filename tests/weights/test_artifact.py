@@ -23,7 +23,7 @@ from luthier.data.template import Template
 from luthier.errors import UserError
 from luthier.jobfolder import FORMAT_VERSION
 from luthier.supervisor.archive import unpack
-from luthier.weights.artifact import PROVENANCE, pack, read_provenance, save_network
+from luthier.weights.artifact import PROVENANCE, read_provenance, save_hf_model, write_archive
 from luthier.weights.fingerprint import weights_hash
 
 # What any user of transformers or peft would write; argv: a JSON object of name -> folder, and the file for logits.
@@ -164,8 +164,8 @@ def test_the_same_content_packs_to_the_same_bytes(tmp_path: Path) -> None:
     first, second = some_folder(tmp_path / "one"), some_folder(tmp_path / "two")
     os.utime(second / "b.txt", (1, 1))
     (second / "b.txt").chmod(0o600)
-    pack(first, tmp_path / "one.tar.gz")
-    pack(second, tmp_path / "other-name.tar.gz")
+    write_archive(first, tmp_path / "one.tar.gz")
+    write_archive(second, tmp_path / "other-name.tar.gz")
     assert (tmp_path / "one.tar.gz").read_bytes() == (tmp_path / "other-name.tar.gz").read_bytes()
     with tarfile.open(tmp_path / "one.tar.gz") as tar:
         assert tar.getnames() == ["b.txt", "inner/a.txt"]
@@ -214,7 +214,7 @@ def test_older_transformers_read_the_head_right(
     """They tie the head to the embedding, and scale what goes into it, exactly when config.json says tied."""
     network = t5(own_head, **facts)
     before = t5_logits(network)
-    save_network(network, tmp_path, tmp_path / "out")
+    save_hf_model(network, tmp_path, tmp_path / "out")
     config = json.loads((tmp_path / "out" / "config.json").read_text("utf-8"))
     assert (config["tie_word_embeddings"], config.get("scale_decoder_outputs"), config["use_cache"]) == (
         ties, scales, True
@@ -229,6 +229,6 @@ def test_older_transformers_read_the_head_right(
 def test_a_causal_models_config_is_not_touched(tmp_path: Path) -> None:
     for architecture in ("llama", "gpt2"):  # untied, tied
         network = network_of(architecture)
-        save_network(network, tmp_path, tmp_path / architecture)
+        save_hf_model(network, tmp_path, tmp_path / architecture)
         config = json.loads((tmp_path / architecture / "config.json").read_text("utf-8"))
         assert config.get("tie_word_embeddings", False) is network.config.tie_word_embeddings

@@ -24,10 +24,10 @@ from training.job_folders import lay_out, run
 from luthier.errors import CapacityError, UserError
 from luthier.home import cache_root
 from luthier.weights import convert, unpickle
-from luthier.weights.convert import as_safetensors, origin, pickled_files
+from luthier.weights.convert import conversion_source, convert_to_safetensors, pickled_files
 from luthier.weights.fingerprint import weights_hash
 from luthier.weights.load import load_model
-from luthier.weights.target import find_target
+from luthier.weights.resolved_model import resolve_model
 
 CPU = torch.device("cpu")
 BIN = "pytorch_model.bin"
@@ -80,12 +80,12 @@ def folder(gpt2: Path, tmp_path: Path) -> Path:
 
 def converted(folder: Path) -> tuple[Path, list[str]]:
     lines: list[str] = []
-    return as_safetensors(folder, lines.append), lines
+    return convert_to_safetensors(folder, lines.append), lines
 
 
 def refusal(folder: Path) -> str:
     with pytest.raises(UserError) as caught:
-        as_safetensors(folder, lambda _: None)
+        convert_to_safetensors(folder, lambda _: None)
     message = str(caught.value)
     assert caught.value.exit_code == 2
     assert len(message.splitlines()) == 1
@@ -310,7 +310,7 @@ def test_the_command_line_refuses_in_one_line(folder: Path, tmp_path: Path, luth
     assert done.returncode == 2, done
     assert done.stderr.splitlines()[-1].startswith(f"luthier: error: {folder / BIN}: asks for posix.system")
     with pytest.raises(UserError, match=r"asks for posix\.system"):
-        find_target(str(folder), lambda _: None)
+        resolve_model(str(folder), lambda _: None)
     assert not (tmp_path / "sprung").exists()
 
 
@@ -385,14 +385,14 @@ def test_a_disk_without_room(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(0, 0, 10_000))
     with pytest.raises(CapacityError, match=r"needs 0\.2 MB of disk and 0\.0 MB are free; set LUTHIER_CACHE"):
-        as_safetensors(folder, lambda _: None)
+        convert_to_safetensors(folder, lambda _: None)
 
 
 def test_a_cache_that_cannot_be_written(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path / "file"))
     with pytest.raises(UserError, match="set LUTHIER_CACHE to a folder that can be written"):
-        as_safetensors(folder, lambda _: None)
+        convert_to_safetensors(folder, lambda _: None)
 
 
 # The child
@@ -468,7 +468,7 @@ def test_a_run_on_pickled_weights(gpt2: Path, folder: Path, tmp_path: Path) -> N
     found = converted(folder)[0]
     stored = json.loads((done.root / "run.json").read_text())["model"]
     assert (stored["folder"], stored["weights_sha256"]) == (str(found), weights_hash(found))
-    assert stored["converted_from"] == origin(found)
+    assert stored["converted_from"] == conversion_source(found)
     assert stored["converted_from"]["folder"] == str(folder)
     assert list(stored["converted_from"]["files"]) == [BIN]
 
@@ -480,4 +480,4 @@ def test_a_run_on_pickled_weights(gpt2: Path, folder: Path, tmp_path: Path) -> N
 
     shutil.rmtree(found)  # as `luthier cache clean` would: it is made again from where it came
     forget()
-    assert find_target(str(done.root), lambda _: None).base == found
+    assert resolve_model(str(done.root), lambda _: None).base == found

@@ -13,19 +13,19 @@ from weights.test_artifact import load_plainly
 
 from luthier.errors import RunFolderError, UserError
 from luthier.weights.artifact import PROVENANCE
-from luthier.weights.export import export_adapter, export_merged, merged
-from luthier.weights.target import Target, find_target
+from luthier.weights.export import export_adapter, export_merged, merge_model
+from luthier.weights.resolved_model import ResolvedModel, resolve_model
 
 CPU = torch.device("cpu")
 
 
-def target_of(finished: FinishedRuns, architecture: str = "llama", method: str = "lora") -> Target:
-    return find_target(str(finished.get(architecture, method).folder.root), lambda _: None)
+def target_of(finished: FinishedRuns, architecture: str = "llama", method: str = "lora") -> ResolvedModel:
+    return resolve_model(str(finished.get(architecture, method).folder.root), lambda _: None)
 
 
-def merge_to(target: Target, out: Path) -> Path:
+def merge_to(target: ResolvedModel, out: Path) -> Path:
     assert target.artifact is not None
-    export_merged(merged(target.load(CPU, torch.float32)), target.artifact, target.base, out, target.provenance)
+    export_merged(merge_model(target.load(CPU, torch.float32)), target.artifact, target.base, out, target.provenance)
     return out
 
 
@@ -73,7 +73,7 @@ def test_the_adapter_is_the_adapter(
 
 def test_exports_are_targets_themselves(finished: FinishedRuns, exports: tuple[Path, dict[str, Tensor]]) -> None:
     for name, adapter in (("llama-lora", False), ("llama-adapter", True)):
-        target = find_target(str(exports[0] / name), lambda _: None)
+        target = resolve_model(str(exports[0] / name), lambda _: None)
         assert (target.adapter is not None) is adapter
         assert target.provenance["kind"] == "instruction"
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 from tiny_models import ALL, ARCHITECTURES, network_of
 
-from luthier.layers.parts import UnknownPart
-from luthier.layers.slots import Slots
+from luthier.layers.kv_cache import CacheSlots
+from luthier.layers.parts import UnsupportedModuleError
 from luthier.weights import greedy
-from luthier.weights.generate import Generation, generate
-from luthier.weights.lora import FAMILY_TARGETS, Adapter, attach
+from luthier.weights.generate import GeneratedTokens, generate
+from luthier.weights.lora import DEFAULT_TARGET_MODULES, Adapter, attach_adapter
 from luthier.weights.model import Model
 from luthier.weights.row_limit import RowLimit
 
@@ -28,8 +28,8 @@ def model_of(architecture: str, adapted: bool = False) -> Model:
     model = Model(network_of(architecture, seed=1, positions=POSITIONS), torch.float32, torch.device("cpu"))
     if not adapted:
         return model
-    targets = FAMILY_TARGETS[model.hf_model.config.model_type]
-    model = attach(model, Adapter(r=4, alpha=32, dropout=0.1, targets=targets), seed=0)
+    targets = DEFAULT_TARGET_MODULES[model.hf_model.config.model_type]
+    model = attach_adapter(model, Adapter(r=4, alpha=32, dropout=0.1, target_modules=targets), seed=0)
     torch.manual_seed(2)
     for name, parameter in model.trainable_parameters().items():
         if "lora_B" in name:  # zero at first: the adapter would change nothing
@@ -43,7 +43,7 @@ def prompts_of(lengths: Sequence[int]) -> list[list[int]]:
     return [torch.randint(4, 320, (length,)).tolist() for length in lengths]
 
 
-def alone(model: Model, prompt: list[int], stop_ids: list[int], max_new_tokens: int, beams: int = 1) -> Generation:
+def alone(model: Model, prompt: list[int], stop_ids: list[int], max_new_tokens: int, beams: int = 1) -> GeneratedTokens:
     """One prompt by Hugging Face's generate, within the context."""
     network: Any = model.network
     room = max_new_tokens if model.is_encoder_decoder else min(max_new_tokens, model.context_length - len(prompt))
@@ -54,10 +54,10 @@ def alone(model: Model, prompt: list[int], stop_ids: list[int], max_new_tokens: 
     )[0, 1 if model.is_encoder_decoder else len(prompt) :].tolist()  # fmt: skip
     if beams > 1:  # a beam search fills up what ended early
         found = found[: next((place + 1 for place, token in enumerate(found) if token in stop_ids), len(found))]
-    return Generation(found[:-1], False) if found[-1] in stop_ids else Generation(found, True)
+    return GeneratedTokens(found[:-1], False) if found[-1] in stop_ids else GeneratedTokens(found, True)
 
 
-def ours(model: Model, prompts: list[list[int]], stop_ids: list[int], most: int, **more: Any) -> list[Generation]:
+def ours(model: Model, prompts: list[list[int]], stop_ids: list[int], most: int, **more: Any) -> list[GeneratedTokens]:
     return generate(model, prompts, stop_ids=stop_ids, pad_id=PAD, max_new_tokens=most, **more)
 
 
@@ -119,7 +119,7 @@ def test_a_stop_token_first_is_an_empty_answer() -> None:
     model = model_of("llama")
     (prompt,) = prompts_of([7])
     first = alone(model, prompt, [0], 1).ids[0]
-    assert ours(model, [prompt], [first], 5) == [Generation([], False)]
+    assert ours(model, [prompt], [first], 5) == [GeneratedTokens([], False)]
 
 
 def test_the_base_models_own_generation_settings_do_not_apply() -> None:
@@ -146,7 +146,7 @@ FAST = ("llama", "mistral", "gemma", "qwen2", "qwen3", "gpt_neox")
 def test_rows_that_come_and_go_answer_as_each_prompt_alone(architecture: str, adapted: bool) -> None:
     """More prompts than slots, of one token and of nearly the whole context, that end at different times."""
     model = model_of(architecture, adapted)
-    assert not isinstance(model.cached_decoding_parts(), UnknownPart)
+    assert not isinstance(model.cached_decoding_parts(), UnsupportedModuleError)
     prompts = prompts_of([1, 5, 30, 2, POSITIONS - 1, 11, 1, 40, 17, 3, POSITIONS - 4, 26, 8, 19])
     stop_ids = stops_of(model, [prompt for prompt in prompts if len(prompt) < 36])
     expected = [alone(model, prompt, stop_ids, 12) for prompt in prompts]
@@ -157,7 +157,9 @@ def test_rows_that_come_and_go_answer_as_each_prompt_alone(architecture: str, ad
 
 @pytest.mark.parametrize("architecture", ALL)
 def test_which_models_the_engines_own_layers_answer_for(architecture: str) -> None:
-    assert isinstance(model_of(architecture).cached_decoding_parts(), UnknownPart) == (architecture not in FAST)
+    assert isinstance(model_of(architecture).cached_decoding_parts(), UnsupportedModuleError) == (
+        architecture not in FAST
+    )
 
 
 def test_a_model_in_training_or_with_angles_that_depend_on_the_length_goes_to_transformers() -> None:
@@ -183,17 +185,17 @@ def test_answers_that_do_not_fit_are_begun_again_fewer_at_once(monkeypatch: pyte
     stop_ids = stops_of(model, prompts)
     expected = ours(model, prompts, stop_ids, 12)
     tried: list[int] = []
-    real = Slots.attend
+    real = CacheSlots.attend
 
-    def attend(self: Slots, *others: Any) -> torch.Tensor:
+    def attend(self: CacheSlots, *others: Any) -> torch.Tensor:
         tried.append(len(self.lengths))
         if len(self.lengths) > 2:
             raise torch.OutOfMemoryError("out of memory")
         return real(self, *others)
 
-    monkeypatch.setattr(Slots, "attend", attend)
+    monkeypatch.setattr(CacheSlots, "attend", attend)
     said: list[str] = []
-    limit = RowLimit("answering", say=said.append)
+    limit = RowLimit(work="answering", say=said.append)
     assert ours(model, prompts, stop_ids, 12, batch_size=5, limit=limit) == expected
     assert limit.rows == 2
     assert max(tried) == 5

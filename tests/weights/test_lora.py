@@ -19,14 +19,14 @@ from luthier.weights import lora
 from luthier.weights.artifact import save_weights
 from luthier.weights.load import load_model
 from luthier.weights.lora import (
-    FAMILY_TARGETS,
+    DEFAULT_TARGET_MODULES,
     Adapter,
-    attach,
+    attach_adapter,
     expert_matrices,
-    linear_names,
+    linear_layer_names,
     load_adapter,
-    merge,
-    resolve_targets,
+    merge_adapter,
+    resolve_target_modules,
 )
 from luthier.weights.model import Model
 
@@ -47,7 +47,7 @@ def base(architecture: str, dtype: torch.dtype = torch.float32) -> Model:
 
 def trained(model: Model, targets: tuple[str, ...], seed: int = 0, dropout: float = 0.3, **how: bool) -> Model:
     """With an adapter whose B matrices are not zero, as after training."""
-    adapted = attach(model, Adapter(3, 12, dropout, targets, **how), seed)
+    adapted = attach_adapter(model, Adapter(r=3, alpha=12, dropout=dropout, target_modules=targets, **how), seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in adapted.trainable_parameters().items():
@@ -71,28 +71,28 @@ def logits(network: torch.nn.Module) -> Tensor:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_all_linear_layers_but_the_output_head(architecture: str) -> None:
     network = network_of(architecture)
-    assert set(resolve_targets("all-linear", network, ())) == set(LINEAR[architecture])
-    assert linear_names(network) == resolve_targets("all-linear", network, ("q_proj",))
+    assert set(resolve_target_modules("all-linear", network, ())) == set(LINEAR[architecture])
+    assert linear_layer_names(network) == resolve_target_modules("all-linear", network, ("q_proj",))
 
 
 @pytest.mark.parametrize("architecture", ALL)
 def test_the_default_is_the_familys(architecture: str) -> None:
     network = network_of(architecture)
-    assert resolve_targets("default", network, ()) == FAMILY_TARGETS[network.config.model_type]
-    one = linear_names(network)[-1:]
-    assert resolve_targets("default", network, one) == one  # the catalogue's word goes first
-    assert resolve_targets("default", network, ("no_such",)) == linear_names(network)
+    assert resolve_target_modules("default", network, ()) == DEFAULT_TARGET_MODULES[network.config.model_type]
+    one = linear_layer_names(network)[-1:]
+    assert resolve_target_modules("default", network, one) == one  # the catalogue's word goes first
+    assert resolve_target_modules("default", network, ("no_such",)) == linear_layer_names(network)
 
 
 def test_the_default_of_an_unknown_family_is_all_linear() -> None:
     network = network_of("llama")
     network.config.__class__ = type("UnheardOf", (type(network.config),), {"model_type": "unheard-of"})
-    assert resolve_targets("default", network, ()) == linear_names(network)
+    assert resolve_target_modules("default", network, ()) == linear_layer_names(network)
 
 
 @pytest.mark.parametrize("asked", ["q_proj,v_proj", " q_proj , v_proj ", "q_proj,,v_proj,"])
 def test_names(asked: str) -> None:
-    assert resolve_targets(asked, network_of("llama"), ("o_proj",)) == ("q_proj", "v_proj")
+    assert resolve_target_modules(asked, network_of("llama"), ("o_proj",)) == ("q_proj", "v_proj")
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_names(asked: str) -> None:
 )
 def test_what_is_no_linear_layer_is_refused(architecture: str, asked: str, said: str) -> None:
     with pytest.raises(SettingError) as caught:
-        resolve_targets(asked, network_of(architecture), ())
+        resolve_target_modules(asked, network_of(architecture), ())
     assert said in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
 
@@ -126,7 +126,9 @@ def test_what_is_no_linear_layer_is_refused(architecture: str, asked: str, said:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_new_adapter_changes_nothing_and_trains_alone(architecture: str) -> None:
     plain = logits(base(architecture).network)
-    model = attach(base(architecture), Adapter(3, 6, 0.0, LINEAR[architecture]), 0)
+    model = attach_adapter(
+        base(architecture), Adapter(r=3, alpha=6, dropout=0.0, target_modules=LINEAR[architecture]), 0
+    )
     assert torch.equal(logits(model.network), plain)
     assert model.has_adapter
     assert not any(module.training for module in model.network.modules())
@@ -137,7 +139,7 @@ def test_a_new_adapter_changes_nothing_and_trains_alone(architecture: str) -> No
 
 
 def test_conv1d_matrices_lie_the_other_way_round() -> None:
-    model = attach(base("gpt2"), Adapter(3, 6, 0.0, ("c_attn",)), 0)
+    model = attach_adapter(base("gpt2"), Adapter(r=3, alpha=6, dropout=0.0, target_modules=("c_attn",)), 0)
     shapes = {name.split(".")[-3]: tuple(value.shape) for name, value in model.trainable_parameters().items()}
     assert shapes == {"lora_A": (3, 32), "lora_B": (96, 3)}  # 32 in, 96 out
     assert model.network.peft_config["default"].fan_in_fan_out is True  # type: ignore[union-attr]
@@ -150,7 +152,11 @@ def test_the_seed_alone_decides() -> None:
     for seed in (1, 1, 2):
         model = base("llama")
         torch.manual_seed(5)
-        attached.append(attach(model, Adapter(3, 6, 0.0, ("q_proj",)), seed).trainable_parameters())
+        attached.append(
+            attach_adapter(
+                model, Adapter(r=3, alpha=6, dropout=0.0, target_modules=("q_proj",)), seed
+            ).trainable_parameters()
+        )
         assert torch.equal(torch.rand(3), expected)
     name = next(name for name in attached[0] if "lora_A" in name)
     assert torch.equal(attached[0][name], attached[1][name])
@@ -158,7 +164,9 @@ def test_the_seed_alone_decides() -> None:
 
 
 def test_the_adapter_of_a_bf16_base_is_kept_in_fp32() -> None:
-    model = attach(base("llama", torch.bfloat16), Adapter(3, 6, 0.0, ("q_proj",)), 0)
+    model = attach_adapter(
+        base("llama", torch.bfloat16), Adapter(r=3, alpha=6, dropout=0.0, target_modules=("q_proj",)), 0
+    )
     assert {value.dtype for value in model.trainable_parameters().values()} == {torch.float32}
     rest = [value for name, value in model.network.named_parameters() if name not in model.trainable_parameters()]
     assert {value.dtype for value in rest} == {torch.bfloat16}
@@ -171,7 +179,7 @@ def test_the_adapter_of_a_bf16_base_is_kept_in_fp32() -> None:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_it_is_the_formula(architecture: str, rslora: bool) -> None:
     """W + alpha / r * B A, of rsLoRA W + alpha / sqrt(r) * B A, worked out on a copy of the base."""
-    model = trained(base(architecture), LINEAR[architecture], rslora=rslora)
+    model = trained(base(architecture), LINEAR[architecture], use_rslora=rslora)
     network = network_of(architecture)
     pairs = {
         name.rpartition(".lora_A")[0]: value for name, value in model.trainable_parameters().items() if "lora_A" in name
@@ -187,8 +195,8 @@ def test_it_is_the_formula(architecture: str, rslora: bool) -> None:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_dora_is_its_formula(architecture: str) -> None:
     """m * (W + s B A) / |W + s B A|, the norm over each output's inputs, worked out on a copy of the base."""
-    target = FAMILY_TARGETS[architecture][0]
-    model = trained(base(architecture), (target,), dora=True)
+    target = DEFAULT_TARGET_MODULES[architecture][0]
+    model = trained(base(architecture), (target,), use_dora=True)
     network = network_of(architecture)
     trainable = model.trainable_parameters()
     magnitudes = {name.rpartition(".lora_mag")[0]: value for name, value in trainable.items() if "magnitude" in name}
@@ -206,11 +214,11 @@ def test_dora_is_its_formula(architecture: str) -> None:
 @pytest.mark.parametrize("dora", [False, True])
 @pytest.mark.parametrize("architecture", ALL)
 def test_merged_is_adapted(architecture: str, dora: bool) -> None:
-    targets = resolve_targets("all-linear", network_of(architecture), ())
-    model = trained(base(architecture), targets, dora=dora)
+    targets = resolve_target_modules("all-linear", network_of(architecture), ())
+    model = trained(base(architecture), targets, use_dora=dora)
     expected, plain = logits(model.network), logits(base(architecture).network)
     assert (expected - plain).abs().max() > 0.1
-    merged = merge(model)
+    merged = merge_adapter(model)
     assert not any("lora" in name for name, _ in merged.named_modules())
     assert (logits(merged) - expected).abs().max() <= 1e-4 * expected.abs().max()
 
@@ -220,10 +228,10 @@ def test_merged_is_adapted(architecture: str, dora: bool) -> None:
 
 def test_all_linear_leaves_experts_and_router_alone() -> None:
     network = network_of("mixtral")
-    assert resolve_targets("all-linear", network, ()) == ("q_proj", "k_proj", "v_proj", "o_proj")
-    assert resolve_targets("default", network, ()) == ("q_proj", "v_proj")
-    assert resolve_targets("default", network, ("q_proj", "experts")) == ("q_proj", "experts")
-    assert resolve_targets("q_proj, experts", network, ()) == ("q_proj", "experts")
+    assert resolve_target_modules("all-linear", network, ()) == ("q_proj", "k_proj", "v_proj", "o_proj")
+    assert resolve_target_modules("default", network, ()) == ("q_proj", "v_proj")
+    assert resolve_target_modules("default", network, ("q_proj", "experts")) == ("q_proj", "experts")
+    assert resolve_target_modules("q_proj, experts", network, ()) == ("q_proj", "experts")
     assert expert_matrices(network) == ("experts.gate_up_proj", "experts.down_proj")
     assert expert_matrices(network_of("llama")) == ()
 
@@ -233,7 +241,9 @@ def test_an_adapter_on_the_experts(targets: tuple[str, ...], tmp_path: Path) -> 
     folder = write_model(tmp_path / "base", "mixtral")
     plain = load_model(folder, CPU, torch.float32, frozen=True)
     before = logits(plain.network)
-    assert torch.equal(logits(attach(plain, Adapter(3, 12, 0.0, targets), 0).network), before)
+    assert torch.equal(
+        logits(attach_adapter(plain, Adapter(r=3, alpha=12, dropout=0.0, target_modules=targets), 0).network), before
+    )
     model = trained(load_model(folder, CPU, torch.float32, frozen=True), targets, dropout=0.0)
     experts = [name for name in model.trainable_parameters() if "experts" in name]
     assert len(experts) == 2 * 2 * 2  # layers, matrices, A and B
@@ -245,7 +255,7 @@ def test_an_adapter_on_the_experts(targets: tuple[str, ...], tmp_path: Path) -> 
     save_weights(model, folder, tmp_path / "adapter")
     again = load_adapter(load_model(folder, CPU, torch.float32, frozen=True), tmp_path / "adapter")
     assert torch.equal(logits(again.network), expected)
-    assert (logits(merge(again)) - expected).abs().max() <= 1e-5
+    assert (logits(merge_adapter(again)) - expected).abs().max() <= 1e-5
 
 
 def test_the_experts_matrix_by_matrix() -> None:
@@ -255,18 +265,18 @@ def test_the_experts_matrix_by_matrix() -> None:
     a, b = (model.trainable_parameters()[f"{site}.lora_{name}.default.weight"] for name in "AB")
     change = torch.einsum("ore,eri->eoi", b.reshape(32, 3, 4), a.reshape(4, 3, 48)) * (12 / 3)
     name = "model.layers.0.mlp.experts.down_proj"
-    merged = merge(model).get_parameter(name)
+    merged = merge_adapter(model).get_parameter(name)
     torch.testing.assert_close(merged.data, network_of("mixtral").get_parameter(name).data + change)
 
 
 @pytest.mark.parametrize(
     ("dropout", "how", "said"),
     [(0.05, {}, "lora_dropout is 0.05; set lora_dropout=0"),
-     (0.0, {"dora": True}, "use_dora=True: not for the experts")],
+     (0.0, {"use_dora": True}, "use_dora=True: not for the experts")],
 )  # fmt: skip
 def test_what_the_experts_do_not_take(dropout: float, how: dict[str, bool], said: str) -> None:
     with pytest.raises(SettingError) as caught:
-        attach(base("mixtral"), Adapter(3, 12, dropout, ("experts",), **how), 0)
+        attach_adapter(base("mixtral"), Adapter(r=3, alpha=12, dropout=dropout, target_modules=("experts",), **how), 0)
     assert said in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
 
@@ -279,8 +289,8 @@ def test_what_the_experts_do_not_take(dropout: float, how: dict[str, bool], said
 )
 def test_a_stored_adapter_comes_back_exactly(architecture: str, dora: bool, tmp_path: Path) -> None:
     folder = write_model(tmp_path / "base", architecture)
-    targets = resolve_targets("all-linear", network_of(architecture), ())
-    model = trained(load_model(folder, CPU, torch.float32, frozen=True), targets, dora=dora)
+    targets = resolve_target_modules("all-linear", network_of(architecture), ())
+    model = trained(load_model(folder, CPU, torch.float32, frozen=True), targets, use_dora=dora)
     save_weights(model, folder, tmp_path / "adapter")
     stored = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     assert len(stored) == len(model.trainable_parameters())
@@ -318,7 +328,7 @@ def test_peft_still_needs_its_warning_silenced(tmp_path: Path, monkeypatch: pyte
     save_weights(trained(model, ("q_proj",)), folder, tmp_path / "adapter")
     monkeypatch.setattr(lora, "_peft_warnings_silenced", nullcontext)
     with pytest.warns(FutureWarning, match="is_gradient_checkpointing"):
-        attach(base("llama"), Adapter(2, 4, 0.0, ("q_proj",)), 0)
+        attach_adapter(base("llama"), Adapter(r=2, alpha=4, dropout=0.0, target_modules=("q_proj",)), 0)
     with pytest.warns(FutureWarning, match="is_gradient_checkpointing"):
         load_adapter(load_model(folder, CPU, torch.float32, frozen=True), tmp_path / "adapter")
 
@@ -327,7 +337,9 @@ def test_peft_still_needs_its_warning_silenced(tmp_path: Path, monkeypatch: pyte
 def test_inputs_are_not_widened_where_that_changes_no_number(dropout: float) -> None:
     network = network_of("gpt_neox")
     model = Model(network.bfloat16(), torch.bfloat16, torch.device("cpu"))
-    model = attach(model, Adapter(3, 5, dropout, ("query_key_value", "dense")), seed=0)
+    model = attach_adapter(
+        model, Adapter(r=3, alpha=5, dropout=dropout, target_modules=("query_key_value", "dense")), seed=0
+    )
     for parameter in model.trainable_parameters().values():
         torch.nn.init.normal_(parameter, std=0.1)
     layers = [module for module in model.network.modules() if isinstance(module, LoraLinear)]

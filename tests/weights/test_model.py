@@ -13,7 +13,7 @@ from token_rows import loss_alone, write_store
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from luthier.data.batches import Layout, collate
-from luthier.weights.lora import Adapter, attach, linear_names
+from luthier.weights.lora import Adapter, attach_adapter, linear_layer_names
 from luthier.weights.model import Model
 
 CPU = torch.device("cpu")
@@ -21,7 +21,9 @@ CPU = torch.device("cpu")
 
 def adapted(architecture: str) -> Model:
     model = Model(network_of(architecture), torch.float32, CPU)
-    model = attach(model, Adapter(2, 16, 0.0, linear_names(model.hf_model)[:1]), seed=0)
+    model = attach_adapter(
+        model, Adapter(r=2, alpha=16, dropout=0.0, target_modules=linear_layer_names(model.hf_model)[:1]), seed=0
+    )
     torch.manual_seed(1)
     for parameter in model.trainable_parameters().values():
         torch.nn.init.normal_(parameter, std=0.2)

@@ -24,16 +24,16 @@ from luthier.weights import load as load_room
 from luthier.weights import quantize
 from luthier.weights.artifact import save_weights
 from luthier.weights.load import load_model
-from luthier.weights.lora import Adapter, attach, load_adapter, merge, resolve_targets
+from luthier.weights.lora import Adapter, attach_adapter, load_adapter, merge_adapter, resolve_target_modules
 from luthier.weights.model import Model
 from luthier.weights.quantize import (
     EXPECTED,
     Quantization,
     count_weights,
-    describe,
+    describe_quantization,
     is_quantized,
     left_out,
-    statistics_bytes,
+    quantization_scale_bytes,
 )
 
 CPU = torch.device("cpu")
@@ -79,8 +79,8 @@ def logits(network: nn.Module) -> Tensor:
 
 def adapted(model: Model, seed: int = 0, **how: bool) -> Model:
     """With an adapter on all linear layers whose B matrices are not zero, as after training."""
-    targets = resolve_targets("all-linear", model.hf_model, ())
-    model = attach(model, Adapter(3, 12, 0.0, targets, **how), seed)
+    targets = resolve_target_modules("all-linear", model.hf_model, ())
+    model = attach_adapter(model, Adapter(r=3, alpha=12, dropout=0.0, target_modules=targets, **how), seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.trainable_parameters().items():
@@ -149,8 +149,8 @@ def test_what_stays_in_full_is_said(bases: Bases) -> None:
     assert left_out(bases.load("t5", NF4).hf_model) == {"DenseReluDense.wo": 4 * 32 * 48}
     experts = {"experts.gate_up_proj": 2 * 4 * 96 * 32, "experts.down_proj": 2 * 4 * 32 * 48}
     assert left_out(bases.load("mixtral", NF4).hf_model) == experts
-    assert describe(bases.load("llama", NF4).hf_model) == "43% of its weights quantized"
-    assert describe(bases.load("mixtral", INT8).hf_model) == (
+    assert describe_quantization(bases.load("llama", NF4).hf_model) == "43% of its weights quantized"
+    assert describe_quantization(bases.load("mixtral", INT8).hf_model) == (
         "10% of its weights quantized, not experts.gate_up_proj and experts.down_proj"
     )
 
@@ -163,15 +163,20 @@ def test_it_takes_less_memory(bases: Bases, quantization: Quantization, share: f
     quantized, plain = bases.load("llama", quantization), bases.load("llama")
     linear = sum(m.weight.numel() for m in plain.hf_model.modules() if isinstance(m, nn.Linear)) - 320 * 32
     assert size(plain) - size(quantized) == linear * (4 - share)
-    before = statistics_bytes(quantized.hf_model)
+    before = quantization_scale_bytes(quantized.hf_model)
     outputs = 2 * (32 + 16 + 16 + 32 + 48 + 48 + 32)
     blocks = linear // 64
     scales = {INT8: outputs * 4, NF4: blocks + 4 * 2 * 7, FP4: blocks * 4}[quantization]  # NF4: and one for them
     assert before == pytest.approx(scales, rel=0.15)
-    assert statistics_bytes(plain.hf_model) == 0
+    assert quantization_scale_bytes(plain.hf_model) == 0
     logits(quantized.network)
-    assert statistics_bytes(quantized.hf_model) == before
-    assert statistics_bytes(attach(quantized, Adapter(2, 4, 0.0, ("q_proj",)), 0).network) == before
+    assert quantization_scale_bytes(quantized.hf_model) == before
+    assert (
+        quantization_scale_bytes(
+            attach_adapter(quantized, Adapter(r=2, alpha=4, dropout=0.0, target_modules=("q_proj",)), 0).network
+        )
+        == before
+    )
 
 
 @pytest.mark.parametrize("double", [True, False])
@@ -241,7 +246,7 @@ def test_bitsandbytes_still_lays_weights_out_anew(tmp_path: Path, monkeypatch: p
 def test_peft_still_makes_bitsandbytes_lose_its_scales(bases: Bases, monkeypatch: pytest.MonkeyPatch) -> None:
     """When this fails, DoRA on int8 weights runs on a CPU by itself: remove `_keep_scales` from weights/quantize.py."""
     monkeypatch.setattr(quantize, "_keep_scales", lambda layer, arguments: None)
-    model = adapted(bases.load("llama", INT8), dora=True)
+    model = adapted(bases.load("llama", INT8), use_dora=True)
     gradients(model)
     with pytest.raises(AttributeError, match="'NoneType' object has no attribute"):
         gradients(model)
@@ -251,7 +256,7 @@ def test_peft_still_makes_bitsandbytes_lose_its_scales(bases: Bases, monkeypatch
 @pytest.mark.parametrize("how", ["int8", "nf4"])
 @pytest.mark.parametrize("architecture", TAUGHT)
 def test_an_adapter_learns(bases: Bases, architecture: str, how: str, dora: bool) -> None:
-    model = attach(bases.load(architecture, EVERY[how]), _default(bases, architecture, dora), 0)
+    model = attach_adapter(bases.load(architecture, EVERY[how]), _default(bases, architecture, dora), 0)
 
     def frozen() -> dict[str, Tensor]:
         held = ((name, value.data) for name, value in model.network.named_parameters() if not value.requires_grad)
@@ -274,8 +279,8 @@ def test_an_adapter_learns(bases: Bases, architecture: str, how: str, dora: bool
 
 
 def _default(bases: Bases, architecture: str, dora: bool) -> Adapter:
-    targets = resolve_targets("default", bases.load(architecture).hf_model, ())
-    return Adapter(4, 16, 0.0, targets, dora=dora)
+    targets = resolve_target_modules("default", bases.load(architecture).hf_model, ())
+    return Adapter(r=4, alpha=16, dropout=0.0, target_modules=targets, use_dora=dora)
 
 
 @pytest.mark.parametrize("how", EVERY)
@@ -304,16 +309,16 @@ def test_merged_into_the_dequantized_base_it_is_what_was_trained(bases: Bases, a
     trained = adapted(bases.load(architecture, EVERY[how]))
     # In training mode bitsandbytes multiplies by the dequantized weights; in int8 scores it rounds the inputs as well.
     expected = logits(trained.network.train(how == "int8"))
-    exact = merge(adapted(dequantized(bases.load(architecture, EVERY[how]))))
+    exact = merge_adapter(adapted(dequantized(bases.load(architecture, EVERY[how]))))
     scale = expected.abs().max()
     assert (logits(exact) - expected).abs().max() <= 1e-4 * scale
-    default = merge(adapted(bases.load(architecture)))
+    default = merge_adapter(adapted(bases.load(architecture)))
     assert (logits(default) - expected).abs().max() > 1e-3 * scale
 
 
 def test_the_quantized_base_is_not_merged_into(bases: Bases) -> None:
     with pytest.raises(AssertionError):
-        merge(adapted(bases.load("llama", NF4)))
+        merge_adapter(adapted(bases.load("llama", NF4)))
 
 
 # The library

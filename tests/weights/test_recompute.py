@@ -12,14 +12,16 @@ from torch import Tensor
 
 from luthier.data.batches import Layout, collate
 from luthier.layers.batch import Batch
-from luthier.weights.lora import Adapter, attach, linear_names
+from luthier.weights.lora import Adapter, attach_adapter, linear_layer_names
 from luthier.weights.model import Model
 
 
 def build(architecture: str, lora: bool) -> Model:
     model = Model(network_of(architecture), torch.float32, torch.device("cpu"))
     if lora:
-        model = attach(model, Adapter(2, 4, 0.0, linear_names(model.hf_model)), seed=0)
+        model = attach_adapter(
+            model, Adapter(r=2, alpha=4, dropout=0.0, target_modules=linear_layer_names(model.hf_model)), seed=0
+        )
     model.network.train()
     return model
 

@@ -12,19 +12,26 @@ from tiny_models import ALL, network_of
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from luthier.errors import LuthierError
-from luthier.weights.generate import Generation, generate
+from luthier.weights.generate import GeneratedTokens, generate
 from luthier.weights.model import Model
-from luthier.weights.sample import Beams, Choice, Line, continue_lines, log_likelihood, search
+from luthier.weights.sample import (
+    BeamSearch,
+    SamplingParameters,
+    StreamedPrompt,
+    beam_search,
+    generate_streaming,
+    token_log_probabilities,
+)
 
 PAD, EOS, POSITIONS = 3, 0, 64
 CHOICES = [
-    Choice(),
-    Choice(seed=7),
-    Choice(seed=7, temperature=0.7, top_k=40, top_p=0.9),
-    Choice(repetition_penalty=1.8),
-    Choice(no_repeat_ngram_size=2),
-    Choice(seed=2, temperature=1.5, repetition_penalty=1.3, no_repeat_ngram_size=3),
-    Choice(seed=8, top_p=0.5),
+    SamplingParameters(),
+    SamplingParameters(seed=7),
+    SamplingParameters(seed=7, temperature=0.7, top_k=40, top_p=0.9),
+    SamplingParameters(repetition_penalty=1.8),
+    SamplingParameters(no_repeat_ngram_size=2),
+    SamplingParameters(seed=2, temperature=1.5, repetition_penalty=1.3, no_repeat_ngram_size=3),
+    SamplingParameters(seed=8, top_p=0.5),
 ]
 
 
@@ -37,7 +44,7 @@ def prompts_of(lengths: Sequence[int]) -> list[list[int]]:
     return [torch.randint(4, 320, (length,)).tolist() for length in lengths]
 
 
-def run(model: Model, prompts: Sequence[list[int]], choices: Sequence[Choice], rooms: Sequence[int],
+def run(model: Model, prompts: Sequence[list[int]], choices: Sequence[SamplingParameters], rooms: Sequence[int],
         stops: Sequence[int] = (EOS,)) -> list[list[int]]:  # fmt: skip
     """The tokens that each line was told, its stop token with them."""
     told: list[list[int]] = [[] for _ in prompts]
@@ -49,9 +56,9 @@ def run(model: Model, prompts: Sequence[list[int]], choices: Sequence[Choice], r
 
         return take
 
-    lines = [Line(prompt, room, choice, taker(place))
+    lines = [StreamedPrompt(prompt=prompt, max_new_tokens=room, sampling=choice, on_token=taker(place))
              for place, (prompt, room, choice) in enumerate(zip(prompts, rooms, choices, strict=True))]  # fmt: skip
-    continue_lines(model, lines, PAD)
+    generate_streaming(model, lines, PAD)
     return told
 
 
@@ -72,14 +79,18 @@ def test_every_line_is_as_alone_whatever_stands_beside_it(architecture: str) -> 
 def test_greedy_lines_are_what_generate_says(architecture: str) -> None:
     model = model_of(architecture)
     prompts = prompts_of([9, 1, 23, 4])
-    told = run(model, prompts, [Choice()] * 4, [12] * 4, stops=[EOS, 9])
+    told = run(model, prompts, [SamplingParameters()] * 4, [12] * 4, stops=[EOS, 9])
     found = generate(model, prompts, stop_ids=[EOS, 9], pad_id=PAD, max_new_tokens=12)
-    assert [Generation(ids[:-1], False) if ids[-1] in (EOS, 9) else Generation(ids, True) for ids in told] == found
+    assert [
+        GeneratedTokens(ids[:-1], False) if ids[-1] in (EOS, 9) else GeneratedTokens(ids, True) for ids in told
+    ] == found
 
 
 @pytest.mark.parametrize("architecture", ["llama", "t5"])
-@pytest.mark.parametrize("choice", [Choice(repetition_penalty=1.8), Choice(no_repeat_ngram_size=2)])
-def test_penalties_are_hugging_faces(architecture: str, choice: Choice) -> None:
+@pytest.mark.parametrize(
+    "choice", [SamplingParameters(repetition_penalty=1.8), SamplingParameters(no_repeat_ngram_size=2)]
+)
+def test_penalties_are_hugging_faces(architecture: str, choice: SamplingParameters) -> None:
     model = model_of(architecture)
     (prompt,) = prompts_of([14])
     network: Any = model.hf_model
@@ -92,7 +103,7 @@ def test_penalties_are_hugging_faces(architecture: str, choice: Choice) -> None:
     before = 1 if model.is_encoder_decoder else len(prompt)
     (told,) = run(model, [prompt], [choice], [24], stops=())
     assert told == expected[before:]
-    assert told != run(model, [prompt], [Choice()], [24], stops=())[0]
+    assert told != run(model, [prompt], [SamplingParameters()], [24], stops=())[0]
 
 
 def test_draws_follow_the_probabilities_that_hugging_face_draws_from() -> None:
@@ -103,7 +114,7 @@ def test_draws_follow_the_probabilities_that_hugging_face_draws_from() -> None:
     warpers: Any = LogitsProcessorList([TemperatureLogitsWarper(0.8), TopKLogitsWarper(6), TopPLogitsWarper(0.8)])
     expected = warpers(torch.tensor([prompt]), scores).softmax(-1)[0]
     many = 1500
-    choices = [Choice(seed=seed, temperature=0.8, top_k=6, top_p=0.8) for seed in range(many)]
+    choices = [SamplingParameters(seed=seed, temperature=0.8, top_k=6, top_p=0.8) for seed in range(many)]
     counts = Counter(ids[0] for ids in run(model, [prompt] * many, choices, [1] * many))
     assert set(counts) == set(expected.nonzero()[:, 0].tolist())
     assert len(counts) > 1
@@ -115,11 +126,11 @@ def test_draws_follow_the_probabilities_that_hugging_face_draws_from() -> None:
 def test_the_lower_the_temperature_the_greedier() -> None:
     model = model_of("llama")
     prompts = prompts_of([6, 9])
-    greedy = run(model, prompts, [Choice()] * 2, [10] * 2)
+    greedy = run(model, prompts, [SamplingParameters()] * 2, [10] * 2)
     for low in (1e-4, 1e-30, 5e-324):
-        assert run(model, prompts, [Choice(seed=1, temperature=low)] * 2, [10] * 2) == greedy
-    assert run(model, prompts, [Choice(seed=1)] * 2, [10] * 2) != greedy
-    assert run(model, prompts, [Choice(seed=1, top_k=1)] * 2, [10] * 2) == greedy
+        assert run(model, prompts, [SamplingParameters(seed=1, temperature=low)] * 2, [10] * 2) == greedy
+    assert run(model, prompts, [SamplingParameters(seed=1)] * 2, [10] * 2) != greedy
+    assert run(model, prompts, [SamplingParameters(seed=1, top_k=1)] * 2, [10] * 2) == greedy
 
 
 def test_a_seed_is_a_text_and_leaves_other_draws_alone() -> None:
@@ -128,7 +139,7 @@ def test_a_seed_is_a_text_and_leaves_other_draws_alone() -> None:
     torch.manual_seed(11)
     expected = torch.rand(3)
     torch.manual_seed(11)
-    texts = [run(model, [prompt], [Choice(seed=seed)], [8])[0] for seed in (1, 2, 1)]
+    texts = [run(model, [prompt], [SamplingParameters(seed=seed)], [8])[0] for seed in (1, 2, 1)]
     assert texts[0] == texts[2] != texts[1]
     assert torch.equal(torch.rand(3), expected)
 
@@ -141,11 +152,11 @@ def test_log_likelihood_is_the_models_own(architecture: str) -> None:
     with torch.no_grad():
         own = model.hf_model(input_ids=ids, use_cache=False).logits[0].log_softmax(-1)
     expected = own[:-1].gather(-1, ids[0, 1:, None])[:, 0].tolist()
-    before, after = log_likelihood(model, prompt, answer)
+    before, after = token_log_probabilities(model, prompt, answer)
     assert [*before, *after] == pytest.approx(expected, abs=1e-4)
     assert (len(before), len(after)) == (8, 4)
-    assert log_likelihood(model, prompt)[0] == pytest.approx(before, abs=1e-5)
-    assert log_likelihood(model, prompt[:1]) == ([], [])
+    assert token_log_probabilities(model, prompt)[0] == pytest.approx(before, abs=1e-5)
+    assert token_log_probabilities(model, prompt[:1]) == ([], [])
 
 
 @pytest.mark.parametrize("architecture", ["llama", "t5"])
@@ -161,36 +172,49 @@ def test_lines_are_told_the_models_own_log_probabilities(architecture: str) -> N
 
         return take
 
-    choices = [Choice(), Choice(seed=3, temperature=2.0, repetition_penalty=1.5)]
-    continue_lines(model, [Line(prompts[n], 6, choices[n], taker(n), scored=True) for n in range(2)], PAD)
+    choices = [SamplingParameters(), SamplingParameters(seed=3, temperature=2.0, repetition_penalty=1.5)]
+    generate_streaming(
+        model,
+        [
+            StreamedPrompt(
+                prompt=prompts[n], max_new_tokens=6, sampling=choices[n], on_token=taker(n), with_log_probabilities=True
+            )
+            for n in range(2)
+        ],
+        PAD,
+    )
     for prompt, answer in zip(prompts, said, strict=True):
-        _, expected = log_likelihood(model, prompt, [token for token, _ in answer])
+        _, expected = token_log_probabilities(model, prompt, [token for token, _ in answer])
         assert [score for _, score in answer] == pytest.approx(expected, abs=1e-4)
 
 
-def beam(model: Model, prompt: list[int], room: int, beams: Beams, choice: Choice | None = None) -> list[Generation]:
-    return search(model, prompt, room, choice or Choice(), beams, stop_ids=[EOS], pad_id=PAD)
+def beam(
+    model: Model, prompt: list[int], room: int, beams: BeamSearch, choice: SamplingParameters | None = None
+) -> list[GeneratedTokens]:
+    return beam_search(model, prompt, room, choice or SamplingParameters(), beams, stop_ids=[EOS], pad_id=PAD)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "t5", "gpt_neox"])
 def test_beams_are_hugging_faces(architecture: str) -> None:
     model = model_of(architecture)
     for prompt in prompts_of([9, 3]):
-        assert beam(model, prompt, 8, Beams(4)) == generate(
+        assert beam(model, prompt, 8, BeamSearch(4)) == generate(
             model, [prompt], stop_ids=[EOS], pad_id=PAD, max_new_tokens=8, beams=4
         )
-        several = beam(model, prompt, 8, Beams(4, answers=3))
-        assert several[:1] == beam(model, prompt, 8, Beams(4))
+        several = beam(model, prompt, 8, BeamSearch(4, num_return_sequences=3))
+        assert several[:1] == beam(model, prompt, 8, BeamSearch(4))
         assert len({tuple(answer.ids) for answer in several}) == 3
 
 
 def test_what_a_choice_says_holds_for_beams_too() -> None:
     model = model_of("llama", seed=4)
     (prompt,) = prompts_of([9])
-    plain = beam(model, prompt, 16, Beams(3))
-    assert beam(model, prompt, 16, Beams(3), Choice(no_repeat_ngram_size=2)) != plain
-    assert beam(model, prompt, 16, Beams(3), Choice(repetition_penalty=2.0)) != plain
-    drawn = [beam(model, prompt, 16, Beams(3), Choice(seed=seed, temperature=3.0)) for seed in (1, 1, 2)]
+    plain = beam(model, prompt, 16, BeamSearch(3))
+    assert beam(model, prompt, 16, BeamSearch(3), SamplingParameters(no_repeat_ngram_size=2)) != plain
+    assert beam(model, prompt, 16, BeamSearch(3), SamplingParameters(repetition_penalty=2.0)) != plain
+    drawn = [
+        beam(model, prompt, 16, BeamSearch(3), SamplingParameters(seed=seed, temperature=3.0)) for seed in (1, 1, 2)
+    ]
     assert drawn[0] == drawn[1] != drawn[2]
 
 
@@ -199,8 +223,15 @@ def test_early_stopping_ends_a_search_sooner() -> None:
     model = model_of("llama")
     prompts = prompts_of([4, 6, 9, 12, 7, 15, 3, 8])
     stops = [EOS, *range(4, 60)]
-    found = [[search(model, prompt, 12, Choice(), Beams(3, early_stopping=early), stop_ids=stops, pad_id=PAD)
-              for early in (False, True)] for prompt in prompts]  # fmt: skip
+    found = [
+        [
+            beam_search(
+                model, prompt, 12, SamplingParameters(), BeamSearch(3, early_stopping=early), stop_ids=stops, pad_id=PAD
+            )
+            for early in (False, True)
+        ]
+        for prompt in prompts
+    ]
     assert any(patient != early for patient, early in found)
 
 
@@ -209,4 +240,4 @@ def test_broken_weights_are_said() -> None:
     with torch.no_grad():
         next(model.network.parameters()).fill_(float("nan"))
     with pytest.raises(LuthierError, match="scores are not numbers"):
-        run(model, prompts_of([3]), [Choice()], [2])
+        run(model, prompts_of([3]), [SamplingParameters()], [2])

@@ -83,8 +83,9 @@ def _batch(
     lines: _Lines, positions: np.ndarray, labels: np.ndarray, counts: list[int], rows: list[int], source: Source | None
 ) -> Batch:
     return Batch(
-        lines.ids_BT, lines.position_ids_BT, lines.mask_BT, lines.lengths, _long(positions), _long(labels),
-        _long(np.repeat(np.arange(len(rows)), counts)), tuple(rows), source,
+        input_ids_BT=lines.ids_BT, position_ids_BT=lines.position_ids_BT, attention_mask_BT=lines.mask_BT,
+        row_lengths=lines.lengths, positions_N=_long(positions), labels_N=_long(labels),
+        row_of_label_N=_long(np.repeat(np.arange(len(rows)), counts)), rows=tuple(rows), source=source,
     )  # fmt: skip
 
 

@@ -29,7 +29,7 @@ from luthier.evaluation.table import before_after_table
 from luthier.home import cache_root
 from luthier.jobfolder import write_json
 from luthier.weights.load import compute_dtype, find_device
-from luthier.weights.target import Target, find_target
+from luthier.weights.resolved_model import ResolvedModel, resolve_model
 
 Array = np.ndarray[Any, Any]
 
@@ -39,7 +39,7 @@ def evaluate(request: dict[str, Any], console: Console) -> None:
     "json", "out"}. Scores the test split if it has rows, else validation, else all rows.
     """
     notes = Console(stderr=True) if request.get("json") else console
-    target = find_target(request["target"], lambda text: notes.print(text, highlight=False))
+    target = resolve_model(request["target"], lambda text: notes.print(text, highlight=False))
     values = _settings(target, request.get("hyperparameters") or {})
     set_threads(cast("int | None", values["preprocessing_num_workers"]))
     tokenizer = Tokenizer.load(target.base, target.chat_template)
@@ -69,14 +69,14 @@ def evaluate(request: dict[str, Any], console: Console) -> None:
     _show(request, console, metrics, target.name + (f", {shots} examples in the prompt" if shots else ""), split)
 
 
-def _settings(target: Target, overrides: dict[str, Any]) -> Hyperparameters:
+def _settings(target: ResolvedModel, overrides: dict[str, Any]) -> Hyperparameters:
     """The run's settings, or the model's defaults for a base model, with `overrides` applied."""
     if target.provenance:
         return parse(overrides, target.provenance["settings"])
     return parse_for(target.entry, overrides)
 
 
-def _prepare(target: Target, request: dict[str, Any], values: Hyperparameters, tokenizer: Tokenizer) -> Dataset:
+def _prepare(target: ResolvedModel, request: dict[str, Any], values: Hyperparameters, tokenizer: Tokenizer) -> Dataset:
     channels = {name: Path(path) for name, path in request["channels"].items()}
     stored = target.provenance.get("template")
     trained_kind = target.provenance.get("kind")

@@ -26,10 +26,10 @@ from luthier.evaluation.compare import compute_metrics
 from luthier.evaluation.held_out import HeldOutScorer, ScoreSettings
 from luthier.home import cache_root
 from luthier.jobfolder import JobFolder
-from luthier.weights.export import check_empty, export_adapter, export_merged, merged
+from luthier.weights.export import export_adapter, export_merged, merge_model, require_empty_folder
 from luthier.weights.load import find_device
 from luthier.weights.model import Model
-from luthier.weights.target import Target, find_target
+from luthier.weights.resolved_model import ResolvedModel, resolve_model
 
 MAX_ROWS = 64  # scored by both models, on the CPU
 
@@ -40,17 +40,17 @@ def export(request: dict[str, Any], console: Console) -> None:
     def say(text: str) -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    target, out = find_target(request["run"], say), Path(request["out"])
+    target, out = resolve_model(request["run"], say), Path(request["out"])
     if target.artifact is None:
         raise UserError(f"{request['run']}: a base model, not a run; nothing to export")
     if request["form"] == "adapter":
         export_adapter(target.artifact, out)
     else:
-        check_empty(out)
+        require_empty_folder(out)
         device, dtype = find_device("cpu"), target.dtype or torch.float32
         provenance = {name: value for name, value in target.provenance.items() if name != "quantization"}
         if target.quantization is None:
-            model = merged(target.load(device, dtype))
+            model = merge_model(target.load(device, dtype))
         else:
             model, comparison = _merge_unquantized(target, device, dtype)
             say(_describe_merge(comparison))
@@ -59,7 +59,7 @@ def export(request: dict[str, Any], console: Console) -> None:
     say(f"exported  {out}")
 
 
-def _merge_unquantized(target: Target, device: torch.device, dtype: torch.dtype) -> tuple[Model, dict[str, Any]]:
+def _merge_unquantized(target: ResolvedModel, device: torch.device, dtype: torch.dtype) -> tuple[Model, dict[str, Any]]:
     """Return the merged model and the `merge` block of its provenance; losses in nats per completion token."""
     comparison: dict[str, Any] = {"trained_on": target.provenance["quantization"], "base": "unquantized"}
     scorer: HeldOutScorer | None = None
@@ -69,14 +69,14 @@ def _merge_unquantized(target: Target, device: torch.device, dtype: torch.dtype)
         comparison |= {"split": split, "rows": len(scorer.rows), "loss_trained": loss}
     except (LuthierError, OSError) as error:
         comparison["not_measured"] = str(error).splitlines()[0]
-    model = merged(target.load(device, dtype, full_precision=True))
+    model = merge_model(target.load(device, dtype, full_precision=True))
     if scorer is not None and "loss_trained" in comparison:
         loss = _loss(model, scorer)
         comparison |= {"loss_merged": loss, "difference": loss - comparison["loss_trained"]}
     return model, comparison
 
 
-def _held_out_scorer(target: Target) -> tuple[str, HeldOutScorer]:
+def _held_out_scorer(target: ResolvedModel) -> tuple[str, HeldOutScorer]:
     """Return the split's name and a scorer of the run's test rows, or validation rows. UserError if there are none."""
     assert target.artifact is not None
     folder, provenance = JobFolder(target.artifact.parent), target.provenance

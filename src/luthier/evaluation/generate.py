@@ -24,7 +24,7 @@ from luthier.errors import DataError, Problem, UserError
 from luthier.weights.generate import generate
 from luthier.weights.load import compute_dtype, find_device
 from luthier.weights.model import Model
-from luthier.weights.target import Target, find_target
+from luthier.weights.resolved_model import ResolvedModel, resolve_model
 
 BATCH_ROWS = 64
 
@@ -34,7 +34,7 @@ def print_generations(request: dict[str, Any], console: Console) -> None:
 
     request: {"target", "text", "prompts" or "file", "max_new_tokens", "beams", "raw", "device", "json"}.
     """
-    target = find_target(request["target"], lambda text: print(text, file=sys.stderr))  # noqa: T201
+    target = resolve_model(request["target"], lambda text: print(text, file=sys.stderr))  # noqa: T201
     device = find_device(request.get("device", "auto"))
     tokenizer = Tokenizer.load(target.base, target.chat_template)
     render = prompt_renderer(target.provenance, tokenizer, raw=bool(request.get("raw")))
@@ -60,7 +60,7 @@ def print_generations(request: dict[str, Any], console: Console) -> None:
         sys.stdout.flush()
 
 
-def _prompt_fields(prompt: str | Mapping[str, Any], target: Target, raw: bool) -> Mapping[str, Any]:
+def _prompt_fields(prompt: str | Mapping[str, Any], target: ResolvedModel, raw: bool) -> Mapping[str, Any]:
     """Return the row fields of a prompt: a text, or fields as they are."""
     if not isinstance(prompt, str):
         return prompt

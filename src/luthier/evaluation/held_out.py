@@ -25,7 +25,7 @@ from luthier.data.example import Example
 from luthier.data.tokenize import Tokenizer
 from luthier.data.tokens import TokenStore
 from luthier.evaluation.likelihood import score_rows
-from luthier.weights.generate import Generation, generate
+from luthier.weights.generate import GeneratedTokens, generate
 from luthier.weights.model import Model
 from luthier.weights.row_limit import RowLimit
 
@@ -55,8 +55,8 @@ class ScoreSettings:
     seed: int
     rows_per_batch: int
     packing: bool
-    scoring_limit: RowLimit = field(default_factory=lambda: RowLimit("scoring"))
-    generation_limit: RowLimit = field(default_factory=lambda: RowLimit("generating"))
+    scoring_limit: RowLimit = field(default_factory=lambda: RowLimit(work="scoring"))
+    generation_limit: RowLimit = field(default_factory=lambda: RowLimit(work="generating"))
 
 
 @contextmanager
@@ -137,7 +137,7 @@ class HeldOutScorer:
 
     def _generate_sample(
         self, model: Model, advance: Callable[[int], None]
-    ) -> Iterator[tuple[int, Example, Generation | None]]:
+    ) -> Iterator[tuple[int, Example, GeneratedTokens | None]]:
         """Yield (row, example, its generation if the row is in the sample), holding CHUNK_ROWS texts in memory."""
         pairs = zip(self.rows.tolist(), self.prepared.examples(self.rows), strict=True)
         while chunk := list(islice(pairs, CHUNK_ROWS)):
@@ -147,7 +147,7 @@ class HeldOutScorer:
             for index, example in chunk:
                 yield index, example, generations.get(index)
 
-    def _generate(self, model: Model, prompts: list[list[int]]) -> list[Generation]:
+    def _generate(self, model: Model, prompts: list[list[int]]) -> list[GeneratedTokens]:
         if not prompts:
             return []
         longest = max(map(len, prompts)) + self.max_new_tokens
@@ -157,7 +157,7 @@ class HeldOutScorer:
             limit=self.settings.generation_limit,
         )  # fmt: skip
 
-    def _text_fields(self, example: Example, generation: Generation | None) -> dict[str, object]:
+    def _text_fields(self, example: Example, generation: GeneratedTokens | None) -> dict[str, object]:
         return {
             "row": example.source,
             "prompt": example.prompt,

@@ -15,7 +15,7 @@ from luthier.data.batches import Layout, collate, scoring_batches
 from luthier.data.tokens import TokenStore
 from luthier.layers.batch import Batch
 from luthier.weights.model import Model
-from luthier.weights.row_limit import RowLimit, in_portions
+from luthier.weights.row_limit import RowLimit, map_chunks
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ def score_rows(
     limit: RowLimit | None = None,
 ) -> Iterator[RowLikelihood]:  # fmt: skip
     """Score `rows` (indices into `tokens`), longest first. `limit` adapts to the rows that fit in memory."""
-    row_limit = limit or RowLimit("scoring")
+    row_limit = limit or RowLimit(work="scoring")
     batches = scoring_batches(tokens, rows, rows_per_batch, layout)
 
     def score(batch: Batch) -> list[RowLikelihood]:
@@ -41,7 +41,7 @@ def score_rows(
             is_whole = len(rows) == len(batch.rows)
             return _score_batch(model, batch if is_whole else collate(tokens, list(rows), layout))
 
-        return [row for portion in in_portions(batch.rows, row_limit, score_portion) for row in portion]
+        return [row for portion in map_chunks(batch.rows, row_limit, score_portion) for row in portion]
 
     for rows_of_batch in model.map(score, batches):
         yield from rows_of_batch

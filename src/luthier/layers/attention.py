@@ -25,7 +25,7 @@ from luthier.layers.varlen_attention import attend_rows, taken
 PACKED = "luthier_packed"
 
 # Architectures whose packed rows were proved equal to the rows alone (tests/architectures/test_forward.py).
-PACKS_CLEANLY = frozenset(
+PACKABLE_ARCHITECTURES = frozenset(
     {
         "GPT2LMHeadModel", "GPTNeoXForCausalLM", "Gemma2ForCausalLM", "Gemma3ForCausalLM", "GemmaForCausalLM",
         "LlamaForCausalLM", "MistralForCausalLM", "MixtralForCausalLM", "Phi3ForCausalLM", "PhiForCausalLM",

@@ -26,7 +26,7 @@ class Source:
         return replace(self, input_ids_BS=self.input_ids_BS.to(device), attention_mask_BS=mask)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
     """`positions_N` index the flattened (B*T) tokens whose next token is `labels_N`.
 

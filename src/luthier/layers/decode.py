@@ -17,10 +17,10 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from luthier.layers.kv_cache import CacheSlots
 from luthier.layers.linear import Linear
 from luthier.layers.rope import Angles
 from luthier.layers.row_attention import Rows
-from luthier.layers.slots import Slots
 from luthier.layers.stack import FastStack, Laid
 from luthier.layers.varlen_attention import attend_rows
 
@@ -35,11 +35,11 @@ class Decoding:
         self._dtype = dtype
         self._layers = [layer.laid(dtype, packed) for layer in stack.layers]
 
-    def slots(self, count: int) -> Slots:
+    def slots(self, count: int) -> CacheSlots:
         """Room for `count` rows at once."""
-        return Slots(count, len(self._layers))
+        return CacheSlots(count, len(self._layers))
 
-    def fill(self, slots: Slots, places: Sequence[int], ids_T: Tensor, lengths: Sequence[int]) -> Tensor:
+    def fill(self, slots: CacheSlots, places: Sequence[int], ids_T: Tensor, lengths: Sequence[int]) -> Tensor:
         """Read prompts of `lengths` tokens, side by side in `ids_T`, into the slots at `places`; hidden states after
         the last norm at the last token of each.
         """
@@ -55,7 +55,7 @@ class Decoding:
         slots.begin(places, lengths)
         return hidden_RD
 
-    def step(self, slots: Slots, ids_R: Tensor) -> Tensor:
+    def step(self, slots: CacheSlots, ids_R: Tensor) -> Tensor:
         """Append one token to each row at work; hidden states after the last norm at it."""
 
         def attend(number: int, q_RHD: Tensor, k_RKD: Tensor, v_RKD: Tensor) -> Tensor:

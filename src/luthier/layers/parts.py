@@ -22,14 +22,14 @@ from luthier.layers.swiglu import Activation, activation_of
 Found = TypeVar("Found")
 
 
-class UnknownPart(Exception):
+class UnsupportedModuleError(Exception):
     """A part of a model that the engine's own layers do not compute; the message says which."""
 
 
 def check(holds: bool, part: str) -> None:
-    """UnknownPart, unless it holds."""
+    """UnsupportedModuleError, unless it holds."""
     if not holds:
-        raise UnknownPart(part)
+        raise UnsupportedModuleError(part)
 
 
 def names_of(module: nn.Module) -> set[str]:
@@ -48,14 +48,14 @@ class Tried:
         """An activation as a known function."""
         found = _once(self._activations, module, activation_of)
         if found is None:
-            raise UnknownPart(f"the activation {type(module).__name__}")
+            raise UnsupportedModuleError(f"the activation {type(module).__name__}")
         return found
 
     def norm(self, module: Any) -> Norm:
         """An RMS norm."""
         found = _once(self._norms, module, _tried_norm)
         if found is None or type(module.weight) is not nn.Parameter:
-            raise UnknownPart(f"the norm {type(module).__name__}")
+            raise UnsupportedModuleError(f"the norm {type(module).__name__}")
         epsilon, offset = found
         return Norm(module.weight, float(getattr(module, epsilon)), offset)
 

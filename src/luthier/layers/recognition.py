@@ -18,7 +18,7 @@ from torch import nn
 
 from luthier.layers.decoder_layer import LlamaLayer
 from luthier.layers.neox_layer import NeoxLayer
-from luthier.layers.parts import Tried, UnknownPart, check, drops_nothing, layer_norm_of, linear_of, names_of
+from luthier.layers.parts import Tried, UnsupportedModuleError, check, drops_nothing, layer_norm_of, linear_of, names_of
 from luthier.layers.stack import FastStack
 
 DEVICES = ("cpu", "cuda")
@@ -39,13 +39,13 @@ NEOX_MLP = {"dense_h_to_4h", "dense_4h_to_h", "act"}
 
 def fast_layers(plain: Any, dtype: torch.dtype) -> FastStack:
     """A causal model's layers as tensors and numbers, to be computed in `dtype` as the model stands (training or not,
-    adapter on or off). UnknownPart when any of it is not known.
+    adapter on or off). UnsupportedModuleError when any of it is not known.
     """
     check(dtype in DTYPES, f"computing in {dtype}")
     stack = plain.base_model
     family = next((family for family in FAMILIES if family.parts == names_of(stack)), None)
     if family is None:
-        raise UnknownPart("the parts of the model")
+        raise UnsupportedModuleError("the parts of the model")
     for name, module in stack.named_modules():
         if name not in (family.embed, ROTARY):  # called as modules: what is hooked to them takes part
             check(not any(getattr(module, hooks) for hooks in HOOKS), f"a hook at {name or 'the model'}")
@@ -137,4 +137,4 @@ FAMILIES = (
     Family(frozenset({"embed_in", "emb_dropout", "layers", "final_layer_norm", ROTARY}), "embed_in", _neox),
 )
 
-__all__ = ["FastStack", "UnknownPart", "fast_layers"]
+__all__ = ["FastStack", "UnsupportedModuleError", "fast_layers"]

@@ -23,9 +23,16 @@ from luthier.serving.requests import InvocationRequest, Prompt
 from luthier.serving.row import END, LENGTH, STOP, BatchRow, Completion, GenerationRequest, Token
 from luthier.weights.load import compute_dtype, find_device
 from luthier.weights.model import Model
-from luthier.weights.row_limit import out_of_memory, release
-from luthier.weights.sample import Beams, Choice, Line, continue_lines, log_likelihood, search
-from luthier.weights.target import Target, find_target
+from luthier.weights.resolved_model import ResolvedModel, resolve_model
+from luthier.weights.row_limit import free_memory, is_out_of_memory
+from luthier.weights.sample import (
+    BeamSearch,
+    SamplingParameters,
+    StreamedPrompt,
+    beam_search,
+    generate_streaming,
+    token_log_probabilities,
+)
 
 DEFAULT_NEW_TOKENS = 256
 log = logging.getLogger(__name__)
@@ -39,7 +46,7 @@ class ServedModel:
     """
 
     def __init__(
-        self, target: Target, tokenizer: Tokenizer, model: Model, *, name: str = "", context: int = 8_192,
+        self, target: ResolvedModel, tokenizer: Tokenizer, model: Model, *, name: str = "", context: int = 8_192,
         batch_tokens: int = 32_768,
     ) -> None:  # fmt: skip
         self.name = name or target.name
@@ -56,7 +63,7 @@ class ServedModel:
         batch_tokens: int = 32_768,
     ) -> ServedModel:  # fmt: skip
         """Load an artifact folder, a run, or a base model; `served_name`: the model name in responses."""
-        target, torch_device = find_target(name, say), find_device(device)
+        target, torch_device = resolve_model(name, say), find_device(device)
         tokenizer = Tokenizer.load(target.base, target.chat_template)
         model = target.load(torch_device, target.dtype or compute_dtype("auto", torch_device))
         return cls(target, tokenizer, model, name=served_name, context=context, batch_tokens=batch_tokens)
@@ -163,8 +170,8 @@ class ServedModel:
             error = self._attempt(batch) if batch else None
             if error is None:
                 continue
-            if out_of_memory(error):
-                release()
+            if is_out_of_memory(error):
+                free_memory()
                 error = LuthierError("out of memory while generating; send a shorter prompt or request fewer tokens")
             if len(batch) == 1:
                 batch[0].fail(error)
@@ -182,9 +189,9 @@ class ServedModel:
             if rows[0].request.beams:
                 self._beam_search(rows[0], rows[0].request.beams)
             else:
-                continue_lines(self.model, [_line(row) for row in rows], self.tokenizer.pad_id)
+                generate_streaming(self.model, [_line(row) for row in rows], self.tokenizer.pad_id)
         except Exception as error:
-            if not out_of_memory(error):
+            if not is_out_of_memory(error):
                 log.exception("generating for %d rows failed", len(rows))
                 self.is_broken = self.is_broken or not self._device_works()
             return error.with_traceback(None)  # its frames hold memory
@@ -201,16 +208,16 @@ class ServedModel:
         """The tokens before the completion with their log-probabilities; the first has none."""
         prompt_ids = row.request.prompt_ids
         ids = [self.model.decoder_start_token_id or 0] if self.model.is_encoder_decoder else list(prompt_ids)
-        scores, _ = log_likelihood(self.model, prompt_ids)
+        scores, _ = token_log_probabilities(self.model, prompt_ids)
         return tuple(
             Token(token, self.tokenizer.show([token]), score) for token, score in zip(ids, [None, *scores], strict=True)
         )
 
-    def _beam_search(self, row: BatchRow, beams: Beams) -> None:
+    def _beam_search(self, row: BatchRow, beams: BeamSearch) -> None:
         request = row.request
-        generations = search(
+        generations = beam_search(
             self.model, request.prompt_ids, request.max_new_tokens, request.choice, beams,
-            stop_ids=sorted(request.stop_ids), pad_id=self.tokenizer.pad_id, most_seconds=request.max_seconds,
+            stop_ids=sorted(request.stop_ids), pad_id=self.tokenizer.pad_id, max_seconds=request.max_seconds,
         )  # fmt: skip
         row.completions.set_result([self._beam_completion(row, item.ids, item.truncated) for item in generations])
 
@@ -223,7 +230,7 @@ class ServedModel:
         detokenizer.finish()
         tokens: list[Token] = []
         if request.with_logprobs:
-            _, scores = log_likelihood(self.model, request.prompt_ids, detokenizer.ids)
+            _, scores = token_log_probabilities(self.model, request.prompt_ids, detokenizer.ids)
             tokens = list(map(Token, detokenizer.ids, detokenizer.token_texts(), scores))
         reason = STOP if detokenizer.stopped else LENGTH if truncated else END
         return request.completion(detokenizer.text, reason, len(detokenizer.ids), tokens, row.prefill)
@@ -232,20 +239,26 @@ class ServedModel:
 _FIELD_NAMES = {"text": "prompt", "messages": "messages"}  # kind of a Prompt -> field of a row without a template
 
 
-def _line(row: BatchRow) -> Line:
+def _line(row: BatchRow) -> StreamedPrompt:
     request = row.request
-    return Line(request.prompt_ids, request.max_new_tokens, request.choice, row.append, request.with_logprobs)
+    return StreamedPrompt(
+        prompt=request.prompt_ids,
+        max_new_tokens=request.max_new_tokens,
+        sampling=request.choice,
+        on_token=row.append,
+        with_log_probabilities=request.with_logprobs,
+    )
 
 
-def _beams(parameters: GenerationParameters) -> Beams | None:
+def _beams(parameters: GenerationParameters) -> BeamSearch | None:
     if parameters.num_beams == 1:
         return None
-    return Beams(parameters.num_beams, parameters.num_return_sequences, parameters.early_stopping)
+    return BeamSearch(parameters.num_beams, parameters.num_return_sequences, parameters.early_stopping)
 
 
-def _choices(parameters: GenerationParameters, count: int) -> list[Choice]:
+def _choices(parameters: GenerationParameters, count: int) -> list[SamplingParameters]:
     """How tokens are chosen in each of a prompt's `count` rows; when sampling, with seed, seed + 1, ..."""
-    greedy = Choice(
+    greedy = SamplingParameters(
         repetition_penalty=parameters.repetition_penalty, no_repeat_ngram_size=parameters.no_repeat_ngram_size
     )
     if not parameters.is_sampling:

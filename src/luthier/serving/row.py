@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from luthier.serving.detokenizer import Detokenizer
 
 if TYPE_CHECKING:  # as in detokenizer.py
-    from luthier.weights.sample import Beams, Choice
+    from luthier.weights.sample import BeamSearch, SamplingParameters
 
 LENGTH, END, STOP = "length", "eos_token", "stop_sequence"  # finish reasons
 
@@ -53,10 +53,10 @@ class GenerationRequest:
     prompt: str
     prompt_ids: Sequence[int]
     max_new_tokens: int
-    choice: Choice
+    choice: SamplingParameters
     stop_ids: frozenset[int]
     stop_strings: tuple[str, ...] = ()
-    beams: Beams | None = None
+    beams: BeamSearch | None = None
     with_logprobs: bool = False
     with_prefill: bool = False
     max_seconds: float | None = None

@@ -12,7 +12,7 @@ import torch
 from luthier.errors import CapacityError
 from luthier.training.tensor_file import local_tensor
 from luthier.weights.model import Model
-from luthier.weights.quantize import statistics_bytes
+from luthier.weights.quantize import quantization_scale_bytes
 
 LOG_BYTES = 64 * 1024**2  # metrics, ledger, scores and report
 
@@ -38,7 +38,7 @@ def estimate_resources(model: Model, checkpoints_kept: int) -> ResourceEstimate:
     trained = model.trainable_parameters().values()
     all_weights = sum(_bytes(local_tensor(parameter)) for parameter in model.network.parameters())
     trained_here = sum(_bytes(local_tensor(parameter)) for parameter in trained)
-    all_weights += statistics_bytes(model.network)
+    all_weights += quantization_scale_bytes(model.network)
     checkpoint = 3 * sum(_bytes(parameter) for parameter in trained)
     stored_weights = sum(parameter.numel() for parameter in trained) * (4 if model.dtype is torch.float32 else 2)
     return ResourceEstimate(

@@ -44,12 +44,12 @@ from luthier.training.process_group import STOPPING, ProcessGroup
 from luthier.training.provenance import run_provenance
 from luthier.training.resolved_job import ResolvedJob, resolve_job
 from luthier.training.train import TrainingRun, load_weights, train
-from luthier.weights.artifact import pack, round_weights, save_artifact
+from luthier.weights.artifact import round_weights, save_artifact, write_archive
 from luthier.weights.load import load_model, weights_bytes
-from luthier.weights.lora import Adapter, attach, resolve_targets
+from luthier.weights.lora import Adapter, attach_adapter, resolve_target_modules
 from luthier.weights.model import Model
-from luthier.weights.quantize import describe
-from luthier.weights.row_limit import needed_for, to_stderr
+from luthier.weights.quantize import describe_quantization
+from luthier.weights.row_limit import print_to_stderr, report_out_of_memory
 
 LOADING_FACTOR = 2  # memory to load a model, relative to its files: weights may be widened to float32
 _log = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ class RunReporter:
             self.provenance["warnings"].append(text)
             write_json(self.folder.root / "run.json", self.provenance)
         else:
-            to_stderr(f"rank {self.group.rank}: {text}")
+            print_to_stderr(f"rank {self.group.rank}: {text}")
 
 
 def run_job(
@@ -90,7 +90,7 @@ def run_job(
         job, tokenizer, dataset, provenance = _prepare_on_main(folder, resume, console, group)
         reporter = RunReporter(folder, provenance, console, group)
         limits = row_limits(job.settings, job.settings.run.fsdp and group.world_size > 1, reporter.warn)
-        with needed_for("loading the model", "set peft_type=lora and bits=4, or use a smaller model"):
+        with report_out_of_memory("loading the model", "set peft_type=lora and bits=4, or use a smaller model"):
             model = _load_parallelized(job, group, reporter.say)
         checkpoints = Checkpoints(
             folder.checkpoints,
@@ -202,14 +202,14 @@ def _load(job: ResolvedJob, world_size: int, say: Callable[[str], None]) -> Mode
         trained_in=torch.bfloat16 if job.settings.optimizer.in_bf16 else torch.float32,
     )  # fmt: skip
     if method.quantization:
-        say(f"base model in {method.quantization}: {describe(model.hf_model)}")
+        say(f"base model in {method.quantization}: {describe_quantization(model.hf_model)}")
     if method.lora:
-        targets = resolve_targets(method.targets, model.hf_model, job.entry.lora_targets if job.entry else ())
+        targets = resolve_target_modules(method.targets, model.hf_model, job.entry.lora_targets if job.entry else ())
         adapter = Adapter(
-            r=method.r, alpha=method.alpha, dropout=method.dropout, targets=targets,
-            rslora=method.rslora, dora=method.dora,
+            r=method.r, alpha=method.alpha, dropout=method.dropout, target_modules=targets,
+            use_rslora=method.rslora, use_dora=method.dora,
         )  # fmt: skip
-        model = attach(model, adapter, run.seed)
+        model = attach_adapter(model, adapter, run.seed)
     if run.gradient_checkpointing:
         model.enable_activation_checkpointing()
     return model
@@ -285,7 +285,7 @@ def _initial_state(
     state = checkpoint[0]
     reporter.say(f"resuming after step {state.step}")
     state.micro_batches = state.micro_batches or run.accumulation_steps()
-    if state.rows_at_once and not limits.training.whole:
+    if state.rows_at_once and not limits.training.batch_setting:
         reporter.warn(f"training on at most {state.rows_at_once} rows at once: more did not fit in memory before")
     return state
 
@@ -354,7 +354,7 @@ def _save_artifact(
     stored_template = {"prompt": template.prompt, "completion": template.completion} if template else None
     chat_template = tokenizer.default_chat_template
     save_artifact(model, job.base, folder.model, stored_template, provenance, chat_template)
-    pack(folder.model, folder.artifact)
+    write_archive(folder.model, folder.artifact)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from luthier.layers.batch import Batch
 from luthier.training.config import TrainingSettings
-from luthier.weights.row_limit import ADVICE, RowLimit, out_of_memory, release
+from luthier.weights.row_limit import OUT_OF_MEMORY_ADVICE, RowLimit, free_memory, is_out_of_memory
 
 Result = TypeVar("Result")
 
@@ -44,9 +44,19 @@ def row_limits(settings: TrainingSettings, is_sharded: bool, warn: Callable[[str
     advice = ", ".join([*changes, "or use a smaller model"])
     rows = "per_device_train_batch_size (gradient_accumulation_steps makes up for it)"
     return RowLimits(
-        RowLimit("training on", advice, warn, rows if is_sharded else ""),
-        RowLimit("scoring", ADVICE, warn, "per_device_eval_batch_size" if is_sharded else ""),
-        RowLimit("answering", ADVICE, warn, "max_input_length, or --score-rows" if is_sharded else ""),
+        RowLimit(work="training on", advice=advice, say=warn, batch_setting=rows if is_sharded else ""),
+        RowLimit(
+            work="scoring",
+            advice=OUT_OF_MEMORY_ADVICE,
+            say=warn,
+            batch_setting="per_device_eval_batch_size" if is_sharded else "",
+        ),
+        RowLimit(
+            work="answering",
+            advice=OUT_OF_MEMORY_ADVICE,
+            say=warn,
+            batch_setting="max_input_length, or --score-rows" if is_sharded else "",
+        ),
     )
 
 
@@ -69,14 +79,14 @@ class BatchSplitter:
             try:
                 return compute(parts)
             except Exception as error:
-                if not out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
             reset()
-            release()  # outside of the except block, where the error's frames no longer hold memory
+            free_memory()  # outside of the except block, where the error's frames no longer hold memory
             self.limit.halve(max(len(part.rows) for part in parts))
 
     def _split(self, batch: Batch) -> list[Batch]:
-        size = self.limit.of(len(batch.rows))
+        size = self.limit.cap(len(batch.rows))
         if size >= len(batch.rows):
             return [batch]
         return [self.collate(list(batch.rows[at : at + size])) for at in range(0, len(batch.rows), size)]

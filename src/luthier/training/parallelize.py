@@ -40,10 +40,10 @@ class DataParallelModel(Model):
         self.group = group
 
     @property
-    def shares(self) -> int:
+    def world_size(self) -> int:
         return self.group.world_size
 
-    def each(self, work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    def map(self, work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         return self.group.map(work, items)
 
 
@@ -69,9 +69,9 @@ class ShardedModel(DataParallelModel):
             if hasattr(unit, "set_reduce_scatter_unused_params"):  # torch 2.13: an expert that only one rank used
                 unit.set_reduce_scatter_unused_params(True)
 
-    def each(self, work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    def map(self, work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         with self._reshard_after():
-            yield from super().each(lambda item: self._run_unsharded(work, item), items)
+            yield from super().map(lambda item: self._run_unsharded(work, item), items)
 
     def loss(self, batch: Batch, smoothing: float = 0.0) -> Tensor:
         return self._run_unsharded(super().loss, batch, smoothing)

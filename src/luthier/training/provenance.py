@@ -17,7 +17,7 @@ from luthier.catalog.shape import read_config
 from luthier.data.prepare import Dataset
 from luthier.jobfolder import FORMAT_VERSION
 from luthier.training.resolved_job import ResolvedJob
-from luthier.weights.convert import origin
+from luthier.weights.convert import conversion_source
 from luthier.weights.fingerprint import weights_hash
 
 PACKAGES = ("luthier", "torch", "transformers", "peft", "tokenizers", "safetensors", "numpy")
@@ -32,7 +32,7 @@ def model_provenance(location: Location, folder: Path) -> dict[str, Any]:
         "repository": location.repository,
         "revision": location.revision,
         "weights_sha256": weights_hash(folder),
-        "converted_from": origin(folder),
+        "converted_from": conversion_source(folder),
         "architecture": (config.get("architectures") or ["?"])[0],
     }
 

@@ -21,7 +21,7 @@ from luthier.errors import RunFolderError, SettingError
 from luthier.jobfolder import JobFolder
 from luthier.jobspec import JobSpec
 from luthier.training.config import TrainingSettings, ineffective_for, needs_bf16_message, read_settings
-from luthier.weights.convert import as_safetensors
+from luthier.weights.convert import convert_to_safetensors
 from luthier.weights.load import compute_dtype, find_device
 
 
@@ -88,7 +88,7 @@ def resolve_job(folder: JobFolder, say: Callable[[str], None]) -> ResolvedJob:
     hyperparameters, _ = _parse(spec, location.entry, channels["training"])
     read_settings(hyperparameters)  # so that bad settings fail before the download
     device = find_device(spec.device)
-    base = as_safetensors(fetch(location, say), say)
+    base = convert_to_safetensors(fetch(location, say), say)
     location = location.with_folder(base)  # for a model outside the catalogue, the entry is derived from its files
     hyperparameters, kind = _parse(spec, location.entry, channels["training"])
     settings = read_settings(hyperparameters)

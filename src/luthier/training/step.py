@@ -22,7 +22,7 @@ from luthier.training.memory import BatchSplitter
 from luthier.training.optimizer import clip_gradient
 from luthier.training.process_group import ProcessGroup
 from luthier.weights.model import Model
-from luthier.weights.row_limit import needed_for
+from luthier.weights.row_limit import report_out_of_memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ def take_step(
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     advice = "set peft_type=lora (or optim=adamw_bf16) or use a smaller model; the last checkpoint is intact"
-    with needed_for("updating the weights", advice):
+    with report_out_of_memory("updating the weights", advice):
         optimizer.step()
     optimizer.zero_grad()
     if scale:

@@ -57,7 +57,7 @@ class TrainingRun:
         """This rank's micro-batches of a step, counted from 0."""
         row_lists = self.sampler.micro_batches(step)
         own = self.group.shard(row_lists)
-        if self.settings.run.auto_find_batch_size and not self.limits.training.whole:
+        if self.settings.run.auto_find_batch_size and not self.limits.training.batch_setting:
             own = [[row for rows in own for row in rows]][: len(own)]  # one micro-batch, split if it does not fit
         batches = [self.collate(rows) for rows in own]
         if isinstance(self.model, ShardedModel) and len(batches) < self.group.largest_shard(len(row_lists)):
@@ -89,7 +89,7 @@ def train(run: TrainingRun, state: TrainingState, log: MetricsLog | NullMetricsL
     if state.step:
         _restore(run, state, optimizer)
     limit = run.limits.training
-    limit.rows = None if limit.whole else state.rows_at_once or None
+    limit.rows = None if limit.batch_setting else state.rows_at_once or None
     run.model.network.train()
     while state.step < run.total_steps and not state.stopped_early:
         started = time.monotonic()

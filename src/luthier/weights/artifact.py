@@ -65,13 +65,13 @@ def save_weights(model: Model, base: Path, folder: Path) -> None:
         model.network.save_pretrained(str(folder), safe_serialization=True)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
     else:
-        save_network(model.network, base, folder)
+        save_hf_model(model.network, base, folder)
     for name in TOKENIZER_FILES:
         if (base / name).is_file():
             shutil.copyfile(base / name, folder / name)
 
 
-def save_network(network: PreTrainedModel, base: Path, folder: Path) -> None:
+def save_hf_model(network: PreTrainedModel, base: Path, folder: Path) -> None:
     """Write a whole model so that plain transformers loads it, with the generation settings of `base`."""
     own_head = _own_head(network)
     network.config.use_cache = True
@@ -105,7 +105,7 @@ def round_weights(model: Model) -> None:
         nn.Module.to(model.hf_model, model.dtype)
 
 
-def pack(folder: Path, archive: Path) -> None:
+def write_archive(folder: Path, archive: Path) -> None:
     """Write `folder` as a .tar.gz, the same bytes for the same content, replaced in one move."""
     temporary = archive.with_name(f".{archive.name}.writing")
     with (

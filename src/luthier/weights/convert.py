@@ -39,7 +39,7 @@ CHILD = Path(__file__).with_name("unpickle.py")
 _SHARD = re.compile(r"pytorch_model-(\d{5})-of-(\d{5})\.bin")
 
 
-def as_safetensors(folder: Path, say: Callable[[str], None]) -> Path:
+def convert_to_safetensors(folder: Path, say: Callable[[str], None]) -> Path:
     """The folder to load a model from: `folder` itself, or the conversion of its pickled weights.
 
     Raises UserError for files that are damaged, incomplete, not weights, or do not fit config.json; CapacityError when
@@ -62,7 +62,7 @@ def as_safetensors(folder: Path, say: Callable[[str], None]) -> Path:
     return target
 
 
-def origin(folder: Path) -> dict[str, Any] | None:
+def conversion_source(folder: Path) -> dict[str, Any] | None:
     """What a converted folder was made from: {"folder", "files": {name: sha256}}; None for any other folder."""
     record = _record(folder)
     return {name: record[name] for name in ("folder", "files")} if record else None

@@ -9,8 +9,8 @@ from typing import Any
 
 from luthier.errors import RunFolderError, UserError
 from luthier.jobfolder import write_json
-from luthier.weights.artifact import PROVENANCE, TOKENIZER_FILES, save_network
-from luthier.weights.lora import merge
+from luthier.weights.artifact import PROVENANCE, TOKENIZER_FILES, save_hf_model
+from luthier.weights.lora import merge_adapter
 from luthier.weights.model import Model
 
 
@@ -18,26 +18,26 @@ def export_adapter(artifact: Path, out: Path) -> None:
     """Copy an adapter artifact to `out`. UserError when the run trained all weights."""
     if not (artifact / "adapter_config.json").is_file():
         raise UserError(f"{artifact}: the run trained all weights, it has no adapter; use --merged")
-    check_empty(out)
+    require_empty_folder(out)
     shutil.copytree(artifact, out, dirs_exist_ok=True)
 
 
-def merged(model: Model) -> Model:
+def merge_model(model: Model) -> Model:
     """The model with its adapter, if it has one, added into the base weights; `model` is used up."""
-    return Model(merge(model) if model.has_adapter else model.hf_model, model.dtype, model.device)
+    return Model(merge_adapter(model) if model.has_adapter else model.hf_model, model.dtype, model.device)
 
 
 def export_merged(model: Model, artifact: Path, base: Path, out: Path, provenance: Mapping[str, Any]) -> None:
     """Write a `merged` model in transformers' layout, which needs neither peft nor Luthier."""
-    check_empty(out)
-    save_network(model.hf_model, base, out)
+    require_empty_folder(out)
+    save_hf_model(model.hf_model, base, out)
     for name in (*TOKENIZER_FILES, "template.json"):
         if (artifact / name).is_file():
             shutil.copyfile(artifact / name, out / name)
     write_json(out / PROVENANCE, {**provenance, "merged": True})
 
 
-def check_empty(out: Path) -> None:
+def require_empty_folder(out: Path) -> None:
     """RunFolderError unless `out` is an empty folder or does not exist."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunFolderError(f"{out}: not empty; choose another --out")

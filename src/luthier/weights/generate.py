@@ -17,14 +17,14 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from luthier.layers.parts import UnknownPart
+from luthier.layers.parts import UnsupportedModuleError
 from luthier.weights.greedy import Greedy
 from luthier.weights.model import Model
-from luthier.weights.row_limit import RowLimit, in_portions, out_of_memory, release
+from luthier.weights.row_limit import RowLimit, free_memory, is_out_of_memory, map_chunks
 
 
 @dataclass(frozen=True, slots=True)
-class Generation:
+class GeneratedTokens:
     """New token ids, the stop token left out; `truncated` when `max_new_tokens` or the context ended it."""
 
     ids: list[int]
@@ -42,7 +42,7 @@ def generate(
     batch_size: int = 16,
     beams: int = 1,
     limit: RowLimit | None = None,
-) -> list[Generation]:
+) -> list[GeneratedTokens]:
     """Continue each prompt greedily until a stop token; equal, token for token, to each prompt run alone.
 
     An encoder-decoder reads the prompt and writes from its start token on. `beams` above 1 keeps that many candidates
@@ -51,14 +51,14 @@ def generate(
     """
     rooms = [_room(model, len(prompt), max_new_tokens) for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
-    answers = {row: Generation([], truncated=True) for row in order if rooms[row] <= 0}
+    answers = {row: GeneratedTokens([], truncated=True) for row in order if rooms[row] <= 0}
     asked = [row for row in order if rooms[row] > 0]
-    fits = limit or RowLimit("answering")
-    parts = UnknownPart("beams") if beams > 1 else model.cached_decoding_parts()
-    if not isinstance(parts, UnknownPart):
+    fits = limit or RowLimit(work="answering")
+    parts = UnsupportedModuleError("beams") if beams > 1 else model.cached_decoding_parts()
+    if not isinstance(parts, UnsupportedModuleError):
         greedy, stops = Greedy(*parts), set(stop_ids)
 
-        def share(rows: list[int]) -> dict[int, Generation]:
+        def share(rows: list[int]) -> dict[int, GeneratedTokens]:
             return _in_slots(greedy, {row: prompts[row] for row in rows}, rooms, stops, batch_size, fits)
 
         shares = min(model.world_size, len(asked))
@@ -66,7 +66,7 @@ def generate(
             answers |= found
     else:
 
-        def batch(rows: Sequence[int], room: int) -> list[Generation]:
+        def batch(rows: Sequence[int], room: int) -> list[GeneratedTokens]:
             return _generate_batch(model, [list(prompts[row]) for row in rows], stop_ids, pad_id, room, beams)
 
         for rows, written in _in_batches(model, list(_batches(asked, rooms, batch_size)), batch, fits):
@@ -76,19 +76,19 @@ def generate(
 
 def _in_slots(
     greedy: Greedy, prompts: dict[int, Sequence[int]], rooms: Sequence[int], stops: set[int], slots: int, fits: RowLimit
-) -> dict[int, Generation]:
+) -> dict[int, GeneratedTokens]:
     """Answers by the engine's own layers; those that memory did not suffice for are begun again, fewer at once."""
-    done: dict[int, Generation] = {}
+    done: dict[int, GeneratedTokens] = {}
     while left := {row: prompt for row, prompt in prompts.items() if row not in done}:
-        tried = fits.of(min(slots, len(left)))
+        tried = fits.cap(min(slots, len(left)))
         try:
             for row, ids in greedy.answers(left, {row: rooms[row] for row in left}, stops, tried):
-                done[row] = until_stop(ids, stops, rooms[row])
+                done[row] = truncate_at_stop(ids, stops, rooms[row])
             continue
         except Exception as error:
-            if not out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
-        release()
+        free_memory()
         fits.halve(tried)
     return done
 
@@ -96,14 +96,14 @@ def _in_slots(
 def _in_batches(
     model: Model,
     batches: list[tuple[int, list[int]]],
-    work: Callable[[Sequence[int], int], list[Generation]],
+    work: Callable[[Sequence[int], int], list[GeneratedTokens]],
     fits: RowLimit,
-) -> Iterator[tuple[list[int], list[Generation]]]:
+) -> Iterator[tuple[list[int], list[GeneratedTokens]]]:
     """Batches answered by transformers, as many rows of one at once as fit."""
 
-    def answer(batch: tuple[int, list[int]]) -> list[Generation]:
+    def answer(batch: tuple[int, list[int]]) -> list[GeneratedTokens]:
         room, rows = batch
-        return [found for answers in in_portions(rows, fits, lambda some: work(some, room)) for found in answers]
+        return [found for answers in map_chunks(rows, fits, lambda some: work(some, room)) for found in answers]
 
     for _, same in groupby(batches, key=lambda batch: batch[0]):
         alike = list(same)  # ranks that share a model all go on until the longest answer ends: each needs the room
@@ -127,10 +127,10 @@ def _batches(order: list[int], rooms: list[int], batch_size: int) -> Iterator[tu
 
 def _generate_batch(
     model: Model, prompts: list[list[int]], stop_ids: Sequence[int], pad_id: int, max_new_tokens: int, beams: int
-) -> list[Generation]:
-    input_ids, mask = padded(prompts, pad_id, left=not model.is_encoder_decoder)
+) -> list[GeneratedTokens]:
+    input_ids, mask = pad(prompts, pad_id, left=not model.is_encoder_decoder)
     network: Any = model.hf_model  # with the adapter's layers inside
-    with model.autocast(), plainly(network):
+    with model.autocast(), without_generation_config(network):
         sequences = network.generate(
             input_ids=input_ids.to(model.device),
             attention_mask=mask.to(model.device),
@@ -143,10 +143,10 @@ def _generate_batch(
             **({"decoder_start_token_id": model.decoder_start_token_id} if model.is_encoder_decoder else {}),
         )
     before = 1 if model.is_encoder_decoder else input_ids.shape[1]
-    return [until_stop(line[before:], set(stop_ids), max_new_tokens) for line in sequences.tolist()]
+    return [truncate_at_stop(line[before:], set(stop_ids), max_new_tokens) for line in sequences.tolist()]
 
 
-def padded(prompts: list[list[int]], pad_id: int, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def pad(prompts: list[list[int]], pad_id: int, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Prompts as lines of one width, and which of their tokens are real."""
     width = max(len(prompt) for prompt in prompts)
     input_ids = torch.full((len(prompts), width), pad_id, dtype=torch.long)
@@ -159,7 +159,7 @@ def padded(prompts: list[list[int]], pad_id: int, left: bool) -> tuple[torch.Ten
 
 
 @contextmanager
-def plainly(network: Any) -> Iterator[None]:
+def without_generation_config(network: Any) -> Iterator[None]:
     """Keep the base model's own generation settings out: transformers would mix them in."""
     before = network.generation_config
     network.generation_config = GenerationConfig()
@@ -169,7 +169,9 @@ def plainly(network: Any) -> Iterator[None]:
         network.generation_config = before
 
 
-def until_stop(ids: list[int], stop_ids: set[int], room: int) -> Generation:
+def truncate_at_stop(ids: list[int], stop_ids: set[int], room: int) -> GeneratedTokens:
     """What was written before the first stop token; without one, the first `room` tokens."""
     place = next((place for place, token in enumerate(ids) if token in stop_ids), None)
-    return Generation(ids[:room], truncated=True) if place is None else Generation(ids[:place], truncated=False)
+    return (
+        GeneratedTokens(ids[:room], truncated=True) if place is None else GeneratedTokens(ids[:place], truncated=False)
+    )

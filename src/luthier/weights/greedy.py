@@ -19,9 +19,9 @@ from torch import Tensor
 
 from luthier.layers.decode import Decoding, weights_of
 from luthier.layers.head_loss import Head
+from luthier.layers.kv_cache import CacheSlots
 from luthier.layers.linear import Linear
 from luthier.layers.projection import Projection, can_pack
-from luthier.layers.slots import Slots
 from luthier.layers.stack import FastStack
 
 PACKED_BYTES = 2 << 30  # the most that a second copy of the weights may take, laid out for the processor
@@ -76,7 +76,7 @@ class Greedy:
 
     def _begin(
         self,
-        held: Slots,
+        held: CacheSlots,
         at_work: list[_Row],
         places: Sequence[int],
         fresh: Sequence[_Row],

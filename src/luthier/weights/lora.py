@@ -31,7 +31,7 @@ EXPERTS = "experts"  # the target that stands for the fused expert matrices of a
 _QUERY_AND_VALUE = ("q_proj", "v_proj")
 _FUSED = ("query_key_value",)
 # By config.json's model_type. An entry of the catalogue may say otherwise; a family that is not here gets all-linear.
-FAMILY_TARGETS: dict[str, tuple[str, ...]] = {
+DEFAULT_TARGET_MODULES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("llama", "mistral", "mixtral", "gemma", "gemma2", "gemma3_text", "qwen2", "qwen3", "phi", "gptj",
                      "gpt_neo"), _QUERY_AND_VALUE),
     **dict.fromkeys(("gpt_neox", "bloom", "falcon"), _FUSED),
@@ -42,34 +42,34 @@ FAMILY_TARGETS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Adapter:
-    """A new adapter. `targets` are last parts of the names of linear layers, and EXPERTS for a mixture's experts."""
+    """A new LoRA adapter. `target_modules`: last name parts of linear layers, and EXPERTS for a mixture's experts."""
 
     r: int
     alpha: int
     dropout: float
-    targets: tuple[str, ...]
-    rslora: bool = False
-    dora: bool = False
+    target_modules: tuple[str, ...]
+    use_rslora: bool = False
+    use_dora: bool = False
 
 
-def attach(model: Model, adapter: Adapter, seed: int) -> Model:
+def attach_adapter(model: Model, adapter: Adapter, seed: int) -> Model:
     """Freeze the model and put a new adapter on its targets; its weights are kept in fp32.
 
     SettingError for what the experts of a mixture do not take.
     """
     plain = model.hf_model
-    experts = expert_matrices(plain) if EXPERTS in adapter.targets else ()
+    experts = expert_matrices(plain) if EXPERTS in adapter.target_modules else ()
     if experts:
         _check_experts(adapter)
     config = LoraConfig(
         r=adapter.r,
         lora_alpha=adapter.alpha,
         lora_dropout=adapter.dropout,
-        use_rslora=adapter.rslora,
-        use_dora=adapter.dora,
-        target_modules=[name for name in adapter.targets if name != EXPERTS],
+        use_rslora=adapter.use_rslora,
+        use_dora=adapter.use_dora,
+        target_modules=[name for name in adapter.target_modules if name != EXPERTS],
         target_parameters=list(experts) or None,
         fan_in_fan_out=any(_turned(module) for module in plain.modules()),
         task_type="SEQ_2_SEQ_LM" if model.is_encoder_decoder else "CAUSAL_LM",
@@ -80,7 +80,7 @@ def attach(model: Model, adapter: Adapter, seed: int) -> Model:
     for parameter in network.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    if model.dtype is not torch.float32 and not adapter.dropout and not adapter.dora:
+    if model.dtype is not torch.float32 and not adapter.dropout and not adapter.use_dora:
         _take_inputs_as_they_are(network)
     return Model(network.eval(), model.dtype, model.device)  # PEFT's own modules are born in training mode
 
@@ -95,19 +95,19 @@ def _take_inputs_as_they_are(network: nn.Module) -> None:
             module.cast_input_dtype_enabled = False
 
 
-def resolve_targets(asked: str, network: PreTrainedModel, family_default: tuple[str, ...]) -> tuple[str, ...]:
+def resolve_target_modules(asked: str, network: PreTrainedModel, family_default: tuple[str, ...]) -> tuple[str, ...]:
     """The linear layers that `lora_target_modules` names.
 
     `asked` is default, all-linear, or comma-separated last parts of module names, EXPERTS among them where the model is
     a mixture. SettingError for a name that no linear layer has, and for the output head, which stays the base model's.
     The fused experts of a mixture and its router are no linear layers, so all-linear leaves them alone.
     """
-    linear = linear_names(network)
+    linear = linear_layer_names(network)
     known = (*linear, EXPERTS) if expert_matrices(network) else linear
     if asked == "all-linear":
         return linear
     if asked == "default":
-        targets = family_default or FAMILY_TARGETS.get(network.config.model_type, ())
+        targets = family_default or DEFAULT_TARGET_MODULES.get(network.config.model_type, ())
         return tuple(name for name in targets if name in known) or linear
     names = tuple(name.strip() for name in asked.split(",") if name.strip())
     if not names:
@@ -134,7 +134,7 @@ def _check_experts(adapter: Adapter) -> None:
             f"lora_target_modules={EXPERTS}: an adapter on the experts takes no dropout, and lora_dropout is "
             f"{adapter.dropout:g}; set lora_dropout=0"
         )
-    if adapter.dora:
+    if adapter.use_dora:
         raise SettingError(
             f"use_dora=True: not for the experts of a mixture; leave {EXPERTS} out of lora_target_modules, or use_dora"
         )
@@ -148,7 +148,7 @@ def _turned(module: nn.Module) -> bool:
     return isinstance(module, Conv1D) or getattr(module, "source_cls", None) is Conv1D
 
 
-def linear_names(network: PreTrainedModel) -> tuple[str, ...]:
+def linear_layer_names(network: PreTrainedModel) -> tuple[str, ...]:
     """Last name parts of all linear layers but the output head, in order of first appearance."""
     head = network.get_output_embeddings()
     names = (
@@ -176,7 +176,7 @@ def _peft_warnings_silenced() -> Iterator[None]:
         yield
 
 
-def merge(model: Model) -> PreTrainedModel:
+def merge_adapter(model: Model) -> PreTrainedModel:
     """Add the adapter into the base weights, which are not quantized, and return the plain model.
 
     The wrapped one is used up.

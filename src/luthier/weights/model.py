@@ -23,12 +23,12 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from luthier.layers.attention import PACKED, PACKS_CLEANLY
+from luthier.layers.attention import PACKABLE_ARCHITECTURES, PACKED
 from luthier.layers.batch import Batch
 from luthier.layers.decoder import run_decoder
 from luthier.layers.encoder_decoder import run_stack
 from luthier.layers.head_loss import Head, head_loss, head_scores
-from luthier.layers.parts import UnknownPart
+from luthier.layers.parts import UnsupportedModuleError
 from luthier.layers.recognition import fast_layers
 from luthier.layers.stack import FastStack
 from luthier.layers.varlen_attention import told
@@ -67,7 +67,7 @@ class Model:
     @property
     def supports_packing(self) -> bool:
         """Whether rows may be laid side by side in this architecture."""
-        return type(self.hf_model).__name__ in PACKS_CLEANLY
+        return type(self.hf_model).__name__ in PACKABLE_ARCHITECTURES
 
     def describe_layers(self) -> str:
         """Which layers compute packed batches in the model's present state: Luthier's, or transformers' and why."""
@@ -78,15 +78,15 @@ class Model:
         own = isinstance(found, FastStack)
         return ("Luthier's fused layers" if own else f"transformers' layers ({found})") + attention
 
-    def cached_decoding_parts(self) -> tuple[FastStack, Head] | UnknownPart:
+    def cached_decoding_parts(self) -> tuple[FastStack, Head] | UnsupportedModuleError:
         """The layers and the head that write answers token by token as the model now stands, or what forbids it."""
         stack = self._fast()
-        if isinstance(stack, UnknownPart):
+        if isinstance(stack, UnsupportedModuleError):
             return stack
         if getattr(stack.rotary, "rope_type", "default") in ("dynamic", "longrope"):
-            return UnknownPart("rotary angles that change with the length")
+            return UnsupportedModuleError("rotary angles that change with the length")
         if self.network.training or not self.has_linear_head:
-            return UnknownPart("a model in training" if self.network.training else "a head of its own kind")
+            return UnsupportedModuleError("a model in training" if self.network.training else "a head of its own kind")
         return stack, self._head()
 
     @property
@@ -220,13 +220,13 @@ class Model:
             balance = self._balance(outputs.router_logits, batch) if routed else None
         return hidden_BTD.flatten(0, 1)[batch.positions_N], balance
 
-    def _fast(self) -> FastStack | UnknownPart:
+    def _fast(self) -> FastStack | UnsupportedModuleError:
         """The model as the engine's own layers take it, or what they do not know of it."""
         if not self.supports_packing:
-            return UnknownPart("rows of this architecture are not packed")
+            return UnsupportedModuleError("rows of this architecture are not packed")
         try:
             return fast_layers(self.hf_model, self.dtype)
-        except UnknownPart as part:
+        except UnsupportedModuleError as part:
             return part
 
     def _context(self, batch: Batch) -> dict[str, Any]:

@@ -119,7 +119,7 @@ def _keep_scales(layer: Any, arguments: Any) -> None:
         layer.weight.CB = None  # so that the layer goes on with the weights and scales that it has
 
 
-def statistics_bytes(network: nn.Module) -> int:
+def quantization_scale_bytes(network: nn.Module) -> int:
     """Bytes of the scales that lie beside the quantized weights."""
     return sum(tensor.numel() * tensor.element_size() for tensor in _statistics(network))
 
@@ -134,7 +134,7 @@ def count_weights(network: nn.Module) -> int:
     )  # fmt: skip
 
 
-def describe(network: PreTrainedModel) -> str:
+def describe_quantization(network: PreTrainedModel) -> str:
     """How much of the network is quantized, and which layers are not that might be expected to be, in words."""
     quantized = sum(layer.in_features * layer.out_features for layer in _quantized_layers(network))
     words = f"{quantized / count_weights(network):.0%} of its weights quantized"

@@ -25,17 +25,17 @@ PHRASES = (
     "can't allocate memory", "not enough memory", "out of memory", "std::bad_alloc", "ALLOC_FAILED",
     "could not create a primitive", "could not execute a primitive", "could not create a memory",
 )  # fmt: skip
-ADVICE = "lower max_input_length, take a smaller model, or a machine with more memory"
+OUT_OF_MEMORY_ADVICE = "lower max_input_length, take a smaller model, or a machine with more memory"
 
 
-def out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory did not suffice."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in PHRASES)
 
 
-def release() -> None:
+def free_memory() -> None:
     """Give back what a failed attempt still holds: cycles first, then the devices' own caches."""
     gc.collect()
     if torch.cuda.is_initialized():
@@ -45,45 +45,45 @@ def release() -> None:
 
 
 @contextmanager
-def needed_for(work: str, advice: str = ADVICE) -> Iterator[None]:
+def report_out_of_memory(work: str, advice: str = OUT_OF_MEMORY_ADVICE) -> Iterator[None]:
     """Turn an allocation that fails inside, where fewer rows would not help, into a CapacityError."""
     try:
         yield
     except Exception as error:
-        if not out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         raise CapacityError(f"out of memory while {work}; {advice}") from error
 
 
-def to_stderr(text: str) -> None:
+def print_to_stderr(text: str) -> None:
     """Say it to whoever watches."""
     sys.stderr.write(text + "\n")
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class RowLimit:
-    """The most rows that one kind of work found room for; `rows` is None until something did not fit.
+    """The number of rows that fit in memory at once for one kind of work; `rows` is None until something did not fit.
 
-    `work` names it in messages; `advice` says what to change when not even one row fits; `say` hears of each halving.
-    `whole` names, for work that this process cannot cut on its own, the setting that cuts it.
+    `work` names the work in messages; `advice` says what to change when not even one row fits; `say` gets a message
+    at each halving. `batch_setting` is set for work that this process cannot split alone: the setting that splits it.
     """
 
     work: str
-    advice: str = ADVICE
-    say: Callable[[str], None] = to_stderr
-    whole: str = ""
+    advice: str = OUT_OF_MEMORY_ADVICE
+    say: Callable[[str], None] = print_to_stderr
+    batch_setting: str = ""
     rows: int | None = None
 
-    def of(self, asked: int) -> int:
-        """Rows to take at once where `asked` are wanted."""
-        return asked if self.rows is None else min(asked, self.rows)
+    def cap(self, count: int) -> int:
+        """Rows to take at once out of `count`."""
+        return count if self.rows is None else min(count, self.rows)
 
     def halve(self, tried: int) -> None:
         """Take half of the `tried` rows from now on. CapacityError when it was one, or cannot be cut."""
-        if self.whole:
+        if self.batch_setting:
             raise CapacityError(
                 f"out of memory while {self.work} {tried} rows at once, and ranks that share one model must take the "
-                f"same steps: lower {self.whole}, and resume from the last checkpoint"
+                f"same steps: lower {self.batch_setting}, and resume from the last checkpoint"
             )
         if tried <= 1:
             raise CapacityError(f"out of memory while {self.work} one row at a time; {self.advice}")
@@ -94,20 +94,20 @@ class RowLimit:
         )
 
 
-def in_portions(rows: Sequence[Row], limit: RowLimit, work: Callable[[Sequence[Row]], Result]) -> Iterator[Result]:
+def map_chunks(rows: Sequence[Row], limit: RowLimit, work: Callable[[Sequence[Row]], Result]) -> Iterator[Result]:
     """`work` on `rows`, as many at once as fit, in order; what did not fit is done again in halves."""
     start = 0
     while start < len(rows):
-        portion = rows[start : start + limit.of(len(rows))]
+        portion = rows[start : start + limit.cap(len(rows))]
         try:
             result = work(portion)
         except Exception as error:
-            if not out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
         else:
             yield result
             start += len(portion)
             continue
         # Only here, with the error gone, is what its frames held free.
-        release()
+        free_memory()
         limit.halve(len(portion))

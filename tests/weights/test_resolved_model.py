@@ -19,7 +19,7 @@ from luthier.jobfolder import JobFolder
 from luthier.jobspec import JobSpec
 from luthier.supervisor.archive import unpack
 from luthier.weights.fingerprint import weights_hash
-from luthier.weights.target import Target, find_target
+from luthier.weights.resolved_model import ResolvedModel, resolve_model
 
 CPU = torch.device("cpu")
 
@@ -29,11 +29,11 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # its environment was read at import
 
 
-def find(name: Path | str) -> Target:
-    return find_target(str(name), lambda _: None)
+def find(name: Path | str) -> ResolvedModel:
+    return resolve_model(str(name), lambda _: None)
 
 
-def logits_of(target: Target) -> Tensor:
+def logits_of(target: ResolvedModel) -> Tensor:
     with torch.no_grad():
         network: Any = target.load(CPU, target.dtype or torch.float32).network
         logits: Tensor = network(input_ids=PROBE, use_cache=False).logits

@@ -5,7 +5,7 @@
 
 Rows come and go: a slot is written over by the next row's prompt, or by the last slot's row, so that the rows at work
 are always the first ones. Step by step each slot's new token attends to its row so far. The plain twin is
-scaled_dot_product_attention (tests/layers/test_slots.py).
+scaled_dot_product_attention (tests/layers/test_kv_cache.py).
 
 Shapes: S slots, R rows at work (the first R slots), K key/value heads, G query heads of a key head, H = K * G heads,
 C room in tokens, N tokens of the longest row, D head size.
@@ -21,7 +21,7 @@ from torch import Tensor
 BLOCK = 64  # tokens
 
 
-class Slots:
+class CacheSlots:
     """The slots of all layers. `lengths` holds the tokens of each row at work."""
 
     def __init__(self, slots: int, layers: int) -> None:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from luthier.layers.slots import BLOCK, Slots
+from luthier.layers.kv_cache import BLOCK, CacheSlots
 
 HEADS, KEYS, SIZE, SCALE = 4, 2, 8, 0.3
 
@@ -20,10 +20,10 @@ def expected(query_HD: Tensor, keys_TKD: Tensor, values_TKD: Tensor, window: int
 
 
 class Rows:
-    """Slots beside the same rows kept one by one."""
+    """CacheSlots beside the same rows kept one by one."""
 
     def __init__(self, slots: int, window: int | None) -> None:
-        self.slots, self.window = Slots(slots, 1), window
+        self.slots, self.window = CacheSlots(slots, 1), window
         self.kept: list[tuple[Tensor, Tensor]] = []
 
     def begin(self, places: list[int], lengths: list[int]) -> None:

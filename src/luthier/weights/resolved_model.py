@@ -17,7 +17,7 @@ from luthier.catalog.hub import fetch
 from luthier.catalog.locate import locate
 from luthier.errors import ModelNotFoundError, RunFolderError
 from luthier.weights.artifact import CHAT_TEMPLATE, PROVENANCE, read_provenance
-from luthier.weights.convert import as_safetensors
+from luthier.weights.convert import convert_to_safetensors
 from luthier.weights.fingerprint import weights_hash
 from luthier.weights.load import load_model
 from luthier.weights.lora import load_adapter
@@ -25,8 +25,8 @@ from luthier.weights.model import Model
 from luthier.weights.quantize import Quantization
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolvedModel:
     """A model that can answer. `base` holds weights and tokenizer; `adapter` is None for full weights.
 
     `provenance` is the run's luthier.json, empty for a base model; `artifact` the folder it lies in.
@@ -64,7 +64,7 @@ class Target:
         return load_adapter(model, self.adapter) if self.adapter else model
 
 
-def find_target(name: str, say: Callable[[str], None]) -> Target:
+def resolve_model(name: str, say: Callable[[str], None]) -> ResolvedModel:
     """Resolve a RUN_OR_MODEL argument. RunFolderError for an unfinished run, ModelNotFoundError for an unknown name."""
     path = Path(name).expanduser()
     for folder in (path / "model", path):
@@ -73,16 +73,18 @@ def find_target(name: str, say: Callable[[str], None]) -> Target:
     if (path / "input" / "config" / "job.json").is_file():
         raise RunFolderError(f"{name}: this run has no model yet; finish it with luthier tune --resume --out {name}")
     location = locate(name)
-    base = as_safetensors(fetch(location, say), say)
-    return Target(location.name, base, entry=location.with_folder(base).entry)
+    base = convert_to_safetensors(fetch(location, say), say)
+    return ResolvedModel(name=location.name, base=base, entry=location.with_folder(base).entry)
 
 
-def _from_artifact(folder: Path, say: Callable[[str], None]) -> Target:
+def _from_artifact(folder: Path, say: Callable[[str], None]) -> ResolvedModel:
     provenance = read_provenance(folder)
     name = str(folder.parent if folder.name == "model" else folder)
     if not (folder / "adapter_config.json").is_file():
-        return Target(name, folder, artifact=folder, provenance=provenance)
-    return Target(name, _base_of(provenance["model"], say), folder, artifact=folder, provenance=provenance)
+        return ResolvedModel(name=name, base=folder, artifact=folder, provenance=provenance)
+    return ResolvedModel(
+        name=name, base=_base_of(provenance["model"], say), adapter=folder, artifact=folder, provenance=provenance
+    )
 
 
 def _base_of(model: dict[str, Any], say: Callable[[str], None]) -> Path:
@@ -90,7 +92,7 @@ def _base_of(model: dict[str, Any], say: Callable[[str], None]) -> Path:
     folder = Path(model["folder"])
     if not (folder / "config.json").is_file():
         try:
-            folder = as_safetensors(fetch(locate(model["repository"] or model["name"]), say), say)
+            folder = convert_to_safetensors(fetch(locate(model["repository"] or model["name"]), say), say)
         except ModelNotFoundError as error:
             gone = f"{folder}: the base model that the adapter was trained on is gone"
             raise ModelNotFoundError(f"{gone}: {error}") from None
