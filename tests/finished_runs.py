@@ -25,7 +25,7 @@ SETTINGS = {"max_steps": "3", "learning_rate": "0.05", "lora_r": "4", "seed": "3
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
+class FinishedRun:
     """A run's folder, its base, its rows, and the trained model's logits of PROBE, taken in the training process."""
 
     folder: JobFolder
@@ -39,24 +39,24 @@ class FinishedRuns:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._made: dict[str, Finished] = {}
+        self._runs: dict[str, FinishedRun] = {}
 
-    def get(self, architecture: str = "llama", method: str = "lora") -> Finished:
+    def get(self, architecture: str = "llama", method: str = "lora") -> FinishedRun:
         """The run of an architecture by peft_type `method`, on instruction rows without a template.json."""
         name = f"{architecture}-{method}"
-        if name not in self._made:
+        if name not in self._runs:
             rows = self.root / "rows" / "train.jsonl"
             if not rows.exists():
                 write_rows(rows, 24)
-            self._made[name] = self.train(name, self.base(architecture), rows.parent, peft_type=method)
-        return self._made[name]
+            self._runs[name] = self.train(name, self.base(architecture), rows.parent, peft_type=method)
+        return self._runs[name]
 
     def base(self, architecture: str) -> Path:
         """The base model's folder."""
         folder = self.root / "bases" / architecture
         return folder if folder.exists() else write_model(folder, architecture)
 
-    def train(self, name: str, base: Path, rows: Path, kind: str = "auto", **settings: str) -> Finished:
+    def train(self, name: str, base: Path, rows: Path, kind: str = "auto", **settings: str) -> FinishedRun:
         """Run one job to its end."""
         folder = JobFolder(self.root / "runs" / name)
         spec = JobSpec(model=str(base), kind=kind, device="cpu", score_rows=2, hyperparameters=SETTINGS | settings)
@@ -72,4 +72,4 @@ class FinishedRuns:
             patch.setenv("LUTHIER_CACHE", str(self.root / "cache"))
             patch.setattr(job, "save_artifact", listen)
             job.run_job(folder, False, Console(file=io.StringIO(), width=120))
-        return Finished(folder, base, rows, logits[0])
+        return FinishedRun(folder, base, rows, logits[0])

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from finished_runs import Finished, FinishedRuns
+from finished_runs import FinishedRun, FinishedRuns
 from rich.console import Console
 
 from luthier.errors import UserError
@@ -22,7 +22,7 @@ from luthier.weights.resolved_model import resolve_model
 
 
 @pytest.fixture(scope="module")
-def quantized(finished: FinishedRuns) -> Finished:
+def quantized(finished: FinishedRuns) -> FinishedRun:
     """A run on a 4-bit base that held rows out."""
     rows = finished.get().rows
     settings = {"bits": "4", "validation_split_ratio": "0.25", "learning_rate": "0.01", "epoch": "2", "max_steps": "-1"}
@@ -40,7 +40,7 @@ def provenance(folder: Path) -> dict[str, Any]:
     return provenance_json
 
 
-def test_a_merged_export_says_what_it_cost(quantized: Finished, tmp_path: Path) -> None:
+def test_a_merged_export_says_what_it_cost(quantized: FinishedRun, tmp_path: Path) -> None:
     root = quantized.folder.root
     output = exported(root, tmp_path / "out")
     merge = provenance(tmp_path / "out")["merge"]
@@ -57,7 +57,7 @@ def test_a_merged_export_says_what_it_cost(quantized: Finished, tmp_path: Path) 
     assert "quantization" not in provenance(tmp_path / "out")
 
 
-def test_the_export_is_the_model_that_was_measured(quantized: Finished, tmp_path: Path) -> None:
+def test_the_export_is_the_model_that_was_measured(quantized: FinishedRun, tmp_path: Path) -> None:
     exported(quantized.folder.root, tmp_path / "out")
     target = resolve_model(str(tmp_path / "out"), lambda _: None)
     assert (target.adapter, target.quantization) == (None, None)
@@ -66,7 +66,7 @@ def test_the_export_is_the_model_that_was_measured(quantized: Finished, tmp_path
     assert room._loss(model, rows) == pytest.approx(provenance(tmp_path / "out")["merge"]["loss_merged"], abs=1e-6)
 
 
-def test_the_adapter_keeps_the_record_of_its_base(quantized: Finished, tmp_path: Path) -> None:
+def test_the_adapter_keeps_the_record_of_its_base(quantized: FinishedRun, tmp_path: Path) -> None:
     exported(quantized.folder.root, tmp_path / "out", "adapter")
     target = resolve_model(str(tmp_path / "out"), lambda _: None)
     assert target.quantization == resolve_model(str(quantized.folder.root), lambda _: None).quantization
@@ -74,7 +74,7 @@ def test_the_adapter_keeps_the_record_of_its_base(quantized: Finished, tmp_path:
     assert target.quantization.bits == 4
 
 
-def moved(run: Finished, place: Path) -> Path:
+def moved(run: FinishedRun, place: Path) -> Path:
     """A copy of a run whose rows are a copy of their own."""
     shutil.copytree(run.folder.root, place / "run", symlinks=True)
     shutil.copytree(run.rows, place / "rows")
@@ -85,7 +85,7 @@ def moved(run: Finished, place: Path) -> Path:
 
 
 @pytest.mark.parametrize("how", ["gone", "changed", "resplit", "artifact"])
-def test_without_the_runs_rows_that_is_said(quantized: Finished, tmp_path: Path, how: str) -> None:
+def test_without_the_runs_rows_that_is_said(quantized: FinishedRun, tmp_path: Path, how: str) -> None:
     run = moved(quantized, tmp_path)
     expected = {
         "gone": "the run's training data not found in", "changed": "have changed since training",

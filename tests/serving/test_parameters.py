@@ -81,7 +81,7 @@ def test_parameters_are_an_object() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "samples"),
+    ("values", "samples"),
     [
         ({}, False), ({"seed": 1}, False), ({"temperature": 0.5}, True), ({"top_k": 5}, True), ({"top_p": 0.5}, True),
         ({"do_sample": True}, True), ({"do_sample": False, "temperature": 0.5, "top_p": 0.1}, False),
@@ -92,7 +92,7 @@ def test_what_is_said_of_drawing_asks_for_it(values: dict[str, Any], samples: bo
 
 
 @pytest.mark.parametrize(
-    ("given", "line"),
+    ("values", "line"),
     [
         (
             {"num_return_sequences": 2},

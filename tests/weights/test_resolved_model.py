@@ -10,7 +10,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
-from finished_runs import PROBE, SETTINGS, Finished, FinishedRuns
+from finished_runs import PROBE, SETTINGS, FinishedRun, FinishedRuns
 from tiny_models import network_of, write_model
 from torch import Tensor
 
@@ -89,7 +89,7 @@ def test_an_unknown_name_says_where_it_looked(tmp_path: Path, monkeypatch: pytes
     assert "\n" not in str(caught.value)
 
 
-def moved(run: Finished, tmp_path: Path, **model: Any) -> Path:
+def moved(run: FinishedRun, tmp_path: Path, **model: Any) -> Path:
     """The run's artifact elsewhere, its base recorded differently."""
     folder = tmp_path / "moved"
     shutil.copytree(run.folder.model, folder)
