@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 import shutil
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -76,7 +77,7 @@ def tune(
         model=model,
         kind=kind,
         device=device,
-        command=["luthier", *context.obj],
+        command=["luthier", *(context.obj or sys.argv[1:])],
         max_truncated=check_max_truncated(max_truncated),
         score_rows=parse_score_rows(score_rows),
         ranks=ranks,
