@@ -10,7 +10,7 @@ import pytest
 from luthier.catalog.entry import find
 from luthier.catalog.hyperparameters import TABLE, Hyperparameter
 from luthier.cli.hyperparameters import TITLES, TYPES, describe, read_hyperparameters, to_strings
-from luthier.cli.reference import effects, hyperparameters_page, range_of
+from luthier.cli.reference import hyperparameter_tests, hyperparameters_page, range_of
 from luthier.errors import SettingError
 
 
@@ -65,7 +65,7 @@ def test_range_of_a_row(name: str, words: str) -> None:
 
 
 def test_the_page_names_the_test_of_every_hyperparameter() -> None:
-    test_files = effects()
+    test_files = hyperparameter_tests()
     assert set(test_files) == set(TABLE)
     page = hyperparameters_page()
     for name, file in test_files.items():

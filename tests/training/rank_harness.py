@@ -20,10 +20,10 @@ from luthier.training.job import run_job
 from luthier.training.process_group import ProcessGroup, init_process_group
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PATIENCE = 240
+TIMEOUT = 240
 
 
-def together(size: int, work: Callable[..., Any], *arguments: Any, **environment: str) -> list[Any]:
+def run_on_ranks(size: int, work: Callable[..., Any], *arguments: Any, **environment: str) -> list[Any]:
     """What `work(group, *arguments)` returns on each of `size` ranks; an error of a rank is raised here as it was.
 
     `work` is a function of a test module. `environment` is set in the ranks alone.
@@ -37,7 +37,7 @@ def together(size: int, work: Callable[..., Any], *arguments: Any, **environment
     for rank, (_, theirs) in enumerate(pipes):
         place = {"RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         settings = dict(os.environ) | {name: str(value) for name, value in place.items()} | environment
-        settings["CREW_STDERR"] = f"/proc/{os.getpid()}/fd/2"
+        settings["TEST_STDERR"] = f"/proc/{os.getpid()}/fd/2"
         process = PROCESSES.Process(target=_rank, args=(theirs, settings, work, arguments), daemon=True)
         process.start()
         theirs.close()
@@ -51,7 +51,7 @@ def together(size: int, work: Callable[..., Any], *arguments: Any, **environment
 
 
 def _received(pipe: Connection, rank: int) -> Any:
-    assert pipe.poll(PATIENCE), f"rank {rank} does not come to an end"
+    assert pipe.poll(TIMEOUT), f"rank {rank} did not finish"
     result, error, trace = pickle.loads(pipe.recv_bytes())
     if error is not None:
         error.add_note(f"on rank {rank}:\n{trace}")
@@ -64,15 +64,15 @@ def _rank(pipe: Connection, environment: dict[str, str], work: Callable[..., Any
     os.environ.update(environment | {"GLOO_SOCKET_IFNAME": _loopback()})
     torch.set_num_threads(1)
     # The test's own, not that of the process the ranks are forked from, which an earlier test may have started.
-    os.dup2(os.open(os.environ.pop("CREW_STDERR"), os.O_WRONLY | os.O_APPEND), 2)
+    os.dup2(os.open(os.environ.pop("TEST_STDERR"), os.O_WRONLY | os.O_APPEND), 2)
     try:
         with init_process_group() as group:
             result = work(group, *arguments)
             group.all_gather(None)  # nobody leaves while another still listens
-        said: tuple[Any, BaseException | None, str] = (result, None, "")
+        outcome: tuple[Any, BaseException | None, str] = (result, None, "")
     except BaseException as error:
-        said = (None, error, traceback.format_exc())
-    pipe.send_bytes(pickle.dumps(said))  # not `send`: it would hand tensors over by reference to a process that is gone
+        outcome = (None, error, traceback.format_exc())
+    pipe.send_bytes(pickle.dumps(outcome))  # `send` would pass tensors by reference to an exited process
     os._exit(0)
 
 
@@ -81,7 +81,7 @@ def _loopback() -> str:
     return next(name for name in names if name.startswith("lo"))
 
 
-def job(group: ProcessGroup, root: str, resume: bool = False, stop_at: int = 0) -> str:
+def run_job_on_rank(group: ProcessGroup, root: str, resume: bool = False, stop_at: int = 0) -> str:
     """Run the job in the folder `root`; return what this rank said. It is asked to stop once `stop_at` is saved."""
     screen = StringIO()
     folder = JobFolder(root)

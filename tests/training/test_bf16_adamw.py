@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 from training.job_folders import lines
-from training.rank_harness import job, together
-from training.training_harness import Lab
+from training.rank_harness import run_job_on_rank, run_on_ranks
+from training.training_harness import TrainingHarness
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from luthier.training import bf16_adamw
@@ -266,7 +266,7 @@ def test_shards_are_rounded_as_the_whole(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(bf16_adamw, "CPU_CHUNK", 64)
     parameters = parameters_of(BF16, *SHAPES)
     expected = updated(build_optimizer(parameters, SETTINGS), parameters, ProcessGroup())
-    for found in together(3, update_shards):
+    for found in run_on_ranks(3, update_shards):
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[name], value) for name, value in expected.items())
 
@@ -294,19 +294,19 @@ def four_steps(group: ProcessGroup) -> tuple[list[float], dict[str, Tensor]]:
 
 def test_two_ranks_do_what_one_does_bit_by_bit() -> None:
     losses, weights = four_steps(ProcessGroup())
-    for found, theirs in together(2, four_steps):
+    for found, theirs in run_on_ranks(2, four_steps):
         assert found == pytest.approx(losses, rel=1e-6)
         assert all(torch.equal(theirs[name], value) for name, value in weights.items())
 
 
 def test_a_sharded_run_learns_what_one_rank_learns(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Its layers are computed by others, in another order of sums: equal but for bf16's rounding."""
-    lab = Lab(tmp_path_factory.mktemp("sharded"))
+    harness = TrainingHarness(tmp_path_factory.mktemp("sharded"))
     settings = {"peft_type": "none", "bf16": True, "optim": "adamw_bf16"}
-    folder = lab.lay_out(**settings, enable_fsdp=True, ranks=2)
-    together(2, job, str(folder.root))
+    folder = harness.lay_out(**settings, enable_fsdp=True, ranks=2)
+    run_on_ranks(2, run_job_on_rank, str(folder.root))
     losses = [line["loss"] for line in lines(folder) if "loss" in line]
-    expected = lab.run(**settings, gradient_accumulation_steps=2).losses
+    expected = harness.run(**settings, gradient_accumulation_steps=2).losses
     assert losses == pytest.approx(expected, rel=0.01)
 
 

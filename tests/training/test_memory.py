@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from tiny_models import ARCHITECTURES, network_of, write_model, write_rows
 from torch import Tensor
 from training.job_folders import lay_out, lines, run
-from training.rank_harness import job, together
+from training.rank_harness import run_job_on_rank, run_on_ranks
 from transformers import GPT2LMHeadModel
 
 from luthier.catalog.hyperparameters import parse
@@ -294,7 +294,7 @@ def short_of_memory(group: ProcessGroup, root: str, room: int) -> str:
         if group.rank == 1:
             Small(patch, room)
         try:
-            return job(group, root)
+            return run_job_on_rank(group, root)
         except CapacityError as error:
             Path(root, f"refusal-{group.rank}").write_text(str(error))
             raise
@@ -308,9 +308,9 @@ def test_a_rank_that_cuts_its_rows_keeps_in_step_with_the_others(
 ) -> None:
     model = write_model(tmp_path / "model", "gpt2")
     roomy = lay_out(tmp_path / "roomy", model, rows, **RANKS)
-    together(2, job, str(roomy.root))
+    run_on_ranks(2, run_job_on_rank, str(roomy.root))
     tight = lay_out(tmp_path / "tight", model, rows, **RANKS)
-    screen, _ = together(2, short_of_memory, str(tight.root), 2)
+    screen, _ = run_on_ranks(2, short_of_memory, str(tight.root), 2)
     assert "another rank ran out of memory: every rank now computes at most 2 rows at once" in " ".join(screen.split())
     assert "rank 1: out of memory while training on 4 rows at once: 2 at once" in capfd.readouterr().err
     for step in (2, 3):
@@ -325,7 +325,7 @@ def test_ranks_that_share_one_model_cannot_cut_and_say_what_to_lower(rows: Path,
     model = write_model(tmp_path / "model", "llama")
     folder = lay_out(tmp_path / "run", model, rows, enable_fsdp=True, auto_find_batch_size=True, **RANKS)
     with pytest.raises((CapacityError, RuntimeError)):
-        together(2, short_of_memory, str(folder.root), 2)
+        run_on_ranks(2, short_of_memory, str(folder.root), 2)
     assert (folder.root / "refusal-1").read_text() == (
         "out of memory while training on 4 rows at once, and ranks that share one model must take the same steps: "
         "lower per_device_train_batch_size (gradient_accumulation_steps makes up for it), and resume from the last "

@@ -11,7 +11,7 @@ from tiny_models import network_of
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
-from training.rank_harness import together
+from training.rank_harness import run_on_ranks
 
 from luthier.errors import CheckpointError
 from luthier.training.config import OptimizerSettings
@@ -231,7 +231,7 @@ def test_shards_are_clipped_by_the_norm_of_the_whole(max_norm: float) -> None:
     """Of three ranks the last holds none of a tensor of two rows."""
     parameters = with_gradients()
     norm = clip_gradient(parameters, max_norm, ProcessGroup())
-    for found, gradients in together(3, clip_shards, max_norm):
+    for found, gradients in run_on_ranks(3, clip_shards, max_norm):
         assert found == pytest.approx(norm, rel=1e-6)
         for gradient, parameter in zip(gradients, parameters, strict=False):
             assert parameter.grad is not None

@@ -12,7 +12,7 @@ from tiny_models import network_of, write_model
 from token_rows import VOCAB, write_store
 from torch import nn
 from torch.distributed.tensor import DTensor
-from training.rank_harness import together
+from training.rank_harness import run_on_ranks
 
 from luthier.catalog.hyperparameters import parse
 from luthier.data.batches import Layout, collate
@@ -128,7 +128,7 @@ def shares(group: ProcessGroup, root: str, values: dict[str, Any]) -> dict[str, 
 @pytest.mark.parametrize("values", [{"peft_type": "none"}, {}, {"bits": 4}, {"int8_quantization": True}], ids=str)
 def test_each_rank_holds_its_share(tmp_path: Path, values: dict[str, Any]) -> None:
     root = write(tmp_path, "llama")
-    found = together(2, shares, root, values)
+    found = run_on_ranks(2, shares, root, values)
     for kind, (first, whole) in found[0].items():
         second, again = found[1][kind]
         assert whole == again
@@ -171,7 +171,7 @@ def test_gradients_are_added_up(tmp_path: Path, fsdp: bool) -> None:
     model = load(root, settings(peft_type="none"))
     expected = model.loss(batch_of(root, model, 0, 1, 2, 3, 4))
     expected.backward()
-    found = together(2, gradients, root, fsdp)
+    found = run_on_ranks(2, gradients, root, fsdp)
     assert sum(said["loss"] for said in found) == pytest.approx(expected.item(), rel=1e-6)
     for name, parameter in model.trainable_parameters().items():
         assert parameter.grad is not None
@@ -231,7 +231,7 @@ def test_shards_score_and_answer_as_the_whole(tmp_path: Path, architecture: str,
     if not model.is_encoder_decoder:  # beside it, a prompt that has room for four would be driven out of its context
         assert lengths[3] == 9
     assert len(set(lengths)) > 1
-    found = together(2, use, root, values, stop_ids)
+    found = run_on_ranks(2, use, root, values, stop_ids)
     expected = model.scores(batch_of(root, model, 0, 1, 2)).loss_N
     for said in found:
         np.testing.assert_allclose(said["loss"], expected.tolist(), rtol=1e-5)
@@ -257,7 +257,7 @@ def round_both(group: ProcessGroup, root: str) -> dict[str, torch.Tensor]:
 def test_what_is_scored_is_what_is_stored(tmp_path: Path) -> None:
     root = write(tmp_path, "llama")
     model = load(root, settings(peft_type="none"))
-    rounded = together(2, round_both, root)[0]
+    rounded = run_on_ranks(2, round_both, root)[0]
     for name, parameter in model.trainable_parameters().items():
         assert rounded[name].dtype is torch.bfloat16
         assert torch.equal(rounded[name], parameter.bfloat16())

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tiny_models import write_model, write_rows
 from torch import Tensor
 from training.job_folders import lay_out, lines, run
-from training.rank_harness import job, together
+from training.rank_harness import run_job_on_rank, run_on_ranks
 
 from luthier.data.prepare import prepare
 from luthier.errors import SettingError
@@ -115,13 +115,13 @@ def sums(group: ProcessGroup) -> list[bool]:
 def test_sums_through_shared_memory_are_the_sums_in_order() -> None:
     before = set(shared_memory_reduce._SHARED_MEMORY.glob("luthier-*"))
     for size in (2, 3):
-        assert together(size, sums) == [[True] * 17] * size
+        assert run_on_ranks(size, sums) == [[True] * 17] * size
     assert set(shared_memory_reduce._SHARED_MEMORY.glob("luthier-*")) <= before
 
 
 @pytest.mark.parametrize("work", [exchange, exchange_without_room])
 def test_exchanges(work: Any) -> None:
-    found = together(3, work)
+    found = run_on_ranks(3, work)
     for rank, said in enumerate(found):
         assert said["sums"] == [[[6.0] * 3] * 2, [3.0] * 5, [3.0] * 3]
         assert said["total"] == (1.5, 3.0)
@@ -147,7 +147,7 @@ def wait_long(group: ProcessGroup) -> float:
 
 
 def test_until_waits_longer_than_exchanges_may() -> None:
-    assert min(together(2, wait_long, LUTHIER_RANK_TIMEOUT="2")) > 3
+    assert min(run_on_ranks(2, wait_long, LUTHIER_RANK_TIMEOUT="2")) > 3
 
 
 def stay_away(group: ProcessGroup) -> None:
@@ -159,7 +159,7 @@ def stay_away(group: ProcessGroup) -> None:
 def test_an_exchange_that_nobody_joins_ends() -> None:
     started = time.monotonic()
     with pytest.raises(RuntimeError, match=r"(?i)timed out"):
-        together(2, stay_away, LUTHIER_RANK_TIMEOUT="2")
+        run_on_ranks(2, stay_away, LUTHIER_RANK_TIMEOUT="2")
     assert time.monotonic() - started < 25
 
 
@@ -197,7 +197,7 @@ def compare(tmp_path: Path, rows: Path, architecture: str, size: int = 2, **sett
     one = lay_out(tmp_path / "one", model, rows, gradient_accumulation_steps=size, **alone)
     several = lay_out(tmp_path / "several", model, rows, ranks=size, **settings)
     run(one)
-    assert f"{size} ranks" in together(size, job, str(several.root))[0]
+    assert f"{size} ranks" in run_on_ranks(size, run_job_on_rank, str(several.root))[0]
     assert_same_run(several, one)
     return several
 
@@ -253,13 +253,13 @@ def go_on(tmp_path: Path, rows: Path, method: str, fsdp: bool, sizes: tuple[int,
         "early_stopping_patience": -1,
     }  # fmt: skip
     whole = lay_out(tmp_path / "whole", model, rows, **settings)
-    together(2, job, str(whole.root))
+    run_on_ranks(2, run_job_on_rank, str(whole.root))
     for size in sizes:
         broken = lay_out(tmp_path / f"on-{size}", model, rows, **settings)
         with pytest.raises(Exception, match=r"stopped after step [3-8] of 9; .*--resume"):
-            together(2, job, str(broken.root), False, 3)
+            run_on_ranks(2, run_job_on_rank, str(broken.root), False, 3)
         assert not broken.artifact.exists()
-        said = together(size, job, str(broken.root), True) if size > 1 else [run(broken, resume=True)]
+        said = run_on_ranks(size, run_job_on_rank, str(broken.root), True) if size > 1 else [run(broken, resume=True)]
         assert "resuming after step" in said[0]
         assert said[1:] == [""] * (size - 1)
         assert_same_run(broken, whole)
@@ -275,11 +275,11 @@ def slow_to_prepare(group: ProcessGroup, root: str) -> str:
         return prepare(*arguments)
 
     vars(job_module)["prepare"] = slowly
-    return job(group, root)
+    return run_job_on_rank(group, root)
 
 
 def test_tokenizing_may_take_longer_than_ranks_wait_for_each_other(tmp_path: Path, rows: Path) -> None:
     model = write_model(tmp_path / "model", "llama")
     folder = lay_out(tmp_path / "run", model, rows, ranks=2, max_steps=1, score_rows=0)
-    together(2, slow_to_prepare, str(folder.root), LUTHIER_RANK_TIMEOUT="4")
+    run_on_ranks(2, slow_to_prepare, str(folder.root), LUTHIER_RANK_TIMEOUT="4")
     assert folder.artifact.exists()

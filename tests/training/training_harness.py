@@ -30,7 +30,7 @@ TEMPLATE = {"prompt": "{instruction} {context}", "completion": " {response}"}
 
 
 @dataclass
-class Done:
+class FinishedJob:
     """A finished job: its folder, what it printed, and what the engine did while it ran."""
 
     folder: JobFolder
@@ -91,13 +91,13 @@ class Done:
         return found
 
 
-class Lab:
+class TrainingHarness:
     """Runs jobs on a tiny Llama, each combination of rows and settings once a session."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.model = write_model(root / "llama", "llama")
-        self._done: dict[str, Done] = {}
+        self._done: dict[str, FinishedJob] = {}
         self._count = itertools.count()
         write_rows(self.rows_folder("plain") / "rows.jsonl", 25)
         (self.rows_folder("plain") / "template.json").write_text(json.dumps(TEMPLATE))
@@ -115,13 +115,13 @@ class Lab:
             (folder / "template.json").write_text(json.dumps(template))
         return name
 
-    def run(self, rows: str = "plain", /, **settings: Any) -> Done:
+    def run(self, rows: str = "plain", /, **settings: Any) -> FinishedJob:
         """The job over `rows` with `settings` on top of PLAIN and jobs.QUICK: 20 training rows, 5 steps an epoch."""
         key = json.dumps([rows, settings], sort_keys=True)
         if key not in self._done:
             folder = self.lay_out(rows, **settings)
             with pytest.MonkeyPatch.context() as patch:
-                done = Done(folder, "")
+                done = FinishedJob(folder, "")
                 _listen(patch, done)
                 done.screen = run(folder)
             self._done[key] = done
@@ -133,21 +133,21 @@ class Lab:
         return lay_out(place, self.model, self.rows_folder(rows), **PLAIN | settings)
 
 
-def differ(one: Done, other: Done) -> bool:
+def differ(one: FinishedJob, other: FinishedJob) -> bool:
     """Whether two runs ended with other weights."""
     return any(not torch.equal(value, other.weights[name]) for name, value in one.weights.items())
 
 
-Effect = Callable[[Lab], None]
+Check = Callable[[TrainingHarness], None]
 
 
-class Effects(dict[str, Effect]):
+class HyperparameterChecks(dict[str, Check]):
     """What shows the effect of a hyperparameter, by its name."""
 
-    def of(self, *names: str) -> Callable[[Effect], Effect]:
+    def of(self, *names: str) -> Callable[[Check], Check]:
         """Register the decorated function as what shows the effect of `names`."""
 
-        def register(function: Effect) -> Effect:
+        def register(function: Check) -> Check:
             for name in names:
                 assert name not in self
                 self[name] = function
@@ -156,7 +156,7 @@ class Effects(dict[str, Effect]):
         return register
 
 
-def _listen(patch: pytest.MonkeyPatch, done: Done) -> None:
+def _listen(patch: pytest.MonkeyPatch, done: FinishedJob) -> None:
     """Note each batch the model sees, and each call of an attention layer in training."""
     loss, scores = Model.loss, Model.scores
     plain = torch.nn.functional.scaled_dot_product_attention

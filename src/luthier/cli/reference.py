@@ -90,7 +90,7 @@ def _cell(text: str) -> str:
 
 def hyperparameters_page() -> str:
     """Return docs/hyperparameters.md: the table by group, and the models' own defaults and ranges."""
-    test_files = effects()
+    test_files = hyperparameter_tests()
     parts = [
         NOTE,
         "# Hyperparameters\n",
@@ -104,7 +104,8 @@ def hyperparameters_page() -> str:
         f"{MAX_HYPERPARAMETERS} names of at most {MAX_NAME_LENGTH} characters, "
         f"with values of at most {MAX_VALUE_LENGTH:,} characters.\n",
         "A test shows the effect of each hyperparameter: "
-        "`pytest 'tests/training/test_effects.py::test_it_does_what_it_says[NAME]'`; the last column names the file.\n",
+        "`pytest 'tests/training/test_every_hyperparameter.py::test_hyperparameter_has_its_effect[NAME]'`; the last "
+        "column names the file.\n",
     ]
     head = ["| name | type | default | range | effect | test |", "|---|---|---|---|---|---|"]
     for group, rows in groupby(TABLE.values(), lambda row: row.group):
@@ -128,14 +129,14 @@ def range_of(row: Hyperparameter) -> str:
     return re.sub(r"^at least (\S+) and at most (\S+)", r"\1 to \2", words)
 
 
-def effects() -> dict[str, str]:
+def hyperparameter_tests() -> dict[str, str]:
     """Map each hyperparameter to the test file that registers its effect with `.of("name", ...)`."""
     folder = Path(__file__).resolve().parents[3] / "tests" / "training"
     if not folder.is_dir():
         raise LuthierError(f"{folder}: no such folder; run this in a checkout of Luthier")
     files: dict[str, str] = {}
-    for path in sorted(folder.glob("*_effects.py")):
-        for names in re.findall(r"_?EFFECTS\.of\(([^)]*)\)", path.read_text("utf-8")):
+    for path in sorted(folder.glob("*_hyperparameter*.py")):
+        for names in re.findall(r"CHECKS\.of\(([^)]*)\)", path.read_text("utf-8")):
             files |= dict.fromkeys(re.findall(r'"(\w+)"', names), path.name)
     return files
 

@@ -1,4 +1,4 @@
-"""The effects of the hyperparameters of the quantized and other adapters; test_effects.py runs them."""
+"""The effects of the hyperparameters of the quantized and other adapters; test_every_hyperparameter.py runs them."""
 
 from __future__ import annotations
 
@@ -7,36 +7,36 @@ from typing import Any
 
 import pytest
 import torch
-from training.training_harness import Done, Effects, Lab, differ
+from training.training_harness import FinishedJob, HyperparameterChecks, TrainingHarness, differ
 
 from luthier.errors import SettingError
 from luthier.weights.model import Model
 from luthier.weights.quantize import Quantization, quantization_scale_bytes
 from luthier.weights.resolved_model import resolve_model
 
-METHOD_EFFECTS = Effects()
+METHOD_CHECKS = HyperparameterChecks()
 # Losses of the base model: rounding its weights to 8 and to 4 bits moves them by less than this, and by more than 0.
 BITS_MOVE = {8: 0.05, 4: 0.5}
 
 
-def reloaded(done: Done) -> Model:
+def reloaded(done: FinishedJob) -> Model:
     """The run's model as `generate` and `evaluate` load it."""
     return resolve_model(str(done.folder.root), lambda _: None).load(torch.device("cpu"), torch.float32)
 
 
-def size(done: Done) -> int:
+def size(done: FinishedJob) -> int:
     """Bytes of the frozen weights, scales included."""
     network = reloaded(done).network
     frozen = (value for name, value in network.named_parameters() if "lora_" not in name)
     return sum(value.numel() * value.element_size() for value in frozen) + quantization_scale_bytes(network)
 
 
-def adapter_config(done: Done) -> dict[str, Any]:
+def adapter_config(done: FinishedJob) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((done.folder.model / "adapter_config.json").read_text("utf-8"))
     return found
 
 
-def learns_as_if_unquantized(done: Done, usual: Done, bits: int) -> None:
+def learns_as_if_unquantized(done: FinishedJob, usual: FinishedJob, bits: int) -> None:
     """Close to the run on full weights and not equal, and the model that was scored is the one that was trained."""
     moved = done.metrics["base"]["loss"] - usual.metrics["base"]["loss"]
     assert 0 < abs(moved) < BITS_MOVE[bits]
@@ -50,25 +50,25 @@ def learns_as_if_unquantized(done: Done, usual: Done, bits: int) -> None:
     assert (record["bits"], record["library"]) == (bits, "bitsandbytes")
 
 
-@METHOD_EFFECTS.of("use_rslora")
-def _(lab: Lab) -> None:
+@METHOD_CHECKS.of("use_rslora")
+def _(harness: TrainingHarness) -> None:
     """alpha / sqrt(r) is sqrt(8) times alpha / r."""
-    done, usual = lab.run(use_rslora=True), lab.run()
+    done, usual = harness.run(use_rslora=True), harness.run()
     assert done.losses[0] == usual.losses[0]  # B is zero: no scale shows yet
     assert done.steps[0]["gradient_norm"] == pytest.approx(8**0.5 * usual.steps[0]["gradient_norm"], rel=1e-4)
     assert differ(done, usual)
-    same = lab.run(use_rslora=True, lora_alpha=8, lora_r=4)
-    assert same.losses == lab.run(lora_alpha=16, lora_r=4).losses
+    same = harness.run(use_rslora=True, lora_alpha=8, lora_r=4)
+    assert same.losses == harness.run(lora_alpha=16, lora_r=4).losses
     assert adapter_config(done)["use_rslora"] is True
 
 
-@METHOD_EFFECTS.of("use_dora")
-def _(lab: Lab) -> None:
-    done, usual = lab.run(use_dora=True), lab.run()
+@METHOD_CHECKS.of("use_dora")
+def _(harness: TrainingHarness) -> None:
+    done, usual = harness.run(use_dora=True), harness.run()
     magnitudes = {name: value for name, value in done.weights.items() if "magnitude" in name}
     assert len(magnitudes) == 2 * 2  # layers, targets
     assert not any("magnitude" in name for name in usual.weights)
-    frozen = resolve_model(str(lab.model), lambda _: None).load(torch.device("cpu"), torch.float32).hf_model
+    frozen = resolve_model(str(harness.model), lambda _: None).load(torch.device("cpu"), torch.float32).hf_model
     for name, value in magnitudes.items():
         site = name.removeprefix("base_model.model.").partition(".lora_")[0]
         start = frozen.get_parameter(f"{site}.weight").norm(dim=1)
@@ -80,24 +80,24 @@ def _(lab: Lab) -> None:
     assert extra == sum(value.numel() for value in magnitudes.values()) > 0
 
 
-@METHOD_EFFECTS.of("int8_quantization")
-def _(lab: Lab) -> None:
-    done, usual = lab.run(int8_quantization=True), lab.run()
+@METHOD_CHECKS.of("int8_quantization")
+def _(harness: TrainingHarness) -> None:
+    done, usual = harness.run(int8_quantization=True), harness.run()
     learns_as_if_unquantized(done, usual, 8)
     assert "base model in 8 bits (int8): 43% of its weights quantized" in done.screen
     assert size(done) < size(usual)
-    assert lab.run(bits=8).losses == done.losses
-    assert not differ(lab.run(int8_quantization=False), usual)
+    assert harness.run(bits=8).losses == done.losses
+    assert not differ(harness.run(int8_quantization=False), usual)
     with pytest.raises(SettingError, match="int8_quantization=True and bits=4 exclude each other"):
-        lab.run(int8_quantization=True, bits=4)
+        harness.run(int8_quantization=True, bits=4)
     with pytest.raises(SettingError, match="int8_quantization=True with peft_type=none"):
-        lab.run(int8_quantization=True, peft_type="none")
+        harness.run(int8_quantization=True, peft_type="none")
 
 
-@METHOD_EFFECTS.of("bits")
-def _(lab: Lab) -> None:
-    usual, eight, four = (lab.run(bits=bits) for bits in (16, 8, 4))
-    assert not differ(usual, lab.run())
+@METHOD_CHECKS.of("bits")
+def _(harness: TrainingHarness) -> None:
+    usual, eight, four = (harness.run(bits=bits) for bits in (16, 8, 4))
+    assert not differ(usual, harness.run())
     assert usual.record["quantization"] is None
     learns_as_if_unquantized(eight, usual, 8)
     learns_as_if_unquantized(four, usual, 4)
@@ -105,25 +105,25 @@ def _(lab: Lab) -> None:
     base = [abs(done.metrics["base"]["loss"] - usual.metrics["base"]["loss"]) for done in (eight, four)]
     assert base[0] < base[1]
     assert "base model in 4 bits (nf4, double quantization): 43% of its weights quantized" in four.screen
-    idle = lab.run(bits=4, peft_type="none")  # JumpStart's clients send its default with everything
+    idle = harness.run(bits=4, peft_type="none")  # JumpStart's clients send its default with everything
     assert any("bits has no effect with peft_type=none" in warning for warning in idle.record["warnings"])
 
 
-@METHOD_EFFECTS.of("quant_type")
-def _(lab: Lab) -> None:
-    nf4, fp4 = lab.run(bits=4), lab.run(bits=4, quant_type="fp4")
-    learns_as_if_unquantized(fp4, lab.run(), 4)
+@METHOD_CHECKS.of("quant_type")
+def _(harness: TrainingHarness) -> None:
+    nf4, fp4 = harness.run(bits=4), harness.run(bits=4, quant_type="fp4")
+    learns_as_if_unquantized(fp4, harness.run(), 4)
     assert fp4.metrics["base"]["loss"] != nf4.metrics["base"]["loss"]
     assert "base model in 4 bits (fp4, double quantization)" in fp4.screen
     assert resolve_model(str(fp4.folder.root), lambda _: None).quantization == Quantization(4, "fp4")
-    idle = lab.run(quant_type="fp4")
+    idle = harness.run(quant_type="fp4")
     assert any("quant_type has no effect with bits=16" in warning for warning in idle.record["warnings"])
 
 
-@METHOD_EFFECTS.of("double_quant")
-def _(lab: Lab) -> None:
-    double, once = lab.run(bits=4), lab.run(bits=4, double_quant=False)
-    learns_as_if_unquantized(once, lab.run(), 4)
+@METHOD_CHECKS.of("double_quant")
+def _(harness: TrainingHarness) -> None:
+    double, once = harness.run(bits=4), harness.run(bits=4, double_quant=False)
+    learns_as_if_unquantized(once, harness.run(), 4)
     assert once.metrics["base"]["loss"] != double.metrics["base"]["loss"]
     assert size(once) > size(double)
     assert "base model in 4 bits (nf4):" in once.screen

@@ -1,4 +1,4 @@
-"""The effects of the hyperparameters of running out of memory, and of chat turns; test_effects.py runs them."""
+"""The effects of auto_find_batch_size and train_on_turns; test_every_hyperparameter.py runs them."""
 
 from __future__ import annotations
 
@@ -6,42 +6,42 @@ import json
 
 import pytest
 from torch import Tensor
-from training.training_harness import TOLERANCE, Effects, Lab
+from training.training_harness import TOLERANCE, HyperparameterChecks, TrainingHarness
 
 from luthier.layers.batch import Batch
 from luthier.weights.model import Model
 
-SAFETY_EFFECTS = Effects()
+BATCH_CHECKS = HyperparameterChecks()
 
 
-@SAFETY_EFFECTS.of("auto_find_batch_size")
-def _(lab: Lab) -> None:
+@BATCH_CHECKS.of("auto_find_batch_size")
+def _(harness: TrainingHarness) -> None:
     step = {"gradient_accumulation_steps": 3, "per_device_train_batch_size": 2, "epoch": 1}
-    usual, found = lab.run(**step), lab.run(auto_find_batch_size=True, **step)
+    usual, found = harness.run(**step), harness.run(auto_find_batch_size=True, **step)
     assert [len(batch.rows) for batch in usual.trained] == [2] * 10
     assert [len(batch.rows) for batch in found.trained] == [6, 6, 6, 2], "a step's rows in one micro-batch"
     assert found.losses == pytest.approx(usual.losses, abs=TOLERANCE)
 
     with pytest.MonkeyPatch.context() as patch:
         _with_room_for(patch, 3)
-        tight = lab.run(auto_find_batch_size=True, seed=10, **step)
+        tight = harness.run(auto_find_batch_size=True, seed=10, **step)
     assert [len(batch.rows) for batch in tight.trained] == [6, 3, 3, 3, 3, 3, 3, 2]
     assert tight.losses == pytest.approx(usual.losses, abs=TOLERANCE)
     assert any("out of memory while training on 6 rows at once: 3" in text for text in tight.record["warnings"])
 
 
-@SAFETY_EFFECTS.of("train_on_turns")
-def _(lab: Lab) -> None:
-    name = lab.write("turns", [{"messages": [
+@BATCH_CHECKS.of("train_on_turns")
+def _(harness: TrainingHarness) -> None:
+    name = harness.write("turns", [{"messages": [
         {"role": "user", "content": f"cat {number}"}, {"role": "assistant", "content": "dog"},
         {"role": "user", "content": "mat " * (number % 3 + 1)}, {"role": "assistant", "content": "red"},
     ]} for number in range(12)])  # fmt: skip
-    runs = {turns: lab.run(name, train_on_turns=turns, epoch=1) for turns in ("assistant", "last", "all")}
+    runs = {turns: harness.run(name, train_on_turns=turns, epoch=1) for turns in ("assistant", "last", "all")}
     every, last, both = (runs[turns] for turns in ("assistant", "last", "all"))
     learned = [done.steps[-1]["completion_tokens"] for done in (last, every, both)]
     assert learned[0] < learned[1] < learned[2]
     assert every.steps[-1]["tokens"] == both.steps[-1]["tokens"], "the rows are the same"
-    assert lab.run(name, epoch=1).losses == every.losses
+    assert harness.run(name, epoch=1).losses == every.losses
     assert every.metrics["base"]["loss"] == both.metrics["base"]["loss"], "answers are scored, whatever was trained on"
     assert last.metrics["base"]["loss"] != every.metrics["base"]["loss"]
     assert len({json.dumps(done.losses) for done in runs.values()}) == 3
