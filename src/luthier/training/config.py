@@ -131,78 +131,53 @@ def read_settings(values: Hyperparameters) -> TrainingSettings:
     """Group the hyperparameters; SettingError for combinations that contradict each other."""
     _check_combinations(values)
     v = cast(dict[str, Any], dict(values))
-    strategies = {strategy: _strategy(values, strategy, interval) for strategy, interval in _INTERVALS.items()}
+    v |= {strategy: _strategy(values, strategy, interval) for strategy, interval in _INTERVALS.items()}
     run = _run_settings(v)
     run.accumulation_steps()  # a size that one rank cannot divide evenly, no number of ranks can
     return TrainingSettings(
-        run=run,
-        method=_method_settings(v),
-        optimizer=_optimizer_settings(v),
-        validation=_validation_settings(v, strategies),
-        ineffective=_ineffective(values, v | strategies),
-    )
+        run=run, method=_method_settings(v), optimizer=_optimizer_settings(v), validation=_validation_settings(v),
+        ineffective=_ineffective(values, v),
+    )  # fmt: skip
 
 
 def _run_settings(v: dict[str, Any]) -> RunSettings:
     return RunSettings(
-        epochs=v["epoch"],
-        max_steps=v["max_steps"],
-        train_batch_size=v["per_device_train_batch_size"],
-        eval_batch_size=v["per_device_eval_batch_size"],
-        gradient_accumulation_steps=v["gradient_accumulation_steps"],
-        packing=v["packing"],
-        gradient_checkpointing=v["gradient_checkpointing"],
-        seed=v["seed"],
-        precision=precision(v),
-        from_scratch=v["train_from_scratch"],
-        fsdp=v["enable_fsdp"],
-        global_batch_size=v["global_train_batch_size"],
-        auto_find_batch_size=v["auto_find_batch_size"],
-        drop_last=v["dataloader_drop_last"],
-        pad_to_max_length=v["pad_to_max_length"],
-    )
+        epochs=v["epoch"], max_steps=v["max_steps"], train_batch_size=v["per_device_train_batch_size"],
+        eval_batch_size=v["per_device_eval_batch_size"], gradient_accumulation_steps=v["gradient_accumulation_steps"],
+        packing=v["packing"], gradient_checkpointing=v["gradient_checkpointing"], seed=v["seed"],
+        precision=precision(v), from_scratch=v["train_from_scratch"], fsdp=v["enable_fsdp"],
+        global_batch_size=v["global_train_batch_size"], auto_find_batch_size=v["auto_find_batch_size"],
+        drop_last=v["dataloader_drop_last"], pad_to_max_length=v["pad_to_max_length"],
+    )  # fmt: skip
 
 
 def _method_settings(v: dict[str, Any]) -> MethodSettings:
     lora = v["peft_type"] == "lora"
     return MethodSettings(
-        lora=lora,
-        r=v["lora_r"],
-        alpha=v["lora_alpha"],
-        dropout=v["lora_dropout"],
-        targets=v["lora_target_modules"],
-        rslora=v["use_rslora"],
-        dora=v["use_dora"],
-        bits=v["bits"] if lora else 16,
-        quant_type=v["quant_type"],
+        lora=lora, r=v["lora_r"], alpha=v["lora_alpha"], dropout=v["lora_dropout"], targets=v["lora_target_modules"],
+        rslora=v["use_rslora"], dora=v["use_dora"], bits=v["bits"] if lora else 16, quant_type=v["quant_type"],
         double_quant=v["double_quant"],
-    )
+    )  # fmt: skip
 
 
 def _optimizer_settings(v: dict[str, Any]) -> OptimizerSettings:
-    names = ("learning_rate", "warmup_ratio", "warmup_steps", "weight_decay", "max_grad_norm", "min_learning_rate",
-             "constant_steps")  # fmt: skip
     return OptimizerSettings(
-        scheduler=v["lr_scheduler_type"],
-        betas=(v["adam_beta1"], v["adam_beta2"]),
-        epsilon=v["adam_epsilon"],
-        label_smoothing=v["label_smoothing_factor"],
+        learning_rate=v["learning_rate"], scheduler=v["lr_scheduler_type"], warmup_ratio=v["warmup_ratio"],
+        warmup_steps=v["warmup_steps"], weight_decay=v["weight_decay"], betas=(v["adam_beta1"], v["adam_beta2"]),
+        epsilon=v["adam_epsilon"], max_grad_norm=v["max_grad_norm"], min_learning_rate=v["min_learning_rate"],
+        constant_steps=v["constant_steps"], label_smoothing=v["label_smoothing_factor"],
         in_bf16=v["optim"] == BF16_OPTIMIZER,
-        **{name: v[name] for name in names},
-    )
+    )  # fmt: skip
 
 
-def _validation_settings(v: dict[str, Any], strategies: dict[str, str]) -> ValidationSettings:
-    names = ("eval_steps", "save_steps", "save_total_limit", "logging_steps", "logging_first_step")
+def _validation_settings(v: dict[str, Any]) -> ValidationSettings:
     return ValidationSettings(
-        eval_strategy=strategies["evaluation_strategy"],
-        save_strategy=strategies["save_strategy"],
-        logging_strategy=strategies["logging_strategy"],
-        load_best_at_end=v["load_best_model_at_end"],
-        patience=v["early_stopping_patience"],
-        threshold=v["early_stopping_threshold"],
-        **{name: v[name] for name in names},
-    )
+        eval_strategy=v["evaluation_strategy"], eval_steps=v["eval_steps"], save_strategy=v["save_strategy"],
+        save_steps=v["save_steps"], save_total_limit=v["save_total_limit"],
+        load_best_at_end=v["load_best_model_at_end"], patience=v["early_stopping_patience"],
+        threshold=v["early_stopping_threshold"], logging_strategy=v["logging_strategy"],
+        logging_steps=v["logging_steps"], logging_first_step=v["logging_first_step"],
+    )  # fmt: skip
 
 
 _INTERVALS = {

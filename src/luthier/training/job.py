@@ -13,9 +13,9 @@ import logging
 import shlex
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
@@ -92,14 +92,9 @@ def run_job(
         limits = row_limits(job.settings, job.settings.run.fsdp and group.world_size > 1, reporter.warn)
         with report_out_of_memory("loading the model", "set peft_type=lora and bits=4, or use a smaller model"):
             model = _load_parallelized(job, group, reporter.say)
-        checkpoints = Checkpoints(
-            folder.checkpoints,
-            job.settings.validation.save_total_limit,
-            job.fingerprint(dataset.fingerprint, provenance["model"]["weights_sha256"]),
-            group,
-        )
-        needed = estimate_resources(model, checkpoints.limit)
-        check_capacity(needed, folder.root, job.device, group.world_size)
+        fingerprint = job.fingerprint(dataset.fingerprint, provenance["model"]["weights_sha256"])
+        checkpoints = Checkpoints(folder.checkpoints, job.settings.validation.save_total_limit, fingerprint, group)
+        check_capacity(estimate_resources(model, checkpoints.limit), folder.root, job.device, group.world_size)
         held_out = _held_out_splits(job, tokenizer, dataset, limits)
         scorer = Scorer(folder, console, group)
         with nullcontext(group.poll_stop) if locked else stop_requests(console) as group.poll_stop:
@@ -123,7 +118,11 @@ def run_job(
             model.gather_trained_weights()
         peaks = group.all_gather(peak_memory(job.device))
         if group.is_main:
-            _save_artifact(folder, job, tokenizer, dataset, model, provenance | _training_outcome(state))
+            provenance |= {"steps": state.step, "best_step": state.best_step, "best_loss": state.best_loss}
+            template = dataset.template
+            texts = {"prompt": template.prompt, "completion": template.completion} if template else None
+            save_artifact(model, job.base, folder.model, texts, provenance, tokenizer.default_chat_template)
+            write_archive(folder.model, folder.artifact)
             epochs = run.sampler.epoch_of(state.step)
             metrics = write_final_metrics(folder, job, state, model, list(held_out), epochs, seconds, peaks)
             write_report(folder)
@@ -139,14 +138,10 @@ def _prepare_on_main(
         group.signal("prepared")
         return prepared
     group.wait_for("prepared")
-    job = _on_local_device(resolve_job(folder, _log.debug), group)
+    job = resolve_job(folder, _log.debug).on_rank(group)
     tokenizer = Tokenizer.load(job.base, job.chat_template)
     dataset = prepare(job.channels, job.data, tokenizer, cache_root(), _log.debug)
     return job, tokenizer, dataset, json.loads((folder.root / "run.json").read_text("utf-8"))
-
-
-def _on_local_device(job: ResolvedJob, group: ProcessGroup) -> ResolvedJob:
-    return replace(job, device=group.local_device(job.device))
 
 
 def _prepare(
@@ -155,7 +150,7 @@ def _prepare(
     def say(text: str) -> None:
         console.print(text, highlight=False, markup=False)
 
-    job = _on_local_device(resolve_job(folder, say), group)
+    job = resolve_job(folder, say).on_rank(group)
     run, method = job.settings.run, job.settings.method
     if not resume:  # a resumed run keeps its micro-batches per step, whatever its number of ranks
         run.accumulation_steps(group.world_size)
@@ -336,25 +331,6 @@ def _load_best(run: TrainingRun, state: TrainingState, say: Callable[[str], None
         load_weights(run.model, run.checkpoints.read(state.best_step)[1])
         say(f"loading the best checkpoint: step {state.best_step}, validation loss {state.best_loss:.4f}")
     run.model.network.eval()
-
-
-def _training_outcome(state: TrainingState) -> dict[str, Any]:
-    return {"steps": state.step, "best_step": state.best_step, "best_loss": state.best_loss}
-
-
-def _save_artifact(
-    folder: JobFolder,
-    job: ResolvedJob,
-    tokenizer: Tokenizer,
-    dataset: Dataset,
-    model: Model,
-    provenance: Mapping[str, Any],
-) -> None:
-    template = dataset.template
-    stored_template = {"prompt": template.prompt, "completion": template.completion} if template else None
-    chat_template = tokenizer.default_chat_template
-    save_artifact(model, job.base, folder.model, stored_template, provenance, chat_template)
-    write_archive(folder.model, folder.artifact)
 
 
 @contextmanager

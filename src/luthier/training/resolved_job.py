@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ from luthier.errors import RunFolderError, SettingError
 from luthier.jobfolder import JobFolder
 from luthier.jobspec import JobSpec
 from luthier.training.config import TrainingSettings, ineffective_for, needs_bf16_message, read_settings
+from luthier.training.process_group import ProcessGroup
 from luthier.weights.convert import convert_to_safetensors
 from luthier.weights.load import compute_dtype, find_device
 
@@ -62,6 +63,10 @@ class ResolvedJob:
         if self.dtype is torch.float16 and self.device.type == "cpu":
             warnings.append("float16 is slow on a CPU: bf16=True or mixed_precision=False is faster there")
         return warnings
+
+    def on_rank(self, group: ProcessGroup) -> ResolvedJob:
+        """The same job on the device of this rank."""
+        return replace(self, device=group.local_device(self.device))
 
     def fingerprint(self, data_fingerprint: str, weights_sha256: str) -> str:
         """Identifies everything that the run's arithmetic depends on; a checkpoint is only resumed under the same one.
