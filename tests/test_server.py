@@ -65,7 +65,7 @@ def refused(home: Path, *arguments: str) -> str:
 def test_it_says_what_to_do_next(served: ServerProcess) -> None:
     text = "".join(served.greeting)
     assert f"luthier {__version__} at {served.endpoint} " in text
-    assert "every caller is account 123456789012" in text
+    assert "authentication is off: every caller acts as account 123456789012" in text
     assert f'eval "$(luthier env --port {served.port})"' in text
 
 
@@ -206,7 +206,7 @@ def test_options_that_make_no_sense(tmp_path: Path, arguments: list[str], words:
 
 
 def test_beyond_loopback_only_with_keys(tmp_path: Path) -> None:
-    assert "first: luthier keys create" in refused(tmp_path / "home", "--host", "0.0.0.0")
+    assert "first make a key: luthier keys create" in refused(tmp_path / "home", "--host", "0.0.0.0")
     assert "--no-auth" in refused(tmp_path / "home", "--host", "0.0.0.0", "--no-auth")
 
 

@@ -23,12 +23,12 @@ from luthier.jobs.schema import resources, tags
 from luthier.jobs.settings import ServiceSettings
 from luthier.jobs.store import Store
 from luthier.protocol import model
-from luthier.protocol.call import REGION, Call, Principal
+from luthier.protocol.call import GLOBAL_REGION, Call, Principal
 from luthier.protocol.gateway import Gateway
 from luthier.protocol.message import Request, Response
 
 ACCOUNT = "123456789012"
-OWNER = (ACCOUNT, REGION)
+OWNER = (ACCOUNT, GLOBAL_REGION)
 _SESSION = boto3.Session()  # reads each service's model once
 ROLE = f"arn:aws:iam::{ACCOUNT}:role/SageMakerRole"
 
@@ -51,7 +51,7 @@ class Desk:
         self.service.notes.clear()
         self.principal = Principal()
 
-    def client(self, name: str = "sagemaker", region: str = REGION) -> Any:
+    def client(self, name: str = "sagemaker", region: str = GLOBAL_REGION) -> Any:
         """A boto3 client of this service; the same one each time, as making one takes long."""
         if (name, region) not in self._clients:
             self._clients[name, region] = self._new_client(name, region)

@@ -25,9 +25,6 @@ def python_launcher() -> LocalLauncher:
 class TestLocalLauncher(LauncherContract):
     factory = "launchers.test_local:python_launcher"
 
-    def new_launcher(self) -> LocalLauncher:
-        return python_launcher()
-
     def test_local_runs_are_paused(self, launcher: LocalLauncher, tmp_path: Path) -> None:
         handle = launcher.start(spec(tmp_path / "job", "while True: print(1, flush=True)"))
         with launcher.paused(handle) as is_paused:
@@ -76,11 +73,12 @@ def test_a_group_whose_leader_died_is_found_and_ended(launcher: LocalLauncher, t
     wait(lambda: launcher.poll(handle))
     assert [process.pid for process in find_processes(tmp_path / "job")] == [child.pid]
     assert find_processes(tmp_path / "other") == []
-    (leftover,) = launcher.leftovers(tmp_path, [handle])
+    (leftover,) = launcher.leftovers(tmp_path, [])
     assert leftover["pid"] == child.pid
+    assert launcher.leftovers(tmp_path, [handle]) == [leftover]
     launcher.request_stop(leftover)
     wait(lambda: launcher.poll(leftover))
-    assert not is_growing(tmp_path / "job" / "ticks")
+    assert not is_growing(launcher, handle, tmp_path / "job" / "ticks")
 
 
 def test_a_process_is_found_again_by_number_and_start(launcher: LocalLauncher, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from luthier.protocol import dispatch
-from luthier.protocol.call import REGION
+from luthier.protocol.call import GLOBAL_REGION
 from luthier.protocol.errors import WireError
 from luthier.protocol.message import Request
 
@@ -36,39 +36,39 @@ def request(
 @pytest.mark.parametrize(
     ("asked", "service", "operation", "region"),
     [
-        (request("POST", "/", {"x-amz-target": "SageMaker.CreateModel"}), "sagemaker", "CreateModel", REGION),
+        (request("POST", "/", {"x-amz-target": "SageMaker.CreateModel"}), "sagemaker", "CreateModel", GLOBAL_REGION),
         (request("POST", "/", {"x-amz-target": "Logs_20140328.GetLogEvents", **scope("logs")}), "logs", "GetLogEvents",
          "us-west-2"),
         (request("POST", "/endpoints/e/invocations", scope("sagemaker")), "sagemaker-runtime", "InvokeEndpoint",
          "us-west-2"),
-        (request("POST", "/endpoints/e/invocations"), "sagemaker-runtime", "InvokeEndpoint", REGION),
+        (request("POST", "/endpoints/e/invocations"), "sagemaker-runtime", "InvokeEndpoint", GLOBAL_REGION),
         (request("POST", "/endpoints/e/invocations-response-stream"), "sagemaker-runtime",
-         "InvokeEndpointWithResponseStream", REGION),
+         "InvokeEndpointWithResponseStream", GLOBAL_REGION),
         (request("PUT", "/endpoints/e/invocations", scope("s3")), "s3", "PutObject", "us-west-2"),
         (request("POST", "/", {**FORM, **scope("iam", "us-east-1")}, b"Action=GetRole&Version=2010-05-08"), "iam",
          "GetRole",
          "us-east-1"),
         (request("POST", "/", FORM, b"Action=GetCallerIdentity&Version=2011-06-15"), "sts", "GetCallerIdentity",
-         REGION),
-        (request("POST", "/", FORM, b"Action=GetRole&Version=2010-05-08"), "iam", "GetRole", REGION),
-        (request("GET", "/?Action=GetCallerIdentity&Version=2011-06-15"), "sts", "GetCallerIdentity", REGION),
+         GLOBAL_REGION),
+        (request("POST", "/", FORM, b"Action=GetRole&Version=2010-05-08"), "iam", "GetRole", GLOBAL_REGION),
+        (request("GET", "/?Action=GetCallerIdentity&Version=2011-06-15"), "sts", "GetCallerIdentity", GLOBAL_REGION),
         (request("POST", "/", {"host": "sts.eu-west-1.amazonaws.com", **FORM}, b"Action=GetCallerIdentity"), "sts",
          "GetCallerIdentity", "eu-west-1"),
-        (request("GET", "/"), "s3", "ListBuckets", REGION),
-        (request("GET", "/bucket?list-type=2"), "s3", "ListObjectsV2", REGION),
-        (request("GET", "/bucket"), "s3", "ListObjects", REGION),
-        (request("GET", "/bucket/"), "s3", "ListObjects", REGION),
-        (request("GET", "/bucket?location"), "s3", "GetBucketLocation", REGION),
-        (request("HEAD", "/bucket"), "s3", "HeadBucket", REGION),
-        (request("POST", "/bucket?delete"), "s3", "DeleteObjects", REGION),
-        (request("PUT", "/bucket/k", {"x-amz-copy-source": "b/k"}), "s3", "CopyObject", REGION),
-        (request("PUT", "/bucket/k", FORM), "s3", "PutObject", REGION),
-        (request("POST", "/bucket/k?uploads"), "s3", "CreateMultipartUpload", REGION),
-        (request("PUT", "/bucket/k?partNumber=1&uploadId=u"), "s3", "UploadPart", REGION),
+        (request("GET", "/"), "s3", "ListBuckets", GLOBAL_REGION),
+        (request("GET", "/bucket?list-type=2"), "s3", "ListObjectsV2", GLOBAL_REGION),
+        (request("GET", "/bucket"), "s3", "ListObjects", GLOBAL_REGION),
+        (request("GET", "/bucket/"), "s3", "ListObjects", GLOBAL_REGION),
+        (request("GET", "/bucket?location"), "s3", "GetBucketLocation", GLOBAL_REGION),
+        (request("HEAD", "/bucket"), "s3", "HeadBucket", GLOBAL_REGION),
+        (request("POST", "/bucket?delete"), "s3", "DeleteObjects", GLOBAL_REGION),
+        (request("PUT", "/bucket/k", {"x-amz-copy-source": "b/k"}), "s3", "CopyObject", GLOBAL_REGION),
+        (request("PUT", "/bucket/k", FORM), "s3", "PutObject", GLOBAL_REGION),
+        (request("POST", "/bucket/k?uploads"), "s3", "CreateMultipartUpload", GLOBAL_REGION),
+        (request("PUT", "/bucket/k?partNumber=1&uploadId=u"), "s3", "UploadPart", GLOBAL_REGION),
         (request("GET", "/b/k?X-Amz-Credential=AK%2F20300101%2Feu-west-1%2Fs3%2Faws4_request"), "s3", "GetObject",
          "eu-west-1"),
         (request("GET", "/k", {"host": "bucket.s3.eu-west-1.amazonaws.com"}), "s3", "GetObject", "eu-west-1"),
-        (request("GET", "/", {"host": "bucket.s3.amazonaws.com"}), "s3", "ListObjects", REGION),
+        (request("GET", "/", {"host": "bucket.s3.amazonaws.com"}), "s3", "ListObjects", GLOBAL_REGION),
         (request("GET", "/", {"host": "s3.us-west-2.amazonaws.com:443"}), "s3", "ListBuckets", "us-west-2"),
     ],
 )  # fmt: skip
@@ -123,10 +123,10 @@ def test_keys(path: str, key: str) -> None:
         ("sagemaker.us-gov-west-1.amazonaws.com", "us-gov-west-1"),
         ("bucket.s3.eu-west-3.amazonaws.com:443", "eu-west-3"),
         ("bucket.s3-eu-west-3.amazonaws.com", "eu-west-3"),
-        ("us-west-2.s3.amazonaws.com", REGION),
-        ("eu-west-3.example.com", REGION),
-        ("sts.amazonaws.com", REGION),
-        ("127.0.0.1", REGION),
+        ("us-west-2.s3.amazonaws.com", GLOBAL_REGION),
+        ("eu-west-3.example.com", GLOBAL_REGION),
+        ("sts.amazonaws.com", GLOBAL_REGION),
+        ("127.0.0.1", GLOBAL_REGION),
     ],
 )
 def test_regions_by_host(host: str, region: str) -> None:

@@ -15,18 +15,18 @@ from luthier import entrypoint, server
 from luthier.jobs.settings import ServiceSettings
 from luthier.launchers.local import LocalLauncher
 from luthier.service import supervisor_program as supervisor
-from luthier.service.supervisor_settings import written
+from luthier.service.supervisor_settings import encode_settings
 
 ENGINE = (sys.executable, str(Path(__file__).with_name("storm_engine.py")))
 
 
-def start(settings: ServiceSettings) -> subprocess.Popen[bytes]:
-    """As options.start, but for the program."""
+def start_supervisor(settings: ServiceSettings) -> subprocess.Popen[bytes]:
+    """As the product's, but for the program."""
     command = [sys.executable, __file__, "supervisor", str(settings.home)]
     child = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
     assert child.stdin is not None
     with suppress(BrokenPipeError), child.stdin:
-        child.stdin.write(written(settings))
+        child.stdin.write(encode_settings(settings))
     return child
 
 
@@ -35,7 +35,7 @@ def main() -> None:
         vars(supervisor)["LocalLauncher"] = partial(LocalLauncher, {"training": ENGINE})
         supervisor.main(sys.argv[2:])
     else:
-        vars(server)["start"] = start
+        vars(server)["start_supervisor"] = start_supervisor
         server.main()
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from luthier.errors import SettingError
-from luthier.service.devices import device, slots
+from luthier.service.devices import check_device, parse_slots
 
 
 @pytest.mark.parametrize(
@@ -16,19 +16,19 @@ from luthier.service.devices import device, slots
     [("cpu", ("cpu",)), ("cpu,cpu", ("cpu", "cpu")), ("0, 1,2+3", ("0", "1", "2+3")), ("cpu,0", ("cpu", "0"))],
 )
 def test_slots_as_named(text: str, expected: tuple[str, ...]) -> None:
-    assert slots(text) == expected
+    assert parse_slots(text) == expected
 
 
 @pytest.mark.parametrize("text", ["", "gpu", "0+", "0;1", "-1", "0,0", "0+0", "1,0+1", "cpu,,cpu", "\u0663"])
 def test_slots_that_make_no_sense(text: str) -> None:
     with pytest.raises(SettingError, match="--slots"):
-        slots(text)
+        parse_slots(text)
 
 
 def test_one_device() -> None:
-    assert [device(name, "--serve-on") for name in ("cpu", "0", "2+3")] == ["cpu", "0", "2+3"]
-    with pytest.raises(SettingError, match="--serve-on: 'gpu' is no device; expected cpu, or ids of GPUs"):
-        device("gpu", "--serve-on")
+    assert [check_device(name, "--serve-on") for name in ("cpu", "0", "2+3")] == ["cpu", "0", "2+3"]
+    with pytest.raises(SettingError, match="--serve-on: 'gpu' is not a device; expected cpu, or GPU ids"):
+        check_device("gpu", "--serve-on")
 
 
 @pytest.mark.parametrize(
@@ -43,9 +43,9 @@ def test_slots_as_found(
     tool.write_text(f"#!/bin/sh\n{script}\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    assert slots(None) == expected
+    assert parse_slots(None) == expected
 
 
 def test_without_nvidias_tool_there_is_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert slots(None) == ("cpu",)
+    assert parse_slots(None) == ("cpu",)

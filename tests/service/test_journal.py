@@ -13,7 +13,7 @@ import pytest
 
 from luthier.errors import UserError
 from luthier.service import journal
-from luthier.service.journal import open_journal
+from luthier.service.journal import configure_logging
 
 log = logging.getLogger("luthier.test")
 
@@ -36,7 +36,7 @@ def written(file: Path) -> list[dict[str, Any]]:
 
 def test_a_request_is_told_by_its_fields(tmp_path: Path) -> None:
     file = tmp_path / "logs" / "server.log"
-    open_journal(file)
+    configure_logging(file)
     fields = {"request_id": "r-1", "service": "s3", "operation": "PutObject", "status": 200, "caller": "arn:x"}
     log.info("said for people", extra={**fields, "seconds": 0.01234, "authorization": "secret"})
     (line,) = written(file)
@@ -46,7 +46,7 @@ def test_a_request_is_told_by_its_fields(tmp_path: Path) -> None:
 
 def test_anything_else_by_its_message_on_one_line(tmp_path: Path) -> None:
     file = tmp_path / "server.log"
-    open_journal(file)
+    configure_logging(file)
     try:
         raise ValueError("two\nlines")
     except ValueError:
@@ -58,7 +58,7 @@ def test_anything_else_by_its_message_on_one_line(tmp_path: Path) -> None:
 
 def test_a_full_file_is_turned_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal, "FILE_BYTES", 2000)
-    open_journal(tmp_path / "server.log")
+    configure_logging(tmp_path / "server.log")
     for number in range(200):
         log.info("line %d", number)
     files = sorted(tmp_path.iterdir())
@@ -68,17 +68,17 @@ def test_a_full_file_is_turned_over(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_its_folder_is_its_owners_alone(tmp_path: Path) -> None:
-    open_journal(tmp_path / "logs" / "server.log")
+    configure_logging(tmp_path / "logs" / "server.log")
     assert stat.S_IMODE((tmp_path / "logs").stat().st_mode) == 0o700
 
 
 def test_a_file_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"--log .*expected a file that this user may write"):
-        open_journal(tmp_path / "file" / "server.log")
+        configure_logging(tmp_path / "file" / "server.log")
 
 
 def test_without_a_file_it_is_stderr(capsys: pytest.CaptureFixture[str]) -> None:
-    open_journal(None)
+    configure_logging(None)
     log.warning("hello")
     assert json.loads(capsys.readouterr().err)["message"] == "hello"

@@ -129,7 +129,7 @@ def test_disabling_the_last_key_opens_nothing(keys: Keys) -> None:
 
 def test_no_auth_takes_what_is_not_signed(keys: Keys) -> None:
     keys.create("ann")
-    assert authenticator(keys, ignored=True)(Request(method="GET", path="/"), "s3") == Principal()
+    assert authenticator(keys, disabled=True)(Request(method="GET", path="/"), "s3") == Principal()
 
 
 def program(monkeypatch: pytest.MonkeyPatch, home: Path, **request: Any) -> None:
@@ -164,7 +164,7 @@ def test_the_database_with_the_secrets_is_its_owners_alone(tmp_path: Path, monke
 
 @pytest.mark.parametrize("do", [{"do": "list", "json": False}, {"do": "disable", "id": "K"}])
 def test_looking_makes_no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, do: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="no service was ever started there"):
+    with pytest.raises(UserError, match="no service database; expected the --home of a service"):
         program(monkeypatch, tmp_path / "home", **do)
     assert not (tmp_path / "home").exists()
 

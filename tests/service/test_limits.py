@@ -16,24 +16,24 @@ from luthier.jobs.settings import ServiceSettings
 from luthier.launchers.local import ULIMITS
 from luthier.server import Options
 from luthier.service import supervisor_program as program
-from luthier.service.limits import LIMITS, limits, seconds
-from luthier.service.supervisor_settings import read, written
+from luthier.service.limits import LIMITS, check_seconds, parse_limits
+from luthier.service.supervisor_settings import decode_settings, encode_settings
 from luthier.supervisor.context import SupervisorContext
 
 
 def test_sizes_and_numbers() -> None:
-    assert limits([]) == {}
-    found = limits(["memory=64G", "file-size=1500M", "open-files=256", "cpu-seconds=3600"])
+    assert parse_limits([]) == {}
+    found = parse_limits(["memory=64G", "file-size=1500M", "open-files=256", "cpu-seconds=3600"])
     assert found == {
         "RLIMIT_AS": 64 << 30, "RLIMIT_FSIZE": 1500 << 20, "RLIMIT_NOFILE": 256, "RLIMIT_CPU": 3600,
     }  # fmt: skip
-    assert limits([f"memory={2 << 30}"]) == {"RLIMIT_AS": 2 << 30}
+    assert parse_limits([f"memory={2 << 30}"]) == {"RLIMIT_AS": 2 << 30}
 
 
 def test_every_word_can_be_set_by_the_launcher() -> None:
     assert all(limit.resource in ULIMITS and hasattr(resource, limit.resource) for limit in LIMITS.values())
     for name, limit in LIMITS.items():
-        assert limits([f"{name}={limit.example}"])
+        assert parse_limits([f"{name}={limit.example}"])
 
 
 @pytest.mark.parametrize(
@@ -53,22 +53,22 @@ def test_every_word_can_be_set_by_the_launcher() -> None:
 )
 def test_limits_that_make_no_sense(pairs: list[str], words: str) -> None:
     with pytest.raises(SettingError, match=f"--limit {pairs[0].split('=')[0]}") as raised:
-        limits(pairs)
+        parse_limits(pairs)
     assert words in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
 def test_more_than_the_system_allows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda name: (1024, 4096))
-    assert limits(["open-files=4096"]) == {"RLIMIT_NOFILE": 4096}
+    assert parse_limits(["open-files=4096"]) == {"RLIMIT_NOFILE": 4096}
     with pytest.raises(SettingError, match="the system allows this user 4,096 at most"):
-        limits(["open-files=4097"])
+        parse_limits(["open-files=4097"])
 
 
 @pytest.mark.parametrize("value", [0.5, -1.0, float("nan"), float("inf"), 1e9])
 def test_times_that_make_no_sense(value: float) -> None:
     with pytest.raises(SettingError, match=r"--stall-seconds .*: expected seconds from 1 to 2,592,000"):
-        seconds(value, "--stall-seconds", 1)
+        check_seconds(value, "--stall-seconds", 1)
 
 
 def test_what_serve_is_given_reaches_the_supervisors_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,7 +88,7 @@ def test_what_serve_is_given_reaches_the_supervisors_work(tmp_path: Path, monkey
         def run(self, leave: Any) -> None: ...
 
     monkeypatch.setattr(program, "Supervisor", Watched)
-    program.supervise(read(tmp_path, written(settings)), lambda: True)
+    program.supervise(decode_settings(tmp_path, encode_settings(settings)), lambda: True)
     assert contexts[0].settings == settings
     launch = contexts[0].training_spec(tmp_path, "cpu", False)
     assert launch.limits == {"RLIMIT_CORE": 0, "RLIMIT_NOFILE": 300, "RLIMIT_AS": 3 << 30}

@@ -21,13 +21,13 @@ from luthier.jobs.schema import resources, tags
 from luthier.jobs.settings import ServiceSettings
 from luthier.jobs.store import Store
 from luthier.objects.store import EmbeddedObjectStore
-from luthier.protocol.call import ACCOUNT, REGION, Call, Principal
+from luthier.protocol.call import ACCOUNT, GLOBAL_REGION, Call, Principal
 from luthier.protocol.gateway import Gateway
 from luthier.protocol.message import Request, Response
 from luthier.service import jumpstart_bucket, sdk_defaults
 from luthier.service.operations import KNOWN, operate
 
-OWNER = (ACCOUNT, REGION)
+OWNER = (ACCOUNT, GLOBAL_REGION)
 WORK_SECONDS = 5.0  # of processor time that one answer may take
 SECONDS = 60.0  # that it may take on a machine with much else to do
 VARIANT = {"VariantName": "a", "ModelName": "a", "InitialInstanceCount": 1, "InstanceType": "ml.g5.xlarge"}

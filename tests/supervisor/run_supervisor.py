@@ -13,26 +13,26 @@ from supervisor.supervisor_harness import FAKE_ENGINE, FolderObjects
 from luthier.jobs.settings import ServiceSettings
 from luthier.jobs.store import Store
 from luthier.launchers.local import LocalLauncher
-from luthier.service.journal import open_journal
-from luthier.service.supervisor_program import leaving
+from luthier.service.journal import configure_logging
+from luthier.service.supervisor_program import watch_exit
 from luthier.supervisor.context import DevicePool, SupervisorContext
-from luthier.supervisor.lock import alone
+from luthier.supervisor.lock import supervisor_lock
 from luthier.supervisor.loop import Supervisor, new_owner
 
 
 def main(home: Path, buckets: Path, engine: str) -> None:
-    leave = leaving(os.getppid())
-    open_journal(home / "supervisor.log")
+    should_exit = watch_exit(os.getppid())
+    configure_logging(home / "supervisor.log")
     settings = ServiceSettings(home=home, stop_seconds=10.0)
-    with alone(home, leave, lambda text: print(text, flush=True)) as held:
-        if held:
+    with supervisor_lock(home, should_exit, lambda text: print(text, flush=True)) as is_held:
+        if is_held:
             store = Store.open(settings.database_url)
             context = SupervisorContext(
                 settings=settings, store=store, objects=FolderObjects(buckets), owner=new_owner(),
                 devices=DevicePool(settings.slots),
                 launcher=LocalLauncher({"training": FAKE_ENGINE} if engine == "fake" else {}), max_crashes=1000,
             )  # fmt: skip
-            Supervisor(context).run(leave)
+            Supervisor(context).run(should_exit)
             store.close()
 
 

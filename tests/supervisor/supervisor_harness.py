@@ -18,6 +18,7 @@ from luthier.jobs.resource import Resource
 from luthier.jobs.settings import ServiceSettings
 from luthier.jobs.store import Store
 from luthier.jobspec import JobSpec
+from luthier.launchers.launcher import Launcher
 from luthier.launchers.local import LocalLauncher
 from luthier.supervisor.context import DevicePool, SupervisorContext
 from luthier.supervisor.loop import Supervisor, new_owner
@@ -74,12 +75,12 @@ class Harness:
         (rows / "train.jsonl").write_text('{"instruction": "a", "context": "", "response": "b"}\n')
         self.supervisor = self.new_supervisor()
 
-    def new_supervisor(self, serving: tuple[str, ...] = FAKE_SERVER, **options: Any) -> Supervisor:
+    def new_supervisor(self, launcher: Launcher | None = None) -> Supervisor:
         """A supervisor with a name of its own, as after a restart; nothing of it has begun."""
         devices = DevicePool(self.settings.slots)
         context = SupervisorContext(
             settings=self.settings, store=self.store, objects=self.objects, owner=new_owner(), devices=devices,
-            launcher=LocalLauncher({"training": FAKE_ENGINE, "serving": serving}), **options,
+            launcher=launcher or LocalLauncher({"training": FAKE_ENGINE, "serving": FAKE_SERVER}),
         )  # fmt: skip
         self.supervisor = Supervisor(context)
         return self.supervisor

@@ -24,7 +24,7 @@ from luthier.jobs.store import Store
 from luthier.jobspec import JobSpec
 from luthier.launchers.local import find_processes
 from luthier.objects.store import EmbeddedObjectStore
-from luthier.service.supervisor_settings import MODULE, read, start, written
+from luthier.service.supervisor_settings import MODULE, decode_settings, encode_settings, start_supervisor
 from luthier.supervisor.loop import heartbeat_file
 
 
@@ -32,13 +32,13 @@ def test_settings_travel_whole(tmp_path: Path) -> None:
     settings = ServiceSettings(
         home=tmp_path, database="postgresql://user:secret@host/db", slots=("0+1", "cpu"), stop_seconds=3.5
     )
-    assert read(tmp_path, written(settings)) == settings
-    assert read(tmp_path, b"") == ServiceSettings(home=tmp_path)
+    assert decode_settings(tmp_path, encode_settings(settings)) == settings
+    assert decode_settings(tmp_path, b"") == ServiceSettings(home=tmp_path)
 
 
 @contextmanager
 def started(settings: ServiceSettings) -> Iterator[subprocess.Popen[bytes]]:
-    supervisor = start(settings)
+    supervisor = start_supervisor(settings)
     try:
         yield supervisor
     finally:

@@ -68,7 +68,7 @@ class Launcher(Protocol):
         ...
 
     def poll(self, handle: RunHandle) -> ExitStatus | None:
-        """How the run ended; None while it runs."""
+        """How the run ended; None while it runs. May bring its log and metrics so far into the folder."""
         ...
 
     def request_stop(self, handle: RunHandle) -> None:
@@ -80,7 +80,7 @@ class Launcher(Protocol):
         ...
 
     def collect(self, handle: RunHandle) -> None:
-        """Bring what an ended run wrote into its folder on this machine."""
+        """Bring what the run wrote into its folder on this machine: all of it once it has ended, else what is there."""
         ...
 
     def activity(self, handle: RunHandle) -> Activity:

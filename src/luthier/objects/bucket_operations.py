@@ -11,9 +11,9 @@ from luthier.objects.object_operations import full_control
 from luthier.objects.parameters import Operation, allowed, moment, owner, store_of
 from luthier.objects.queries import Bucket
 from luthier.objects.store import ObjectStore
-from luthier.protocol.call import REGION, Call
+from luthier.protocol.call import GLOBAL_REGION, Call
 
-LOCATIONS = {"EU": "eu-west-1", "": REGION}
+LOCATIONS = {"EU": "eu-west-1", "": GLOBAL_REGION}
 MOST_BUCKETS = 10_000
 
 
@@ -46,7 +46,7 @@ def head_bucket(call: Call, objects: ObjectStore) -> dict[str, Any]:
 
 def get_bucket_location(call: Call, objects: ObjectStore) -> dict[str, Any]:
     region = _bucket(call, objects).region
-    return {"LocationConstraint": "" if region == REGION else region}
+    return {"LocationConstraint": "" if region == GLOBAL_REGION else region}
 
 
 def _bucket(call: Call, objects: ObjectStore) -> Bucket:

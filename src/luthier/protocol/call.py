@@ -8,7 +8,7 @@ from typing import Any
 from luthier.protocol.message import Request
 
 ACCOUNT = "123456789012"  # every caller's, until several accounts exist
-REGION = "us-east-1"  # of a request that names none; S3's classic region
+GLOBAL_REGION = "us-east-1"  # of AWS's global endpoints, and so of a request that names none; S3's classic region
 ROLE = f"arn:aws:iam::{ACCOUNT}:role/LuthierExecutionRole"  # the execution role that clients are told to use
 
 
@@ -32,7 +32,7 @@ class Call:
     parameters: dict[str, Any]
     request: Request
     request_id: str
-    region: str = REGION
+    region: str = GLOBAL_REGION
     principal: Principal = Principal()
 
     @property

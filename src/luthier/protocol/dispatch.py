@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, unquote
 
 from luthier.protocol import model, routing
-from luthier.protocol.call import REGION
+from luthier.protocol.call import GLOBAL_REGION
 from luthier.protocol.errors import WireError
 from luthier.protocol.message import Request
 from luthier.protocol.service_protocols import protocol_of
@@ -41,7 +41,7 @@ class Route:
 
     service: str
     operation: str
-    region: str = REGION
+    region: str = GLOBAL_REGION
     labels: dict[str, str] = field(default_factory=dict)
 
 
@@ -70,14 +70,14 @@ def service_of(request: Request) -> str:
 
 
 def region_of(request: Request) -> str:
-    """The region of the credential scope, else of AWS's host name, else REGION."""
+    """The region of the credential scope, else of AWS's host name, else GLOBAL_REGION."""
     if signed := _scope(request):
         return signed[0]
     host = _host(request).lower()
     if match := _S3_HOST.fullmatch(host):
-        return match["region"] or match["old"] or REGION
+        return match["region"] or match["old"] or GLOBAL_REGION
     named = [part for part in host.split(".") if _REGION.fullmatch(part)]
-    return named[-1] if named and _AWS_HOST.fullmatch(host) else REGION
+    return named[-1] if named and _AWS_HOST.fullmatch(host) else GLOBAL_REGION
 
 
 def virtual_bucket(request: Request) -> str:

@@ -1,4 +1,4 @@
-"""The devices that jobs run on, as slots: each takes one job at a time. Found without loading any library."""
+"""The devices that jobs run on, as slots of one job each; found without loading any library."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import subprocess
 from luthier.errors import SettingError
 from luthier.launchers.launcher import CPU
 
-SECONDS = 20  # that nvidia-smi may take; it is slow on its first run after a boot
+SECONDS = 20  # timeout of nvidia-smi, which is slow on its first run after a boot
 _GPUS = re.compile(r"[0-9]+(\+[0-9]+)*")
 
 
-def slots(text: str | None) -> tuple[str, ...]:
+def parse_slots(text: str | None) -> tuple[str, ...]:
     """The slots of `--slots` (cpu, or ids of GPUs joined by "+"); without it, one for each GPU, else one of the CPU."""
     if text is None:
-        return gpus() or (CPU,)
+        return find_gpus() or (CPU,)
     names = tuple(name.strip() for name in text.split(","))
     for name in names:
-        device(name, f"--slots {text}")
+        check_device(name, f"--slots {text}")
     ids = [part for name in names if name != CPU for part in name.split("+")]
     twice = sorted({part for part in ids if ids.count(part) > 1})
     if twice:
@@ -27,20 +27,20 @@ def slots(text: str | None) -> tuple[str, ...]:
     return names
 
 
-def device(name: str, option: str) -> str:
-    """`name` where it says cpu, or ids of GPUs; SettingError that begins with `option` where it does not."""
+def check_device(name: str, option: str) -> str:
+    """`name`, if it is cpu or GPU ids; SettingError that begins with `option` otherwise."""
     if name != CPU and not _GPUS.fullmatch(name):
-        raise SettingError(f"{option}: {name!r} is no device; expected cpu, or ids of GPUs such as 0 or 0+1")
+        raise SettingError(f"{option}: {name!r} is not a device; expected cpu, or GPU ids such as 0 or 0+1")
     return name
 
 
-def gpus() -> tuple[str, ...]:
+def find_gpus() -> tuple[str, ...]:
     """The ids of this machine's NVIDIA GPUs."""
     if shutil.which("nvidia-smi") is None:
         return ()
     command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
     try:
-        said = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
     except subprocess.TimeoutExpired:
         raise SettingError(f"nvidia-smi did not answer within {SECONDS} s; name the devices by --slots") from None
-    return tuple(said.stdout.split()) if said.returncode == 0 else ()
+    return tuple(result.stdout.split()) if result.returncode == 0 else ()

@@ -1,7 +1,7 @@
-"""The server's log: one JSON object on each line, to stderr or to a file that is turned over when it is full.
+"""The server's log: one JSON object per line, to stderr or to a file that is rotated by size.
 
 Each request has one line: time, request id, service, operation, status, milliseconds, caller. Bodies, headers and
-query strings are never handed to it, so no secret and no data of a user can be in it.
+query strings never get here, so the log holds no secrets and no user data.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from typing import Any
 from luthier.errors import UserError
 
 FILE_BYTES, FILES = 20_000_000, 5
-# What a record of an answered request carries beside its message.
+# Extra fields of the record of an answered request.
 REQUEST = ("request_id", "service", "operation", "status", "caller")
 
 
-class JsonLines(logging.Formatter):
-    """A record as one line of JSON; that of an answered request by its fields, any other by its message."""
+class JsonFormatter(logging.Formatter):
+    """A record as one line of JSON; that of an answered request has fields instead of a message."""
 
     def format(self, record: logging.LogRecord) -> str:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
@@ -37,8 +37,8 @@ class JsonLines(logging.Formatter):
         return json.dumps(line, ensure_ascii=False, default=str)
 
 
-def open_journal(file: Path | None) -> None:
-    """Send everything that is logged in this process to `file`, or to stderr where it is None.
+def configure_logging(file: Path | None) -> None:
+    """Log to `file`, or to stderr where it is None.
 
     UserError when the file cannot be written.
     """
@@ -53,13 +53,13 @@ def open_journal(file: Path | None) -> None:
             )
         except OSError as error:
             raise UserError(f"--log {file}: {error.strerror}; expected a file that this user may write, or -") from None
-    handler.setFormatter(JsonLines())
+    handler.setFormatter(JsonFormatter())
     root = logging.getLogger()
     for old in root.handlers[:]:
         root.removeHandler(old)
         old.close()
     root.addHandler(handler)
     root.setLevel(logging.INFO)
-    # One line for each request to an S3 elsewhere would drown our own.
+    # One line for each request to an external S3 would drown our own.
     for noisy in ("botocore", "boto3", "urllib3", "s3transfer", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

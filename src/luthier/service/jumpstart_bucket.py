@@ -1,4 +1,4 @@
-"""JumpStart's cache buckets, whose objects are made when they are asked for.
+"""JumpStart's cache buckets, whose objects are generated when they are read.
 
 jumpstart-cache-prod-<region>            models_manifest.json, proprietary-sdk-manifest.json, a spec for each id and
                                          version, and what stands for artifacts and scripts
@@ -38,8 +38,8 @@ def manifest() -> list[dict[str, str]]:
     ]  # fmt: skip
 
 
-def _read(bucket: str, asked: str) -> bytes | None:
-    read = _objects(bucket, os.environ.get("LUTHIER_ENTRIES", "")).get(asked)
+def _read(bucket: str, name: str) -> bytes | None:
+    read = _objects(bucket, os.environ.get("LUTHIER_ENTRIES", "")).get(name)
     return read() if read else None
 
 

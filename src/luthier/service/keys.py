@@ -1,8 +1,8 @@
-"""Access keys: who may call. `python -P -m luthier.service.keys` is behind `luthier keys`, with its request on stdin.
+"""Access keys. `luthier keys` runs `python -P -m luthier.service.keys` with its request on stdin.
 
-As long as no key was ever made, the service is open to whoever reaches it, which server.py allows on loopback only.
-From the first key on every request is signed, and it stays so when the last key is disabled: taking a key away must
-not open a door. This module knows who signs, nothing of how a signature is computed (protocol/signature.py).
+Until the first key is created, authentication is off, which server.py allows on loopback only. From then on every
+request must be signed, also after the last key is disabled: disabling a key must not turn authentication off. This
+module knows who signs, nothing of how a signature is computed (protocol/signature.py).
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from luthier.protocol.errors import WireError
 from luthier.protocol.message import Request
 from luthier.protocol.signature import verify
 
-PREFIX = "LKIA"  # AWS's start with AKIA; a key found somewhere says whose it is
-# What this machine's programs call it; AWS's names come through the HTTPS proxy.
+PREFIX = "LKIA"  # AWS's keys start with AKIA; the prefix of a leaked key names its origin
+# Host names that programs of this machine use; AWS's come through the HTTPS proxy.
 LOCAL = re.compile(r"|127(\.\d{1,3}){3}|\[::1\]|([a-z0-9.-]+\.)?localhost|[a-z0-9.-]+\.amazonaws\.com(\.cn)?")
 USER = re.compile(r"[A-Za-z0-9_+=,.@-]{1,64}")
 
@@ -55,21 +55,21 @@ class AccessKey:
 
 
 class Keys:
-    """The access keys of a store; every method reads the database anew, so a disabled key is refused at once."""
+    """The access keys of a store; every method queries the database, so a disabled key is refused at once."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
 
     def create(self, user: str, account: str = ACCOUNT) -> AccessKey:
-        """Make a key for `user`; SettingError for a name that IAM would not take."""
+        """Make a key for `user`; SettingError for a name that IAM does not allow."""
         if not USER.fullmatch(user):
             raise SettingError(f"--user {user!r}: expected 1 to 64 letters, digits or any of _+=,.@-")
         name = PREFIX + "".join(secrets.choice(string.ascii_uppercase + "234567") for _ in range(16))
         secret = "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(40))
-        made = AccessKey(name, secret, account, user, time.time())
+        key = AccessKey(name, secret, account, user, time.time())
         with self.store.write() as connection:
-            connection.execute(access_keys.insert().values({name: getattr(made, name) for name in AccessKey.__slots__}))
-        return made
+            connection.execute(access_keys.insert().values({name: getattr(key, name) for name in AccessKey.__slots__}))
+        return key
 
     def list(self) -> list[AccessKey]:
         """All keys, the oldest first, disabled ones included."""
@@ -78,21 +78,21 @@ class Keys:
         return [_key(row) for row in rows]
 
     def find(self, key_id: str) -> AccessKey | None:
-        """The key of that id, unless it is disabled."""
+        """The key with this id, unless it is disabled."""
         query = sa.select(access_keys).where(access_keys.c.id == key_id, access_keys.c.disabled.is_(None))
         with self.store.engine.connect() as connection:
             row = connection.execute(query).one_or_none()
         return _key(row) if row else None
 
     def disable(self, key_id: str) -> AccessKey:
-        """Refuse a key from now on; SettingError for an id that is not there."""
+        """Refuse a key from now on; SettingError for an unknown id."""
         changed = access_keys.update().where(access_keys.c.id == key_id)
         first = sa.func.coalesce(access_keys.c.disabled, time.time())
         with self.store.write() as connection:
             row = connection.execute(changed.values(disabled=first).returning(access_keys)).one_or_none()
         if row is None:
             hint = did_you_mean(key_id, [key.id for key in self.list()])
-            raise SettingError(f"key {key_id}: no such access key{hint} (see `luthier keys list`)")
+            raise SettingError(f"access key {key_id} not found{hint}; `luthier keys list` lists them")
         return _key(row)
 
     def required(self) -> bool:
@@ -101,30 +101,32 @@ class Keys:
             return connection.execute(sa.select(access_keys.c.id).limit(1)).first() is not None
 
     def usable(self) -> bool:
-        """Whether anybody could sign."""
+        """Whether there is a key that is not disabled."""
         query = sa.select(access_keys.c.id).where(access_keys.c.disabled.is_(None)).limit(1)
         with self.store.engine.connect() as connection:
             return connection.execute(query).first() is not None
 
 
-def authenticator(keys: Keys, ignored: bool = False) -> Callable[[Request, str], Principal]:
-    """Who calls, for the gateway: the signer once there are keys, else (or with `ignored`) everybody is the account.
+def authenticator(keys: Keys, disabled: bool = False) -> Callable[[Request, str], Principal]:
+    """A function that returns the caller of a request: its signer, or the account while authentication is off.
 
-    It raises the WireErrors of signature.verify.
+    It is off until there is a key, or always if `disabled`.
+
+    The function raises the WireErrors of signature.verify.
     """
 
     def authenticate(request: Request, service: str) -> Principal:
-        if ignored or not keys.required():
+        if disabled or not keys.required():
             _check_local(request)
             return Principal()
         known: dict[str, AccessKey] = {}
 
         def secret_of(key_id: str) -> str | None:
-            found = keys.find(key_id)
-            if found is None:
+            key = keys.find(key_id)
+            if key is None:
                 return None
-            known[key_id] = found
-            return found.secret
+            known[key_id] = key
+            return key.secret
 
         return known[verify(request, secret_of, datetime.now(UTC))].principal
 
@@ -132,13 +134,13 @@ def authenticator(keys: Keys, ignored: bool = False) -> Callable[[Request, str],
 
 
 def _check_local(request: Request) -> None:
-    """Refuse what a page in a browser of this machine was talked into sending: it has an origin, or another host."""
+    """Refuse requests that a web page makes a browser of this machine send: they have an origin, or another host."""
     host = re.sub(r":\d+$", "", request.headers.get("host", "")).lower()
     if "origin" in request.headers or not LOCAL.fullmatch(host):
         raise WireError(
             "AccessDenied",
-            "Without access keys only programs on this machine are served: not browsers, and not under the host name "
-            f"{host[:80]!r}; make a key with: luthier keys create",
+            "Without access keys only programs on this machine are served, not browsers or requests for host "
+            f"{host[:80]!r}; create a key with: luthier keys create",
             403,
         )
 
@@ -148,11 +150,11 @@ def _key(row: Any) -> AccessKey:
 
 
 @contextmanager
-def _opened(request: Mapping[str, Any]) -> Iterator[Keys]:
+def _open_keys(request: Mapping[str, Any]) -> Iterator[Keys]:
     settings = ServiceSettings(home=Path(request["home"]), database=request["database"])
     file = database_file(settings.database_url)
     if request["do"] != "create" and file is not None and not file.exists():
-        raise UserError(f"{file}: no service was ever started there, and no key made; expected the --home of a service")
+        raise UserError(f"{file}: no service database; expected the --home of a service")
     settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
     store = Store.open(settings.database_url)
     try:
@@ -161,30 +163,31 @@ def _opened(request: Mapping[str, Any]) -> Iterator[Keys]:
         store.close()
 
 
-def _say(key: AccessKey) -> str:
-    made = time.strftime("%Y-%m-%d %H:%M", time.localtime(key.created))
-    return f"{key.id}  {key.user}  made {made}" + ("  disabled" if key.disabled else "")
+def _format(key: AccessKey) -> str:
+    created = time.strftime("%Y-%m-%d %H:%M", time.localtime(key.created))
+    return f"{key.id}  {key.user}  created {created}" + ("  disabled" if key.disabled else "")
 
 
 def main() -> None:
-    """Do what the request asks for: {"home", "database", "do": create | list | disable, "user", "id", "json"}."""
+    """Run the request: {"home", "database", "do": create | list | disable, "user", "id", "json"}."""
     request = json.load(sys.stdin)
-    with _opened(request) as keys:
+    with _open_keys(request) as keys:
         if request["do"] == "create":
             _show_new(keys.create(request["user"]))
         elif request["do"] == "disable":
-            print(_say(keys.disable(request["id"])))  # noqa: T201
+            print(_format(keys.disable(request["id"])))  # noqa: T201
         elif request["json"]:
             public = ("id", "user", "account", "created", "disabled")
             print(json.dumps([{name: getattr(key, name) for name in public} for key in keys.list()], indent=1))  # noqa: T201
         else:
-            print("\n".join(map(_say, keys.list())) or "no keys: the service is open to this machine, and to no other")  # noqa: T201
+            rows = "\n".join(map(_format, keys.list()))
+            print(rows or "no access keys: authentication is off; only this machine can connect")  # noqa: T201
 
 
 def _show_new(key: AccessKey) -> None:
-    """The one time the secret is shown; as lines that a shell takes."""
+    """Print the secret, which is shown only now, as shell commands."""
     print(f"export AWS_ACCESS_KEY_ID={key.id}\nexport AWS_SECRET_ACCESS_KEY={key.secret}")  # noqa: T201
-    note = "the secret is shown this once; from now on the service takes signed requests only"
+    note = "the secret is shown only once; from now on the service accepts signed requests only"
     print(f"luthier: key of {key.user}: {note}", file=sys.stderr)  # noqa: T201
 
 

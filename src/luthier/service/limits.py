@@ -1,6 +1,6 @@
-"""What a server's operator sets to bound its engines: the words of --limit, --stall-seconds and --stop-seconds.
+"""The values of --limit, --stall-seconds and --stop-seconds, which bound engines.
 
-Knows the words and what this machine can set; setting a limit is for launchers/ to do.
+Parses and checks them against what this machine allows; launchers/ set the limits.
 """
 
 from __future__ import annotations
@@ -13,70 +13,69 @@ from dataclasses import dataclass
 
 from luthier.errors import SettingError, did_you_mean
 
-MOST_SECONDS = 30 * 86_400.0
+MAX_SECONDS = 30 * 86_400.0
 _SIZE = re.compile(r"([0-9]{1,12})([KMGT]?)")
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 @dataclass(frozen=True, slots=True)
-class Limit:
-    """One word of --limit: its name in `resource`, the least that an engine can live with, and an example."""
+class LimitOption:
+    """One name of --limit: its name in `resource`, the minimum an engine can work with, and an example."""
 
     resource: str
-    least: int
+    minimum: int
     example: str
 
     @property
-    def sized(self) -> bool:
+    def is_size(self) -> bool:
         """Whether it is in bytes, and takes K, M, G and T."""
         return not self.example.isdecimal()
 
 
 LIMITS = {
-    "memory": Limit("RLIMIT_AS", 1 << 30, "64G"),
-    "file-size": Limit("RLIMIT_FSIZE", 1 << 20, "100G"),
-    "open-files": Limit("RLIMIT_NOFILE", 256, "4096"),
-    "cpu-seconds": Limit("RLIMIT_CPU", 60, "86400"),
+    "memory": LimitOption("RLIMIT_AS", 1 << 30, "64G"),
+    "file-size": LimitOption("RLIMIT_FSIZE", 1 << 20, "100G"),
+    "open-files": LimitOption("RLIMIT_NOFILE", 256, "4096"),
+    "cpu-seconds": LimitOption("RLIMIT_CPU", 60, "86400"),
 }
 
 
-def limits(pairs: Sequence[str]) -> dict[str, int]:
-    """The limits of `--limit NAME=VALUE ...` by their names in `resource`; SettingError for what cannot be set."""
-    found: dict[str, int] = {}
+def parse_limits(pairs: Sequence[str]) -> dict[str, int]:
+    """`--limit NAME=VALUE ...` by the names in `resource`; SettingError for what cannot be set."""
+    parsed: dict[str, int] = {}
     for pair in pairs:
         name, _, text = pair.partition("=")
         limit = LIMITS.get(name)
         if limit is None:
-            raise SettingError(
-                f"--limit {pair}: {name!r} is no limit{did_you_mean(name, LIMITS)}; expected one of {', '.join(LIMITS)}"
-            )
-        if limit.resource in found:
-            raise SettingError(f"--limit {pair}: {name} is given twice; leave one of them out")
-        found[limit.resource] = _value(pair, text, limit)
-    return found
+            hint = did_you_mean(name, LIMITS)
+            raise SettingError(f"--limit {pair}: unknown limit {name!r}{hint}; expected one of {', '.join(LIMITS)}")
+        if limit.resource in parsed:
+            raise SettingError(f"--limit {pair}: {name} is given twice; remove one of them")
+        parsed[limit.resource] = _value(pair, text, limit)
+    return parsed
 
 
-def _value(pair: str, text: str, limit: Limit) -> int:
+def _value(pair: str, text: str, limit: LimitOption) -> int:
     match = _SIZE.fullmatch(text)
-    if match is None or (match[2] and not limit.sized):
-        kind = "a size" if limit.sized else "a number"
+    if match is None or (match[2] and not limit.is_size):
+        kind = "a size" if limit.is_size else "a number"
         raise SettingError(f"--limit {pair}: {text!r} is not {kind}; expected {kind} such as {limit.example}")
     value = int(match[1]) * _UNITS[match[2]]
-    if value < limit.least:
-        raise SettingError(f"--limit {pair}: no engine can work with so little; expected {_said(limit)} or more")
-    most = resource.getrlimit(getattr(resource, limit.resource))[1]
-    if most != resource.RLIM_INFINITY and value > most:
-        raise SettingError(f"--limit {pair}: the system allows this user {most:,} at most; expected no more than that")
+    if value < limit.minimum:
+        raise SettingError(f"--limit {pair}: too low for an engine; expected {_format_minimum(limit)} or more")
+    maximum = resource.getrlimit(getattr(resource, limit.resource))[1]
+    if maximum != resource.RLIM_INFINITY and value > maximum:
+        raise SettingError(f"--limit {pair}: the system allows this user {maximum:,} at most")
     return value
 
 
-def _said(limit: Limit) -> str:
-    unit = next((unit for unit in "GM" if limit.sized and limit.least >= _UNITS[unit]), "")
-    return f"{limit.least // _UNITS[unit]}{unit}"
+def _format_minimum(limit: LimitOption) -> str:
+    unit = next((unit for unit in "GM" if limit.is_size and limit.minimum >= _UNITS[unit]), "")
+    return f"{limit.minimum // _UNITS[unit]}{unit}"
 
 
-def seconds(value: float, option: str, least: float) -> float:
-    """`value` where it is a time that makes sense; SettingError that begins with `option` where it does not."""
-    if not (math.isfinite(value) and least <= value <= MOST_SECONDS):
-        raise SettingError(f"{option} {value:g}: expected seconds from {least:g} to {MOST_SECONDS:,.0f}")
+def check_seconds(value: float, option: str, minimum: float) -> float:
+    """`value`, if it is a valid time; SettingError that begins with `option` otherwise."""
+    if not (math.isfinite(value) and minimum <= value <= MAX_SECONDS):
+        raise SettingError(f"{option} {value:g}: expected seconds from {minimum:g} to {MAX_SECONDS:,.0f}")
     return value

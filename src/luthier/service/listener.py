@@ -1,4 +1,4 @@
-"""The listening sockets, and uvicorn on one of them: heads of bounded size and time, and a graceful end.
+"""The listening sockets, and uvicorn on one of them: headers bounded in size and time, and a graceful shutdown.
 
 Knows nothing of what is answered.
 """
@@ -23,9 +23,9 @@ from luthier.errors import UserError
 
 BACKLOG = 512
 HEAD_BYTES = 64 * 1024  # of a request's line and headers; botocore's largest are a few KiB
-HEAD_SECONDS = 60.0  # until they are in
+HEAD_SECONDS = 60.0  # to receive them
 KEEP_ALIVE = 75  # seconds; clients keep connections for a minute, and a race with our closing costs them a retry
-GRACE = 30  # seconds that requests have to finish when we are to end
+GRACE = 30  # seconds that requests have to finish at shutdown
 _FAULTS = {
     errno.EADDRINUSE: "in use; stop what listens there, or choose another {option}",
     errno.EACCES: "not allowed for this user; choose a {option} of 1024 or more",
@@ -54,7 +54,7 @@ def listen(host: str, port: int, option: str = "--port") -> socket.socket:
 
 
 class BoundedHttp(HttpToolsProtocol):
-    """uvicorn's protocol takes heads of any size, for any time."""
+    """uvicorn's protocol, which by itself accepts headers of any size and duration."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -96,7 +96,7 @@ class BoundedHttp(HttpToolsProtocol):
 
 
 class _Uvicorn(uvicorn.Server):
-    """Leaves the signals to `serve`: its own way ends the process by the signal, before anything is put away."""
+    """Leaves signals to `serve`: uvicorn's own handling would end the process before its cleanup."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -104,16 +104,16 @@ class _Uvicorn(uvicorn.Server):
 
 
 def serve(application: Callable[..., Any], listener: socket.socket, begin: Callable[[], None]) -> None:
-    """Answer requests until SIGTERM or SIGINT; those in flight then have GRACE seconds. A second Ctrl-C ends them.
+    """Serve until SIGTERM or SIGINT; requests in flight then have GRACE seconds. A second Ctrl-C ends them.
 
-    `begin` is called as soon as either signal would end it so.
+    `begin` is called once the signal handlers are installed.
     """
     config = uvicorn.Config(
         application, http=BoundedHttp, ws="none", loop="asyncio", lifespan="off", log_config=None, access_log=False,
         server_header=False, proxy_headers=False, timeout_keep_alive=KEEP_ALIVE, timeout_graceful_shutdown=GRACE,
     )  # fmt: skip
     server = _Uvicorn(config)
-    # A thread that works on a request cannot be cancelled; it must not keep us for ever.
+    # A thread that serves a request cannot be cancelled, but must not block the shutdown forever.
     late = threading.Timer(GRACE + 10, os._exit, (1,))
     late.daemon = True
 

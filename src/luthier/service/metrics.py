@@ -1,4 +1,4 @@
-"""What Prometheus may read: requests as they were answered, and the jobs as the store has them at that moment."""
+"""Prometheus metrics: requests answered, and the jobs in the store at that moment."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
-disable_created_metrics()  # type: ignore[no-untyped-call] # a line more for each series, of which nobody makes anything
+disable_created_metrics()  # type: ignore[no-untyped-call] # an extra line per series that nobody uses
 
 
 class Metrics:
-    """The figures of one server; `beat_age` gives the seconds since the supervisor's last sign of life, or None."""
+    """The metrics of one server; `heartbeat_age` gives the seconds since the supervisor's last heartbeat, if any."""
 
-    def __init__(self, store: Store, beat_age: Callable[[], float | None]) -> None:
+    def __init__(self, store: Store, heartbeat_age: Callable[[], float | None]) -> None:
         self._registry = CollectorRegistry()
         labels = ("service", "operation")
         self._requests = Counter(
@@ -33,7 +33,7 @@ class Metrics:
             "luthier_request_seconds", "Seconds until the answer began.", labels, buckets=SECONDS,
             registry=self._registry,
         )  # fmt: skip
-        self._registry.register(_StoreFigures(store, beat_age))
+        self._registry.register(_StoreCollector(store, heartbeat_age))
 
     def observe(self, service: str, operation: str, code: int, seconds: float) -> None:
         """Count one answered request; `operation` is one of botocore's, or "unknown", so that labels stay few."""
@@ -45,11 +45,11 @@ class Metrics:
         return generate_latest(self._registry)
 
 
-class _StoreFigures(Collector):
-    """Counted in the database when asked for, so that they are right after a restart too."""
+class _StoreCollector(Collector):
+    """Counted in the database at each scrape, so that they are right after a restart."""
 
-    def __init__(self, store: Store, beat_age: Callable[[], float | None]) -> None:
-        self._store, self._beat_age = store, beat_age
+    def __init__(self, store: Store, heartbeat_age: Callable[[], float | None]) -> None:
+        self._store, self._heartbeat_age = store, heartbeat_age
 
     def describe(self) -> Iterable[Metric]:
         return ()
@@ -72,8 +72,10 @@ class _StoreFigures(Collector):
                     jobs.add_metric((kind, status), count)
             queue.add_metric((), connection.execute(waiting).scalar_one())
         yield from (jobs, endpoints, queue)
-        beat = GaugeMetricFamily("luthier_supervisor_beat_age_seconds", "Since the supervisor's last sign of life.")
-        age = self._beat_age()
+        heartbeat = GaugeMetricFamily(
+            "luthier_supervisor_beat_age_seconds", "Since the supervisor's last sign of life."
+        )
+        age = self._heartbeat_age()
         if age is not None:
-            beat.add_metric((), age)
-        yield beat
+            heartbeat.add_metric((), age)
+        yield heartbeat

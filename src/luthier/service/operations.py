@@ -1,4 +1,4 @@
-"""Every operation that is answered, of the API and of S3, and each call handed to the room that answers it."""
+"""Every operation of the API and of S3, and the dispatch of a call to its implementation."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""The HTTPS proxy: brings clients that insist on https://*.amazonaws.com to this server, by environment alone.
+"""The HTTPS proxy: directs clients that insist on https://*.amazonaws.com to this server, by environment variables.
 
-    client ── CONNECT sts.us-west-2.amazonaws.com:443 ──► proxy      only AWS's names; others are refused with 403
+    client ── CONNECT sts.us-west-2.amazonaws.com:443 ──► proxy      only AWS's host names; others get 403
            ◄─ 200, then TLS with a leaf of this install's own CA ─►
            ── the bytes inside ──────────────────────────────► the server's plain port
 
-Inside the tunnel it moves bytes and understands none, so keep-alive, HEAD and streams are as on the plain port. It
-listens on loopback alone. The CA is made once for each home, its key is readable by its owner only, and it may vouch
-for AWS's names and nothing else (name constraints), so that who trusts it gives nothing away beyond them.
+Inside the tunnel it copies bytes without parsing them, so keep-alive, HEAD and streams work as on the plain port. It
+listens on loopback only. The CA is created once per home, its key is readable by its owner only, and name constraints
+limit it to AWS's host names.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ HOST = re.compile(r"(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+(?:" + "|".join(m
 HEAD_LIMIT = 16 * 1024  # bytes of a CONNECT request
 HEAD_SECONDS = 30.0
 CONNECTIONS = 512
-KEPT = 256  # leaves of so many hosts at a time; S3 names a host for every bucket
+MAX_CERTIFICATES = 256  # cached; S3 has a host name for every bucket
 CHUNK = 64 * 1024
 YEARS = 10
 
@@ -47,10 +47,10 @@ class ProxyError(LuthierError):
 
 
 class Authority:
-    """The certificate authority of one home, and a TLS context for each host that is asked for."""
+    """The certificate authority of one home, and TLS contexts by host."""
 
     def __init__(self, folder: Path) -> None:
-        """Read the CA in `folder`, or make it there: ca.pem for clients to trust, ca.key (0600) for nobody."""
+        """Read the CA in `folder`, or create it: ca.pem for clients to trust, ca.key (0600)."""
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.folder = folder
         self.certificate = folder / "ca.pem"
@@ -70,11 +70,11 @@ class Authority:
         self._lock = threading.Lock()
 
     def context(self, host: str) -> ssl.SSLContext:
-        """The TLS side of `host`; kept for the next connection."""
+        """The server's TLS context for `host`, cached."""
         with self._lock:
             if host not in self._contexts:
                 self._contexts[host] = self._make_context(host)
-                while len(self._contexts) > KEPT:
+                while len(self._contexts) > MAX_CERTIFICATES:
                     self._contexts.popitem(last=False)
             self._contexts.move_to_end(host)
             return self._contexts[host]
@@ -84,7 +84,7 @@ class Authority:
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.set_alpn_protocols(["http/1.1"])
         pem = _private(self._leaf_key) + self.leaf(host).public_bytes(serialization.Encoding.PEM)
-        # The ssl module takes files only; this one is in our own folder, 0600, and gone at once.
+        # The ssl module reads files only; this one is in our own folder, 0600, and removed at once.
         with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".pem") as handle:
             handle.write(pem)
             handle.flush()
@@ -92,7 +92,7 @@ class Authority:
         return context
 
     def leaf(self, host: str) -> x509.Certificate:
-        """A certificate of `host`, valid as long as the CA."""
+        """A certificate for `host`, valid as long as the CA."""
         ca_id = self._ca.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
         usage = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
         return (
@@ -147,7 +147,7 @@ def _make_authority(key_file: Path, certificate_file: Path) -> None:
 
 
 def _write(path: Path, content: bytes, mode: int) -> None:
-    """A file that is there whole or not at all, and with its mode from the first moment on."""
+    """Write a file atomically, with its mode from the start."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.unlink(missing_ok=True)
     with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as handle:
@@ -205,47 +205,47 @@ class Proxy:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if len(self._open) > CONNECTIONS:
-            return await _refuse(writer, 503, f"the proxy has {CONNECTIONS} connections open, the most it takes")
+            return await _refuse(writer, 503, f"too many connections; the limit is {CONNECTIONS}")
         try:
             async with asyncio.timeout(HEAD_SECONDS):
                 head = await reader.readuntil(b"\r\n\r\n")
         except asyncio.LimitOverrunError:
-            return await _refuse(writer, 431, "the request's head is too long")
+            return await _refuse(writer, 431, "request header too long")
         words = head.split(b"\r\n", 1)[0].decode("latin-1").split()
         if len(words) != 3 or words[0].upper() != "CONNECT":
-            return await _refuse(writer, 405, "this is an HTTPS proxy: it takes CONNECT only")
+            return await _refuse(writer, 405, "this is an HTTPS proxy: only CONNECT is supported")
         host, _, port = words[1].lower().partition(":")
         if port != "443" or not HOST.fullmatch(host):
-            return await _refuse(writer, 403, f"{words[1]}: this proxy leads to AWS's names, port 443, only")
+            return await _refuse(writer, 403, f"{words[1]}: this proxy connects to AWS's host names, port 443, only")
         context = await asyncio.get_running_loop().run_in_executor(None, self._authority.context, host)
         writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
         await writer.drain()
         await writer.start_tls(context, ssl_handshake_timeout=HEAD_SECONDS)
-        await self._join(reader, writer)
+        await self._relay(reader, writer)
 
-    async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Move bytes both ways until one side has ended."""
+    async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Copy bytes in both directions until one end closes."""
         up_reader, up_writer = await asyncio.open_connection(*self._target)
-        ways = [asyncio.ensure_future(_pump(reader, up_writer)), asyncio.ensure_future(_pump(up_reader, writer))]
+        copies = [asyncio.ensure_future(_copy(reader, up_writer)), asyncio.ensure_future(_copy(up_reader, writer))]
         try:
-            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-            if ways[1].done():
+            await asyncio.wait(copies, return_when=asyncio.FIRST_COMPLETED)
+            if copies[1].done():
                 await _finish(writer)
         finally:
-            for way in ways:
-                way.cancel()
-            await asyncio.gather(*ways, return_exceptions=True)
+            for copy in copies:
+                copy.cancel()
+            await asyncio.gather(*copies, return_exceptions=True)
             up_writer.transport.abort()
 
 
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     while chunk := await reader.read(CHUNK):
         writer.write(chunk)
         await writer.drain()
 
 
 async def _finish(writer: asyncio.StreamWriter) -> None:
-    """Say goodbye properly, so that the client has all that was written."""
+    """Close after everything written has been sent."""
     writer.close()
     async with asyncio.timeout(HEAD_SECONDS):
         await writer.wait_closed()

@@ -1,7 +1,6 @@
-"""The supervisor's door: ``python -P -m luthier.supervisor HOME``, its settings as JSON on stdin (options.py).
+"""The supervisor's program: ``python -P -m luthier.service.supervisor_program HOME``, its settings as JSON on stdin.
 
-It ends when it is asked to (SIGTERM) and when the process that started it is gone: engines write their checkpoints, and
-what was at work goes back into the queue.
+It exits on SIGTERM and when its parent has ended: engines write their checkpoints, running jobs return to the queue.
 """
 
 from __future__ import annotations
@@ -21,31 +20,31 @@ from luthier.jobs.store import Store
 from luthier.launchers.local import LocalLauncher
 from luthier.objects.remote_store import RemoteObjectStore
 from luthier.objects.store import EmbeddedObjectStore, ObjectStore
-from luthier.service.journal import open_journal
-from luthier.service.supervisor_settings import read
+from luthier.service.journal import configure_logging
+from luthier.service.supervisor_settings import decode_settings
 from luthier.supervisor.context import LIMITS, DevicePool, SupervisorContext
-from luthier.supervisor.lock import alone
+from luthier.supervisor.lock import supervisor_lock
 from luthier.supervisor.loop import Supervisor, new_owner
 
 _log = logging.getLogger("luthier.supervisor")
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Supervise the home named by `arguments`, until asked to leave."""
+    """Supervise the home named by `arguments` until told to exit."""
     parser = argparse.ArgumentParser(prog="python -m luthier.service.supervisor_program")
     parser.add_argument("home", type=Path, help="the server's home; its settings are read from stdin")
     home: Path = parser.parse_args(arguments).home
-    leave = leaving(os.getppid())
-    settings = read(home, b"" if sys.stdin.isatty() else sys.stdin.buffer.read())
+    should_exit = watch_exit(os.getppid())
+    settings = decode_settings(home, b"" if sys.stdin.isatty() else sys.stdin.buffer.read())
     os.umask(0o077)
-    open_journal(settings.home / "logs" / "supervisor.log")
-    with alone(settings.home, leave, _log.warning) as held:
-        if held:
-            supervise(settings, leave)
+    configure_logging(settings.home / "logs" / "supervisor.log")
+    with supervisor_lock(settings.home, should_exit, _log.warning) as is_held:
+        if is_held:
+            supervise(settings, should_exit)
 
 
-def supervise(settings: ServiceSettings, leave: Callable[[], bool]) -> None:
-    """Open what is needed and work until `leave` says so."""
+def supervise(settings: ServiceSettings, should_exit: Callable[[], bool]) -> None:
+    """Open the stores and run the supervisor until `should_exit`."""
     store = Store.open(settings.database_url)
     try:
         objects = open_objects(settings, store)
@@ -55,7 +54,7 @@ def supervise(settings: ServiceSettings, leave: Callable[[], bool]) -> None:
                 settings=settings, store=store, objects=objects, owner=new_owner(), devices=DevicePool(settings.slots),
                 launcher=LocalLauncher(), limits=limits,
             )  # fmt: skip
-            Supervisor(context).run(leave)
+            Supervisor(context).run(should_exit)
         finally:
             objects.close()
     finally:
@@ -69,17 +68,17 @@ def open_objects(settings: ServiceSettings, store: Store) -> ObjectStore:
     return EmbeddedObjectStore(store.engine, settings.home / "objects")
 
 
-def leaving(parent: int) -> Callable[[], bool]:
-    """Whether it is time to leave: after SIGTERM or SIGINT, or when `parent` is gone. To be asked again and again."""
-    asked = False
+def watch_exit(parent: int) -> Callable[[], bool]:
+    """A function that returns whether to exit: after SIGTERM or SIGINT, or once `parent` has ended."""
+    is_signalled = False
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        asked = True
+        nonlocal is_signalled
+        is_signalled = True
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)
-    return lambda: asked or os.getppid() != parent
+    return lambda: is_signalled or os.getppid() != parent
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One supervisor at a time for each home, by a lock that dies with its holder."""
+"""One supervisor at a time per home, by a file lock that ends with its holder."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from pathlib import Path
 
 
 @contextmanager
-def alone(home: Path, leave: Callable[[], bool], heed: Callable[[str], None]) -> Iterator[bool]:
-    """Hold the home's lock: True, once any other supervisor has ended, which may take its checkpoints. False: left."""
+def supervisor_lock(home: Path, should_exit: Callable[[], bool], warn: Callable[[str], None]) -> Iterator[bool]:
+    """Wait for the home's lock: True once any other supervisor has ended, False when `should_exit` came first."""
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     with open(home / "supervisor.lock", "a+") as handle:
-        said = False
-        while not leave():
+        has_warned = False
+        while not should_exit():
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                if not said:
+                if not has_warned:
                     handle.seek(0)
-                    heed(f"waiting for supervisor {handle.read().strip() or '?'} of {home} to end")
-                    said = True
+                    warn(f"waiting for supervisor {handle.read().strip() or '?'} of {home} to end")
+                    has_warned = True
                 time.sleep(0.1)
                 continue
             handle.seek(0)
