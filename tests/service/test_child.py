@@ -58,7 +58,7 @@ def test_one_that_does_not_listen_is_killed(caplog: pytest.LogCaptureFixture) ->
         process.stdout.readline()
         child.stop(0.1)
     assert process.poll() == -9
-    assert "did not end within 0.1 seconds ; killing it" in caplog.text
+    assert "did not end within 0.1 seconds; killing it" in caplog.text
 
 
 def test_one_that_cannot_be_started_is_tried_again(
