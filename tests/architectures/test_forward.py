@@ -70,16 +70,17 @@ def gradients(network: nn.Module) -> dict[str, Tensor]:
 
 
 LENGTHS = [7, 2, 40, 3, 22]  # beyond the windows of 16, too
-PACKED = [name for name in ALL if type(network_of(name)).__name__ in PACKABLE_ARCHITECTURES]
+PACKED_ATTENTION = [name for name in ALL if type(network_of(name)).__name__ in PACKABLE_ARCHITECTURES]
 
 
 def test_the_packing_architectures_are_the_ones_tried() -> None:
     assert {type(network_of(name)).__name__ for name in ALL} >= PACKABLE_ARCHITECTURES
-    assert set(ALL) - set(PACKED) == {"falcon_7b", "falcon_40b", "bloom", "gptj", "gpt_neo", "mpt"}
+    assert set(ALL) - set(PACKED_ATTENTION) == {"falcon_7b", "falcon_40b", "bloom", "gptj", "gpt_neo", "mpt"}
 
 
 @pytest.mark.parametrize(
-    ("name", "packed"), [(name, packed) for name in ALL for packed in (True, False) if name in PACKED or not packed]
+    ("name", "packed"),
+    [(name, packed) for name in ALL for packed in (True, False) if name in PACKED_ATTENTION or not packed],
 )
 def test_a_batch_equals_its_rows_alone(name: str, packed: bool) -> None:
     network = network_of(name)
@@ -102,7 +103,7 @@ def test_a_batch_equals_its_rows_alone(name: str, packed: bool) -> None:
     assert model.scores(batch).loss_N.sum().item() == pytest.approx(reference.item(), rel=1e-6)
 
 
-@pytest.mark.parametrize("name", PACKED)
+@pytest.mark.parametrize("name", PACKED_ATTENTION)
 def test_a_packed_row_does_not_see_its_neighbours(name: str) -> None:
     network = network_of(name)
     model = model_of(network)
@@ -122,7 +123,7 @@ def test_a_packed_row_does_not_see_its_neighbours(name: str) -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_bfloat16_stays_close(name: str) -> None:
     network = network_of(name)
-    batch = batch_of(network, random_rows(LENGTHS), name in PACKED)
+    batch = batch_of(network, random_rows(LENGTHS), name in PACKED_ATTENTION)
     exact = model_of(network).loss(batch)
     low = model_of(network, torch.bfloat16).loss(batch)
     low.backward()
@@ -135,7 +136,7 @@ def test_bfloat16_stays_close(name: str) -> None:
 def test_recomputed_activations_give_the_same_gradients(name: str) -> None:
     network = network_of(name)
     model = model_of(network)
-    batch = batch_of(network, random_rows(LENGTHS), name in PACKED)
+    batch = batch_of(network, random_rows(LENGTHS), name in PACKED_ATTENTION)
     network.train()
     model.loss(batch).backward()
     expected = gradients(network)

@@ -8,8 +8,8 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from architectures.test_fast_path import FUSED, on_the_plain_path
 from architectures.test_forward import Rows, batch_of
+from architectures.test_fused_layers import FUSED, on_transformers_layers
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from luthier.training.process_group import ProcessGroup
@@ -58,7 +58,7 @@ def tail_loss(dropout: float | None, seed: int, own: bool, monkeypatch: pytest.M
             model, Adapter(r=8, alpha=16, dropout=dropout, target_modules=linear_layer_names(base)), seed=seed
         )
     if not own:
-        on_the_plain_path(model, monkeypatch)
+        on_transformers_layers(model, monkeypatch)
     assert (model.describe_layers() == FUSED) == own
     model.network.train()
     rate = 1e-3  # at five times that, LoRA on this untrained base is chaotic: fp32 and fp32 part ways after 30 steps

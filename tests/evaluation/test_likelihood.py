@@ -41,7 +41,7 @@ def test_logits_are_held_for_one_chunk_at_most(tmp_path: Path, monkeypatch: pyte
     rows = np.arange(len(LENGTHS))
     whole = list(score_rows(model, store, rows, rows_per_batch=8, layout=Layout(True, 3)))
     sizes: list[int] = []
-    plain = head_loss.Head.logits
+    plain = head_loss.OutputHead.logits
 
     def measured(hidden: torch.Tensor, *rest: torch.Tensor | torch.dtype | None) -> torch.Tensor:
         logits: torch.Tensor = plain(hidden, *rest)  # type: ignore[arg-type]
@@ -49,7 +49,7 @@ def test_logits_are_held_for_one_chunk_at_most(tmp_path: Path, monkeypatch: pyte
         return logits
 
     monkeypatch.setattr(head_loss, "CHUNK_ELEMENTS", 7 * VOCAB)
-    monkeypatch.setattr(head_loss.Head, "logits", measured)
+    monkeypatch.setattr(head_loss.OutputHead, "logits", measured)
     chunked = list(score_rows(model, store, rows, rows_per_batch=8, layout=Layout(True, 3)))
     assert max(sizes) == 7 * VOCAB
     assert sum(sizes) == int(store.trained_counts.sum()) * VOCAB

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from luthier.layers import head_loss as room
-from luthier.layers.head_loss import Head, head_loss, head_scores
+from luthier.layers.head_loss import OutputHead, head_loss, head_scores
 
 
 @pytest.mark.parametrize("with_bias", [True, False])
@@ -25,7 +25,7 @@ def test_loss_and_gradients_equal_plain_cross_entropy(
 
     plain = F.cross_entropy(F.linear(hidden, weight, bias), labels, reduction="sum") * 0.5
     expected = torch.autograd.grad(plain, inputs)
-    ours = head_loss(hidden, Head(weight, bias, torch.float32), labels) * 0.5
+    ours = head_loss(hidden, OutputHead(weight_VD=weight, bias_V=bias, dtype=torch.float32), labels) * 0.5
     found = torch.autograd.grad(ours, inputs)
 
     torch.testing.assert_close(ours, plain)
@@ -36,7 +36,9 @@ def test_loss_and_gradients_equal_plain_cross_entropy(
 def test_a_frozen_head_gets_no_gradient() -> None:
     hidden = torch.randn(3, 4, requires_grad=True)
     weight = torch.randn(9, 4)
-    head_loss(hidden, Head(weight, None, torch.float32), torch.tensor([1, 2, 3])).backward()
+    head_loss(
+        hidden, OutputHead(weight_VD=weight, bias_V=None, dtype=torch.float32), torch.tensor([1, 2, 3])
+    ).backward()
     assert hidden.grad is not None
     assert weight.grad is None
 
@@ -44,8 +46,8 @@ def test_a_frozen_head_gets_no_gradient() -> None:
 def test_bf16_products_stay_close_to_fp32() -> None:
     torch.manual_seed(0)
     hidden, weight, labels = torch.randn(64, 32), torch.randn(100, 32), torch.randint(0, 100, (64,))
-    exact = head_loss(hidden, Head(weight, None, torch.float32), labels)
-    low = head_loss(hidden, Head(weight, None, torch.bfloat16), labels)
+    exact = head_loss(hidden, OutputHead(weight_VD=weight, bias_V=None, dtype=torch.float32), labels)
+    low = head_loss(hidden, OutputHead(weight_VD=weight, bias_V=None, dtype=torch.bfloat16), labels)
     assert low.dtype is torch.float32
     assert low.item() != exact.item()
     assert low.item() == pytest.approx(exact.item(), rel=5e-3)
@@ -55,7 +57,9 @@ def test_scores_say_loss_and_hit_of_each_position(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(room, "CHUNK_ELEMENTS", 6)
     hidden = torch.eye(3)
     weight = torch.tensor([[5.0, 0, 0], [0, 5.0, 0], [0, 0, 5.0]])
-    losses, hits = head_scores(hidden, Head(weight, None, torch.float32), torch.tensor([0, 1, 0]))
+    losses, hits = head_scores(
+        hidden, OutputHead(weight_VD=weight, bias_V=None, dtype=torch.float32), torch.tensor([0, 1, 0])
+    )
     assert hits.tolist() == [True, True, False]
     expected = F.cross_entropy(hidden @ weight.T, torch.tensor([0, 1, 0]), reduction="none")
     torch.testing.assert_close(losses, expected)
@@ -63,7 +67,9 @@ def test_scores_say_loss_and_hit_of_each_position(monkeypatch: pytest.MonkeyPatc
 
 def test_no_positions_no_loss() -> None:
     none = torch.zeros(0, dtype=torch.long)
-    losses, hits = head_scores(torch.zeros(0, 4), Head(torch.randn(9, 4), None, torch.float32), none)
+    losses, hits = head_scores(
+        torch.zeros(0, 4), OutputHead(weight_VD=torch.randn(9, 4), bias_V=None, dtype=torch.float32), none
+    )
     assert losses.shape == hits.shape == (0,)
 
 
@@ -83,7 +89,7 @@ def test_a_scaled_capped_and_smoothed_head_equals_autograd(
         logits = softcap * torch.tanh(logits / softcap)
     plain = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
     expected = torch.autograd.grad(plain, [hidden, weight])
-    head = Head(weight, None, torch.float32, scale, softcap)
+    head = OutputHead(weight_VD=weight, bias_V=None, dtype=torch.float32, scale=scale, softcap=softcap)
     ours = head_loss(hidden, head, labels, smoothing)
     found = torch.autograd.grad(ours, [hidden, weight])
     torch.testing.assert_close(ours, plain)

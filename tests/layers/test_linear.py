@@ -8,16 +8,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from luthier.layers import linear as module
-from luthier.layers.linear import Linear, LowRank, linear, linear_backward
+from luthier.layers.linear import Linear, LoraMatrices, linear, linear_backward
 
 
 def layer(inputs: int, outputs: int, bias: bool, adapter: bool, dropout: float = 0.0) -> Linear:
-    def parameter(*shape: int, trains: bool = True) -> Tensor:
-        return torch.randn(*shape).requires_grad_(trains)
+    def parameter(*shape: int, is_trainable: bool = True) -> Tensor:
+        return torch.randn(*shape).requires_grad_(is_trainable)
 
-    low_rank = LowRank(parameter(2, inputs), parameter(outputs, 2), 1.5, dropout) if adapter else None
+    low_rank = LoraMatrices(parameter(2, inputs), parameter(outputs, 2), 1.5, dropout) if adapter else None
     held = not adapter
-    return Linear(parameter(outputs, inputs, trains=held), parameter(outputs, trains=held) if bias else None, low_rank)
+    return Linear(
+        parameter(outputs, inputs, is_trainable=held), parameter(outputs, is_trainable=held) if bias else None, low_rank
+    )
 
 
 def plain(x: Tensor, of: Linear, mask: Tensor | None, keep: float) -> Tensor:
@@ -113,6 +115,6 @@ def test_a_small_update_is_not_rounded_away_in_bf16() -> None:
     a, b = torch.zeros(1, 64), torch.full((64, 1), 2.0**-7)  # outputs are near 8, where bf16 goes in steps of 2^-5
     a[0, 0] = 1.0
     without = linear(x, [Linear(weight)])[0][0]
-    moved = linear(x, [Linear(weight, None, LowRank(a, b, 1.0))])[0][0]
+    moved = linear(x, [Linear(weight, None, LoraMatrices(a, b, 1.0))])[0][0]
     shift = (moved.double() - without.double()).mean().item()
     assert abs(shift / 2.0**-7 - 1) < 0.1

@@ -10,10 +10,10 @@ from torch import Tensor
 from transformers import GPTNeoXConfig
 from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXLayer, GPTNeoXRotaryEmbedding
 
+from luthier.layers.module_readers import ModuleReaders, read_layer_norm, read_linear
 from luthier.layers.neox_layer import NeoxLayer
-from luthier.layers.parts import Tried, layer_norm_of, linear_of
-from luthier.layers.rope import Angles
-from luthier.layers.row_attention import Rows, row_attention
+from luthier.layers.rope import RotaryAngles
+from luthier.layers.row_attention import AttentionSpec, row_attention
 
 HEADS = 2
 
@@ -30,11 +30,18 @@ def config_of(head_size: int, share: float, parallel: bool, bias: bool) -> GPTNe
 
 def layer_of(plain: GPTNeoXLayer) -> NeoxLayer:
     return NeoxLayer(
-        layer_norm_of(plain.input_layernorm), linear_of(plain.attention.query_key_value),
-        linear_of(plain.attention.dense), layer_norm_of(plain.post_attention_layernorm),
-        linear_of(plain.mlp.dense_h_to_4h), linear_of(plain.mlp.dense_4h_to_h), Tried().activation(plain.mlp.act),
-        plain.attention.head_size, plain.attention.scaling, plain.use_parallel_residual, recomputed=False,
-    )  # fmt: skip
+        norm=read_layer_norm(plain.input_layernorm),
+        qkv=read_linear(plain.attention.query_key_value),
+        dense=read_linear(plain.attention.dense),
+        mlp_norm=read_layer_norm(plain.post_attention_layernorm),
+        up=read_linear(plain.mlp.dense_h_to_4h),
+        down=read_linear(plain.mlp.dense_4h_to_h),
+        activation=ModuleReaders().activation(plain.mlp.act),
+        head_size=plain.attention.head_size,
+        scale=plain.attention.scaling,
+        parallel=plain.use_parallel_residual,
+        checkpointed=False,
+    )
 
 
 def built(config: GPTNeoXConfig, tokens: int) -> tuple[GPTNeoXLayer, tuple[Tensor, Tensor]]:
@@ -52,9 +59,11 @@ def plain_output(plain: GPTNeoXLayer, x_TD: Tensor, positions: tuple[Tensor, Ten
 
 
 def own_output(layer: NeoxLayer, x_TD: Tensor, positions: tuple[Tensor, Tensor]) -> Tensor:
-    q_THD, k_THD, v_THD, same_TD = layer.queries(x_TD, Angles.of(*positions), torch.float32)
-    attended = row_attention(q_THD, k_THD, v_THD, Rows((len(x_TD),), layer.scale, layer.window))
-    return layer.rest(attended, same_TD, torch.float32)
+    q_THD, k_THD, v_THD, same_TD = layer.project_qkv(x_TD, RotaryAngles.from_cos_sin(*positions), torch.float32)
+    attended = row_attention(
+        q_THD, k_THD, v_THD, AttentionSpec(lengths=(len(x_TD),), scale=layer.scale, window=layer.window)
+    )
+    return layer.apply_output_and_mlp(attended, same_TD, torch.float32)
 
 
 @settings(max_examples=40, deadline=None)
@@ -89,14 +98,19 @@ def test_laid_out_it_gives_the_same(parallel: bool, packed: bool) -> None:
     torch.manual_seed(0)
     plain, positions = built(config_of(8, 0.25, parallel, True), 7)
     layer, x = layer_of(plain), torch.randn(7, 16)
-    laid = layer.laid(torch.float32, packed)
+    laid = layer.for_inference(torch.float32, packed)
     with torch.no_grad():
-        *qkv, _ = layer.queries(x, Angles.of(*positions), torch.float32)
-        found = laid.queries(x, Angles.of(*positions))
+        *qkv, _ = layer.project_qkv(x, RotaryAngles.from_cos_sin(*positions), torch.float32)
+        found = laid.project_qkv(x, RotaryAngles.from_cos_sin(*positions))
         torch.testing.assert_close(found, tuple(qkv), rtol=1e-5, atol=1e-5)
         assert all(tensor.is_contiguous() for tensor in found)
         attended = torch.randn_like(qkv[0])
-        torch.testing.assert_close(laid.rest(attended, x), layer.rest(attended, x, torch.float32), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            laid.apply_output_and_mlp(attended, x),
+            layer.apply_output_and_mlp(attended, x, torch.float32),
+            rtol=1e-5,
+            atol=1e-5,
+        )
 
 
 def test_of_a_pass_only_inputs_of_products_are_kept() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from luthier.layers import product
-from luthier.layers.product import in_fp32, maker, times
+from luthier.layers.product import bmm_fp32, cpu_vendor, matmul_nt
 
 SIZES = [(1, 1, 1), (7, 64, 33), (130, 48, 256)]
 
@@ -18,7 +18,7 @@ SIZES = [(1, 1, 1), (7, 64, 33), (130, 48, 256)]
 def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     if request.param and not (torch.backends.mkldnn.is_available() and hasattr(product._ops, "_linear_pointwise")):
         pytest.skip("oneDNN is not part of this torch")
-    monkeypatch.setattr(product, "mkl_is_slow", lambda: request.param)
+    monkeypatch.setattr(product, "is_mkl_slow", lambda: request.param)
     return bool(request.param)
 
 
@@ -38,19 +38,19 @@ def test_equals_the_plain_product(library: bool, size: tuple[int, int, int], dty
     before = onto.clone()
     for left in layouts(a):
         for right in layouts(b):
-            torch.testing.assert_close(times(left, right), a @ b.t(), rtol=rtol, atol=atol)
-            torch.testing.assert_close(times(left, right, onto), before + a @ b.t(), rtol=rtol, atol=atol)
+            torch.testing.assert_close(matmul_nt(left, right), a @ b.t(), rtol=rtol, atol=atol)
+            torch.testing.assert_close(matmul_nt(left, right, onto), before + a @ b.t(), rtol=rtol, atol=atol)
             assert torch.equal(onto, before)
-            assert torch.equal(times(left, right, onto.clone(), used_up=True), times(left, right, onto))
+            assert torch.equal(matmul_nt(left, right, onto.clone(), inplace=True), matmul_nt(left, right, onto))
 
 
 def test_of_no_rows_there_is_nothing(library: bool) -> None:
-    assert times(torch.zeros(0, 5), torch.ones(3, 5)).shape == (0, 3)
+    assert matmul_nt(torch.zeros(0, 5), torch.ones(3, 5)).shape == (0, 3)
 
 
 def test_the_same_product_twice_is_bit_for_bit_the_same(library: bool) -> None:
     a, b = torch.randn(130, 48), torch.randn(256, 48)
-    assert torch.equal(times(a, b), times(a, b))
+    assert torch.equal(matmul_nt(a, b), matmul_nt(a, b))
 
 
 @pytest.mark.parametrize(
@@ -60,24 +60,24 @@ def test_the_maker_is_read_from_the_system(
     text: str, found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(product, "_CPUINFO", tmp_path / "cpuinfo")
-    assert maker() == ""
+    assert cpu_vendor() == ""
     (tmp_path / "cpuinfo").write_text(text, "utf-8")
-    assert maker() == found
+    assert cpu_vendor() == found
 
 
 def test_without_room_for_another_program_the_other_library_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuses(*_: object) -> Tensor:
         raise RuntimeError(words)
 
-    monkeypatch.setattr(product, "mkl_is_slow", lambda: True)
+    monkeypatch.setattr(product, "is_mkl_slow", lambda: True)
     monkeypatch.setattr(product, "_by_onednn", refuses)
     a, b, onto = torch.randn(7, 64), torch.randn(33, 64), torch.randn(7, 33)
     words = "could not create a primitive"
-    assert torch.equal(times(a, b), a @ b.t())
-    assert torch.equal(times(a, b, onto), torch.addmm(onto, a, b.t()))
+    assert torch.equal(matmul_nt(a, b), a @ b.t())
+    assert torch.equal(matmul_nt(a, b, onto), torch.addmm(onto, a, b.t()))
     words = "mkldnn_linear: input and weight dtype need to be same"
     with pytest.raises(RuntimeError, match="dtype"):
-        times(a, b)
+        matmul_nt(a, b)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -87,7 +87,7 @@ def test_a_product_in_fp32_is_rounded_as_fp32_is(dtype: torch.dtype, size: tuple
     torch.manual_seed(0)
     left, right = torch.randn(batch, rows, inner).to(dtype), torch.randn(batch, columns, inner).to(dtype)
     before = torch.backends.mkldnn.matmul.fp32_precision  # type: ignore[attr-defined]
-    found = in_fp32(left, right.transpose(1, 2), 0.125)
+    found = bmm_fp32(left, right.transpose(1, 2), 0.125)
     assert found.dtype is torch.float32
     torch.testing.assert_close(found.double(), 0.125 * left.double() @ right.double().mT, rtol=1e-5, atol=1e-5)
     assert torch.backends.mkldnn.matmul.fp32_precision == before  # type: ignore[attr-defined]

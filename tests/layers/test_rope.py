@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformers.models.gpt_neox.modeling_gpt_neox import apply_rotary_pos_emb as neox_rotary
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from luthier.layers.rope import Angles, rotate, rotate_first
+from luthier.layers.rope import RotaryAngles, rotate, rotate_leading_
 
 
 @settings(max_examples=20, deadline=None)
@@ -21,16 +21,16 @@ def test_equals_the_plain_function_and_its_gradient(tokens: int, heads: int, hal
     x = torch.randn(tokens, heads, 2 * half, requires_grad=True)
     query = x.transpose(0, 1)[None]
     expected = apply_rotary_pos_emb(query, query, cos, sin)[0][0].transpose(0, 1)
-    angles = Angles.of(cos, sin)
+    angles = RotaryAngles.from_cos_sin(cos, sin)
     torch.testing.assert_close(rotate(x.detach(), angles), expected)
     grad = torch.randn_like(x)
     (wanted,) = torch.autograd.grad(expected, x, grad)
-    torch.testing.assert_close(rotate(grad, angles.opposite()), wanted)
+    torch.testing.assert_close(rotate(grad, angles.inverse()), wanted)
 
 
 def test_the_model_s_own_sine_is_left_alone() -> None:
     sin = torch.ones(1, 2, 4)
-    Angles.of(torch.ones(1, 2, 4), sin)
+    RotaryAngles.from_cos_sin(torch.ones(1, 2, 4), sin)
     assert torch.equal(sin, torch.ones(1, 2, 4))
 
 
@@ -40,5 +40,5 @@ def test_a_part_of_each_head_is_turned_in_place(turned: int) -> None:
     angle = torch.randn(1, 5, turned // 2).repeat(1, 1, 2)
     x = torch.randn(2, 5, 3, 6)
     expected = torch.stack(neox_rotary(x[0][None], x[1][None], angle.cos(), angle.sin(), 2), 0)[:, 0]
-    rotate_first(x, Angles.of(angle.cos(), angle.sin()))
+    rotate_leading_(x, RotaryAngles.from_cos_sin(angle.cos(), angle.sin()))
     torch.testing.assert_close(x, expected)

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from luthier.layers import row_attention as module
-from luthier.layers.row_attention import Rows, row_attention
+from luthier.layers.row_attention import AttentionSpec, row_attention
 
 
-def by_row(query: Tensor, key: Tensor, value: Tensor, rows: Rows, bias: Tensor | None = None) -> Tensor:
+def by_row(query: Tensor, key: Tensor, value: Tensor, rows: AttentionSpec, bias: Tensor | None = None) -> Tensor:
     found = []
-    sources = rows.sources or rows.lengths
+    sources = rows.source_lengths or rows.lengths
     for q, k, v in zip(query.split(rows.lengths), key.split(sources), value.split(sources), strict=True):
         mask = torch.zeros(len(q), len(k), dtype=q.dtype)
         if rows.causal:
@@ -42,7 +42,7 @@ def test_equals_each_row_alone(
     lengths: list[int], key_heads: int, groups: int, window: int | None, block: int, biased: bool
 ) -> None:
     torch.manual_seed(sum(lengths))
-    rows, heads = Rows(tuple(lengths), 0.3, window), key_heads * groups
+    rows, heads = AttentionSpec(lengths=tuple(lengths), scale=0.3, window=window), key_heads * groups
     bias = torch.randn(heads, max(lengths), max(lengths), requires_grad=True) if biased else None
     compare(rows, heads, key_heads, bias, block)
 
@@ -52,14 +52,20 @@ def test_equals_each_row_alone(
 def test_rows_read_their_own_sources_whole(data: st.DataObject, lengths: list[int], block: int) -> None:
     sources = data.draw(st.lists(st.integers(1, 40), min_size=len(lengths), max_size=len(lengths)))
     torch.manual_seed(sum(lengths))
-    compare(Rows(tuple(lengths), 0.3, None, False, tuple(sources)), 4, 2, None, block)
+    compare(
+        AttentionSpec(lengths=tuple(lengths), scale=0.3, window=None, causal=False, source_lengths=tuple(sources)),
+        4,
+        2,
+        None,
+        block,
+    )
     bias = torch.randn(4, max(lengths), max(lengths), requires_grad=True)
-    compare(Rows(tuple(lengths), 1.0, None, False), 4, 4, bias, block)
+    compare(AttentionSpec(lengths=tuple(lengths), scale=1.0, window=None, causal=False), 4, 4, bias, block)
 
 
-def compare(rows: Rows, heads: int, key_heads: int, bias: Tensor | None, block: int) -> None:
+def compare(rows: AttentionSpec, heads: int, key_heads: int, bias: Tensor | None, block: int) -> None:
     query = torch.randn(sum(rows.lengths), heads, 4, requires_grad=True)
-    sources = sum(rows.sources or rows.lengths)
+    sources = sum(rows.source_lengths or rows.lengths)
     key, value = (torch.randn(sources, key_heads, 4, requires_grad=True) for _ in range(2))
     inputs = (query, key, value) if bias is None else (query, key, value, bias)
     grad = torch.randn_like(query)
@@ -75,7 +81,7 @@ def compare(rows: Rows, heads: int, key_heads: int, bias: Tensor | None, block: 
 
 
 def test_dropout_drops_its_share_and_its_gradient_is_that_of_the_same_masks() -> None:
-    rows = Rows((150, 30), 0.5, dropout=0.25)
+    rows = AttentionSpec(lengths=(150, 30), scale=0.5, dropout=0.25)
     torch.manual_seed(0)
     query, key, value = (torch.randn(180, 2, 4, dtype=torch.float64, requires_grad=True) for _ in range(3))
 
@@ -104,7 +110,7 @@ def test_large_scores_are_not_rounded_to_bf16() -> None:
     query = torch.full((2, 1, 2), 10.0).bfloat16()
     key = torch.tensor([[[5.0, 5.0]], [[5.0, 5.0234375]]]).bfloat16()
     value = torch.tensor([[[0.0, 0.0]], [[1.0, 1.0]]]).bfloat16()
-    rows = Rows((2,), 1.0)
+    rows = AttentionSpec(lengths=(2,), scale=1.0)
     exact = by_row(query.double(), key.double(), value.double(), rows)
     found = row_attention(query, key, value, rows)
     torch.testing.assert_close(found.double(), exact, rtol=1e-2, atol=1e-2)

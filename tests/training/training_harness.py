@@ -20,7 +20,7 @@ from training.job_folders import lay_out, lines, run
 from luthier.jobfolder import JobFolder
 from luthier.layers import decoder
 from luthier.layers.batch import Batch
-from luthier.layers.row_attention import Rows, row_attention
+from luthier.layers.row_attention import AttentionSpec, row_attention
 from luthier.weights.model import Model
 
 PLAIN = {"lora_dropout": 0.0, "score_rows": 0, "per_device_train_batch_size": 4, "lr_scheduler_type": "constant"}
@@ -173,7 +173,7 @@ def _listen(patch: pytest.MonkeyPatch, done: FinishedJob) -> None:
         done.attention_calls += 1
         return plain(*arguments, **options)
 
-    def heard_rows(query: Tensor, key: Tensor, value: Tensor, rows: Rows) -> Tensor:
+    def heard_rows(query: Tensor, key: Tensor, value: Tensor, rows: AttentionSpec) -> Tensor:
         done.attention_calls += len(rows.lengths)
         return row_attention(query, key, value, rows)
 

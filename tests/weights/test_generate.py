@@ -13,7 +13,7 @@ import torch
 from tiny_models import ALL, ARCHITECTURES, network_of
 
 from luthier.layers.kv_cache import CacheSlots
-from luthier.layers.parts import UnsupportedModuleError
+from luthier.layers.module_readers import UnsupportedModuleError
 from luthier.weights import greedy
 from luthier.weights.generate import GeneratedTokens, generate
 from luthier.weights.lora import DEFAULT_TARGET_MODULES, Adapter, attach_adapter
@@ -176,7 +176,7 @@ def test_a_model_in_training_or_with_angles_that_depend_on_the_length_goes_to_tr
 def test_weights_left_where_they_are_give_the_same_answers(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, prompts = model_of(architecture, adapted=True), prompts_of([9, 1, 23, 30])
     expected = ours(model, prompts, [0], 12)
-    monkeypatch.setattr(greedy, "PACKED_BYTES", 0)
+    monkeypatch.setattr(greedy, "PREPACKED_BYTES", 0)
     assert ours(model, prompts, [0], 12) == expected
 
 

@@ -3,7 +3,7 @@
     rows      | a a a a | b b | c c c |        one sequence of T tokens, no padding
     attention each row over itself alone; in cross-attention, over its own source alone
 
-It is registered with transformers under `PACKED` and receives the row lengths as a keyword of the model's forward,
+It is registered with transformers under `PACKED_ATTENTION` and receives the row lengths as a keyword argument,
 so no mask of T x T is ever built and no position trick has to be trusted. Its plain twin is the same model called
 once per row (tests/layers/test_attention.py, tests/architectures/).
 
@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from luthier.layers.row_attention import Rows
-from luthier.layers.varlen_attention import attend_rows, taken
+from luthier.layers.row_attention import AttentionSpec
+from luthier.layers.varlen_attention import attend_rows, can_use_varlen_kernel
 
-PACKED = "luthier_packed"
+PACKED_ATTENTION = "luthier_packed"
 
 # Architectures whose packed rows were proved equal to the rows alone (tests/architectures/test_forward.py).
 PACKABLE_ARCHITECTURES = frozenset(
@@ -53,23 +53,30 @@ def packed_attention(
     """
     lengths: tuple[int, ...] = context["row_lengths"]
     causal: bool = getattr(module, "is_causal", True)
-    sources: tuple[int, ...] | None = context.get("source_lengths") if not causal else None
-    bias = None if sources else context.get("position_bias")
+    source_lengths: tuple[int, ...] | None = context.get("source_lengths") if not causal else None
+    bias = None if source_lengths else context.get("position_bias")
     window: int | None = context.get("sliding_window")
     softcap: float | None = context.get("softcap")
     on_cpu = query_BHTD.device.type == "cpu"
     if softcap is None and (on_cpu or bias is None):
         scale = query_BHTD.shape[-1] ** -0.5 if scaling is None else scaling
-        rows = Rows(lengths, scale, window if causal else None, causal, sources or (), dropout)
+        rows = AttentionSpec(
+            lengths=lengths,
+            scale=scale,
+            window=window if causal else None,
+            causal=causal,
+            source_lengths=source_lengths or (),
+            dropout=dropout,
+        )
         query, key, value = (_in_compute_type(x_BHTD) for x_BHTD in (query_BHTD, key_BKTD, value_BKTD))
-        if on_cpu or taken(query, key, rows):
+        if on_cpu or can_use_varlen_kernel(query, key, rows):
             with torch.autocast(query.device.type, enabled=False):
                 return attend_rows(query, key, value, rows, None if bias is None else bias[0])[None], None
     groups = query_BHTD.shape[1] // key_BKTD.shape[1]
     if groups > 1:
         key_BKTD = key_BKTD.repeat_interleave(groups, dim=1)
         value_BKTD = value_BKTD.repeat_interleave(groups, dim=1)
-    key_lengths = sources or lengths
+    key_lengths = source_lengths or lengths
     apart = zip(
         query_BHTD.split(lengths, dim=2), key_BKTD.split(key_lengths, dim=2), value_BKTD.split(key_lengths, dim=2),
         strict=True,
@@ -119,4 +126,4 @@ def _capped(
     return F.dropout(weights, dropout) @ value
 
 
-AttentionInterface.register(PACKED, packed_attention)
+AttentionInterface.register(PACKED_ATTENTION, packed_attention)

@@ -8,7 +8,7 @@ from torch import Tensor
 LEVELS = 65536  # a mask compares 16 random bits; dropout is rounded to a multiple of 1/65536
 
 
-class Masks:
+class DropoutMasks:
     """What is kept (1) and dropped (0) of one tensor after another, always the same for a seed."""
 
     def __init__(self, seed: int, device: torch.device) -> None:
@@ -21,17 +21,17 @@ class Masks:
         """
         numbers = torch.empty(-(-like.numel() // 4), dtype=torch.int64, device=like.device)
         bits = numbers.random_(-(2**63), None, generator=self.generator).view(torch.int16)[: like.numel()]
-        return (bits >= levels(dropout) - LEVELS // 2).view(like.shape).to(like.dtype)
+        return (bits >= dropped_levels(dropout) - LEVELS // 2).view(like.shape).to(like.dtype)
 
 
-def levels(dropout: float) -> int:
+def dropped_levels(dropout: float) -> int:
     """How many of the 65,536 levels are dropped."""
     return round(dropout * LEVELS)
 
 
-def kept_share(dropout: float) -> float:
+def keep_probability(dropout: float) -> float:
     """The share that a mask keeps, by which what it keeps is divided."""
-    return 1.0 - levels(dropout) / LEVELS
+    return 1.0 - dropped_levels(dropout) / LEVELS
 
 
 def draw_seed() -> int:

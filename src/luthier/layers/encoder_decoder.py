@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 
 
-def run_stack(
+def run_t5_stack(
     stack: nn.Module,
     ids_1T: Tensor,
     lengths: tuple[int, ...],

@@ -18,15 +18,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from luthier.layers.product import times
+from luthier.layers.product import matmul_nt
 
 CHUNK_ELEMENTS = 8 * 1024 * 1024  # logits of one chunk
 CACHED_ELEMENTS = 256 * 1024  # of a chunk in fp32 at once, on a CPU: 1 MB, which its cache holds
 CHUNKS_AT_ONCE = 8  # whose gradients reach the weight by one product: each product writes as much as the weight holds
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputHead:
     """An output head: logits = cap(weight @ (scale * hidden) + bias), where cap(z) = softcap * tanh(z / softcap).
 
     Matrix products run in `dtype`. Most architectures have neither a scale nor a cap.
@@ -46,7 +46,7 @@ class Head:
         """Logits (C, V) in the compute type and not capped, without a graph."""
         hidden, weight_VD = self._scaled(hidden_CD), self.weight_VD.to(self.dtype)
         if self.bias_V is None:
-            return times(hidden, weight_VD)
+            return matmul_nt(hidden, weight_VD)
         return F.linear(hidden, weight_VD, self.bias_V.to(self.dtype))
 
     def capped(self, products_CV: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ class Head:
         return hidden.to(self.dtype) if self.scale == 1.0 else (hidden * self.scale).to(self.dtype)
 
 
-def head_loss(hidden_ND: Tensor, head: Head, labels_N: Tensor, smoothing: float = 0.0) -> Tensor:
+def head_loss(hidden_ND: Tensor, head: OutputHead, labels_N: Tensor, smoothing: float = 0.0) -> Tensor:
     """Summed cross-entropy in nats, differentiable in hidden, weight and bias.
 
     `smoothing` spreads that share of each target evenly over the vocabulary (Szegedy et al. 2016, arXiv:1512.00567).
@@ -69,7 +69,7 @@ def head_loss(hidden_ND: Tensor, head: Head, labels_N: Tensor, smoothing: float 
 
 
 @torch.no_grad()
-def head_scores(hidden_ND: Tensor, head: Head, labels_N: Tensor) -> tuple[Tensor, Tensor]:
+def head_scores(hidden_ND: Tensor, head: OutputHead, labels_N: Tensor) -> tuple[Tensor, Tensor]:
     """Per-position loss in nats (N,) fp32 and whether the most likely token is the label (N,) bool."""
     losses, hits = [], []
     for rows in _chunks(len(labels_N), head.weight_VD.shape[0], CHUNK_ELEMENTS):
@@ -87,7 +87,7 @@ def _chunks(positions: int, vocabulary: int, elements: int) -> list[slice]:
 
 
 def _into_gradient(
-    products_CV: Tensor, head: Head, labels_C: Tensor, smoothing: float, grad_bias: Tensor | None
+    products_CV: Tensor, head: OutputHead, labels_C: Tensor, smoothing: float, grad_bias: Tensor | None
 ) -> Tensor:
     """Write the loss's gradient over a head's products, add the bias's to `grad_bias`, and return the summed loss.
 
@@ -148,27 +148,33 @@ class _WeightGradient:
             return
         gradients, hidden = (torch.cat(parts) for parts in zip(*self.waiting, strict=True))
         self.waiting.clear()
-        found_VD = times(gradients.t(), hidden.t()).float()
+        found_VD = matmul_nt(gradients.t(), hidden.t()).float()
         self.total_VD = found_VD if self.total_VD is None else self.total_VD.add_(found_VD)
 
 
 class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, head: Head, smoothing: float
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        labels: Tensor,
+        head: OutputHead,
+        smoothing: float,
     ) -> Tensor:
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.zeros_like(hidden) if wants_hidden else None
         weight_gradient = _WeightGradient() if wants_weight else None
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if wants_bias and bias is not None else None
         matrix = weight.to(head.dtype)
-        chunked = Head(matrix, bias, head.dtype, head.scale, head.softcap)
+        chunked = OutputHead(weight_VD=matrix, bias_V=bias, dtype=head.dtype, scale=head.scale, softcap=head.softcap)
         total = hidden.new_zeros((), dtype=torch.float32)
         for rows in _chunks(len(labels), weight.shape[0], CHUNK_ELEMENTS):
             gradient = chunked.products(hidden[rows])
             total += _into_gradient(gradient, chunked, labels[rows], smoothing, grad_bias)
             if grad_hidden is not None:
-                grad_hidden[rows] = times(gradient, matrix.t()).mul_(head.scale).to(hidden.dtype)
+                grad_hidden[rows] = matmul_nt(gradient, matrix.t()).mul_(head.scale).to(hidden.dtype)
             if weight_gradient is not None:
                 weight_gradient.add(gradient, chunked._scaled(hidden[rows]))
         ctx.save_for_backward(

@@ -1,16 +1,16 @@
 """A decoder layer of the GPT-NeoX family, forward and backward by hand.
 
     x --norm--query_key_value--rope-->  attention  --dense--> + y        y: x, in sequence; else what the MLP made of x
-      \\__________ Queries _________/   row_attention  \\_ Output _/
+      \\__________ NeoxQkv _________/   row_attention  \\_ Output _/
       keeps x                          q, k, v          attended
 
     x --norm--up--act--down--> + x                                       x: the attention's output, in sequence
-      \\__________ Mlp _________/
+      \\__________ NeoxMlp _________/
       keeps x, up
 
 Attention and MLP read the same x side by side (GPT-J's form), or one after the other. Norms and activations are
-computed again in the backward pass. It knows tensors and numbers, not where they come from (recognition.py). The plain
-twin is transformers' own layer (tests/layers/test_neox_layer.py, tests/architectures/test_fast_path.py).
+computed again in the backward pass. It knows tensors and numbers, not where they come from (fused_models.py). The plain
+twin is transformers' own layer (tests/layers/test_neox_layer.py, tests/architectures/test_fused_layers.py).
 
 Shapes: T packed tokens, D hidden size (of a head: head size), H heads, O = 3 * H * head size, I intermediate size.
 """
@@ -23,17 +23,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from luthier.layers.decoder_layer import Grads, Output
+from luthier.layers.decoder_layer import Grads, OutputProjection
 from luthier.layers.layer_norm import LayerNorm, layer_norm, layer_norm_backward
-from luthier.layers.linear import Kept, Linear, linear, linear_backward
+from luthier.layers.linear import Linear, SavedForBackward, linear, linear_backward
 from luthier.layers.projection import Projection
-from luthier.layers.rope import Angles, rotate_first
+from luthier.layers.rope import RotaryAngles, rotate_leading_
 from luthier.layers.swiglu import Activation
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NeoxLayer:
-    """One layer's weights and numbers (stack.py's `Layer`). `parallel`: attention and MLP read the same."""
+    """One layer's weights and numbers (fused_stack.py's `FusedLayer`). `parallel`: attention and MLP read the same."""
 
     norm: LayerNorm
     qkv: Linear
@@ -45,38 +45,43 @@ class NeoxLayer:
     head_size: int
     scale: float
     parallel: bool
-    recomputed: bool
+    checkpointed: bool
     window: None = None
 
     @property
-    def linears(self) -> tuple[Linear, ...]:
+    def linear_layers(self) -> tuple[Linear, ...]:
         return self.qkv, self.dense, self.up, self.down
 
-    def queries(self, x_TD: Tensor, angles: Angles, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return Queries(self.norm, self.qkv, self.head_size, angles, dtype)(x_TD)
+    def project_qkv(
+        self, x_TD: Tensor, angles: RotaryAngles, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return NeoxQkv(norm=self.norm, qkv=self.qkv, head_size=self.head_size, angles=angles, dtype=dtype)(x_TD)
 
-    def rest(self, attended_THD: Tensor, x_TD: Tensor, dtype: torch.dtype) -> Tensor:
-        output, mlp = Output(self.dense, dtype), Mlp(self.mlp_norm, self.up, self.down, self.activation, dtype)
+    def apply_output_and_mlp(self, attended_THD: Tensor, x_TD: Tensor, dtype: torch.dtype) -> Tensor:
+        output, mlp = (
+            OutputProjection(self.dense, dtype),
+            NeoxMlp(norm=self.mlp_norm, up=self.up, down=self.down, activation=self.activation, dtype=dtype),
+        )
         return output(attended_THD, mlp(x_TD)) if self.parallel else mlp(output(attended_THD, x_TD))
 
-    def laid(self, dtype: torch.dtype, packed: bool) -> LaidNeox:
-        return LaidNeox(self, dtype, packed)
+    def for_inference(self, dtype: torch.dtype, packed: bool) -> NeoxInferenceLayer:
+        return NeoxInferenceLayer(self, dtype, packed)
 
 
-class LaidNeox:
-    """The layer with its weights laid out (stack.py's `Laid`)."""
+class NeoxInferenceLayer:
+    """The layer with its weights laid out (fused_stack.py's `InferenceLayer`)."""
 
     def __init__(self, layer: NeoxLayer, dtype: torch.dtype, packed: bool) -> None:
         self._layer, self._dtype = layer, dtype
         self._qkv, self._dense, self._up, self._down = (
-            Projection((linear,), dtype, packed) for linear in layer.linears
+            Projection((linear,), dtype, packed) for linear in layer.linear_layers
         )
 
-    def queries(self, x_TD: Tensor, angles: Angles) -> tuple[Tensor, Tensor, Tensor]:
+    def project_qkv(self, x_TD: Tensor, angles: RotaryAngles) -> tuple[Tensor, Tensor, Tensor]:
         (y_TO,) = self._qkv(layer_norm(x_TD, self._layer.norm, self._dtype)[0])
         return _apart(y_TO, self._layer.head_size, angles)
 
-    def rest(self, attended_THD: Tensor, x_TD: Tensor) -> Tensor:
+    def apply_output_and_mlp(self, attended_THD: Tensor, x_TD: Tensor) -> Tensor:
         parallel = self._layer.parallel
         (h_TD,) = self._dense(attended_THD.flatten(1), self._mlp(x_TD) if parallel else x_TD)
         return h_TD if parallel else self._mlp(h_TD)
@@ -87,28 +92,28 @@ class LaidNeox:
         return out_TD
 
 
-@dataclass(frozen=True, slots=True)
-class Queries:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NeoxQkv:
     """From hidden states to queries, keys and values, by one linear layer whose outputs lie head by head."""
 
     norm: LayerNorm
     qkv: Linear
     head_size: int
-    angles: Angles
+    angles: RotaryAngles
     dtype: torch.dtype
 
     def __call__(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Queries, keys and values (T, H, D); and `x_TD`, for what is added to it later."""
-        apply: Any = _Queries.apply
+        """NeoxQkv, keys and values (T, H, D); and `x_TD`, for what is added to it later."""
+        apply: Any = _NeoxQkvFunction.apply
         q_THD, k_THD, v_THD, same_TD = apply(x_TD, self, self.norm.weight_D, self.norm.bias_D, *self.qkv.parameters)
         return q_THD, k_THD, v_THD, same_TD
 
 
-class _Queries(torch.autograd.Function):
+class _NeoxQkvFunction(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_TD: Tensor, of: Queries, *_: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, x_TD: Tensor, of: NeoxQkv, *_: Tensor) -> tuple[Tensor, ...]:
         (y_TO,), kept = linear(layer_norm(x_TD, of.norm, of.dtype)[0], (_biased(of.qkv, of.dtype),))
-        ctx.save_for_backward(x_TD, *kept.lows_TR)
+        ctx.save_for_backward(x_TD, *kept.lora_inner_TR)
         ctx.of, ctx.seed = of, kept.seed
         return *_apart(y_TO, of.head_size, of.angles), x_TD
 
@@ -119,29 +124,31 @@ class _Queries(torch.autograd.Function):
         grad_TO = _together(outputs[:3], of.angles)
         wants_normed = wants[0] or wants[2] or wants[3]
         normed_TD, moments = layer_norm(x_TD, of.norm, of.dtype)
-        grad_normed, found = linear_backward([grad_TO], normed_TD, (of.qkv,), Kept(tuple(lows), ctx.seed), wants_normed)
+        grad_normed, found = linear_backward(
+            [grad_TO], normed_TD, (of.qkv,), SavedForBackward(tuple(lows), ctx.seed), wants_normed
+        )
         if grad_normed is None:
             return outputs[3], None, None, None, *found
         grad_x, *grad_norm = layer_norm_backward(grad_normed, x_TD, of.norm, moments, wants[2:4])
         return grad_x.add_(outputs[3]), None, *grad_norm, *found
 
 
-def _apart(y_TO: Tensor, head_size: int, angles: Angles) -> tuple[Tensor, Tensor, Tensor]:
+def _apart(y_TO: Tensor, head_size: int, angles: RotaryAngles) -> tuple[Tensor, Tensor, Tensor]:
     """Queries and keys, turned, and values, each in one piece."""
     qkv_3THD = y_TO.view(len(y_TO), -1, 3, head_size).permute(2, 0, 1, 3).contiguous()
-    rotate_first(qkv_3THD[:2], angles)
+    rotate_leading_(qkv_3THD[:2], angles)
     return qkv_3THD[0], qkv_3THD[1], qkv_3THD[2]
 
 
-def _together(grads_THD: tuple[Tensor, ...], angles: Angles) -> Tensor:
+def _together(grads_THD: tuple[Tensor, ...], angles: RotaryAngles) -> Tensor:
     """The gradient of `_apart`'s input."""
     grad_TH3D = torch.stack(grads_THD, 2)
-    rotate_first(grad_TH3D.permute(2, 0, 1, 3)[:2], angles.opposite())
+    rotate_leading_(grad_TH3D.permute(2, 0, 1, 3)[:2], angles.inverse())
     return grad_TH3D.flatten(1)
 
 
-@dataclass(frozen=True, slots=True)
-class Mlp:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NeoxMlp:
     """The MLP behind its norm."""
 
     norm: LayerNorm
@@ -152,19 +159,19 @@ class Mlp:
 
     def __call__(self, x_TD: Tensor) -> Tensor:
         """x + down(act(up))."""
-        apply: Any = _Mlp.apply
+        apply: Any = _NeoxMlpFunction.apply
         out_TD: Tensor = apply(
             x_TD, self, self.norm.weight_D, self.norm.bias_D, *self.up.parameters, *self.down.parameters
         )
         return out_TD
 
 
-class _Mlp(torch.autograd.Function):
+class _NeoxMlpFunction(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_TD: Tensor, of: Mlp, *_: Tensor) -> Tensor:
+    def forward(ctx: Any, x_TD: Tensor, of: NeoxMlp, *_: Tensor) -> Tensor:
         (up_TI,), kept = linear(layer_norm(x_TD, of.norm, of.dtype)[0], (_biased(of.up, of.dtype),))
         (out_TD,), kept_down = linear(of.activation.forward(up_TI), (_biased(of.down, of.dtype),), x_TD)
-        ctx.save_for_backward(x_TD, up_TI, *kept.lows_TR, *kept_down.lows_TR)
+        ctx.save_for_backward(x_TD, up_TI, *kept.lora_inner_TR, *kept_down.lora_inner_TR)
         ctx.of, ctx.seeds = of, (kept.seed, kept_down.seed)
         return out_TD
 
@@ -172,8 +179,8 @@ class _Mlp(torch.autograd.Function):
     def backward(ctx: Any, *outputs: Tensor) -> Grads:
         x_TD, up_TI, low_up, low_down = ctx.saved_tensors
         of, wants = ctx.of, ctx.needs_input_grad
-        kept, kept_down = Kept((low_up,), ctx.seeds[0]), Kept((low_down,), ctx.seeds[1])
-        active_TI = of.activation.forward(up_TI) if of.down.trains else None
+        kept, kept_down = SavedForBackward((low_up,), ctx.seeds[0]), SavedForBackward((low_down,), ctx.seeds[1])
+        active_TI = of.activation.forward(up_TI) if of.down.is_trainable else None
         grad_TI, found_down = linear_backward([outputs[0].to(of.dtype)], active_TI, (of.down,), kept_down, True)
         assert grad_TI is not None
         del active_TI

@@ -24,21 +24,21 @@ _CPUINFO = Path("/proc/cpuinfo")
 _NO_ROOM_FOR_A_PROGRAM = "could not create a primitive"
 
 
-def times(a_MK: Tensor, b_NK: Tensor, onto_MN: Tensor | None = None, used_up: bool = False) -> Tensor:
-    """a b' [+ onto] (M, N), without a graph; all of one type. A new tensor, unless `onto` may be `used_up`."""
-    if a_MK.dtype is torch.float32 and a_MK.device.type == "cpu" and a_MK.numel() and mkl_is_slow():
+def matmul_nt(a_MK: Tensor, b_NK: Tensor, addend_MN: Tensor | None = None, inplace: bool = False) -> Tensor:
+    """a b' [+ onto] (M, N), without a graph; all of one type. A new tensor, unless `onto` may be `inplace`."""
+    if a_MK.dtype is torch.float32 and a_MK.device.type == "cpu" and a_MK.numel() and is_mkl_slow():
         try:
-            return _by_onednn(a_MK, b_NK, onto_MN)
+            return _by_onednn(a_MK, b_NK, addend_MN)
         except RuntimeError as error:
             if _NO_ROOM_FOR_A_PROGRAM not in str(error):
                 raise
-    if onto_MN is None:
+    if addend_MN is None:
         return a_MK @ b_NK.t()
     # The same numbers; onto a new tensor, torch would first copy all of `onto` there.
-    return onto_MN.addmm_(a_MK, b_NK.t()) if used_up else torch.addmm(onto_MN, a_MK, b_NK.t())
+    return addend_MN.addmm_(a_MK, b_NK.t()) if inplace else torch.addmm(addend_MN, a_MK, b_NK.t())
 
 
-def in_fp32(left_BMK: Tensor, right_BKN: Tensor, scale: float) -> Tensor:
+def bmm_fp32(left_BMK: Tensor, right_BKN: Tensor, scale: float) -> Tensor:
     """scale * left right in fp32 (B, M, N), without a graph, of batches of any one type."""
     exact = left_BMK.dtype is torch.bfloat16 and left_BMK.device.type == "cpu"
     left, right = left_BMK.float(), right_BKN.float()
@@ -60,24 +60,24 @@ def _factors_are_bf16() -> Iterator[None]:
         _onednn.matmul.fp32_precision = before
 
 
-def _by_onednn(a_MK: Tensor, b_NK: Tensor, onto_MN: Tensor | None) -> Tensor:
+def _by_onednn(a_MK: Tensor, b_NK: Tensor, addend_MN: Tensor | None) -> Tensor:
     """As `times`, of fp32 on a CPU. RuntimeError where it finds no room for the program it would compile."""
     found: Tensor = (
         _ops._linear_pointwise(a_MK, b_NK, None, "none", [], "")
-        if onto_MN is None
-        else _ops._linear_pointwise.binary(a_MK, onto_MN, b_NK, None, "add")
+        if addend_MN is None
+        else _ops._linear_pointwise.binary(a_MK, addend_MN, b_NK, None, "add")
     )
     return found
 
 
 @functools.cache
-def mkl_is_slow() -> bool:
+def is_mkl_slow() -> bool:
     """Whether torch's MKL runs on a processor of another maker, and oneDNN is there to stand in."""
     there = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
-    return there and hasattr(_ops, "_linear_pointwise") and maker() not in ("", "GenuineIntel")
+    return there and hasattr(_ops, "_linear_pointwise") and cpu_vendor() not in ("", "GenuineIntel")
 
 
-def maker() -> str:
+def cpu_vendor() -> str:
     """The processor's maker as it names itself (x86 under Linux); empty where that cannot be told."""
     if not _CPUINFO.exists():
         return ""

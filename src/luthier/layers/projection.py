@@ -23,7 +23,7 @@ from luthier.layers.linear import Linear, linear
 _ops = torch.ops.mkldnn
 
 
-def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
+def can_prepack(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether this machine has oneDNN's products in the type."""
     if device.type != "cpu" or not torch.backends.mkldnn.is_available() or not hasattr(_ops, "_linear_pointwise"):
         return False
@@ -43,11 +43,11 @@ class Projection:
             self._bias_O = _biases(layers, dtype)
             self._low = _adapters(layers, dtype)
 
-    def __call__(self, x_TI: Tensor, onto_TO: Tensor | None = None) -> list[Tensor]:
-        """The output of each layer, in the compute type. With `onto_TO` they are added to it and of its type."""
+    def __call__(self, x_TI: Tensor, residual_TO: Tensor | None = None) -> list[Tensor]:
+        """The output of each layer, in the compute type. With `residual_TO` they are added to it and of its type."""
         if self._layers:
-            return linear(x_TI, self._layers, onto_TO)[0]
-        inside = onto_TO if onto_TO is not None and onto_TO.dtype is self._dtype else None
+            return linear(x_TI, self._layers, residual_TO)[0]
+        inside = residual_TO if residual_TO is not None and residual_TO.dtype is self._dtype else None
         if self._low is not None:
             a_RI, b_RO = self._low
             small_TR = x_TI @ a_RI.t()
@@ -57,8 +57,8 @@ class Projection:
             y_TO = _ops._linear_pointwise(x_TI, self._weight, self._bias_O, "none", [], "")
         else:
             y_TO = _ops._linear_pointwise.binary(x_TI, inside, self._weight, self._bias_O, "add")
-        if onto_TO is not None and onto_TO.dtype is not self._dtype:
-            y_TO = onto_TO + y_TO
+        if residual_TO is not None and residual_TO.dtype is not self._dtype:
+            y_TO = residual_TO + y_TO
         return list(y_TO.split(self._sizes, -1))
 
 

@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from luthier.layers.dropout import Masks, draw_seed, kept_share
-from luthier.layers.product import in_fp32
+from luthier.layers.dropout import DropoutMasks, draw_seed, keep_probability
+from luthier.layers.product import bmm_fp32
 
 BLOCK = 128  # queries at a time: of a long row, half of what causality hides is never computed
 
@@ -38,23 +38,23 @@ class Block:
     key_places: slice
 
 
-@dataclass(frozen=True, slots=True)
-class Rows:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionSpec:
     """Where the rows lie, how scores are scaled, how far back a token sees (`window`; None: all of its row), and the
-    share of weights that is dropped. `sources` are the rows of the keys in cross-attention, which is not causal.
+    share of weights that is dropped. `source_lengths` are the rows of the keys in cross-attention, which is not causal.
     """
 
     lengths: tuple[int, ...]
     scale: float
     window: int | None = None
     causal: bool = True
-    sources: tuple[int, ...] = ()
+    source_lengths: tuple[int, ...] = ()
     dropout: float = 0.0
 
     def blocks(self) -> Iterator[Block]:
         """All blocks, row after row."""
         start = source = 0
-        for length, reach in zip(self.lengths, self.sources or self.lengths, strict=True):
+        for length, reach in zip(self.lengths, self.source_lengths or self.lengths, strict=True):
             for first in range(0, length, BLOCK):
                 end = min(first + BLOCK, length)
                 seen = 0 if self.window is None else max(0, first - self.window + 1)
@@ -67,7 +67,7 @@ class Rows:
 
 
 def row_attention(
-    query_THD: Tensor, key_SKD: Tensor, value_SKD: Tensor, rows: Rows, bias_HLL: Tensor | None = None
+    query_THD: Tensor, key_SKD: Tensor, value_SKD: Tensor, rows: AttentionSpec, bias_HLL: Tensor | None = None
 ) -> Tensor:
     """Attention of each row (T, H, D), differentiable in all tensors. `bias_HLL` is added to the scores."""
     apply: Any = _RowAttention.apply
@@ -78,7 +78,7 @@ def row_attention(
 class _RowAttention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, query_THD: Tensor, key_SKD: Tensor, value_SKD: Tensor, bias_HLL: Tensor | None, rows: Rows
+        ctx: Any, query_THD: Tensor, key_SKD: Tensor, value_SKD: Tensor, bias_HLL: Tensor | None, rows: AttentionSpec
     ) -> Tensor:
         ctx.save_for_backward(query_THD, key_SKD, value_SKD, bias_HLL)
         ctx.rows, ctx.seed = rows, draw_seed() if rows.dropout else 0
@@ -125,17 +125,17 @@ class _RowAttention(torch.autograd.Function):
 class _Weights:
     """The weights of one block after another, the same in the forward and the backward pass."""
 
-    def __init__(self, rows: Rows, bias_HLL: Tensor | None, like: Tensor, seed: int) -> None:
+    def __init__(self, rows: AttentionSpec, bias_HLL: Tensor | None, like: Tensor, seed: int) -> None:
         self.rows, self.bias_HLL = rows, bias_HLL
         self.triangle_QQ = torch.full((BLOCK, BLOCK), float("-inf"), device=like.device).triu(1)
-        self.masks = Masks(seed, like.device) if rows.dropout else None
+        self.masks = DropoutMasks(seed, like.device) if rows.dropout else None
 
     def __call__(self, query_KXD: Tensor, key_KYD: Tensor, block: Block) -> tuple[Tensor, Tensor | None]:
         """Softmax of the scores, and what dropout multiplies them by.
 
         Scores are kept in fp32: rounded to bf16, scores of 100 would be off by a quarter.
         """
-        scores_KXY = in_fp32(query_KXD, key_KYD.transpose(1, 2), self.rows.scale)
+        scores_KXY = bmm_fp32(query_KXD, key_KYD.transpose(1, 2), self.rows.scale)
         queries = block.queries.stop - block.queries.start
         by_query = scores_KXY.view(len(scores_KXY), -1, queries, scores_KXY.shape[2])
         if self.bias_HLL is not None:
@@ -147,7 +147,7 @@ class _Weights:
         if self.masks is None:
             return weights_KXY, None
         mask_KXY = self.masks.draw(weights_KXY, self.rows.dropout)
-        return weights_KXY, mask_KXY.div_(kept_share(self.rows.dropout))
+        return weights_KXY, mask_KXY.div_(keep_probability(self.rows.dropout))
 
     def _hide(self, scores_KGQY: Tensor) -> None:
         """Write over the scores of keys that must not be seen; queries end where their keys end."""

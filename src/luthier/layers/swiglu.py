@@ -32,7 +32,7 @@ GELU_TANH = Activation(partial(F.gelu, approximate="tanh"), partial(_aten.gelu_b
 _KNOWN = (SILU, GELU, GELU_TANH)
 
 
-def activation_of(module: nn.Module) -> Activation | None:
+def match_activation(module: nn.Module) -> Activation | None:
     """The known activation that a module computes, found out by trying it; None when it is another."""
     tried = torch.linspace(-4, 4, 17)
     found: Tensor = module(tried)

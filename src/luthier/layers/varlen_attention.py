@@ -16,61 +16,61 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from luthier.layers.row_attention import Rows, row_attention
+from luthier.layers.row_attention import AttentionSpec, row_attention
 
 DTYPES = (torch.bfloat16, torch.float16)
 TOLERANCE = 0.02  # of the size of what is compared; both round to 8 bits or more
-_TRIED = (5, 130, 64)  # rows shorter and longer than a block of row_attention
+_PROBE_LENGTHS = (5, 130, 64)  # rows shorter and longer than a block of row_attention
 
 
 def attend_rows(
-    query_THD: Tensor, key_SKD: Tensor, value_SKD: Tensor, rows: Rows, bias_HLL: Tensor | None = None
+    query_THD: Tensor, key_SKD: Tensor, value_SKD: Tensor, rows: AttentionSpec, bias_HLL: Tensor | None = None
 ) -> Tensor:
     """Attention of each row (T, H, D) by the kernel where it is taken; the contract is row_attention's."""
-    if bias_HLL is None and taken(query_THD, key_SKD, rows):
+    if bias_HLL is None and can_use_varlen_kernel(query_THD, key_SKD, rows):
         return varlen_attention(query_THD, key_SKD, value_SKD, rows)
     return row_attention(query_THD, key_SKD, value_SKD, rows, bias_HLL)
 
 
-def taken(query_THD: Tensor, key_SKD: Tensor, rows: Rows) -> bool:
+def can_use_varlen_kernel(query_THD: Tensor, key_SKD: Tensor, rows: AttentionSpec) -> bool:
     """Whether these rows go through the kernel."""
     heads = (query_THD.shape[1], key_SKD.shape[1], query_THD.shape[2])
-    return not rows.dropout and not refusal(query_THD.device, query_THD.dtype, heads)
+    return not rows.dropout and not kernel_unavailable_reason(query_THD.device, query_THD.dtype, heads)
 
 
-def told(device: torch.device, dtype: torch.dtype, heads: tuple[int, int, int]) -> str:
+def describe_attention(device: torch.device, dtype: torch.dtype, heads: tuple[int, int, int]) -> str:
     """Which way attention takes on a GPU, for the user; empty on a CPU, where there is one way."""
     if device.type == "cpu":
         return ""
-    reason = refusal(device, dtype, heads)
+    reason = kernel_unavailable_reason(device, dtype, heads)
     return f", attention without torch's varlen kernel ({reason})" if reason else ", attention by torch's varlen kernel"
 
 
 @lru_cache
-def refusal(device: torch.device, dtype: torch.dtype, heads: tuple[int, int, int]) -> str:
+def kernel_unavailable_reason(device: torch.device, dtype: torch.dtype, heads: tuple[int, int, int]) -> str:
     """Why the kernel is not taken for H, K and D of `heads`; empty where it was tried and agrees."""
     if device.type != "cuda":
         return f"none for {device.type}"
     if dtype not in DTYPES:
         return f"none for {dtype}"
     try:
-        worst = disagreement(device, dtype, heads)
+        worst = max_relative_error(device, dtype, heads)
     except (ImportError, RuntimeError, TypeError, ValueError) as error:
         return str(error).partition("\n")[0]
     return "" if worst <= TOLERANCE else f"its result is {worst:.1%} off"
 
 
-def disagreement(device: torch.device, dtype: torch.dtype, heads: tuple[int, int, int]) -> float:
+def max_relative_error(device: torch.device, dtype: torch.dtype, heads: tuple[int, int, int]) -> float:
     """The worst distance of the kernel's result and gradients from row_attention's, relative to their size, with and
     without a window.
     """
     count, key_count, size = heads
     numbers = torch.Generator().manual_seed(0)
-    shapes = [(sum(_TRIED), heads_here, size) for heads_here in (count, key_count, key_count, count)]
+    shapes = [(sum(_PROBE_LENGTHS), heads_here, size) for heads_here in (count, key_count, key_count, count)]
     query, key, value, grad = (torch.randn(shape, generator=numbers).to(device, dtype) for shape in shapes)
     worst = 0.0
     for window in (None, 40):
-        rows = Rows(_TRIED, size**-0.5, window)
+        rows = AttentionSpec(lengths=_PROBE_LENGTHS, scale=size**-0.5, window=window)
         sides = []
         for way in (varlen_attention, row_attention):
             leaves = [part.clone().requires_grad_() for part in (query, key, value)]
@@ -82,11 +82,11 @@ def disagreement(device: torch.device, dtype: torch.dtype, heads: tuple[int, int
     return worst
 
 
-def varlen_attention(query_THD: Tensor, key_SKD: Tensor, value_SKD: Tensor, rows: Rows) -> Tensor:
+def varlen_attention(query_THD: Tensor, key_SKD: Tensor, value_SKD: Tensor, rows: AttentionSpec) -> Tensor:
     """Attention of each row (T, H, D) by the kernel, differentiable in all tensors."""
     from torch.nn.attention.varlen import varlen_attn
 
-    sources = rows.sources or rows.lengths
+    sources = rows.source_lengths or rows.lengths
     left = -1 if rows.window is None else rows.window - 1  # it counts the keys before the query's own
     attended = varlen_attn(
         query_THD, key_SKD, value_SKD, _starts(rows.lengths, query_THD.device), _starts(sources, query_THD.device),

@@ -103,6 +103,7 @@ def round_weights(model: Model) -> None:
     """Round trained weights to the type they will be stored in, so that what is scored is what is saved."""
     if not isinstance(model.network, PeftModel) and model.dtype is not torch.float32:
         nn.Module.to(model.hf_model, model.dtype)
+        model.forget_fused_stacks()
 
 
 def write_archive(folder: Path, archive: Path) -> None:

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from luthier.layers.parts import UnsupportedModuleError
-from luthier.weights.greedy import Greedy
+from luthier.layers.module_readers import UnsupportedModuleError
+from luthier.weights.greedy import GreedyDecoder
 from luthier.weights.model import Model
 from luthier.weights.row_limit import RowLimit, free_memory, is_out_of_memory, map_chunks
 
@@ -56,7 +56,7 @@ def generate(
     fits = limit or RowLimit(work="answering")
     parts = UnsupportedModuleError("beams") if beams > 1 else model.cached_decoding_parts()
     if not isinstance(parts, UnsupportedModuleError):
-        greedy, stops = Greedy(*parts), set(stop_ids)
+        greedy, stops = GreedyDecoder(*parts), set(stop_ids)
 
         def share(rows: list[int]) -> dict[int, GeneratedTokens]:
             return _in_slots(greedy, {row: prompts[row] for row in rows}, rooms, stops, batch_size, fits)
@@ -75,7 +75,12 @@ def generate(
 
 
 def _in_slots(
-    greedy: Greedy, prompts: dict[int, Sequence[int]], rooms: Sequence[int], stops: set[int], slots: int, fits: RowLimit
+    greedy: GreedyDecoder,
+    prompts: dict[int, Sequence[int]],
+    rooms: Sequence[int],
+    stops: set[int],
+    slots: int,
+    fits: RowLimit,
 ) -> dict[int, GeneratedTokens]:
     """Answers by the engine's own layers; those that memory did not suffice for are begun again, fewer at once."""
     done: dict[int, GeneratedTokens] = {}

@@ -17,14 +17,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from luthier.layers.decode import Decoding, weights_of
-from luthier.layers.head_loss import Head
+from luthier.layers.cached_decoder import CachedDecoder, linear_layers_of
+from luthier.layers.fused_stack import FusedStack
+from luthier.layers.head_loss import OutputHead
 from luthier.layers.kv_cache import CacheSlots
 from luthier.layers.linear import Linear
-from luthier.layers.projection import Projection, can_pack
-from luthier.layers.stack import FastStack
+from luthier.layers.projection import Projection, can_prepack
 
-PACKED_BYTES = 2 << 30  # the most that a second copy of the weights may take, laid out for the processor
+PREPACKED_BYTES = 2 << 30  # the most that a second copy of the weights may take, laid out for the processor
 PROMPT_TOKENS = 2048  # read at once
 
 
@@ -40,14 +40,14 @@ class _Row:
         return len(self.ids) >= self.room or self.ids[-1] in stop_ids
 
 
-class Greedy:
+class GreedyDecoder:
     """A model's layers and head, laid out for many answers as they stand now."""
 
-    def __init__(self, stack: FastStack, head: Head) -> None:
+    def __init__(self, stack: FusedStack, head: OutputHead) -> None:
         outward = Linear(head.weight_VD, head.bias_V)
-        size = sum(layer.weight_OI.numel() for layer in (*weights_of(stack), outward)) * head.dtype.itemsize
-        packed = size <= PACKED_BYTES and can_pack(head.weight_VD.device, head.dtype)
-        self._decoding = Decoding(stack, head.dtype, packed)
+        size = sum(layer.weight_OI.numel() for layer in (*linear_layers_of(stack), outward)) * head.dtype.itemsize
+        packed = size <= PREPACKED_BYTES and can_prepack(head.weight_VD.device, head.dtype)
+        self._decoding = CachedDecoder(stack, head.dtype, packed)
         self._head = Projection((outward,), head.dtype, packed)
         self._device = head.weight_VD.device
 

@@ -11,6 +11,7 @@ checkpoints.
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -20,19 +21,21 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from luthier.layers.attention import PACKABLE_ARCHITECTURES, PACKED
+from luthier.layers.attention import PACKABLE_ARCHITECTURES, PACKED_ATTENTION
 from luthier.layers.batch import Batch
 from luthier.layers.decoder import run_decoder
-from luthier.layers.encoder_decoder import run_stack
-from luthier.layers.head_loss import Head, head_loss, head_scores
-from luthier.layers.parts import UnsupportedModuleError
-from luthier.layers.recognition import fast_layers
-from luthier.layers.stack import FastStack
-from luthier.layers.varlen_attention import told
+from luthier.layers.encoder_decoder import run_t5_stack
+from luthier.layers.fused_models import build_fused_stack
+from luthier.layers.fused_stack import FusedStack
+from luthier.layers.head_loss import OutputHead, head_loss, head_scores
+from luthier.layers.module_readers import UnsupportedModuleError
+from luthier.layers.varlen_attention import describe_attention
 
+_log = logging.getLogger(__name__)
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -52,7 +55,10 @@ class Model:
         self.network = network
         self.dtype = dtype
         self.device = device
-        self._has_linear_head: bool | None = None  # whether `_head` is the model's own; found out at the first loss
+        self._has_linear_head: bool | None = None  # tested at the first loss
+        self._fused_stacks: dict[tuple[bool, bool | None], FusedStack | UnsupportedModuleError] = {}
+        layers = (module for module in network.modules() if isinstance(module, BaseTunerLayer))
+        self._adapter_layer = next(layers, None)  # PEFT enables and disables all layers together
 
     @property
     def hf_model(self) -> PreTrainedModel:
@@ -71,16 +77,18 @@ class Model:
 
     def describe_layers(self) -> str:
         """Which layers compute packed batches in the model's present state: Luthier's, or transformers' and why."""
-        found, config = self._fast(), self.hf_model.config.get_text_config()
+        stack, config = self.fused_stack(), self.hf_model.config.get_text_config()
         count = int(config.num_attention_heads)
         size = getattr(config, "head_dim", None) or config.hidden_size // count
-        attention = told(self.device, self.dtype, (count, getattr(config, "num_key_value_heads", None) or count, size))
-        own = isinstance(found, FastStack)
-        return ("Luthier's fused layers" if own else f"transformers' layers ({found})") + attention
+        attention = describe_attention(
+            self.device, self.dtype, (count, getattr(config, "num_key_value_heads", None) or count, size)
+        )
+        own = isinstance(stack, FusedStack)
+        return ("Luthier's fused layers" if own else f"transformers' layers ({stack})") + attention
 
-    def cached_decoding_parts(self) -> tuple[FastStack, Head] | UnsupportedModuleError:
+    def cached_decoding_parts(self) -> tuple[FusedStack, OutputHead] | UnsupportedModuleError:
         """The layers and the head that write answers token by token as the model now stands, or what forbids it."""
-        stack = self._fast()
+        stack = self.fused_stack()
         if isinstance(stack, UnsupportedModuleError):
             return stack
         if getattr(stack.rotary, "rope_type", "default") in ("dynamic", "longrope"):
@@ -140,6 +148,7 @@ class Model:
         # Its newer name; transformers before 5.23 has only the old one, and from then on warns of it.
         enable = getattr(self.hf_model, "activation_checkpointing_enable", self.hf_model.gradient_checkpointing_enable)
         enable({"use_reentrant": False, "context_fn": contexts})
+        self.forget_fused_stacks()
 
     def loss(self, batch: Batch, smoothing: float = 0.0) -> Tensor:
         """Summed loss in nats over the batch's labels, differentiable in the trainable parameters.
@@ -204,9 +213,9 @@ class Model:
 
     def _hidden(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Hidden states after the final norm at the positions that predict a label (N, D), and the router's loss."""
-        fast = self._fast() if batch.attention_mask_BT is None else None
-        if isinstance(fast, FastStack):
-            return run_decoder(fast, batch, self.dtype), None
+        stack = self.fused_stack() if batch.attention_mask_BT is None else None
+        if isinstance(stack, FusedStack):
+            return run_decoder(stack, batch, self.dtype), None
         if batch.source is not None:
             hidden_BTD, balance = self._decoded(batch), None
         else:
@@ -220,14 +229,32 @@ class Model:
             balance = self._balance(outputs.router_logits, batch) if routed else None
         return hidden_BTD.flatten(0, 1)[batch.positions_N], balance
 
-    def _fast(self) -> FastStack | UnsupportedModuleError:
-        """The model as the engine's own layers take it, or what they do not know of it."""
+    def fused_stack(self) -> FusedStack | UnsupportedModuleError:
+        """The model as Luthier's fused layers compute it, or the reason why they do not support it.
+
+        Decided once for each state: training or evaluation, adapter enabled or not. Code that changes the modules
+        themselves (hooks, activation checkpointing) after the first decision must call `forget_fused_stacks`.
+        """
+        layer = self._adapter_layer
+        state = (self.network.training, layer.disable_adapters if layer else None)
+        if state not in self._fused_stacks:
+            self._fused_stacks[state] = self._build_fused_stack()
+        return self._fused_stacks[state]
+
+    def forget_fused_stacks(self) -> None:
+        """Decide again whether the fused layers support the model."""
+        self._fused_stacks.clear()
+
+    def _build_fused_stack(self) -> FusedStack | UnsupportedModuleError:
         if not self.supports_packing:
-            return UnsupportedModuleError("rows of this architecture are not packed")
+            return UnsupportedModuleError("packing is not supported for this architecture")
         try:
-            return fast_layers(self.hf_model, self.dtype)
-        except UnsupportedModuleError as part:
-            return part
+            stack = build_fused_stack(self.hf_model, self.dtype)
+        except UnsupportedModuleError as error:
+            _log.debug("%s: transformers' layers: %s", type(self.hf_model).__name__, error)
+            return error.with_traceback(None)
+        _log.debug("%s: Luthier's fused layers", type(self.hf_model).__name__)
+        return stack
 
     def _context(self, batch: Batch) -> dict[str, Any]:
         """What tells the model which tokens belong together."""
@@ -240,8 +267,8 @@ class Model:
         assert source is not None
         with self._attention(batch):
             if batch.attention_mask_BT is None:
-                encoded = run_stack(plain.encoder, source.input_ids_BS, source.row_lengths)
-                return run_stack(plain.decoder, batch.input_ids_BT, batch.row_lengths, encoded, source.row_lengths)
+                encoded = run_t5_stack(plain.encoder, source.input_ids_BS, source.row_lengths)
+                return run_t5_stack(plain.decoder, batch.input_ids_BT, batch.row_lengths, encoded, source.row_lengths)
             return _pair_states(
                 plain, source.input_ids_BS, source.attention_mask_BS, batch.input_ids_BT, batch.attention_mask_BT
             )
@@ -268,7 +295,7 @@ class Model:
         return logits.flatten(0, 1)[batch.positions_N].float()
 
     def _attention(self, batch: Batch) -> AbstractContextManager[None]:
-        return self._attending(PACKED) if batch.attention_mask_BT is None else nullcontext()
+        return self._attending(PACKED_ATTENTION) if batch.attention_mask_BT is None else nullcontext()
 
     @contextmanager
     def _attending(self, implementation: str) -> Iterator[None]:
@@ -288,14 +315,14 @@ class Model:
         plain = cast(Any, self.hf_model)
         return [plain, plain.encoder, plain.decoder] if self.is_encoder_decoder else [plain]
 
-    def _head(self) -> Head:
+    def _head(self) -> OutputHead:
         head, config = self.hf_model.get_output_embeddings(), self.hf_model.config.get_text_config()
         assert isinstance(head, nn.Linear)
         scale = 1.0 / (getattr(config, "logits_scaling", None) or 1.0)  # Granite
         if getattr(config, "scale_decoder_outputs", False):  # T5 with tied embeddings
             scale = config.d_model**-0.5
         softcap = getattr(config, "final_logit_softcapping", None)  # Gemma 2
-        return Head(head.weight, head.bias, self.dtype, scale, softcap)
+        return OutputHead(weight_VD=head.weight, bias_V=head.bias, dtype=self.dtype, scale=scale, softcap=softcap)
 
 
 def _pair_states(

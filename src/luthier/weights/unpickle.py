@@ -35,7 +35,7 @@ class RefusedError(Exception):
 
 
 @dataclass
-class Writer:
+class SafetensorsWriter:
     """Collects tensors into safetensors files of bounded size; identical views of one storage are written once."""
 
     folder: Path
@@ -102,7 +102,7 @@ def main(arguments: list[str]) -> int:
 
 def convert(files: list[Path], folder: Path) -> dict[str, object]:
     """Write the tensors of `files` into `folder`; the answer, whatever the files hold."""
-    writer = Writer(folder)
+    writer = SafetensorsWriter(folder)
     file = files[0]
     try:
         for file in files:

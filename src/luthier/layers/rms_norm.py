@@ -3,7 +3,7 @@
     y = x / sqrt(mean(x^2) + epsilon) * (weight + offset)        in fp32, rounded once, whatever x is kept in
 
 A few hundred tokens are done at a time, so that the fp32 numbers stay in the processor's cache and no fp32 copy of the
-whole input is ever made. Its plain twin is transformers' own module (tests/layers/test_norm.py).
+whole input is ever made. Its plain twin is transformers' own module (tests/layers/test_rms_norm.py).
 
 Shapes: T tokens (of heads: tokens x heads), D size.
 """
@@ -21,7 +21,7 @@ CHUNK_ELEMENTS = 256 * 1024  # of one piece: 1 MB in fp32
 
 
 @dataclass(frozen=True, slots=True)
-class Norm:
+class RmsNorm:
     """One RMS norm; `offset` is 1 where the stored weight is the distance from one (Gemma)."""
 
     weight_D: Tensor
@@ -38,7 +38,7 @@ class Norm:
         return weight + self.offset if self.offset else weight
 
 
-def rms_norm(x_TD: Tensor, norm: Norm, dtype: torch.dtype) -> Tensor:
+def rms_norm(x_TD: Tensor, norm: RmsNorm, dtype: torch.dtype) -> Tensor:
     """The normed input in `dtype`, without a graph."""
     normed_TD = torch.empty_like(x_TD, dtype=dtype)
     factor_D = norm.factor_D()
@@ -49,9 +49,9 @@ def rms_norm(x_TD: Tensor, norm: Norm, dtype: torch.dtype) -> Tensor:
 
 
 def rms_norm_backward(
-    grad_TD: Tensor, x_TD: Tensor, norm: Norm, wants_weight: bool, onto_TD: Tensor | None = None
+    grad_TD: Tensor, x_TD: Tensor, norm: RmsNorm, wants_weight: bool, residual_TD: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """Gradients of the input (added to `onto_TD`, which is left as it is) and, where wanted, of the weight in fp32.
+    """Gradients of the input (added to `residual_TD`, which is left as it is) and, where wanted, of the weight in fp32.
 
     The gradient of the input is of the input's type.
     """
@@ -66,7 +66,7 @@ def rms_norm_backward(
             grad_weight_D += slope.sum(0)
         share = (slope @ factor_D)[:, None].div_(x_TD.shape[1])
         grad = (grad * factor_D).sub_(unit.mul_(share)).mul_(scale)
-        grad_x_TD[rows] = grad if onto_TD is None else grad.add_(onto_TD[rows])
+        grad_x_TD[rows] = grad if residual_TD is None else grad.add_(residual_TD[rows])
     return grad_x_TD, grad_weight_D
 
 
@@ -84,7 +84,7 @@ def _pieces(x_TD: Tensor) -> Iterator[slice]:
     return (slice(start, start + step) for start in range(0, tokens, step))
 
 
-def final_norm(x_TD: Tensor, norm: Norm, dtype: torch.dtype) -> Tensor:
+def final_norm(x_TD: Tensor, norm: RmsNorm, dtype: torch.dtype) -> Tensor:
     """The normed input in `dtype`, differentiable in the input and the weight."""
     apply: Any = _FinalNorm.apply
     normed: Tensor = apply(x_TD, norm.weight_D, norm, dtype)
@@ -93,7 +93,7 @@ def final_norm(x_TD: Tensor, norm: Norm, dtype: torch.dtype) -> Tensor:
 
 class _FinalNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_TD: Tensor, weight_D: Tensor, norm: Norm, dtype: torch.dtype) -> Tensor:
+    def forward(ctx: Any, x_TD: Tensor, weight_D: Tensor, norm: RmsNorm, dtype: torch.dtype) -> Tensor:
         ctx.save_for_backward(x_TD)
         ctx.norm = norm
         return rms_norm(x_TD, norm, dtype)

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from luthier.layers.linear import Linear
-from luthier.layers.rope import Angles
+from luthier.layers.rope import RotaryAngles
 
 
-class Layer(Protocol):
+class FusedLayer(Protocol):
     """One decoder layer's weights and numbers. `window` is None where a token sees all of its row before it;
     `recomputed`: nothing is kept for the backward pass but the layer's input.
     """
@@ -33,39 +33,41 @@ class Layer(Protocol):
     def window(self) -> int | None: ...
 
     @property
-    def recomputed(self) -> bool: ...
+    def checkpointed(self) -> bool: ...
 
     @property
-    def linears(self) -> tuple[Linear, ...]:
+    def linear_layers(self) -> tuple[Linear, ...]:
         """All linear layers."""
 
-    def queries(self, x_TD: Tensor, angles: Angles, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def project_qkv(
+        self, x_TD: Tensor, angles: RotaryAngles, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Queries (T, H, D), keys and values (T, K, D), and `x_TD` as `rest` is to be given it."""
 
-    def rest(self, attended_THD: Tensor, x_TD: Tensor, dtype: torch.dtype) -> Tensor:
+    def apply_output_and_mlp(self, attended_THD: Tensor, x_TD: Tensor, dtype: torch.dtype) -> Tensor:
         """The layer's output (T, D) from what its queries found."""
 
-    def laid(self, dtype: torch.dtype, packed: bool) -> Laid:
+    def for_inference(self, dtype: torch.dtype, packed: bool) -> InferenceLayer:
         """The layer as it stands now, to be run many times without gradients. `packed`: see projection.py."""
 
 
-class Laid(Protocol):
+class InferenceLayer(Protocol):
     """A layer with its weights laid out, without dropout."""
 
-    def queries(self, x_TD: Tensor, angles: Angles) -> tuple[Tensor, Tensor, Tensor]:
+    def project_qkv(self, x_TD: Tensor, angles: RotaryAngles) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (T, H, D), keys and values (T, K, D)."""
 
-    def rest(self, attended_THD: Tensor, x_TD: Tensor) -> Tensor:
+    def apply_output_and_mlp(self, attended_THD: Tensor, x_TD: Tensor) -> Tensor:
         """The layer's output (T, D) from what its queries found."""
 
 
 @dataclass(frozen=True, slots=True)
-class FastStack:
+class FusedStack:
     """All layers of a model and the norm behind them, which gives its input normed in a type, differentiable;
     embedding and rotary angles are the model's own modules.
     """
 
     embed: nn.Module
     rotary: nn.Module
-    layers: tuple[Layer, ...]
+    layers: tuple[FusedLayer, ...]
     norm: Callable[[Tensor, torch.dtype], Tensor]

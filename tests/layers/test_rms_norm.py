@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from luthier.layers import norm as norm_module
-from luthier.layers.norm import Norm, final_norm, rms_norm_backward
+from luthier.layers import rms_norm as norm_module
+from luthier.layers.rms_norm import RmsNorm, final_norm, rms_norm_backward
 
 
 @settings(max_examples=25, deadline=None)
@@ -25,7 +25,7 @@ def test_equals_the_plain_module(tokens: int, size: int, gemma: bool, piece: int
     wanted = torch.autograd.grad(expected, (x, plain.weight), grad)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(norm_module, "CHUNK_ELEMENTS", piece)
-        found = final_norm(x, Norm(plain.weight, 1e-5, float(gemma)), torch.float32)
+        found = final_norm(x, RmsNorm(plain.weight, 1e-5, float(gemma)), torch.float32)
         got = torch.autograd.grad(found, (x, plain.weight), grad)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     for mine, theirs in zip(got, wanted, strict=True):
@@ -36,7 +36,7 @@ def test_another_gradient_is_added_and_left_as_it_is() -> None:
     torch.manual_seed(0)
     x, grad, onto = torch.randn(3, 8), torch.randn(3, 8), torch.randn(3, 8)
     before = onto.clone()
-    norm = Norm(torch.randn(8), 1e-6)
+    norm = RmsNorm(torch.randn(8), 1e-6)
     alone, none = rms_norm_backward(grad, x, norm, wants_weight=False)
     added, _ = rms_norm_backward(grad, x, norm, False, onto)
     assert none is None
@@ -49,4 +49,4 @@ def test_bf16_is_rounded_once() -> None:
     x = torch.randn(50, 16).bfloat16()
     weight = torch.randn(16)
     exact = torch.nn.functional.rms_norm(x.double(), (16,), weight.double(), 1e-6)
-    assert torch.equal(norm_module.rms_norm(x, Norm(weight, 1e-6), torch.bfloat16), exact.float().bfloat16())
+    assert torch.equal(norm_module.rms_norm(x, RmsNorm(weight, 1e-6), torch.bfloat16), exact.float().bfloat16())

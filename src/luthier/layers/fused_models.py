@@ -17,9 +17,17 @@ import torch
 from torch import nn
 
 from luthier.layers.decoder_layer import LlamaLayer
+from luthier.layers.fused_stack import FusedStack
+from luthier.layers.module_readers import (
+    ModuleReaders,
+    UnsupportedModuleError,
+    child_names,
+    is_inactive_dropout,
+    read_layer_norm,
+    read_linear,
+    require,
+)
 from luthier.layers.neox_layer import NeoxLayer
-from luthier.layers.parts import Tried, UnsupportedModuleError, check, drops_nothing, layer_norm_of, linear_of, names_of
-from luthier.layers.stack import FastStack
 
 DEVICES = ("cpu", "cuda")
 DTYPES = (torch.float32, torch.bfloat16)
@@ -37,86 +45,86 @@ NEOX_ATTENTION = {"query_key_value", "dense"}
 NEOX_MLP = {"dense_h_to_4h", "dense_4h_to_h", "act"}
 
 
-def fast_layers(plain: Any, dtype: torch.dtype) -> FastStack:
+def build_fused_stack(plain: Any, dtype: torch.dtype) -> FusedStack:
     """A causal model's layers as tensors and numbers, to be computed in `dtype` as the model stands (training or not,
     adapter on or off). UnsupportedModuleError when any of it is not known.
     """
-    check(dtype in DTYPES, f"computing in {dtype}")
+    require(dtype in DTYPES, f"computing in {dtype}")
     stack = plain.base_model
-    family = next((family for family in FAMILIES if family.parts == names_of(stack)), None)
+    family = next((family for family in FAMILIES if family.parts == child_names(stack)), None)
     if family is None:
         raise UnsupportedModuleError("the parts of the model")
     for name, module in stack.named_modules():
         if name not in (family.embed, ROTARY):  # called as modules: what is hooked to them takes part
-            check(not any(getattr(module, hooks) for hooks in HOOKS), f"a hook at {name or 'the model'}")
+            require(not any(getattr(module, hooks) for hooks in HOOKS), f"a hook at {name or 'the model'}")
     embed = getattr(stack, family.embed)
     weight = getattr(embed, "weight", None)
-    check(type(weight) is nn.Parameter and weight.device.type in DEVICES, "the embedding, or its device")
-    return family.read(stack, embed, Tried())
+    require(type(weight) is nn.Parameter and weight.device.type in DEVICES, "the embedding, or its device")
+    return family.read(stack, embed, ModuleReaders())
 
 
-def _llama(stack: Any, embed: nn.Module, tried: Tried) -> FastStack:
+def _llama(stack: Any, embed: nn.Module, tried: ModuleReaders) -> FusedStack:
     layers = stack.layers[: stack.config.num_hidden_layers]
-    return FastStack(
+    return FusedStack(
         embed, stack.rotary_emb, tuple(_llama_layer(layer, tried) for layer in layers), tried.norm(stack.norm)
     )
 
 
-def _llama_layer(layer: Any, tried: Tried) -> LlamaLayer:
-    check(names_of(layer) == LLAMA_LAYER, "the parts of a layer")
+def _llama_layer(layer: Any, tried: ModuleReaders) -> LlamaLayer:
+    require(child_names(layer) == LLAMA_LAYER, "the parts of a layer")
     attention, mlp = layer.self_attn, layer.mlp
-    parts = names_of(attention)
-    check(parts in (LLAMA_ATTENTION, LLAMA_ATTENTION | LLAMA_HEAD_NORMS), "the parts of the attention")
-    check(names_of(mlp) == LLAMA_MLP, "the parts of the MLP")
+    parts = child_names(attention)
+    require(parts in (LLAMA_ATTENTION, LLAMA_ATTENTION | LLAMA_HEAD_NORMS), "the parts of the attention")
+    require(child_names(mlp) == LLAMA_MLP, "the parts of the MLP")
     _check_attention(attention)
     return LlamaLayer(
         norm=tried.norm(layer.input_layernorm),
-        qkv=(linear_of(attention.q_proj), linear_of(attention.k_proj), linear_of(attention.v_proj)),
+        qkv=(read_linear(attention.q_proj), read_linear(attention.k_proj), read_linear(attention.v_proj)),
         head_norms=(tried.norm(attention.q_norm), tried.norm(attention.k_norm)) if parts > LLAMA_ATTENTION else None,
-        o=linear_of(attention.o_proj),
+        o=read_linear(attention.o_proj),
         mlp_norm=tried.norm(layer.post_attention_layernorm),
-        gate_up=(linear_of(mlp.gate_proj), linear_of(mlp.up_proj)),
-        down=linear_of(mlp.down_proj),
+        gate_up=(read_linear(mlp.gate_proj), read_linear(mlp.up_proj)),
+        down=read_linear(mlp.down_proj),
         activation=tried.activation(mlp.act_fn),
         head_size=int(attention.head_dim),
         scale=float(attention.scaling),
         # Qwen says it layer by layer, Mistral for the whole model.
         window=getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None)),
-        recomputed=_recomputed(layer),
+        checkpointed=_recomputed(layer),
     )
 
 
-def _neox(stack: Any, embed: nn.Module, tried: Tried) -> FastStack:
-    check(drops_nothing(stack.emb_dropout), "dropout behind the embedding")
+def _neox(stack: Any, embed: nn.Module, tried: ModuleReaders) -> FusedStack:
+    require(is_inactive_dropout(stack.emb_dropout), "dropout behind the embedding")
     layers = tuple(_neox_layer(layer, tried) for layer in stack.layers)
-    return FastStack(embed, stack.rotary_emb, layers, layer_norm_of(stack.final_layer_norm))
+    return FusedStack(embed, stack.rotary_emb, layers, read_layer_norm(stack.final_layer_norm))
 
 
-def _neox_layer(layer: Any, tried: Tried) -> NeoxLayer:
-    check(names_of(layer) == NEOX_LAYER, "the parts of a layer")
+def _neox_layer(layer: Any, tried: ModuleReaders) -> NeoxLayer:
+    require(child_names(layer) == NEOX_LAYER, "the parts of a layer")
     attention, mlp = layer.attention, layer.mlp
-    check(names_of(attention) == NEOX_ATTENTION, "the parts of the attention")
-    check(names_of(mlp) == NEOX_MLP, "the parts of the MLP")
+    require(child_names(attention) == NEOX_ATTENTION, "the parts of the attention")
+    require(child_names(mlp) == NEOX_MLP, "the parts of the MLP")
     _check_attention(attention)
-    check(all(drops_nothing(getattr(layer, name)) for name in NEOX_DROPOUTS), "dropout behind attention or MLP")
+    require(all(is_inactive_dropout(getattr(layer, name)) for name in NEOX_DROPOUTS), "dropout behind attention or MLP")
     return NeoxLayer(
-        norm=layer_norm_of(layer.input_layernorm),
-        qkv=linear_of(attention.query_key_value),
-        dense=linear_of(attention.dense),
-        mlp_norm=layer_norm_of(layer.post_attention_layernorm),
-        up=linear_of(mlp.dense_h_to_4h),
-        down=linear_of(mlp.dense_4h_to_h),
+        norm=read_layer_norm(layer.input_layernorm),
+        qkv=read_linear(attention.query_key_value),
+        dense=read_linear(attention.dense),
+        mlp_norm=read_layer_norm(layer.post_attention_layernorm),
+        up=read_linear(mlp.dense_h_to_4h),
+        down=read_linear(mlp.dense_4h_to_h),
         activation=tried.activation(mlp.act),
         head_size=int(attention.head_size),
         scale=float(attention.scaling),
         parallel=bool(layer.use_parallel_residual),
-        recomputed=_recomputed(layer),
+        checkpointed=_recomputed(layer),
     )
 
 
 def _check_attention(attention: Any) -> None:
-    check(attention.is_causal, "attention that looks ahead")
-    check(not (attention.training and attention.attention_dropout), "dropout in the attention")
+    require(attention.is_causal, "attention that looks ahead")
+    require(not (attention.training and attention.attention_dropout), "dropout in the attention")
 
 
 def _recomputed(layer: Any) -> bool:
@@ -129,7 +137,7 @@ class Family:
 
     parts: frozenset[str]
     embed: str
-    read: Callable[[Any, nn.Module, Tried], FastStack]
+    read: Callable[[Any, nn.Module, ModuleReaders], FusedStack]
 
 
 FAMILIES = (
@@ -137,4 +145,4 @@ FAMILIES = (
     Family(frozenset({"embed_in", "emb_dropout", "layers", "final_layer_norm", ROTARY}), "embed_in", _neox),
 )
 
-__all__ = ["FastStack", "UnsupportedModuleError", "fast_layers"]
+__all__ = ["FusedStack", "UnsupportedModuleError", "build_fused_stack"]

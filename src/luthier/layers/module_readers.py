@@ -2,7 +2,7 @@
 LoRA, norms, activations.
 
 A part is known by its type, or by what it gives when tried, and only where nothing about it is unusual (quantized or
-sharded weights, DoRA, adapters in a row). Which parts a model has it does not know (recognition.py).
+sharded weights, DoRA, adapters in a row). Which parts a model has it does not know (fused_models.py).
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from peft.tuners.lora import Linear as AdaptedLinear
 from torch import Tensor, nn
 
 from luthier.layers.layer_norm import LayerNorm
-from luthier.layers.linear import Linear, LowRank
-from luthier.layers.norm import Norm, rms_norm
-from luthier.layers.swiglu import Activation, activation_of
+from luthier.layers.linear import Linear, LoraMatrices
+from luthier.layers.rms_norm import RmsNorm, rms_norm
+from luthier.layers.swiglu import Activation, match_activation
 
 Found = TypeVar("Found")
 
@@ -26,18 +26,18 @@ class UnsupportedModuleError(Exception):
     """A part of a model that the engine's own layers do not compute; the message says which."""
 
 
-def check(holds: bool, part: str) -> None:
+def require(holds: bool, part: str) -> None:
     """UnsupportedModuleError, unless it holds."""
     if not holds:
         raise UnsupportedModuleError(part)
 
 
-def names_of(module: nn.Module) -> set[str]:
+def child_names(module: nn.Module) -> set[str]:
     """The names of a module's parts."""
     return {name for name, _ in module.named_children()}
 
 
-class Tried:
+class ModuleReaders:
     """Norms and activations of one model, which are tried once for each type of module."""
 
     def __init__(self) -> None:
@@ -46,18 +46,18 @@ class Tried:
 
     def activation(self, module: nn.Module) -> Activation:
         """An activation as a known function."""
-        found = _once(self._activations, module, activation_of)
+        found = _once(self._activations, module, match_activation)
         if found is None:
             raise UnsupportedModuleError(f"the activation {type(module).__name__}")
         return found
 
-    def norm(self, module: Any) -> Norm:
+    def norm(self, module: Any) -> RmsNorm:
         """An RMS norm."""
         found = _once(self._norms, module, _tried_norm)
         if found is None or type(module.weight) is not nn.Parameter:
             raise UnsupportedModuleError(f"the norm {type(module).__name__}")
         epsilon, offset = found
-        return Norm(module.weight, float(getattr(module, epsilon)), offset)
+        return RmsNorm(module.weight, float(getattr(module, epsilon)), offset)
 
 
 def _once(known: dict[type, Found | None], module: nn.Module, trial: Callable[[Any], Found | None]) -> Found | None:
@@ -78,45 +78,45 @@ def _tried_norm(module: Any) -> tuple[str, float] | None:
     for epsilon in ("variance_epsilon", "eps"):
         for offset in (0.0, 1.0):
             if hasattr(module, epsilon):
-                own = rms_norm(x_1D, Norm(weight, float(getattr(module, epsilon)), offset), torch.float32)
+                own = rms_norm(x_1D, RmsNorm(weight, float(getattr(module, epsilon)), offset), torch.float32)
                 if torch.allclose(own, given.float(), rtol=1e-5, atol=1e-5):
                     return epsilon, offset
     return None
 
 
-def layer_norm_of(module: Any) -> LayerNorm:
+def read_layer_norm(module: Any) -> LayerNorm:
     """torch's layer norm over the hidden size, with weight and bias."""
     known = type(module) is nn.LayerNorm and len(module.normalized_shape) == 1
-    check(known and type(module.weight) is type(module.bias) is nn.Parameter, f"the norm {type(module).__name__}")
+    require(known and type(module.weight) is type(module.bias) is nn.Parameter, f"the norm {type(module).__name__}")
     return LayerNorm(module.weight, module.bias, float(module.eps))
 
 
-def linear_of(module: Any) -> Linear:
+def read_linear(module: Any) -> Linear:
     """A linear layer, with the adapter round it if there is one."""
     adapter = None
     if type(module) is AdaptedLinear:
         adapter = _adapter(module)
         module = module.base_layer
-    check(type(module) is nn.Linear and type(module.weight) is nn.Parameter, f"a layer of {type(module).__name__}")
+    require(type(module) is nn.Linear and type(module.weight) is nn.Parameter, f"a layer of {type(module).__name__}")
     return Linear(module.weight, module.bias, adapter)
 
 
-def _adapter(module: Any) -> LowRank | None:
+def _adapter(module: Any) -> LoraMatrices | None:
     """PEFT's plain LoRA; None where it is switched off."""
     if module.disable_adapters:
         return None
-    check(not module.merged and len(module.active_adapters) == 1, "adapters merged or in a row")
+    require(not module.merged and len(module.active_adapters) == 1, "adapters merged or in a row")
     (name,) = module.active_adapters
-    check(name in module.lora_A and name not in module.lora_variant, "an adapter that is not plain LoRA")
+    require(name in module.lora_A and name not in module.lora_variant, "an adapter that is not plain LoRA")
     a, b, dropout = module.lora_A[name], module.lora_B[name], module.lora_dropout[name]
-    check(type(a.weight) is type(b.weight) is nn.Parameter, "an adapter of another type")
-    check(a.bias is None and b.bias is None and not module.fan_in_fan_out, "an adapter with biases or turned weights")
-    check(type(dropout) in (nn.Dropout, nn.Identity), "another dropout of an adapter")
+    require(type(a.weight) is type(b.weight) is nn.Parameter, "an adapter of another type")
+    require(a.bias is None and b.bias is None and not module.fan_in_fan_out, "an adapter with biases or turned weights")
+    require(type(dropout) in (nn.Dropout, nn.Identity), "another dropout of an adapter")
     share = float(dropout.p) if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
-    check(share < 1.0, "dropout of everything")
-    return LowRank(a.weight, b.weight, float(module.scaling[name]), share)
+    require(share < 1.0, "dropout of everything")
+    return LoraMatrices(a.weight, b.weight, float(module.scaling[name]), share)
 
 
-def drops_nothing(module: Any) -> bool:
+def is_inactive_dropout(module: Any) -> bool:
     """Whether a module is a dropout that lets everything through as it stands now."""
     return type(module) is nn.Dropout and not (module.training and module.p)

@@ -17,23 +17,23 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from luthier.layers.fused_stack import FusedStack, InferenceLayer
 from luthier.layers.kv_cache import CacheSlots
 from luthier.layers.linear import Linear
-from luthier.layers.rope import Angles
-from luthier.layers.row_attention import Rows
-from luthier.layers.stack import FastStack, Laid
+from luthier.layers.rope import RotaryAngles
+from luthier.layers.row_attention import AttentionSpec
 from luthier.layers.varlen_attention import attend_rows
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
-class Decoding:
+class CachedDecoder:
     """A stack to be run many times as it stands now. `packed`: see projection.py."""
 
-    def __init__(self, stack: FastStack, dtype: torch.dtype, packed: bool) -> None:
+    def __init__(self, stack: FusedStack, dtype: torch.dtype, packed: bool) -> None:
         self._stack = stack
         self._dtype = dtype
-        self._layers = [layer.laid(dtype, packed) for layer in stack.layers]
+        self._layers = [layer.for_inference(dtype, packed) for layer in stack.layers]
 
     def slots(self, count: int) -> CacheSlots:
         """Room for `count` rows at once."""
@@ -49,7 +49,12 @@ class Decoding:
         def attend(number: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
             layer = self._stack.layers[number]
             slots.fill(number, places, k_TKD, v_TKD, lengths)
-            return attend_rows(q_THD, k_TKD, v_TKD.contiguous(), Rows(tuple(lengths), layer.scale, layer.window))
+            return attend_rows(
+                q_THD,
+                k_TKD,
+                v_TKD.contiguous(),
+                AttentionSpec(lengths=tuple(lengths), scale=layer.scale, window=layer.window),
+            )
 
         hidden_RD = self._run(ids_T, positions_T, attend, last_R)
         slots.begin(places, lengths)
@@ -67,21 +72,29 @@ class Decoding:
     def _run(self, ids_T: Tensor, positions_T: Tensor, attend: Attend, wanted_R: Tensor | None) -> Tensor:
         with torch.autocast(ids_T.device.type, enabled=False):
             x_TD = self._stack.embed(ids_T[None])[0]
-            angles = Angles.of(*self._stack.rotary(x_TD[None].to(self._dtype), position_ids=positions_T[None]))
+            angles = RotaryAngles.from_cos_sin(
+                *self._stack.rotary(x_TD[None].to(self._dtype), position_ids=positions_T[None])
+            )
             for number, laid in enumerate(self._layers):
                 x_TD = self._layer(number, laid, x_TD, angles, attend, wanted_R)
             return self._stack.norm(x_TD, self._dtype)
 
     def _layer(
-        self, number: int, laid: Laid, x_TD: Tensor, angles: Angles, attend: Attend, wanted_R: Tensor | None
+        self,
+        number: int,
+        laid: InferenceLayer,
+        x_TD: Tensor,
+        angles: RotaryAngles,
+        attend: Attend,
+        wanted_R: Tensor | None,
     ) -> Tensor:
         """The layer's output; of the last layer, at the wanted tokens only."""
-        attended_THD = attend(number, *laid.queries(x_TD, angles))
+        attended_THD = attend(number, *laid.project_qkv(x_TD, angles))
         if wanted_R is not None and number == len(self._layers) - 1:
             attended_THD, x_TD = attended_THD.index_select(0, wanted_R), x_TD.index_select(0, wanted_R)
-        return laid.rest(attended_THD, x_TD)
+        return laid.apply_output_and_mlp(attended_THD, x_TD)
 
 
-def weights_of(stack: FastStack) -> list[Linear]:
+def linear_layers_of(stack: FusedStack) -> list[Linear]:
     """All linear layers of a stack."""
-    return [linear for layer in stack.layers for linear in layer.linears]
+    return [linear for layer in stack.layers for linear in layer.linear_layers]

@@ -14,7 +14,10 @@ from tiny_models import ALL, config_of, network_of
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from luthier.layers.parts import UnsupportedModuleError
+from luthier.layers.fused_models import build_fused_stack
+from luthier.layers.fused_stack import FusedStack
+from luthier.layers.module_readers import UnsupportedModuleError
+from luthier.weights import model as model_module
 from luthier.weights.lora import Adapter, attach_adapter, linear_layer_names
 from luthier.weights.model import Model
 
@@ -42,8 +45,8 @@ def adapted(network: PreTrainedModel, dropout: float = 0.0, dtype: torch.dtype =
     return model
 
 
-def on_the_plain_path(model: Model, monkeypatch: pytest.MonkeyPatch) -> Model:
-    monkeypatch.setattr(model, "_fast", lambda: UnsupportedModuleError("asked for"))
+def on_transformers_layers(model: Model, monkeypatch: pytest.MonkeyPatch) -> Model:
+    monkeypatch.setattr(model, "fused_stack", lambda: UnsupportedModuleError("asked for"))
     return model
 
 
@@ -123,8 +126,8 @@ def test_bf16_errs_no_more_than_hugging_faces_autocast(name: str, lora: bool, mo
     network = network_of(name)
     network.bfloat16().float()  # so that both types start from the same weights
     batch = batch_of(network, random_rows([40, 60, 33, 90]), packed=True)
-    exact = gradient(on_the_plain_path(build(torch.float32), monkeypatch))
-    plain = gradient(on_the_plain_path(build(torch.bfloat16), monkeypatch))
+    exact = gradient(on_transformers_layers(build(torch.float32), monkeypatch))
+    plain = gradient(on_transformers_layers(build(torch.bfloat16), monkeypatch))
     own = build(torch.bfloat16)
     assert own.describe_layers() == FUSED
     # One draw of rounding errors against another: they differ by some percent of themselves.
@@ -289,5 +292,34 @@ def test_it_steps_aside_for_dora_for_fp16_and_for_padded_rows(monkeypatch: pytes
     )
     model = model_of(network_of("llama"))
     padded = batch_of(model.hf_model, random_rows(LENGTHS), packed=False)
-    monkeypatch.setattr(model, "_fast", lambda: pytest.fail("asked for padded rows"))
+    monkeypatch.setattr(model, "fused_stack", lambda: pytest.fail("asked for padded rows"))
     assert torch.isfinite(model.loss(padded))
+
+
+def test_support_is_decided_once_for_each_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    decisions: list[bool] = []
+
+    def build(hf_model: Any, dtype: torch.dtype) -> Any:
+        decisions.append(hf_model.training)
+        return build_fused_stack(hf_model, dtype)
+
+    monkeypatch.setattr(model_module, "build_fused_stack", build)
+    model = adapted(network_of("llama"), 0.3)
+    batch = batch_of(model.hf_model, random_rows(LENGTHS), packed=True)
+    for training in (True, False, True, False):
+        model.network.train(training)
+        for _ in range(3):
+            model.loss(batch)
+    assert sorted(decisions) == [False, True]
+    scores = model.scores(batch).loss_N
+    for _ in range(2):
+        with cast(Any, model.network).disable_adapter():
+            assert not torch.equal(model.scores(batch).loss_N, scores)
+        assert torch.equal(model.scores(batch).loss_N, scores)
+    assert len(decisions) == 3
+    model.network.train()
+    model.enable_activation_checkpointing()
+    stack = model.fused_stack()
+    assert isinstance(stack, FusedStack)
+    assert all(layer.checkpointed for layer in stack.layers)
+    assert len(decisions) == 4
