@@ -16,10 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from luthier.jobs import database
-from luthier.objects.conditions import ANYHOW
-from luthier.objects.queries import Attributes, Object
+from luthier.objects.conditions import UNCONDITIONAL
+from luthier.objects.queries import Attributes, StoredObject
 from luthier.objects.store import EmbeddedObjectStore
-from luthier.objects.uploads import Listed, Uploads, Whole
+from luthier.objects.uploads import CompletedPart, ExpectedObject, Uploads
 
 PART = 5 * 1024**2
 
@@ -55,11 +55,13 @@ def _done(objects: EmbeddedObjectStore, verb: str, name: str) -> str:
         key = f"copy-{name}"
         objects.put("room", key, in_pieces(content(key)))
         with objects.open("room", key) as source:
-            objects.copy(source, Object(bucket="room", key=f"{key}/again", content="", size=0, etag="", modified=0.0))
+            objects.copy(
+                source, StoredObject(bucket="room", key=f"{key}/again", content="", size=0, etag="", modified=0.0)
+            )
     elif verb == "delete":
         key = f"delete-{name}"
         objects.put("room", key, in_pieces(content(key)))
-        objects.delete("room", [(key, ANYHOW)])
+        objects.delete("room", [(key, UNCONDITIONAL)])
     elif verb == "hot":
         key = "hot"
         objects.put("room", key, in_pieces(content(f"hot-{name}")), Attributes(metadata={"of": f"hot-{name}"}))
@@ -75,8 +77,8 @@ def _upload(objects: EmbeddedObjectStore, key: str) -> None:
     begun = uploads.begin("room", key, Attributes())
     listed = []
     for number, part in enumerate((data[:PART], data[PART:]), 1):
-        listed.append(Listed(number, uploads.put_part(begun, number, in_pieces(part)).etag))
-    uploads.complete("room", key, begun.id, listed, Whole())
+        listed.append(CompletedPart(number, uploads.put_part(begun, number, in_pieces(part)).etag))
+    uploads.complete("room", key, begun.id, listed, ExpectedObject())
 
 
 def main() -> None:

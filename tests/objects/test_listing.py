@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from objects.live_objects import LiveObjects
 
 from luthier.objects import listing
-from luthier.objects.queries import Object
+from luthier.objects.queries import StoredObject
 from luthier.objects.store import EmbeddedObjectStore
 from luthier.objects.tables import objects as table
 from luthier.protocol.errors import WireError
@@ -22,8 +22,8 @@ KEYS = st.lists(st.lists(st.sampled_from(ALPHABET), min_size=1, max_size=5).map(
 PIECE = st.lists(st.sampled_from(ALPHABET), max_size=2).map("".join)
 
 
-def made(key: str) -> Object:
-    return Object(bucket="b", key=key, content="", size=0, etag="", modified=0.0)
+def made(key: str) -> StoredObject:
+    return StoredObject(bucket="b", key=key, content="", size=0, etag="", modified=0.0)
 
 
 def expected(keys: Sequence[str], prefix: str, delimiter: str) -> list[str]:
@@ -42,14 +42,14 @@ def expected(keys: Sequence[str], prefix: str, delimiter: str) -> list[str]:
 def in_memory(keys: Sequence[str]) -> listing.Fetch:
     known = sorted((key.encode(), key) for key in keys)
 
-    def fetch(start: bytes, end: bytes | None, limit: int) -> list[Object]:
+    def fetch(start: bytes, end: bytes | None, limit: int) -> list[StoredObject]:
         return [made(key) for encoded, key in known if start <= encoded and (end is None or encoded < end)][:limit]
 
     return fetch
 
 
-def names(page: listing.Page) -> list[str]:
-    return [entry.key if isinstance(entry, Object) else entry for entry in page.entries]
+def names(page: listing.KeyPage) -> list[str]:
+    return [entry.key if isinstance(entry, StoredObject) else entry for entry in page.entries]
 
 
 @given(keys=KEYS, prefix=PIECE, delimiter=PIECE, limit=st.integers(1, 7), marked=st.booleans())
@@ -81,7 +81,7 @@ def test_a_list_starts_after_its_marker(keys: list[str], marker: str, prefix: st
 
 
 def test_a_page_of_nothing_is_the_last() -> None:
-    assert listing.page(in_memory(["a"]), b"", b"", b"", 0) == listing.Page([])
+    assert listing.page(in_memory(["a"]), b"", b"", b"", 0) == listing.KeyPage([])
 
 
 def test_a_folded_folder_costs_one_step() -> None:
@@ -89,7 +89,7 @@ def test_a_folded_folder_costs_one_step() -> None:
     asked: list[int] = []
     fetch = in_memory(keys)
 
-    def counted(start: bytes, end: bytes | None, limit: int) -> Sequence[Object]:
+    def counted(start: bytes, end: bytes | None, limit: int) -> Sequence[StoredObject]:
         asked.append(limit)
         return fetch(start, end, limit)
 

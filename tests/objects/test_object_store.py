@@ -25,12 +25,12 @@ from objects.live_objects import open_objects
 
 from luthier.errors import CapacityError, UserError
 from luthier.objects import blobs
-from luthier.objects.conditions import ANYHOW, Guard
-from luthier.objects.queries import Attributes, Object
-from luthier.objects.reader import DamagedError
+from luthier.objects.conditions import UNCONDITIONAL, WriteCondition
+from luthier.objects.queries import Attributes, StoredObject
+from luthier.objects.reader import DamagedBlobError
 from luthier.objects.store import EmbeddedObjectStore
 from luthier.objects.tables import contents, parts, segments
-from luthier.objects.uploads import Listed, Uploads, Whole
+from luthier.objects.uploads import CompletedPart, ExpectedObject, Uploads
 from luthier.protocol.errors import WireError
 
 Names = Callable[[], set[str]]
@@ -39,11 +39,11 @@ FIVE = 5 * 1024**2
 
 def two_parts(
     objects: EmbeddedObjectStore, key: str, first: bytes = b"a" * FIVE, second: bytes = b"b" * 1000
-) -> Object:
+) -> StoredObject:
     uploads = Uploads(objects)
     begun = uploads.begin("room", key, Attributes())
-    listed = [Listed(n, uploads.put_part(begun, n, [part]).etag) for n, part in ((1, first), (2, second))]
-    uploads.complete("room", key, begun.id, listed, Whole())
+    listed = [CompletedPart(n, uploads.put_part(begun, n, [part]).etag) for n, part in ((1, first), (2, second))]
+    uploads.complete("room", key, begun.id, listed, ExpectedObject())
     return objects.head("room", key)
 
 
@@ -53,7 +53,7 @@ def whole(objects: EmbeddedObjectStore, key: str) -> bytes:
 
 
 def delete(objects: EmbeddedObjectStore, key: str) -> None:
-    objects.delete("room", [(key, ANYHOW)])
+    objects.delete("room", [(key, UNCONDITIONAL)])
 
 
 def test_objects_outlive_the_process(database_url: str, tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_what_nothing_holds_is_removed(objects: EmbeddedObjectStore, blob_names:
     assert len(blob_names()) == 1
     assert not first & blob_names()
     with objects.open("room", "a") as source:
-        objects.copy(source, Object(bucket="room", key="b", content="", size=0, etag="", modified=0.0))
+        objects.copy(source, StoredObject(bucket="room", key="b", content="", size=0, etag="", modified=0.0))
     delete(objects, "a")
     assert whole(objects, "b") == b"2"
     delete(objects, "b")
@@ -133,7 +133,7 @@ def test_a_refused_body_leaves_nothing(objects: EmbeddedObjectStore, blob_names:
             objects.put("room", "a", [b"new"], size=size)
         assert caught.value.code == "IncompleteBody"
     with pytest.raises(WireError):
-        objects.put("room", "a", [b"new"], guard=Guard(etag="other"))
+        objects.put("room", "a", [b"new"], condition=WriteCondition(etag="other"))
     assert whole(objects, "a") == b"old"
     assert blob_names() == before
 
@@ -146,7 +146,7 @@ def test_a_guard_holds_until_the_commit(objects: EmbeddedObjectStore, blob_names
         objects.put("room", "a", [b"early"])
 
     with pytest.raises(WireError) as caught:
-        objects.put("room", "a", late(), guard=Guard(absent=True))
+        objects.put("room", "a", late(), condition=WriteCondition(absent=True))
     assert caught.value.code == "PreconditionFailed"
     assert whole(objects, "a") == b"early"
     assert len(blob_names()) == 1
@@ -228,7 +228,7 @@ def test_a_damaged_file_is_told(objects: EmbeddedObjectStore) -> None:
     objects.put("room", "a", [b"0123456789"])
     [path] = [path for path in objects.blobs.root.rglob("*") if path.is_file()]
     path.write_bytes(b"0123")
-    with objects.open("room", "a") as stream, pytest.raises(DamagedError, match="ends before byte 4 of 10"):
+    with objects.open("room", "a") as stream, pytest.raises(DamagedBlobError, match="ends before byte 4 of 10"):
         list(stream)
 
 
@@ -252,7 +252,7 @@ def test_writers_readers_copies_and_sweeps_at_once(objects: EmbeddedObjectStore,
                 with objects.open("room", key) as source:
                     objects.copy(
                         source,
-                        Object(bucket="room", key=chosen.choice(keys), content="", size=0, etag="", modified=0.0),
+                        StoredObject(bucket="room", key=chosen.choice(keys), content="", size=0, etag="", modified=0.0),
                     )
             elif verb == "upload" and number == 0:
                 two_parts(objects, key)
@@ -283,7 +283,7 @@ def check(objects: EmbeddedObjectStore, notes: Path, of: str = "") -> int:
             assert objects.exists(f"s3://room/{what}")
         if verb == "copy":
             assert objects.exists(f"s3://room/{what}/again")
-    found: list[Object] = []
+    found: list[StoredObject] = []
     start: bytes | None = b""
     while start is not None:
         page = objects.page("room", start=start)

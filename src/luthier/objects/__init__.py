@@ -1,1 +1,1 @@
-"""The embedded S3: buckets and objects on local disk, their rows in the store's database."""
+"""The embedded S3: buckets and objects on local disk, their metadata in the service's database."""

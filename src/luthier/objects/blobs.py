@@ -1,11 +1,11 @@
-"""Files of bytes that never change once they are in place: written whole or not at all, removed when nobody reads them.
+"""Immutable files of bytes: written atomically, removed when no reader is left.
 
     ROOT/incoming/<name>      being written
     ROOT/blobs/<xx>/<name>    whole, synced to disk; xx are the first two characters of the name
 
-Names are made here and hold nothing of a request. Locks (flock) tell what is in use, across processes and without
-anything to clean up after a kill: a writer holds its file's until its rows are committed, a reader shares the first
-file's of the content it reads, and what removes a file takes its lock first. This module knows nothing of rows.
+Names are generated and contain nothing of a request. File locks (flock) show what is in use, across processes and
+without clean-up after a kill: a writer locks its file until its rows are committed, a reader shares the lock of a
+content's first file, and a file is locked before it is removed. This module knows no rows.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from pathlib import Path
 from sqlalchemy.exc import DBAPIError
 
 from luthier.errors import LuthierError
-from luthier.objects.errors import disk, refusal
+from luthier.objects.errors import disk_errors, s3_error
 
-CHUNK = 1 << 18  # bytes read at once
-RESERVE = 64 << 20  # bytes of disk left for the database and its journal
+CHUNK = 1 << 18  # bytes per read
+RESERVED_BYTES = 64 << 20  # bytes of disk kept free for the database and its journal
 SHARDS = [f"{number:02x}" for number in range(256)]
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 
-class Incoming:
-    """A blob that is being written. Its name is `name`."""
+class BlobWriter:
+    """A blob being written; `name` is its name."""
 
     def __init__(self, blobs: Blobs) -> None:
         self._blobs = blobs
@@ -38,7 +38,7 @@ class Incoming:
         while self._file < 0:
             self.name = uuid.uuid4().hex
             self._path = blobs.root / "incoming" / self.name
-            self._file = _locked_new(self._path)
+            self._file = _create_locked(self._path)
         self.kept = False
 
     def write(self, data: bytes) -> None:
@@ -46,22 +46,22 @@ class Incoming:
         while view:
             view = view[os.write(self._file, view) :]
 
-    def place(self) -> None:
-        """Bring it to disk, under its name for good; it is removed again unless its rows are settled."""
+    def finalize(self) -> None:
+        """Sync the file to disk under its final name; `close` removes it unless its rows were committed."""
         os.fsync(self._file)
         target = self._blobs.path(self.name)
         self._path = self._path.rename(target)
         _sync_folder(target.parent)
 
     @contextmanager
-    def settled(self) -> Iterator[None]:
-        """Around the transaction of its rows: it is kept once they are committed, or may have been."""
+    def keep_on_commit(self) -> Iterator[None]:
+        """Wrap the transaction of its rows: the file is kept if they were committed, or may have been."""
         try:
             yield
         except LuthierError:
             raise
         except DBAPIError as error:
-            self.kept = error.connection_invalidated  # a connection lost in a commit does not tell: left to the sweep
+            self.kept = error.connection_invalidated  # the commit may have succeeded: left to the sweep
             raise
         except BaseException:
             self.kept = True
@@ -75,7 +75,7 @@ class Incoming:
 
 
 class Blobs:
-    """All blobs below one folder, which is made where it is missing."""
+    """All blobs below one folder, which is created if it is missing."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -89,28 +89,29 @@ class Blobs:
     def path(self, name: str) -> Path:
         return self.root / "blobs" / name[:2] / name
 
-    def check_room(self, size: int) -> None:
-        """WireError InsufficientStorage where `size` more bytes cannot fit."""
-        found = os.statvfs(self.root)
-        free = found.f_bavail * found.f_frsize
-        if size + RESERVE > free:
-            raise refusal(
+    def check_free_space(self, size: int) -> None:
+        """WireError InsufficientStorage if `size` more bytes do not fit."""
+        status = os.statvfs(self.root)
+        free = status.f_bavail * status.f_frsize
+        if size + RESERVED_BYTES > free:
+            raise s3_error(
                 "InsufficientStorage",
-                f"The disk of the object store has {free:,} bytes left, {RESERVE:,} of them kept; {size:,} do not fit",
+                f"The disk of the object store has {free:,} bytes left, {RESERVED_BYTES:,} of them kept; "
+                f"{size:,} do not fit",
             )
 
     @contextmanager
-    def incoming(self) -> Iterator[Incoming]:
-        """A new blob to write to; gone again unless it was kept. A full disk leaves as InsufficientStorage."""
-        with disk():
-            blob = Incoming(self)
+    def incoming(self) -> Iterator[BlobWriter]:
+        """A new blob to write, removed afterwards unless it was kept. A full disk raises InsufficientStorage."""
+        with disk_errors():
+            blob = BlobWriter(self)
             try:
                 yield blob
             finally:
                 blob.close()
 
     def open(self, names: Sequence[str]) -> int:
-        """Share the lock of a content's first file and return its descriptor; FileNotFoundError when it is removed."""
+        """Share the lock of a content's first file and return its descriptor; FileNotFoundError if it was removed."""
         file = os.open(self.path(names[0]), os.O_RDONLY | os.O_CLOEXEC)
         try:
             fcntl.flock(file, fcntl.LOCK_SH)
@@ -123,11 +124,11 @@ class Blobs:
 
     @contextmanager
     def removing(self, names: Sequence[str]) -> Iterator[bool]:
-        """True while nobody can read or write the content of these files, False at once when somebody does."""
+        """Yield True with the content of these files locked exclusively, False if somebody uses it."""
         try:
             file = os.open(self.path(names[0]), os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
-            yield True  # a kill came between the first file and its rows
+            yield True  # killed after removing the first file, before its rows
             return
         try:
             yield _lock(file)
@@ -135,25 +136,25 @@ class Blobs:
             os.close(file)
 
     def remove(self, names: Sequence[str]) -> None:
-        """Remove files, the first last, so that its lock guards the others."""
+        """Remove files, the first one last because its lock protects the others."""
         for name in reversed(names):
             self.path(name).unlink(missing_ok=True)
 
     def sweep(self, referenced: Callable[[str], Collection[str]]) -> int:
-        """Remove what writers that were killed left; `referenced` is asked for the names in rows, by shard.
+        """Remove files that killed writers left; return their number.
 
-        Returns how many files were removed. A file of a writer at work is locked, and stays.
+        `referenced` returns the names in rows that begin with a prefix. Files of active writers are locked and stay.
         """
         removed = sum(_remove_unlocked(path, lambda: False) for path in _files(self.root / "incoming"))
         for shard in SHARDS:
             names = {path.name for path in _files(self.root / "blobs" / shard)}
             known = referenced(shard) if names else ()
             for name in sorted(names.difference(known)):
-                removed += _remove_unlocked(self.path(name), partial(_among, name, referenced))
+                removed += _remove_unlocked(self.path(name), partial(_is_referenced, name, referenced))
         return removed
 
 
-def _among(name: str, referenced: Callable[[str], Collection[str]]) -> bool:
+def _is_referenced(name: str, referenced: Callable[[str], Collection[str]]) -> bool:
     return name in referenced(name)
 
 
@@ -162,8 +163,8 @@ def _files(folder: Path) -> list[Path]:
         return [Path(entry.path) for entry in entries if entry.is_file(follow_symlinks=False)]
 
 
-def _locked_new(path: Path) -> int:
-    """A new file with its lock held; -1 where a sweep came between, and removed it."""
+def _create_locked(path: Path) -> int:
+    """Create a file and lock it; -1 if a sweep removed it in between."""
     file = os.open(path, _NEW, 0o600)
     try:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -182,7 +183,7 @@ def _remove_unlocked(path: Path, referenced: Callable[[], bool]) -> bool:
     except FileNotFoundError:
         return False
     try:
-        # Asked again under the lock: the writer may have committed, and let go, since the rows were read.
+        # Checked again under the lock: the writer may have committed and unlocked since the rows were read.
         if not _lock(file) or not path.exists() or referenced():
             return False
         path.unlink()

@@ -1,4 +1,4 @@
-"""S3's operations on buckets, and on what a bucket can be set to: here nothing, which each is told as S3 tells it."""
+"""S3's operations on buckets. Bucket configurations are not supported: reading one returns S3's response for none."""
 
 from __future__ import annotations
 
@@ -6,42 +6,42 @@ from collections.abc import Mapping
 from typing import Any
 
 from luthier.objects import listing
-from luthier.objects.errors import refusal
-from luthier.objects.object_operations import full_control
-from luthier.objects.parameters import Operation, allowed, moment, owner, store_of
+from luthier.objects.errors import s3_error
+from luthier.objects.object_operations import owner_acl
+from luthier.objects.parameters import Operation, authorized_bucket, embedded_store, owner, whole_seconds
 from luthier.objects.queries import Bucket
 from luthier.objects.store import ObjectStore
 from luthier.protocol.call import GLOBAL_REGION, Call
 
 LOCATIONS = {"EU": "eu-west-1", "": GLOBAL_REGION}
-MOST_BUCKETS = 10_000
+MAX_BUCKETS = 10_000
 
 
 def create_bucket(call: Call, objects: ObjectStore) -> dict[str, Any]:
-    """The region is the one that is asked for, else that of the request."""
-    asked = call.parameters.get("CreateBucketConfiguration") or {}
+    """Create a bucket in the region of LocationConstraint, else in the request's."""
+    configuration = call.parameters.get("CreateBucketConfiguration") or {}
     for name in ("Location", "Bucket", "Tags"):
-        if asked.get(name):
-            raise refusal("NotImplemented", f"CreateBucketConfiguration.{name}: only LocationConstraint is offered")
+        if configuration.get(name):
+            raise s3_error("NotImplemented", f"CreateBucketConfiguration.{name}: only LocationConstraint is offered")
     if call.parameters.get("BucketNamespace", "global") != "global":
-        raise refusal("NotImplemented", "BucketNamespace: only global is offered")
-    constraint = asked.get("LocationConstraint") or ""
+        raise s3_error("NotImplemented", "BucketNamespace: only global is offered")
+    constraint = configuration.get("LocationConstraint") or ""
     region = LOCATIONS.get(constraint, constraint) if constraint else call.region
-    made = store_of(objects).create_bucket(call.parameters["Bucket"], call.account, region)
-    return {"Location": f"/{made.name}", "BucketArn": _arn(made.name)}
+    bucket = embedded_store(objects).create_bucket(call.parameters["Bucket"], call.account, region)
+    return {"Location": f"/{bucket.name}", "BucketArn": _arn(bucket.name)}
 
 
 def delete_bucket(call: Call, objects: ObjectStore) -> dict[str, Any]:
-    store = store_of(objects)
-    name = allowed(call, store)
-    store.writable(name)
+    store = embedded_store(objects)
+    name = authorized_bucket(call, store)
+    store.check_writable(name)
     store.delete_bucket(name)
     return {}
 
 
 def head_bucket(call: Call, objects: ObjectStore) -> dict[str, Any]:
-    found = _bucket(call, objects)
-    return {"BucketRegion": found.region, "BucketArn": _arn(found.name), "AccessPointAlias": False}
+    bucket = _bucket(call, objects)
+    return {"BucketRegion": bucket.region, "BucketArn": _arn(bucket.name), "AccessPointAlias": False}
 
 
 def get_bucket_location(call: Call, objects: ObjectStore) -> dict[str, Any]:
@@ -50,33 +50,33 @@ def get_bucket_location(call: Call, objects: ObjectStore) -> dict[str, Any]:
 
 
 def _bucket(call: Call, objects: ObjectStore) -> Bucket:
-    """The bucket asked for; a virtual one is of whatever region it is asked in."""
-    store = store_of(objects)
-    name = allowed(call, store)
-    return Bucket(name, call.account, call.region, 0.0) if store.virtual(name) else store.bucket(name)
+    """The request's bucket; a virtual one is in the request's region."""
+    store = embedded_store(objects)
+    name = authorized_bucket(call, store)
+    return Bucket(name, call.account, call.region, 0.0) if store.virtual_bucket(name) else store.bucket(name)
 
 
 def list_buckets(call: Call, objects: ObjectStore) -> dict[str, Any]:
     parameters = call.parameters
     prefix, region = parameters.get("Prefix") or "", parameters.get("BucketRegion")
-    limit, token = parameters.get("MaxBuckets") or MOST_BUCKETS, parameters.get("ContinuationToken")
+    limit, token = parameters.get("MaxBuckets") or MAX_BUCKETS, parameters.get("ContinuationToken")
     after = listing.from_token(token).decode("utf-8", "replace") if token else ""
-    found = [
-        bucket for bucket in store_of(objects).buckets(call.account)
+    matches = [
+        bucket for bucket in embedded_store(objects).buckets(call.account)
         if bucket.name.startswith(prefix) and bucket.name > after and region in (None, bucket.region)
     ]  # fmt: skip
-    listed = found[:limit]
+    listed = matches[:limit]
     answer: dict[str, Any] = {
         "Owner": owner(call.account),
         "Buckets": [
-            {"Name": bucket.name, "CreationDate": moment(bucket.created), "BucketRegion": bucket.region,
+            {"Name": bucket.name, "CreationDate": whole_seconds(bucket.created), "BucketRegion": bucket.region,
              "BucketArn": _arn(bucket.name)}
             for bucket in listed
         ],
     }  # fmt: skip
     if prefix:
         answer["Prefix"] = prefix
-    if len(found) > len(listed):
+    if len(matches) > len(listed):
         answer["ContinuationToken"] = listing.to_token(listed[-1].name.encode())
     return answer
 
@@ -86,37 +86,37 @@ def _arn(name: str) -> str:
 
 
 def get_bucket_acl(call: Call, objects: ObjectStore) -> dict[str, Any]:
-    allowed(call, store_of(objects))
-    return full_control(call.account)
+    authorized_bucket(call, embedded_store(objects))
+    return owner_acl(call.account)
 
 
-def _answered(answer: Mapping[str, Any]) -> Operation:
-    """The operation that finds a bucket set to nothing, and says so by `answer`."""
+def _returns(answer: Mapping[str, Any]) -> Operation:
+    """An operation that returns `answer` for every bucket."""
 
     def operation(call: Call, objects: ObjectStore) -> dict[str, Any]:
-        allowed(call, store_of(objects))
+        authorized_bucket(call, embedded_store(objects))
         return dict(answer)
 
     return operation
 
 
-def _missing(code: str, message: str) -> Operation:
-    """The operation that finds a bucket set to nothing, and says so by a 404."""
+def _raises_not_found(code: str, message: str) -> Operation:
+    """An operation that raises 404 with `code` for every bucket."""
 
     def operation(call: Call, objects: ObjectStore) -> dict[str, Any]:
-        allowed(call, store_of(objects))
-        raise refusal(code, message, 404)
+        authorized_bucket(call, embedded_store(objects))
+        raise s3_error(code, message, 404)
 
     return operation
 
 
-def _not_offered(call: Call, objects: ObjectStore) -> dict[str, Any]:
-    allowed(call, store_of(objects))
-    raise refusal("NotImplemented", f"{call.operation}: this server's object store does not offer it")
+def _not_implemented(call: Call, objects: ObjectStore) -> dict[str, Any]:
+    authorized_bucket(call, embedded_store(objects))
+    raise s3_error("NotImplemented", f"{call.operation}: this server's object store does not offer it")
 
 
 _NO_LOCK = "The specified object does not have a ObjectLock configuration"
-_UNSET: Mapping[str, tuple[str, str]] = {
+_NOT_CONFIGURED: Mapping[str, tuple[str, str]] = {
     "GetBucketPolicy": ("NoSuchBucketPolicy", "The bucket policy does not exist"),
     "GetBucketPolicyStatus": ("NoSuchBucketPolicy", "The bucket policy does not exist"),
     "GetBucketCors": ("NoSuchCORSConfiguration", "The CORS configuration does not exist"),
@@ -134,7 +134,7 @@ _UNSET: Mapping[str, tuple[str, str]] = {
     "GetObjectLegalHold": ("NoSuchObjectLockConfiguration", _NO_LOCK),
 }  # fmt: skip
 
-_EMPTY: Mapping[str, Mapping[str, Any]] = {
+_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "GetBucketVersioning": {},
     "GetBucketLogging": {},
     "GetBucketNotificationConfiguration": {},
@@ -145,7 +145,7 @@ _EMPTY: Mapping[str, Mapping[str, Any]] = {
     "ListBucketIntelligentTieringConfigurations": {"IsTruncated": False},
     "ListBucketInventoryConfigurations": {"IsTruncated": False},
     "ListBucketMetricsConfigurations": {"IsTruncated": False},
-    # What is not set is deleted by doing nothing, on S3 too.
+    # Deleting a configuration that does not exist succeeds on S3, too.
     "DeleteBucketPolicy": {},
     "DeleteBucketCors": {},
     "DeleteBucketLifecycle": {},
@@ -156,7 +156,7 @@ _EMPTY: Mapping[str, Mapping[str, Any]] = {
     "DeletePublicAccessBlock": {},
 }
 
-NOT_OFFERED = (
+NOT_IMPLEMENTED = (
     "PutBucketVersioning", "PutBucketEncryption", "PutBucketPolicy", "PutBucketCors", "PutBucketLifecycleConfiguration",
     "PutBucketWebsite", "PutBucketTagging", "PutBucketReplication", "PutPublicAccessBlock",
     "PutObjectLockConfiguration", "PutObjectRetention", "PutObjectLegalHold", "PutBucketLogging",
@@ -173,7 +173,7 @@ OPERATIONS: Mapping[str, Operation] = {
     "GetBucketLocation": get_bucket_location,
     "ListBuckets": list_buckets,
     "GetBucketAcl": get_bucket_acl,
-    **{name: _missing(*said) for name, said in _UNSET.items()},
-    **{name: _answered(answer) for name, answer in _EMPTY.items()},
-    **dict.fromkeys(NOT_OFFERED, _not_offered),
+    **{name: _raises_not_found(*error) for name, error in _NOT_CONFIGURED.items()},
+    **{name: _returns(answer) for name, answer in _DEFAULTS.items()},
+    **dict.fromkeys(NOT_IMPLEMENTED, _not_implemented),
 }

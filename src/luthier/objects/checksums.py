@@ -1,4 +1,4 @@
-"""The checksums that S3 knows: computed while bytes pass, compared with what the client said, kept, combined.
+"""S3's checksums: compute them while a body streams, compare them with the client's, store and combine them.
 
 XXHASH checksums are refused.
 """
@@ -16,14 +16,14 @@ from typing import Any, Protocol
 
 from awscrt import checksums as crt
 
-from luthier.objects.errors import refusal
+from luthier.objects.errors import s3_error
 
 HEADER = "x-amz-checksum-"
 FULL, COMPOSITE = "FULL_OBJECT", "COMPOSITE"
 
 
 class Hasher(Protocol):
-    """A checksum that is being computed, as hashlib's are."""
+    """A running checksum, with the interface of hashlib's."""
 
     def update(self, data: bytes, /) -> object: ...
 
@@ -31,7 +31,7 @@ class Hasher(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _CrcFunctions:
+class CrcFunctions:
     """`update(data, crc)` continues a CRC, `combine(first, second, second_size)` is the CRC of two blocks in a row."""
 
     size: int
@@ -39,10 +39,10 @@ class _CrcFunctions:
     combine: Callable[[int, int, int], int]
 
 
-CRCS: Mapping[str, _CrcFunctions] = {
-    "CRC32": _CrcFunctions(4, zlib.crc32, crt.combine_crc32),
-    "CRC32C": _CrcFunctions(4, crt.crc32c, crt.combine_crc32c),
-    "CRC64NVME": _CrcFunctions(8, crt.crc64nvme, crt.combine_crc64nvme),
+CRCS: Mapping[str, CrcFunctions] = {
+    "CRC32": CrcFunctions(4, zlib.crc32, crt.combine_crc32),
+    "CRC32C": CrcFunctions(4, crt.crc32c, crt.combine_crc32c),
+    "CRC64NVME": CrcFunctions(8, crt.crc64nvme, crt.combine_crc64nvme),
 }
 
 
@@ -65,7 +65,7 @@ ALGORITHMS: Mapping[str, Callable[[], Hasher]] = {
     "SHA512": hashlib.sha512,
     "MD5": lambda: hashlib.md5(usedforsecurity=False),
 }
-UNKNOWN = ("XXHASH64", "XXHASH3", "XXHASH128")
+UNSUPPORTED = ("XXHASH64", "XXHASH3", "XXHASH128")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,23 +77,23 @@ class Checksum:
     kind: str = FULL
 
     def members(self) -> dict[str, str]:
-        """As members of an S3 answer."""
+        """The checksum as members of an S3 response."""
         return {f"Checksum{self.algorithm}": self.value, "ChecksumType": self.kind}
 
-    def row(self) -> list[str]:
+    def to_row(self) -> list[str]:
         return [self.algorithm, self.value, self.kind]
 
 
-def of_row(row: Sequence[str]) -> Checksum | None:
-    """What `Checksum.row` made; None for an object that has none."""
+def checksum_from_row(row: Sequence[str]) -> Checksum | None:
+    """The inverse of `Checksum.to_row`; None for an object without a checksum."""
     return Checksum(*row) if row else None
 
 
 @dataclass(frozen=True, slots=True)
-class Demand:
-    """What a request says of its body: its MD5 in hexadecimal, a checksum to compute, the value it has to have.
+class BodyChecksums:
+    """The checksums that a request declares for its body: an MD5 in hexadecimal, an algorithm, its expected value.
 
-    `trailers` are the fields sent after the body, which may hold that value; filled while the body is read.
+    `trailers` are the fields sent after the body, which may have that value; filled while the body is read.
     """
 
     algorithm: str = ""
@@ -103,51 +103,57 @@ class Demand:
 
     @property
     def expected(self) -> str:
-        """The checksum's value as it was sent before the body, or after it; empty for none."""
+        """The expected value, from a header or a trailing field; empty for none."""
         return self.value or self.trailers.get(f"{HEADER}{self.algorithm.lower()}", "")
 
 
-def demanded(parameters: Mapping[str, Any], announced: str = "", trailers: Mapping[str, str] | None = None) -> Demand:
+def parse_checksums(
+    parameters: Mapping[str, Any], trailer_names: str = "", trailers: Mapping[str, str] | None = None
+) -> BodyChecksums:
     """Read a request's Content-MD5, checksum and algorithm; WireError for malformed or unknown ones.
 
-    `announced` is the header x-amz-trailer: names of the fields that follow the body.
+    `trailer_names` is the header x-amz-trailer: the names of the fields that follow the body.
     """
     sent = {name: str(parameters[f"Checksum{name}"]) for name in ALGORITHMS if parameters.get(f"Checksum{name}")}
-    for name in UNKNOWN:
+    for name in UNSUPPORTED:
         if parameters.get(f"Checksum{name}"):
-            raise _unknown(name)
+            raise _unsupported(name)
     if len(sent) > 1:
-        raise refusal("InvalidRequest", "Expecting a single x-amz-checksum- header. Multiple checksum Types are not "
+        raise s3_error("InvalidRequest", "Expecting a single x-amz-checksum- header. Multiple checksum Types are not "
                       "allowed.")  # fmt: skip
-    later = [name.strip()[len(HEADER) :] for name in announced.lower().split(",") if name.strip().startswith(HEADER)]
-    named = known(parameters.get("ChecksumAlgorithm") or next(iter(later), ""))
+    in_trailer = [
+        name.strip()[len(HEADER) :] for name in trailer_names.lower().split(",") if name.strip().startswith(HEADER)
+    ]
+    named = check_algorithm(parameters.get("ChecksumAlgorithm") or next(iter(in_trailer), ""))
     for name, value in sent.items():
         if not _is_base64(value, len(ALGORITHMS[name]().digest())):
-            raise refusal("InvalidRequest", f"Value for x-amz-checksum-{name.lower()} header is invalid.")
+            raise s3_error("InvalidRequest", f"Value for x-amz-checksum-{name.lower()} header is invalid.")
     algorithm = next(iter(sent), named)
-    after = {} if trailers is None else trailers  # the same mapping, which is still to be filled
-    return Demand(algorithm, sent.get(algorithm, ""), _md5(parameters.get("ContentMD5")), after)
+    after = {} if trailers is None else trailers  # not a copy: it is filled later
+    return BodyChecksums(algorithm, sent.get(algorithm, ""), _md5(parameters.get("ContentMD5")), after)
 
 
-def known(algorithm: str) -> str:
-    """`algorithm` itself where it can be computed ("" stands for none); WireError else."""
+def check_algorithm(algorithm: str) -> str:
+    """`algorithm` in upper case if it is supported ("" for none); WireError otherwise."""
     if algorithm and algorithm.upper() not in ALGORITHMS:
-        if algorithm.upper() in UNKNOWN:
-            raise _unknown(algorithm)
-        raise refusal("InvalidRequest", "Checksum algorithm provided is unsupported. Please try again with any of the "
+        if algorithm.upper() in UNSUPPORTED:
+            raise _unsupported(algorithm)
+        raise s3_error("InvalidRequest", "Checksum algorithm provided is unsupported. Please try again with any of the "
                       f"valid types: [{', '.join(ALGORITHMS)}]")  # fmt: skip
     return algorithm.upper()
 
 
-def _unknown(algorithm: str) -> Exception:
-    return refusal("NotImplemented", f"checksum {algorithm}: not offered here; expected one of {', '.join(ALGORITHMS)}")
+def _unsupported(algorithm: str) -> Exception:
+    return s3_error(
+        "NotImplemented", f"checksum {algorithm}: not offered here; expected one of {', '.join(ALGORITHMS)}"
+    )
 
 
 def _md5(sent: str | None) -> str:
     if sent is None:
         return ""
     if not _is_base64(sent, 16):
-        raise refusal("InvalidDigest")
+        raise s3_error("InvalidDigest")
     return base64.b64decode(sent).hex()
 
 
@@ -159,7 +165,7 @@ def _is_base64(text: str, size: int) -> bool:
 
 
 class Digest:
-    """Size, MD5 and any further checksums of a body that passes by."""
+    """Size, MD5 and further checksums of a streaming body."""
 
     def __init__(self, algorithms: Iterable[str] = ()) -> None:
         self.size = 0
@@ -182,30 +188,32 @@ class Digest:
     def checksum(self, algorithm: str) -> Checksum | None:
         return Checksum(algorithm, self.value(algorithm)) if algorithm else None
 
-    def verify(self, demand: Demand) -> None:
-        """BadDigest where the body is not what the client said it sent."""
-        if demand.md5 and demand.md5 != self.etag:
-            raise refusal("BadDigest", "The Content-MD5 you specified did not match what we received.")
-        if demand.expected and demand.expected != self.value(demand.algorithm):
-            raise refusal("BadDigest", f"The {demand.algorithm} you specified did not match the calculated checksum.")
+    def verify(self, expected: BodyChecksums) -> None:
+        """WireError BadDigest if the body differs from what the client declared."""
+        if expected.md5 and expected.md5 != self.etag:
+            raise s3_error("BadDigest", "The Content-MD5 you specified did not match what we received.")
+        if expected.expected and expected.expected != self.value(expected.algorithm):
+            raise s3_error(
+                "BadDigest", f"The {expected.algorithm} you specified did not match the calculated checksum."
+            )
 
 
 def multipart_etag(etags: Sequence[str]) -> str:
-    """S3's: the MD5 of the parts' MD5s, and how many there are."""
+    """S3's ETag of a multipart object: the MD5 of the parts' MD5s, and the number of parts."""
     return f"{hashlib.md5(bytes.fromhex(''.join(etags)), usedforsecurity=False).hexdigest()}-{len(etags)}"
 
 
-def multipart_kind(algorithm: str, asked: str) -> str:
-    """Whether an upload's checksum is of the whole object or of its parts' checksums; WireError for what S3 refuses."""
+def multipart_kind(algorithm: str, requested: str) -> str:
+    """FULL or COMPOSITE, the type of an upload's checksum; empty for no algorithm. WireError for what S3 refuses."""
     if not algorithm:
-        if asked:
-            raise refusal("InvalidRequest", "The x-amz-checksum-type header can only be used with the "
+        if requested:
+            raise s3_error("InvalidRequest", "The x-amz-checksum-type header can only be used with the "
                           "x-amz-checksum-algorithm header.")  # fmt: skip
         return ""
-    kind = asked or (FULL if algorithm == "CRC64NVME" else COMPOSITE)
+    kind = requested or (FULL if algorithm == "CRC64NVME" else COMPOSITE)
     possible = [*([FULL] if algorithm in CRCS else []), *([COMPOSITE] if algorithm != "CRC64NVME" else [])]
     if kind not in possible:
-        raise refusal("InvalidRequest", f"The {kind} checksum type cannot be used with the {algorithm.lower()} "
+        raise s3_error("InvalidRequest", f"The {kind} checksum type cannot be used with the {algorithm.lower()} "
                       "checksum algorithm.")  # fmt: skip
     return kind
 

@@ -1,4 +1,4 @@
-"""Conditional requests: whether what is there allows the read or the write."""
+"""Conditional requests: whether an object's state allows a read or a write."""
 
 from __future__ import annotations
 
@@ -7,67 +7,67 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from luthier.objects.errors import refusal
+from luthier.objects.errors import s3_error
 
 
 @dataclass(frozen=True, slots=True)
-class Guard:
-    """What must hold of the present object for a write to go ahead: its ETag, or that there is none."""
+class WriteCondition:
+    """What must be true of the current object for a write: its ETag, or that there is none."""
 
     etag: str | None = None
     absent: bool = False
 
     @classmethod
-    def of(cls, parameters: Mapping[str, Any]) -> Guard:
-        """From IfMatch and IfNoneMatch; of the latter S3 takes only `*`."""
+    def of(cls, parameters: Mapping[str, Any]) -> WriteCondition:
+        """From IfMatch and IfNoneMatch; S3 supports only `*` for the latter."""
         none = parameters.get("IfNoneMatch")
         if none not in (None, "*"):
-            raise refusal("NotImplemented")
+            raise s3_error("NotImplemented")
         return cls(parameters.get("IfMatch"), none == "*")
 
     def check(self, present: str | None) -> None:
-        """WireError NoSuchKey or PreconditionFailed; `present` is the ETag of what is there, None for nothing."""
+        """WireError NoSuchKey or PreconditionFailed; `present` is the current ETag, None for no object."""
         if self.absent and present is not None:
-            raise refusal("PreconditionFailed")
+            raise s3_error("PreconditionFailed")
         if self.etag is not None:
             if present is None:
-                raise refusal("NoSuchKey")
+                raise s3_error("NoSuchKey")
             if not _matches(self.etag, present):
-                raise refusal("PreconditionFailed")
+                raise s3_error("PreconditionFailed")
 
 
-ANYHOW = Guard()
+UNCONDITIONAL = WriteCondition()
 
 
 def check_read(parameters: Mapping[str, Any], etag: str, modified: float, prefix: str = "") -> None:
     """WireError NotModified or PreconditionFailed by the four headers (`prefix` "CopySource" for a copy's).
 
-    An ETag that was compared decides alone; times count whole seconds, as the headers do. Of a copy's source,
-    "not modified" is a failed precondition too.
+    ETags take precedence over times, which are compared in whole seconds, as in headers. For a copy's source, "not
+    modified" is a failed precondition, too.
     """
     match, none = parameters.get(f"{prefix}IfMatch"), parameters.get(f"{prefix}IfNoneMatch")
     since, until = parameters.get(f"{prefix}IfModifiedSince"), parameters.get(f"{prefix}IfUnmodifiedSince")
     same = "PreconditionFailed" if prefix else "NotModified"
     if match is not None:
         if not _matches(match, etag):
-            raise refusal("PreconditionFailed")
+            raise s3_error("PreconditionFailed")
     elif until is not None and int(modified) > _seconds(until):
-        raise refusal("PreconditionFailed")
+        raise s3_error("PreconditionFailed")
     if none is not None:
         if _matches(none, etag):
-            raise refusal(same)
+            raise s3_error(same)
     elif since is not None and int(modified) <= _seconds(since):
-        raise refusal(same)
+        raise s3_error(same)
 
 
-def bare(etag: str) -> str:
+def strip_etag(etag: str) -> str:
     """An ETag without its quotes."""
     return etag.strip().removeprefix("W/").strip('"')
 
 
 def _matches(header: str, etag: str) -> bool:
-    return any(one.strip() == "*" or bare(one) == etag for one in header.split(","))
+    return any(one.strip() == "*" or strip_etag(one) == etag for one in header.split(","))
 
 
-def _seconds(moment: datetime) -> int:
-    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
+def _seconds(time: datetime) -> int:
+    return int((time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp())

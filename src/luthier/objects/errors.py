@@ -1,4 +1,4 @@
-"""Refusals as S3 words them: the status of each code, and its usual message."""
+"""S3's error codes with their status and usual message."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sqlalchemy.exc import OperationalError
 
 from luthier.protocol.errors import WireError
 
-FAULTS: dict[str, tuple[int, str]] = {
+S3_ERRORS: dict[str, tuple[int, str]] = {
     "AccessControlListNotSupported": (400, "The bucket does not allow ACLs"),
     "AccessDenied": (403, "Access Denied"),
     "BadDigest": (400, "The Content-MD5 or checksum value that you specified did not match what the server received."),
@@ -53,22 +53,22 @@ FAULTS: dict[str, tuple[int, str]] = {
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
-def refusal(code: str, message: str = "", status: int = 0) -> WireError:
-    """The error to raise for `code`, in S3's words where no others are given."""
-    usual = FAULTS.get(code, (400, code))
+def s3_error(code: str, message: str = "", status: int = 0) -> WireError:
+    """The error for `code`, with S3's usual message and status unless others are given."""
+    usual = S3_ERRORS.get(code, (400, code))
     return WireError(code, message or usual[1], status or usual[0])
 
 
 @contextmanager
-def disk() -> Iterator[None]:
-    """A full disk leaves this as 507 InsufficientStorage, which no client repeats on its own as it does 500 and 503."""
+def disk_errors() -> Iterator[None]:
+    """Raise a full disk as 507 InsufficientStorage, which clients do not retry as they do 500 and 503."""
     try:
         yield
     except OSError as error:
         if error.errno in FULL_DISK:
-            raise refusal("InsufficientStorage") from error
+            raise s3_error("InsufficientStorage") from error
         raise
     except OperationalError as error:
         if "disk is full" in str(error.orig) or "No space left" in str(error.orig):
-            raise refusal("InsufficientStorage") from error
+            raise s3_error("InsufficientStorage") from error
         raise

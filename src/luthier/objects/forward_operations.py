@@ -1,7 +1,7 @@
-"""S3's operations on buckets elsewhere: the same operation, asked there with the server's credentials.
+"""Forward S3 operations to a remote S3, with the server's credentials.
 
-The caller was let in by Luthier's own rules; its signature and its account mean nothing there and stay here. A body is
-on disk, and is what its checksum says, before the first byte of it is passed on.
+The caller is authenticated by Luthier's own keys; its signature and account are not forwarded. A body is stored in a
+temporary file and verified before it is sent on.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionEr
 
 from luthier.objects.blobs import CHUNK
 from luthier.objects.checksums import Digest
-from luthier.objects.errors import disk, refusal
+from luthier.objects.errors import disk_errors, s3_error
 from luthier.objects.forwarding_store import ForwardingObjectStore
 from luthier.objects.names import check_bucket_name, parse_copy_source
 from luthier.objects.parameters import body
@@ -31,74 +31,74 @@ _log = logging.getLogger(__name__)
 
 
 def forward(call: Call, objects: ForwardingObjectStore) -> dict[str, Any]:
-    """What the other S3 answers to the call; WireError with its own code, message and status where it refuses."""
-    asked = dict(call.parameters)
-    if "Bucket" in asked:
-        check_bucket_name(asked["Bucket"])  # an ARN could lead to another host
+    """The remote S3's result; WireError with its code, message and status for its errors."""
+    parameters = dict(call.parameters)
+    if "Bucket" in parameters:
+        check_bucket_name(parameters["Bucket"])  # an ARN could select another host
     for name in OWNERS:
-        if asked.pop(name, call.account) != call.account:
-            raise refusal("AccessDenied")
-    if "CopySource" in asked:  # its client writes it out anew
-        bucket, key = parse_copy_source(asked["CopySource"])
-        asked["CopySource"] = {"Bucket": check_bucket_name(bucket), "Key": key}
+        if parameters.pop(name, call.account) != call.account:
+            raise s3_error("AccessDenied")
+    if "CopySource" in parameters:  # encoded again by botocore
+        bucket, key = parse_copy_source(parameters["CopySource"])
+        parameters["CopySource"] = {"Bucket": check_bucket_name(bucket), "Key": key}
     with ExitStack() as stack:
-        if _streams(call):
-            asked |= _received(call, objects.made, stack)
-        answer = _asked(objects, call.operation, asked)
+        if _has_body(call):
+            parameters |= _receive_to_file(call, objects.virtual_store, stack)
+        answer = _send(objects, call.operation, parameters)
     answer.pop("ResponseMetadata", None)
     if answer.get("ExpiresString"):
         answer["Expires"] = answer.pop("ExpiresString")
     if hasattr(answer.get("Body"), "iter_chunks"):
-        answer["Body"] = _Body(answer["Body"])
+        answer["Body"] = _ForwardedBody(answer["Body"])
     return answer
 
 
-def _streams(call: Call) -> bool:
+def _has_body(call: Call) -> bool:
     shape = model.operation("s3", call.operation).input_shape
     return shape is not None and "Body" in shape.members
 
 
-def _received(call: Call, made: EmbeddedObjectStore, stack: ExitStack) -> dict[str, Any]:
-    """The body as a file, with the checksum that was sent before or after it; WireErrors as of the embedded store."""
-    chunks, demand, size = body(call)
+def _receive_to_file(call: Call, virtual_store: EmbeddedObjectStore, stack: ExitStack) -> dict[str, Any]:
+    """The body as a temporary file, with its checksum; raises the same WireErrors as the embedded store."""
+    chunks, expected, size = body(call)
     if size:
-        made.blobs.check_room(size)
-    digest = Digest([demand.algorithm])
-    with disk():
-        file: IO[bytes] = stack.enter_context(tempfile.TemporaryFile(dir=made.blobs.root))  # noqa: SIM115 - entered here
+        virtual_store.blobs.check_free_space(size)
+    digest = Digest([expected.algorithm])
+    with disk_errors():
+        file: IO[bytes] = stack.enter_context(tempfile.TemporaryFile(dir=virtual_store.blobs.root))  # noqa: SIM115 - entered here
         for chunk in chunks:
             digest.update(chunk)
             file.write(chunk)
         file.seek(0)
     if size is not None and digest.size != size:
-        raise refusal("IncompleteBody")
-    digest.verify(demand)
-    known = {f"Checksum{demand.algorithm}": digest.value(demand.algorithm)} if demand.algorithm else {}
+        raise s3_error("IncompleteBody")
+    digest.verify(expected)
+    known = {f"Checksum{expected.algorithm}": digest.value(expected.algorithm)} if expected.algorithm else {}
     return {"Body": file, "ContentLength": digest.size, "ChecksumAlgorithm": None} | known
 
 
-def _asked(objects: ForwardingObjectStore, operation: str, asked: dict[str, Any]) -> dict[str, Any]:
-    given = {name: value for name, value in asked.items() if value is not None}
+def _send(objects: ForwardingObjectStore, operation: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    sent = {name: value for name, value in parameters.items() if value is not None}
     try:
-        answer: dict[str, Any] = getattr(objects.client, xform_name(operation))(**given)
+        answer: dict[str, Any] = getattr(objects.client, xform_name(operation))(**sent)
     except ClientError as error:
-        said = error.response["Error"]
+        error_fields = error.response["Error"]
         status = error.response["ResponseMetadata"]["HTTPStatusCode"]
-        raise WireError(said.get("Code", str(status)), said.get("Message", ""), status) from None
+        raise WireError(error_fields.get("Code", str(status)), error_fields.get("Message", ""), status) from None
     except NoCredentialsError:
         text = f"the server has no credentials for {objects.endpoint}; set them where luthier serve is started"
-        raise refusal("AccessDenied", text) from None
+        raise s3_error("AccessDenied", text) from None
     except (HTTPClientError, EndpointConnectionError) as error:
         _log.warning("%s: %s", objects.endpoint, error)
         text = f"The object store at {objects.endpoint} does not answer"
         raise WireError("ServiceUnavailable", text, 503) from None
     except BotoCoreError as error:
-        raise refusal("InvalidRequest", " ".join(str(error).split())) from None
+        raise s3_error("InvalidRequest", " ".join(str(error).split())) from None
     return answer
 
 
-class _Body:
-    """The chunks of an object; the connection they come by is free again when they are read, or on `close`."""
+class _ForwardedBody:
+    """The chunks of an object; `close`, or reading all of them, returns the connection to the pool."""
 
     def __init__(self, body: Any) -> None:
         self._body = body

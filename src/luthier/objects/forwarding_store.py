@@ -1,4 +1,4 @@
-"""An S3 elsewhere behind this server's port: its buckets, and beside them those that the service makes up."""
+"""Forward S3 requests to a remote S3, except those for the service's virtual buckets."""
 
 from __future__ import annotations
 
@@ -12,32 +12,31 @@ from botocore.session import get_session
 from luthier.objects.remote_store import RemoteObjectStore
 from luthier.objects.store import EmbeddedObjectStore
 
-CONNECTIONS = 64  # as many as requests are worked on at once
+CONNECTIONS = 64  # the number of requests handled at once
 
 
 class ForwardingObjectStore(RemoteObjectStore):
-    """The objects of the S3 at `endpoint`; `made` is the store that answers for the virtual buckets, and for no other.
+    """The S3 at `endpoint`, and beside it the virtual buckets of `virtual_store`.
 
-    `client` asks that S3 with the credentials of the server's environment; each of its calls is one request, since the
-    caller's own client repeats what failed.
+    `client` uses the credentials of the server's environment. It does not retry, since the caller's own client does.
     """
 
-    def __init__(self, endpoint: str, made: EmbeddedObjectStore) -> None:
+    def __init__(self, endpoint: str, virtual_store: EmbeddedObjectStore) -> None:
         super().__init__(endpoint)
-        self.made = made
+        self.virtual_store = virtual_store
         self._lock = threading.Lock()
         self._client: Any = None
 
     @property
     def client(self) -> Any:
-        """One client for all threads, made when it is first asked for."""
+        """One client for all threads, created on first use."""
         with self._lock:
             if self._client is None:
                 self._client = get_session().create_client("s3", endpoint_url=self.endpoint, config=Config(
                     retries={"total_max_attempts": 1}, max_pool_connections=CONNECTIONS, parameter_validation=False,
                     request_checksum_calculation="when_required", response_checksum_validation="when_required",
                 ))  # fmt: skip
-                # A store that does not know Expect: 100-continue would cost a second on each PUT.
+                # Stores that ignore Expect: 100-continue would delay each PUT by a second.
                 self._client.meta.events.unregister("before-call.s3", handlers.add_expect_header)
             return self._client
 
@@ -46,4 +45,4 @@ class ForwardingObjectStore(RemoteObjectStore):
             if self._client is not None:
                 self._client.close()
                 self._client = None
-        self.made.close()
+        self.virtual_store.close()

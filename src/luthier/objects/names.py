@@ -1,4 +1,4 @@
-"""Names of buckets and keys: what S3 allows, how keys are kept, what s3:// addresses mean."""
+"""Validate and parse bucket names, keys, s3:// URIs and copy sources."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from urllib.parse import unquote
 
 from luthier.errors import UserError
-from luthier.objects.errors import refusal
+from luthier.objects.errors import s3_error
 
 KEY_BYTES = 1024
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
@@ -15,54 +15,54 @@ _RESERVED = ("xn--", "sthree-", "amzn-s3-demo-"), ("-s3alias", "--ol-s3", ".mrap
 
 
 def check_bucket_name(name: str) -> str:
-    """`name` where S3's rules let a new bucket be called so; WireError InvalidBucketName else."""
+    """`name` if S3's rules allow it; WireError InvalidBucketName otherwise."""
     if not _BUCKET.fullmatch(name) or ".." in name or name.startswith(_RESERVED[0]) or name.endswith(_RESERVED[1]):
-        raise refusal("InvalidBucketName")
+        raise s3_error("InvalidBucketName")
     try:
         ipaddress.IPv4Address(name)
     except ValueError:
         return name
-    raise refusal("InvalidBucketName")
+    raise s3_error("InvalidBucketName")
 
 
 def key_bytes(key: str) -> bytes:
-    """A key as it is kept and sorted: UTF-8, 1 to 1,024 bytes; WireError for any other."""
+    """A key as it is stored and sorted: UTF-8, 1 to 1,024 bytes; WireError for others."""
     encoded = text_bytes(key)
     if len(encoded) > KEY_BYTES:
-        raise refusal("KeyTooLongError")
+        raise s3_error("KeyTooLongError")
     if not encoded:
-        raise refusal("InvalidRequest", "A key must have at least one character")
+        raise s3_error("InvalidRequest", "A key must have at least one character")
     return encoded
 
 
 def text_bytes(text: str) -> bytes:
-    """Any text of a request that is compared with keys (a prefix, a marker), as UTF-8."""
+    """Text that is compared with keys (a prefix, a marker), as UTF-8."""
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError:
-        raise refusal("InvalidURI") from None
+        raise s3_error("InvalidURI") from None
 
 
 def parse_uri(uri: str) -> tuple[str, str]:
     """(bucket, key or prefix) of s3://bucket/key; UserError for anything else."""
-    scheme, found, rest = uri.partition("://")
+    scheme, separator, rest = uri.partition("://")
     bucket, _, key = rest.partition("/")
-    if not found or scheme.lower() != "s3" or not bucket:
+    if not separator or scheme.lower() != "s3" or not bucket:
         raise UserError(f"{uri}: expected s3://bucket/key")
     return bucket, key
 
 
 def parse_copy_source(source: str) -> tuple[str, str]:
-    """(bucket, key) of x-amz-copy-source; WireError InvalidArgument when it names none, or a version there is not."""
+    """(bucket, key) of x-amz-copy-source; WireError for an incomplete one or an unknown version."""
     path, _, version = source.partition("?versionId=")
     bucket, _, key = unquote(path, errors="surrogateescape").removeprefix("/").partition("/")
     if not bucket or not key:
-        raise refusal("InvalidArgument", "Copy Source must mention the source bucket and key: sourcebucket/sourcekey")
+        raise s3_error("InvalidArgument", "Copy Source must mention the source bucket and key: sourcebucket/sourcekey")
     check_version(version)
     return bucket, key
 
 
 def check_version(version: str | None) -> None:
-    """No bucket has versions, so each object has the one that S3 calls null; WireError NoSuchVersion for others."""
+    """WireError NoSuchVersion for any version but `null`, the only one without versioning."""
     if version not in (None, "", "null"):
-        raise refusal("NoSuchVersion")
+        raise s3_error("NoSuchVersion")

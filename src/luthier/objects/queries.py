@@ -1,7 +1,7 @@
-"""The statements of the object store: each function is a step of a transaction that its caller holds.
+"""The object store's SQL statements; each function runs in its caller's transaction.
 
-SQLite has one writer at a time; on PostgreSQL the rows that a write builds on are locked, and a foreign key or primary
-key that another writer got ahead of ends in an IntegrityError, on which the caller begins anew.
+SQLite has one writer at a time. On PostgreSQL the rows that a write depends on are locked, and a key that another
+writer inserted first raises IntegrityError, after which the caller retries.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from luthier.jobs import database
-from luthier.objects.checksums import Checksum, of_row
-from luthier.objects.conditions import Guard
+from luthier.objects.checksums import Checksum, checksum_from_row
+from luthier.objects.conditions import WriteCondition
 from luthier.objects.tables import buckets, contents, objects, parts, segments, uploads
 
-ATTEMPTS = 8  # of a transaction that other writers keep getting ahead of
+ATTEMPTS = 8  # of a transaction that conflicts with other writers
 T = TypeVar("T")
 
 
@@ -36,7 +36,7 @@ class Bucket:
 
 @dataclass(frozen=True, slots=True)
 class Attributes:
-    """What is kept beside an object's bytes: members of PutObject that are given back, user metadata, tags."""
+    """An object's metadata: members of PutObject that GetObject returns, user metadata, tags."""
 
     members: Mapping[str, str] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
@@ -44,8 +44,8 @@ class Attributes:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Object:
-    """One object; `parts` is 0 unless it came of a multipart upload, `modified` in seconds since 1970."""
+class StoredObject:
+    """An object's row; `parts` is 0 unless it was a multipart upload, `modified` in seconds since 1970."""
 
     bucket: str
     key: str
@@ -60,7 +60,7 @@ class Object:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A stretch of a content: `size` bytes of the file `blob`, from `start` on in the whole."""
+    """A range of a content: `size` bytes in the file `blob`, which begin at `start` in the content."""
 
     blob: str
     start: int
@@ -79,8 +79,8 @@ class Database:
         with database.writing(self.engine) as connection:
             yield connection
 
-    def settle(self, work: Callable[[sa.Connection], T]) -> T:
-        """Run `work` in a transaction, again as long as other writers get ahead of it."""
+    def run_transaction(self, work: Callable[[sa.Connection], T]) -> T:
+        """Run `work` in a transaction; retry it when it conflicts with other writers."""
         for attempt in range(ATTEMPTS):
             try:
                 with self.write() as connection:
@@ -91,7 +91,7 @@ class Database:
         raise AssertionError("unreachable")
 
     def read(self) -> sa.Connection:
-        """To be used as a context; each statement sees the latest commit."""
+        """A connection to use as a context manager; each statement sees the latest commit."""
         return self.engine.connect()
 
 
@@ -100,37 +100,39 @@ def find_bucket(connection: sa.Connection, name: str) -> Bucket | None:
     return Bucket(*row) if row else None
 
 
-def find_object(connection: sa.Connection, bucket: str, key: bytes, *, hold: bool = False) -> Object | None:
+def find_object(connection: sa.Connection, bucket: str, key: bytes, *, for_update: bool = False) -> StoredObject | None:
     query = sa.select(objects).where(objects.c.bucket == bucket, objects.c.key == key)
-    row = connection.execute(query.with_for_update() if hold else query).one_or_none()
+    row = connection.execute(query.with_for_update() if for_update else query).one_or_none()
     return object_of(row) if row else None
 
 
-def object_of(row: sa.Row[Any]) -> Object:
-    return Object(
+def object_of(row: sa.Row[Any]) -> StoredObject:
+    return StoredObject(
         bucket=row.bucket, key=bytes(row.key).decode("utf-8"), content=row.content, size=row.size, etag=row.etag,
         modified=row.modified, parts=row.parts, attributes=Attributes(row.attributes, row.metadata, row.tags),
-        checksum=of_row(row.checksum),
+        checksum=checksum_from_row(row.checksum),
     )  # fmt: skip
 
 
-def list_objects(connection: sa.Connection, bucket: str, start: bytes, end: bytes | None, limit: int) -> list[Object]:
-    """Objects whose keys are not before `start` and, where it is given, before `end`, in S3's order."""
+def list_objects(
+    connection: sa.Connection, bucket: str, start: bytes, end: bytes | None, limit: int
+) -> list[StoredObject]:
+    """Objects with keys from `start` on and, if given, before `end`, in S3's order."""
     query = sa.select(objects).where(objects.c.bucket == bucket, objects.c.key >= start)
     if end is not None:
         query = query.where(objects.c.key < end)
     return [object_of(row) for row in connection.execute(query.order_by(objects.c.key).limit(limit))]
 
 
-def put_object(connection: sa.Connection, new: Object, guard: Guard) -> str | None:
-    """Let `new` be what its key holds, if `guard` allows; return the content that was there."""
+def put_object(connection: sa.Connection, new: StoredObject, condition: WriteCondition) -> str | None:
+    """Insert or replace an object if `condition` allows it; return the content it replaces."""
     key = new.key.encode("utf-8")
-    present = find_object(connection, new.bucket, key, hold=True)
-    guard.check(present.etag if present else None)
+    present = find_object(connection, new.bucket, key, for_update=True)
+    condition.check(present.etag if present else None)
     values = {
         "content": new.content, "size": new.size, "etag": new.etag, "modified": new.modified, "parts": new.parts,
         "attributes": dict(new.attributes.members), "metadata": dict(new.attributes.metadata),
-        "tags": dict(new.attributes.tags), "checksum": new.checksum.row() if new.checksum else [],
+        "tags": dict(new.attributes.tags), "checksum": new.checksum.to_row() if new.checksum else [],
     }  # fmt: skip
     if present:
         connection.execute(objects.update().where(objects.c.bucket == new.bucket, objects.c.key == key).values(values))
@@ -139,24 +141,24 @@ def put_object(connection: sa.Connection, new: Object, guard: Guard) -> str | No
     return None
 
 
-def delete_object(connection: sa.Connection, bucket: str, key: bytes, guard: Guard) -> str | None:
-    """Forget what a key holds, if `guard` allows; return the content that was there."""
-    present = find_object(connection, bucket, key, hold=True)
+def delete_object(connection: sa.Connection, bucket: str, key: bytes, condition: WriteCondition) -> str | None:
+    """Delete an object if `condition` allows it; return its content."""
+    present = find_object(connection, bucket, key, for_update=True)
     if present is None:
         return None
-    guard.check(present.etag)
+    condition.check(present.etag)
     connection.execute(objects.delete().where(objects.c.bucket == bucket, objects.c.key == key))
     return present.content
 
 
 def set_tags(connection: sa.Connection, bucket: str, key: bytes, tags: Mapping[str, str]) -> bool:
-    """True where there is such an object."""
+    """Replace an object's tags; False if there is no such object."""
     where = objects.c.bucket == bucket, objects.c.key == key
     return connection.execute(objects.update().where(*where).values(tags=dict(tags))).rowcount == 1
 
 
 def add_content(connection: sa.Connection, content: str, pieces: Sequence[Segment]) -> None:
-    """A new content of these segments."""
+    """Insert a content with its segments."""
     connection.execute(contents.insert().values(id=content, created=time.time()))
     rows = [
         {"content": content, "number": number, "blob": piece.blob, "start": piece.start, "size": piece.size,
@@ -167,7 +169,7 @@ def add_content(connection: sa.Connection, content: str, pieces: Sequence[Segmen
 
 
 def content_segments(connection: sa.Connection, content: str) -> list[Segment]:
-    """In order; empty for a content that was removed."""
+    """A content's segments in order; empty for a removed content."""
     columns = segments.c.blob, segments.c.start, segments.c.size, segments.c.checksum
     query = sa.select(*columns).where(segments.c.content == content).order_by(segments.c.number)
     return [Segment(*row) for row in connection.execute(query)]
@@ -177,35 +179,35 @@ def content_exists(connection: sa.Connection, content: str) -> bool:
     return connection.execute(sa.select(contents.c.id).where(contents.c.id == content)).first() is not None
 
 
-def content_held(connection: sa.Connection, content: str) -> bool:
-    """Whether an object holds it."""
+def is_content_referenced(connection: sa.Connection, content: str) -> bool:
+    """Whether an object has this content."""
     query = sa.select(objects.c.bucket).where(objects.c.content == content).limit(1)
     return connection.execute(query).first() is not None
 
 
-def forget_content(connection: sa.Connection, content: str) -> bool:
-    """Delete a content that no object holds any more; False where one does."""
-    held = sa.exists().where(objects.c.content == content)
-    if not connection.execute(contents.delete().where(contents.c.id == content, ~held)).rowcount:
+def delete_content(connection: sa.Connection, content: str) -> bool:
+    """Delete a content unless an object has it; return whether it was deleted."""
+    has_object = sa.exists().where(objects.c.content == content)
+    if not connection.execute(contents.delete().where(contents.c.id == content, ~has_object)).rowcount:
         return False
     connection.execute(segments.delete().where(segments.c.content == content))
     return True
 
 
-def idle_contents(connection: sa.Connection) -> list[str]:
-    """Contents that no object holds."""
-    held = sa.exists().where(objects.c.content == contents.c.id)
-    return list(connection.execute(sa.select(contents.c.id).where(~held)).scalars())
+def unreferenced_contents(connection: sa.Connection) -> list[str]:
+    """Contents that no object has."""
+    has_object = sa.exists().where(objects.c.content == contents.c.id)
+    return list(connection.execute(sa.select(contents.c.id).where(~has_object)).scalars())
 
 
 def referenced_blobs(connection: sa.Connection, start: str) -> set[str]:
-    """The names in rows that begin with `start`."""
+    """The names of blobs in rows that begin with `start`."""
     found: set[str] = set()
     for column in (segments.c.blob, parts.c.blob):
         found.update(connection.execute(sa.select(column).where(column >= start, column <= start + "g")).scalars())
     return found
 
 
-def forget_old_uploads(connection: sa.Connection, before: float) -> int:
-    """Delete the rows of uploads that were completed, and begun before `before`."""
+def delete_old_uploads(connection: sa.Connection, before: float) -> int:
+    """Delete the rows of completed uploads that began before `before`; return their number."""
     return connection.execute(uploads.delete().where(uploads.c.etag != "", uploads.c.created < before)).rowcount

@@ -1,18 +1,18 @@
-"""Which bytes of an object a request asks for."""
+"""Parse the byte ranges of requests."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 
-from luthier.objects.errors import refusal
+from luthier.objects.errors import s3_error
 
-_ONE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})")
+_SINGLE_RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})")
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
-    """Bytes `start` to `end` of an object, the end not included."""
+class ByteRange:
+    """Bytes `start` to `end` of an object, `end` excluded."""
 
     start: int
     end: int
@@ -26,15 +26,15 @@ class Span:
         return f"bytes {self.start}-{self.end - 1}/{total}"
 
 
-def parse_range(header: str | None, size: int) -> Span | None:
-    """The span of a Range header; None where there is none or S3 ignores it (malformed, several ranges).
+def parse_range(header: str | None, size: int) -> ByteRange | None:
+    """The range of a Range header; None for none and for one that S3 ignores (malformed, several ranges).
 
-    WireError InvalidRange when no byte of it exists.
+    WireError InvalidRange if no byte of it exists.
     """
-    found = _ONE.fullmatch(header.replace(" ", "")) if header else None
-    if not found or found.groups() == ("", ""):
+    match = _SINGLE_RANGE.fullmatch(header.replace(" ", "")) if header else None
+    if not match or match.groups() == ("", ""):
         return None
-    first, last = found.groups()
+    first, last = match.groups()
     if not first:
         start, end = max(0, size - int(last)), size
     else:
@@ -42,16 +42,16 @@ def parse_range(header: str | None, size: int) -> Span | None:
         if last and int(last) < start:
             return None
     if start >= size:
-        raise refusal("InvalidRange")
-    return Span(start, end)
+        raise s3_error("InvalidRange")
+    return ByteRange(start, end)
 
 
-def parse_copy_range(header: str, size: int) -> Span:
-    """The span of x-amz-copy-source-range, which has to be whole and inside the object; WireError else."""
-    found = _ONE.fullmatch(header)
-    if not found or "" in found.groups():
-        raise refusal("InvalidArgument", "The x-amz-copy-source-range value must be of the form bytes=first-last")
-    start, end = int(found[1]), int(found[2]) + 1
+def parse_copy_range(header: str, size: int) -> ByteRange:
+    """The range of x-amz-copy-source-range; WireError if it is incomplete or exceeds the object."""
+    match = _SINGLE_RANGE.fullmatch(header)
+    if not match or "" in match.groups():
+        raise s3_error("InvalidArgument", "The x-amz-copy-source-range value must be of the form bytes=first-last")
+    start, end = int(match[1]), int(match[2]) + 1
     if start >= end or end > size:
-        raise refusal("InvalidRequest", f"Range specified is not valid for source object of size: {size}")
-    return Span(start, end)
+        raise s3_error("InvalidRequest", f"Range specified is not valid for source object of size: {size}")
+    return ByteRange(start, end)

@@ -1,4 +1,4 @@
-"""Objects kept in an S3 elsewhere, asked by boto3 with the credentials of the server's environment."""
+"""Objects in a remote S3, through boto3 with the credentials of the server's environment."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from luthier.objects.names import parse_uri
 
 
 class RemoteObjectStore:
-    """`endpoint` is the URL of the S3; an ObjectStore (store.py), without a store behind it."""
+    """An ObjectStore for the S3 at the URL `endpoint`."""
 
     def __init__(self, endpoint: str) -> None:
         self.endpoint = endpoint
@@ -48,4 +48,4 @@ class RemoteObjectStore:
             client.upload_file(str(path), bucket, key)
 
     def close(self) -> None:
-        """Nothing is held between calls."""
+        """No connection is kept between calls."""

@@ -1,9 +1,9 @@
-"""The tables of the object store, beside those of the service, for SQLite and PostgreSQL alike.
+"""The object store's tables, in the service's database, for SQLite and PostgreSQL.
 
     bucket ──< object >── content ──< segment (one file)          upload ──< part (one file)
 
-A content is what an object holds: one file, or one for each part of a multipart upload. It never changes, and a copy
-shares it. Keys are kept as UTF-8 bytes: both databases sort those as S3 does, and take every character.
+A content is an object's bytes: one file, or one per part of a multipart upload. It never changes; copies share it.
+Keys are stored as UTF-8 bytes, which both databases sort as S3 does.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ segments = sa.Table(
     sa.Index("ix_segments_blob", "blob"),
 )
 
-# `attributes` are the members of PutObject that GetObject gives back (ContentType, ...); `checksum` is empty, or
+# `attributes` are the members of PutObject that GetObject returns (ContentType, ...); `checksum` is empty, or
 # [algorithm, value, FULL_OBJECT or COMPOSITE].
 objects = sa.Table(
     "objects",
@@ -59,7 +59,7 @@ objects = sa.Table(
     sa.Index("ix_objects_content", "content"),
 )
 
-# `etag` stays empty until the upload is completed; the row then answers a repeated completion.
+# `etag` is empty until the upload is completed; then the row serves repeated completions.
 uploads = sa.Table(
     "uploads",
     metadata,

@@ -1,4 +1,4 @@
-"""Read-only buckets whose objects are made when they are asked for, such as JumpStart's caches."""
+"""Read-only buckets whose objects are generated on request, such as JumpStart's caches."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from luthier.objects.names import key_bytes
-from luthier.objects.queries import Attributes, Object
+from luthier.objects.queries import Attributes, StoredObject
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VirtualBucket:
-    """Answers for every bucket whose whole name matches `pattern`.
+    """Stands for every bucket whose name matches `pattern`.
 
-    `read(bucket, key)` is the object's bytes, None where there is none, the same ones as long as the server runs (its
-    MD5 is the ETag); `keys(bucket)` are all keys. `modified` (seconds since 1970) is when its objects say they are of.
+    `read(bucket, key)` returns an object's bytes, the same as long as the server runs, None for no object;
+    `keys(bucket)` returns all keys. `modified` (seconds since 1970) is the LastModified of all objects.
     """
 
     pattern: str
@@ -28,13 +28,13 @@ class VirtualBucket:
     def matches(self, bucket: str) -> bool:
         return re.fullmatch(self.pattern, bucket) is not None
 
-    def find(self, bucket: str, key: str) -> tuple[Object, bytes] | None:
+    def find(self, bucket: str, key: str) -> tuple[StoredObject, bytes] | None:
         data = self.read(bucket, key)
         if data is None:
             return None
         etag = hashlib.md5(data, usedforsecurity=False).hexdigest()
         members = {"ContentType": self.content_type}
-        return Object(
+        return StoredObject(
             bucket=bucket,
             key=key,
             content="",
@@ -44,8 +44,8 @@ class VirtualBucket:
             attributes=Attributes(members),
         ), data
 
-    def list(self, bucket: str, start: bytes, end: bytes | None, limit: int) -> Sequence[Object]:
-        """Objects from key `start` on, before `end`, in S3's order."""
+    def list(self, bucket: str, start: bytes, end: bytes | None, limit: int) -> Sequence[StoredObject]:
+        """Objects with keys from `start` on, before `end`, in S3's order."""
         known = sorted((key_bytes(key), key) for key in self.keys(bucket))
         names = [key for encoded, key in known if encoded >= start and (end is None or encoded < end)]
-        return [found[0] for key in names[:limit] if (found := self.find(bucket, key))]
+        return [result[0] for key in names[:limit] if (result := self.find(bucket, key))]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from luthier.api import OPERATIONS
 from luthier.api.fields_without_effect import FIELDS as FIELDS_WITHOUT_EFFECT
-from luthier.objects.bucket_operations import NOT_OFFERED
+from luthier.objects.bucket_operations import NOT_IMPLEMENTED
 from luthier.objects.operations import OPERATIONS as S3_OPERATIONS
 from luthier.protocol import model
 
@@ -25,7 +25,7 @@ TITLES = {
 
 def page() -> str:
     """Return docs/api.md."""
-    offered = {**OPERATIONS, "s3": {name: do for name, do in S3_OPERATIONS.items() if name not in NOT_OFFERED}}
+    offered = {**OPERATIONS, "s3": {name: do for name, do in S3_OPERATIONS.items() if name not in NOT_IMPLEMENTED}}
     rows = [
         f"| {TITLES[service]} | {len(model.load(service).operation_names)} | {', '.join(sorted(offered[service]))} |"
         for service in TITLES
@@ -40,7 +40,7 @@ def page() -> str:
         "`MethodNotAllowed`). Several of the S3 operations always return the response for a bucket without that "
         "configuration.\n",
         "\n".join(["| service | operations of AWS | supported |", "|---|---:|---|", *rows]) + "\n",
-        "Refused with `NotImplemented`: " + ", ".join(sorted(NOT_OFFERED)) + ".\n",
+        "Refused with `NotImplemented`: " + ", ".join(sorted(NOT_IMPLEMENTED)) + ".\n",
         "## Fields without effect\n",
         "These fields are validated, stored, returned by Describe, and logged once. Any `KmsKeyId` is refused, because "
         "data that should be encrypted must not be stored in plain text.\n",
