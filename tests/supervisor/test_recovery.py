@@ -20,6 +20,7 @@ from supervisor.supervisor_harness import Harness, supervisor_harness
 from luthier.jobs.resource import Resource
 from luthier.jobs.states import ENDED
 from luthier.launchers.local import find_processes
+from luthier.supervisor.folder import read_state
 
 RUN_SUPERVISOR = Path(__file__).with_name("run_supervisor.py")
 
@@ -207,3 +208,14 @@ def test_folders_of_deleted_jobs_are_removed(harness: Harness) -> None:
     harness.supervisor.recover()
     assert not orphan.exists()
     assert harness.folder(job).exists()
+
+
+def test_the_state_of_a_job_begun_by_0_3_is_understood(tmp_path: Path) -> None:
+    written = {
+        "stage": "train", "process": {"pid": 7, "created": 1.5}, "ending": "runtime", "deaths": 2, "progress": 30,
+        "seconds": 4.5, "artifact": "", "status": "", "secondary": "", "failure": "", "format_version": 1,
+    }  # fmt: skip
+    (tmp_path / "service.json").write_text(json.dumps(written))
+    state = read_state(tmp_path)
+    assert (state.stage, state.handle, state.stop_reason) == ("train", {"pid": 7, "created": 1.5}, "max_runtime")
+    assert (state.crashes, state.progress, state.seconds, state.format_version) == (2, 30, 4.5, 2)

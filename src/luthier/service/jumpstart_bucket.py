@@ -51,23 +51,23 @@ def _keys(bucket: str) -> Iterable[str]:
 def _objects(bucket: str, entries: str) -> Mapping[str, Callable[[], bytes]]:
     """How each object of a cache bucket is made; `entries` is the folder that the catalogue was read from."""
     region = region_of(bucket) or ""
-    found: dict[str, Callable[[], bytes]] = {}
+    readers: dict[str, Callable[[], bytes]] = {}
     if not is_private(bucket):
-        found[MANIFEST] = lambda: _json(manifest())
-        found[PROPRIETARY] = lambda: _json([])
+        readers[MANIFEST] = lambda: _json(manifest())
+        readers[PROPRIETARY] = lambda: _json([])
     for identity, entry in entries_by_id().items():
         for version in VERSIONS:
             if not is_private(bucket):
-                found[object_key(identity, version, "spec.json")] = functools.partial(
+                readers[object_key(identity, version, "spec.json")] = functools.partial(
                     _spec, entry, identity, version, region
                 )
-                found[object_key(identity, version, "sourcedir.tar.gz")] = lambda: _EMPTY_TAR
+                readers[object_key(identity, version, "sourcedir.tar.gz")] = lambda: _EMPTY_TAR
             if entry.licence.eula:
-                found[object_key(identity, version, "eula.txt")] = functools.partial(_eula, entry)
+                readers[object_key(identity, version, "eula.txt")] = functools.partial(_eula, entry)
             if entry.licence.eula == is_private(bucket):
                 for folder in ("train", "infer"):
-                    found[object_key(identity, version, f"{folder}/README.txt")] = lambda: _NOTE
-    return found
+                    readers[object_key(identity, version, f"{folder}/README.txt")] = lambda: _NOTE
+    return readers
 
 
 def _spec(entry: Entry, identity: str, version: str, region: str) -> bytes:

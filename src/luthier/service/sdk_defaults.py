@@ -1,6 +1,6 @@
 """The SageMaker SDKs' own defaults, from a bucket of ours: `luthier env` points SAGEMAKER_ADMIN_CONFIG_OVERRIDE at it.
 
-With a default bucket and roles in it, the SDKs need not ask STS, whose address they have built in, who they are.
+With a default bucket and roles in it, the SDKs do not call STS, whose address is built in, for the account.
 """
 
 from __future__ import annotations

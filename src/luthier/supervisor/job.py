@@ -76,12 +76,12 @@ class JobWork:
         try:
             while not self.is_over and self._stages[self.folder.state.stage]():
                 pass
-        except (GoneError, IllegalMoveError) as gone:
-            _log.warning("%s %s: %s", resource.kind, resource.name, gone)
+        except (GoneError, IllegalMoveError) as error:
+            _log.warning("%s %s: %s", resource.kind, resource.name, error)
             self.kill()
             return True
         except SQLAlchemyError:
-            raise  # the database will be back: the stage is done again
+            raise  # the stage is repeated once the database is reachable
         except Exception as error:
             if not isinstance(error, LuthierError):
                 _log.exception("%s %s: stage %s", resource.kind, resource.name, self.folder.state.stage)
@@ -339,8 +339,8 @@ class JobWork:
         )  # fmt: skip
 
     def _current_metrics(self) -> dict[str, Any]:
-        found = {"metrics": tuple(metrics.running(self.curve, self._metric_names()))}
-        return found | ({"step": step} if (step := self._step()) else {})
+        published = {"metrics": tuple(metrics.running(self.curve, self._metric_names()))}
+        return published | ({"step": step} if (step := self._step()) else {})
 
     def _step(self) -> dict[str, int]:
         """SageMaker's ProgressInfo."""

@@ -48,13 +48,13 @@ class EventLog:
         if not last:
             data = data[: data.rfind(b"\n") + 1] or data[:LONGEST] * (len(data) >= LONGEST)
         offset = self.offset
-        found = []
+        lines = []
         for line in _lines(data):
             offset += len(line)
-            found.append((line.rstrip(b"\r\n").decode("utf-8", "replace"), offset))
-        self._append(found)
-        self._last = next((text.strip() for text, _ in reversed(found) if text.strip()), self._last)
-        return len(found)
+            lines.append((line.rstrip(b"\r\n").decode("utf-8", "replace"), offset))
+        self._append(lines)
+        self._last = next((text.strip() for text, _ in reversed(lines) if text.strip()), self._last)
+        return len(lines)
 
     def truncate_log(self) -> bool:
         """Truncate the log if all of it is in the events; whether it was. Nobody may write to it meanwhile."""
