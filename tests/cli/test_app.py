@@ -83,7 +83,7 @@ def test_errors_are_one_line_and_an_exit_code(luthier: Luthier, arguments: list[
 
 
 def test_an_unexpected_error_shows_its_traceback_only_in_debug_mode(tmp_path: Path) -> None:
-    code = "from luthier.cli import app\napp.app = lambda **_: 1 / 0\napp.main()"
+    code = "from luthier.cli import app\napp.app = lambda *_, **__: 1 / 0\napp.main()"
     for debug, expected in (("", False), ("1", True)):
         environment = {**os.environ, "LUTHIER_DEBUG": debug}
         ended = subprocess.run(

@@ -179,8 +179,8 @@ def test_a_config_file_is_read_and_set_wins(rows: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("epoch: 1\nepoch: 2\n", ":2: 'epoch' is given twice"),
-        ("epoch: 1\nepochs: 2\n", "epoch is given twice"),
+        ("epoch: 1\nepoch: 2\n", ":2: 'epoch' is set twice"),
+        ("epoch: 1\nepochs: 2\n", "epoch is set twice"),
         ("epcoh: 1\n", "did you mean 'epoch'?"),
         ("- epoch\n", "expected lines of the form `name: value`"),
         ("lora: {r: 8}\n", "without nesting"),

@@ -42,7 +42,7 @@ class _NoDuplicates(yaml.SafeLoader):
         for key, _ in node.value:
             if key.value in seen:
                 line = key.start_mark.line + 1
-                raise SettingError(f"{self.name}:{line}: {key.value!r} is given twice; keep one")
+                raise SettingError(f"{self.name}:{line}: {key.value!r} is set twice; keep one")
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
