@@ -82,6 +82,14 @@ def test_the_files_in_the_table_of_contributing_exist() -> None:
     assert [path for path in paths if not any(any((ROOT / root).glob(path)) for root in ("src/luthier", "."))] == []
 
 
+@pytest.mark.parametrize("page", WRITTEN, ids=lambda page: page.name)
+def test_modules_named_in_the_pages_exist(page: Path) -> None:
+    paths = re.findall(r"`([a-z_]+/[\w/.]+\.py)`", page.read_text("utf-8"))
+    assert [
+        path for path in paths if not any((root / path).exists() for root in (ROOT / "src" / "luthier", ROOT))
+    ] == []
+
+
 def test_each_term_of_the_glossary_is_used_in_the_documentation() -> None:
     terms = re.findall(r"^\| \*\*(.+?)\*\* \|", (ROOT / "docs" / "glossary.md").read_text("utf-8"), re.MULTILINE)
     text = " ".join(page.read_text("utf-8").lower() for page in WRITTEN if page.name != "glossary.md")
