@@ -10,7 +10,7 @@ from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from luthier.layers import rms_norm as norm_module
-from luthier.layers.rms_norm import RmsNorm, final_norm, rms_norm_backward
+from luthier.layers.rms_norm import RmsNorm, rms_norm_backward
 
 
 @settings(max_examples=25, deadline=None)
@@ -25,7 +25,7 @@ def test_equals_the_plain_module(tokens: int, size: int, gemma: bool, piece: int
     wanted = torch.autograd.grad(expected, (x, plain.weight), grad)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(norm_module, "CHUNK_ELEMENTS", piece)
-        found = final_norm(x, RmsNorm(plain.weight, 1e-5, float(gemma)), torch.float32)
+        found = RmsNorm(plain.weight, 1e-5, float(gemma))(x, torch.float32)
         got = torch.autograd.grad(found, (x, plain.weight), grad)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     for mine, theirs in zip(got, wanted, strict=True):

@@ -1,1 +1,1 @@
-"""The fast pieces of the engine, each a function beside its plain twin in the tests."""
+"""Luthier's fused layers: fast PyTorch functions, each tested against a reference implementation."""

@@ -1,10 +1,10 @@
-"""Attention over rows laid side by side, none of which sees another.
+"""Attention over rows packed, none of which sees another.
 
     rows      | a a a a | b b | c c c |        one sequence of T tokens, no padding
     attention each row over itself alone; in cross-attention, over its own source alone
 
 It is registered with transformers under `PACKED_ATTENTION` and receives the row lengths as a keyword argument,
-so no mask of T x T is ever built and no position trick has to be trusted. Its plain twin is the same model called
+so no mask of T x T is ever built and no position trick has to be trusted. The reference is the same model called
 once per row (tests/layers/test_attention.py, tests/architectures/).
 
 Shapes: B batch (1 when packed), H heads, K key/value heads, T tokens, L longest row, D head size.
@@ -61,13 +61,9 @@ def packed_attention(
     if softcap is None and (on_cpu or bias is None):
         scale = query_BHTD.shape[-1] ** -0.5 if scaling is None else scaling
         rows = AttentionSpec(
-            lengths=lengths,
-            scale=scale,
-            window=window if causal else None,
-            causal=causal,
-            source_lengths=source_lengths or (),
-            dropout=dropout,
-        )
+            lengths=lengths, scale=scale, window=window if causal else None, causal=causal,
+            source_lengths=source_lengths or (), dropout=dropout,
+        )  # fmt: skip
         query, key, value = (_in_compute_type(x_BHTD) for x_BHTD in (query_BHTD, key_BKTD, value_BKTD))
         if on_cpu or can_use_varlen_kernel(query, key, rows):
             with torch.autocast(query.device.type, enabled=False):

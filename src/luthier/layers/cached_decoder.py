@@ -1,12 +1,12 @@
-"""A stack of decoder layers token by token: prompts into slots, then one token for every row at work.
+"""A stack of decoder layers token by token: prompts into slots, then one token for every active row.
 
     fill    prompts packed side by side  -->  slots; hidden states at each prompt's last token
     step    one token of each row        -->  slots; hidden states at it
 
-The same layers as decoder.py, without gradients, with the weights laid out once for many steps (projection.py). The
-plain twin is transformers' own model with its cache (tests/weights/test_generate.py).
+The same layers as decoder.py, without gradients, with the weights prepared once for many steps (projection.py). The
+reference is transformers' own model with its cache (tests/weights/test_generate.py).
 
-Shapes: T tokens of a pass, R rows at work, D hidden size, H heads, K key/value heads.
+Shapes: T tokens of a pass, R active rows, D hidden size, H heads, K key/value heads.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
 class CachedDecoder:
-    """A stack to be run many times as it stands now. `packed`: see projection.py."""
+    """A stack to be run many times in its present state. `packed`: see projection.py."""
 
     def __init__(self, stack: FusedStack, dtype: torch.dtype, packed: bool) -> None:
         self._stack = stack
@@ -49,19 +49,15 @@ class CachedDecoder:
         def attend(number: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
             layer = self._stack.layers[number]
             slots.fill(number, places, k_TKD, v_TKD, lengths)
-            return attend_rows(
-                q_THD,
-                k_TKD,
-                v_TKD.contiguous(),
-                AttentionSpec(lengths=tuple(lengths), scale=layer.scale, window=layer.window),
-            )
+            spec = AttentionSpec(lengths=tuple(lengths), scale=layer.scale, window=layer.window)
+            return attend_rows(q_THD, k_TKD, v_TKD.contiguous(), spec)
 
         hidden_RD = self._run(ids_T, positions_T, attend, last_R)
         slots.begin(places, lengths)
         return hidden_RD
 
     def step(self, slots: CacheSlots, ids_R: Tensor) -> Tensor:
-        """Append one token to each row at work; hidden states after the last norm at it."""
+        """Append one token to each active row; hidden states after the last norm at it."""
 
         def attend(number: int, q_RHD: Tensor, k_RKD: Tensor, v_RKD: Tensor) -> Tensor:
             layer = self._stack.layers[number]
@@ -72,22 +68,16 @@ class CachedDecoder:
     def _run(self, ids_T: Tensor, positions_T: Tensor, attend: Attend, wanted_R: Tensor | None) -> Tensor:
         with torch.autocast(ids_T.device.type, enabled=False):
             x_TD = self._stack.embed(ids_T[None])[0]
-            angles = RotaryAngles.from_cos_sin(
-                *self._stack.rotary(x_TD[None].to(self._dtype), position_ids=positions_T[None])
-            )
+            cos_sin = self._stack.rotary(x_TD[None].to(self._dtype), position_ids=positions_T[None])
+            angles = RotaryAngles.from_cos_sin(*cos_sin)
             for number, laid in enumerate(self._layers):
                 x_TD = self._layer(number, laid, x_TD, angles, attend, wanted_R)
             return self._stack.norm(x_TD, self._dtype)
 
     def _layer(
-        self,
-        number: int,
-        laid: InferenceLayer,
-        x_TD: Tensor,
-        angles: RotaryAngles,
-        attend: Attend,
+        self, number: int, laid: InferenceLayer, x_TD: Tensor, angles: RotaryAngles, attend: Attend,
         wanted_R: Tensor | None,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         """The layer's output; of the last layer, at the wanted tokens only."""
         attended_THD = attend(number, *laid.project_qkv(x_TD, angles))
         if wanted_R is not None and number == len(self._layers) - 1:

@@ -1,9 +1,9 @@
-"""A stack of decoder layers over packed rows, by the engine's own layers.
+"""A stack of decoder layers over packed rows, by Luthier's fused layers.
 
     embedding --> layers --> last norm at the positions that carry loss
 
 The last layer computes its output and its MLP at those positions alone. What a layer is made of it does not know
-(fused_stack.py). The plain twin is transformers' own model (tests/architectures/test_fused_layers.py).
+(fused_stack.py). The reference is transformers' own model (tests/architectures/test_fused_layers.py).
 
 Shapes: T packed tokens, N positions that carry loss, D hidden size.
 """

@@ -5,7 +5,7 @@
       keeps x                   q, k, v          attended      h, gate, up
 
 Norms, activations and their products are computed again in the backward pass. It knows tensors and numbers, not where
-they come from (fused_models.py). The plain twin is transformers' own layer (tests/architectures/test_fused_layers.py).
+they come from (fused_models.py). The reference is transformers' own layer (tests/architectures/test_fused_layers.py).
 
 Shapes: T packed tokens, D hidden size, H heads, K key/value heads, I intermediate size.
 """
@@ -53,13 +53,9 @@ class LlamaLayer:
         self, x_TD: Tensor, angles: RotaryAngles, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return LlamaQkv(
-            norm=self.norm,
-            qkv=self.qkv,
-            head_size=self.head_size,
-            head_norms=self.head_norms,
-            angles=angles,
+            norm=self.norm, qkv=self.qkv, head_size=self.head_size, head_norms=self.head_norms, angles=angles,
             dtype=dtype,
-        )(x_TD)
+        )(x_TD)  # fmt: skip
 
     def apply_output_and_mlp(self, attended_THD: Tensor, x_TD: Tensor, dtype: torch.dtype) -> Tensor:
         h_TD = OutputProjection(self.o, dtype)(attended_THD, x_TD)

@@ -1,10 +1,10 @@
-"""Encoder and decoder of the T5 family over rows laid side by side.
+"""Encoder and decoder of the T5 family over rows packed.
 
     sources  | a a a | b b |      encoder: each source over itself
     targets  | x x | y y y |      decoder: each target over itself, and over its own source
 
 transformers' stack would build the relative position bias for the whole packed length; here it is built once for the
-longest row, and each row takes its corner of it. The blocks are transformers' own. The plain twin is the model called
+longest row, and each row takes its corner of it. The blocks are transformers' own. The reference is the model called
 once per row (tests/architectures/).
 
 Shapes: T packed tokens, L longest row, H heads, D hidden size.

@@ -1,4 +1,4 @@
-"""Which of transformers' models the engine's own layers compute, told by what a model is made of.
+"""Which transformers models Luthier's fused layers support, decided by a model's modules, not by its name.
 
 A model is known when all its parts are those of one family, the Llama family (Llama, Mistral, Qwen 2 and 3, Gemma) or
 the GPT-NeoX family (Pythia, Dolly, RedPajama): their names, the types of its linear layers and of the adapters round
@@ -26,7 +26,7 @@ from luthier.layers.module_readers import (
     read_layer_norm,
     read_linear,
     require,
-)
+)  # fmt: skip
 from luthier.layers.neox_layer import NeoxLayer
 
 DEVICES = ("cpu", "cuda")
@@ -108,18 +108,12 @@ def _neox_layer(layer: Any, tried: ModuleReaders) -> NeoxLayer:
     _check_attention(attention)
     require(all(is_inactive_dropout(getattr(layer, name)) for name in NEOX_DROPOUTS), "dropout behind attention or MLP")
     return NeoxLayer(
-        norm=read_layer_norm(layer.input_layernorm),
-        qkv=read_linear(attention.query_key_value),
-        dense=read_linear(attention.dense),
-        mlp_norm=read_layer_norm(layer.post_attention_layernorm),
-        up=read_linear(mlp.dense_h_to_4h),
-        down=read_linear(mlp.dense_4h_to_h),
-        activation=tried.activation(mlp.act),
-        head_size=int(attention.head_size),
-        scale=float(attention.scaling),
-        parallel=bool(layer.use_parallel_residual),
-        checkpointed=_recomputed(layer),
-    )
+        norm=read_layer_norm(layer.input_layernorm), qkv=read_linear(attention.query_key_value),
+        dense=read_linear(attention.dense), mlp_norm=read_layer_norm(layer.post_attention_layernorm),
+        up=read_linear(mlp.dense_h_to_4h), down=read_linear(mlp.dense_4h_to_h), activation=tried.activation(mlp.act),
+        head_size=int(attention.head_size), scale=float(attention.scaling),
+        parallel=bool(layer.use_parallel_residual), checkpointed=_recomputed(layer),
+    )  # fmt: skip
 
 
 def _check_attention(attention: Any) -> None:
@@ -144,5 +138,3 @@ FAMILIES = (
     Family(frozenset({"embed_tokens", "layers", "norm", ROTARY}), "embed_tokens", _llama),
     Family(frozenset({"embed_in", "emb_dropout", "layers", "final_layer_norm", ROTARY}), "embed_in", _neox),
 )
-
-__all__ = ["FusedStack", "UnsupportedModuleError", "build_fused_stack"]

@@ -1,7 +1,7 @@
-"""A model's decoder layers as the engine's own layers hold them: the same few doors for every family.
+"""A model's decoder layers as Luthier's fused layers hold them: the same few doors for every family.
 
     packed rows (decoder.py)          queries --> attention --> rest             with a graph
-    token by token (decode.py)        the same, of a layer whose weights are laid out once
+    token by token (decode.py)        the same, of a layer whose weights are prepared once
 
 What a layer is made of only its family knows (decoder_layer.py, neox_layer.py).
 
@@ -48,7 +48,7 @@ class FusedLayer(Protocol):
         """The layer's output (T, D) from what its queries found."""
 
     def for_inference(self, dtype: torch.dtype, packed: bool) -> InferenceLayer:
-        """The layer as it stands now, to be run many times without gradients. `packed`: see projection.py."""
+        """The layer in its present state, to be run many times without gradients. `packed`: see projection.py."""
 
 
 class InferenceLayer(Protocol):

@@ -3,7 +3,7 @@
     hidden (N, D) --chunks of C rows--> logits (C, V) --> loss, hits, and the gradients of hidden and head at once
 
 The gradients are computed in the forward pass, chunk by chunk, so memory is C x V instead of N x V and nothing is
-recomputed (the idea: Liger Kernel's fused linear cross-entropy, arXiv:2410.10989). The plain twin is
+recomputed (the idea: Liger Kernel's fused linear cross-entropy, arXiv:2410.10989). The reference is
 `F.cross_entropy(hidden @ weight.T, labels, reduction="sum")`.
 
 Shapes: N loss positions of a micro-batch, D hidden size, V vocabulary, C positions of a chunk.
@@ -39,11 +39,11 @@ class OutputHead:
     softcap: float | None = None
 
     def logits(self, hidden_CD: Tensor) -> Tensor:
-        """Logits (C, V) in fp32, without a graph."""
+        """Logits (C, V) in fp32, without autograd."""
         return self.capped(self.products(hidden_CD))
 
     def products(self, hidden_CD: Tensor) -> Tensor:
-        """Logits (C, V) in the compute type and not capped, without a graph."""
+        """Logits (C, V) in the compute type and not capped, without autograd."""
         hidden, weight_VD = self._scaled(hidden_CD), self.weight_VD.to(self.dtype)
         if self.bias_V is None:
             return matmul_nt(hidden, weight_VD)

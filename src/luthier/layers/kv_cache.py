@@ -3,11 +3,11 @@
     slots   | prompt prompt answer ...... |     a row's length in tokens; what lies behind is not there
             | prompt answer answer answer |     room grows in blocks for all slots when the longest row needs it
 
-Rows come and go: a slot is written over by the next row's prompt, or by the last slot's row, so that the rows at work
-are always the first ones. Step by step each slot's new token attends to its row so far. The plain twin is
+Rows come and go: a slot is written over by the next row's prompt, or by the last slot's row, so that the active rows
+are always the first ones. Step by step each slot's new token attends to its row so far. The reference is
 scaled_dot_product_attention (tests/layers/test_kv_cache.py).
 
-Shapes: S slots, R rows at work (the first R slots), K key/value heads, G query heads of a key head, H = K * G heads,
+Shapes: S slots, R active rows (the first R slots), K key/value heads, G query heads of a key head, H = K * G heads,
 C room in tokens, N tokens of the longest row, D head size.
 """
 
@@ -22,7 +22,7 @@ BLOCK = 64  # tokens
 
 
 class CacheSlots:
-    """The slots of all layers. `lengths` holds the tokens of each row at work."""
+    """The slots of all layers. `lengths` holds the tokens of each active row."""
 
     def __init__(self, slots: int, layers: int) -> None:
         self._slots = slots
@@ -35,7 +35,7 @@ class CacheSlots:
         self._hidden: dict[int | None, Tensor | None] = {}
 
     def fill(self, layer: int, places: Sequence[int], key_TKD: Tensor, value_TKD: Tensor, rows: Sequence[int]) -> None:
-        """Write prompts of `rows` tokens each, laid side by side, into the slots at `places`."""
+        """Write prompts of `rows` tokens each, packed, into the slots at `places`."""
         self._make_room(layer, max(rows), value_TKD)
         start = 0
         for place, length in zip(places, rows, strict=True):
@@ -45,12 +45,12 @@ class CacheSlots:
             start += length
 
     def begin(self, places: Sequence[int], lengths: Sequence[int]) -> None:
-        """Rows of these lengths, filled in all layers, are at work from now on; new slots come in their order."""
+        """Rows of these lengths, filled in all layers, are active from now on; new slots come in their order."""
         for place, length in zip(places, lengths, strict=True):
             self.lengths[place : place + 1] = [length]
 
     def end(self, place: int) -> None:
-        """The row at `place` is no longer at work: the last one moves there."""
+        """The row at `place` is no longer active: the last one moves there."""
         length = self.lengths.pop()
         last = len(self.lengths)
         if place < last:
@@ -60,7 +60,7 @@ class CacheSlots:
             self.lengths[place] = length
 
     def begin_step(self, device: torch.device) -> Tensor:
-        """Every row at work gets one more token; its position (R,)."""
+        """Every active row gets one more token; its position (R,)."""
         self._past_R = torch.tensor(self.lengths, device=device)
         self._places_R = torch.arange(len(self.lengths), device=device)
         self.lengths = [length + 1 for length in self.lengths]

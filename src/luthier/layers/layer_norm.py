@@ -3,7 +3,7 @@ alone.
 
     y = (x - mean(x)) / sqrt(variance(x) + epsilon) * weight + bias        in fp32, rounded once
 
-Its plain twin is nn.LayerNorm (tests/layers/test_layer_norm.py).
+The reference is nn.LayerNorm (tests/layers/test_layer_norm.py).
 
 Shapes: T tokens, D size.
 """
@@ -49,7 +49,7 @@ class Moments(NamedTuple):
 
 
 def layer_norm(x_TD: Tensor, norm: LayerNorm, dtype: torch.dtype) -> tuple[Tensor, Moments]:
-    """The normed input in `dtype`, without a graph, and what its backward pass needs beside the input."""
+    """The normed input in `dtype`, without autograd, and what its backward pass needs beside the input."""
     normed_TD, *moments = _aten.native_layer_norm(x_TD, x_TD.shape[1:], *norm.like(x_TD), norm.epsilon)
     return normed_TD.to(dtype), Moments(*moments)
 

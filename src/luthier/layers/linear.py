@@ -4,7 +4,7 @@
 
 Only what training changes gets a gradient: under an adapter no weight gradient of W is ever computed. Kept for the
 backward pass are the small products x A' alone; the input is the caller's to keep or to compute again. Dropout masks
-are drawn from a seed, and drawn again in the backward pass. The plain twin is nn.Linear, and PEFT's layer round it
+are drawn from a seed, and drawn again in the backward pass. The reference is nn.Linear, and PEFT's layer round it
 (tests/layers/test_linear.py).
 
 Shapes: T tokens, I inputs, O outputs, R rank.
@@ -67,8 +67,8 @@ def seed_of(layers: Sequence[Linear]) -> int:
 def linear(
     x_TI: Tensor, layers: Sequence[Linear], residual_TO: Tensor | None = None
 ) -> tuple[list[Tensor], SavedForBackward]:
-    """The outputs of the layers, without a graph. With `residual_TO`, each is added to it and of its type, which may be
-    wider than the input's.
+    """The outputs of the layers, without autograd. With `residual_TO`, each is added to it and has its type, which may
+    be wider than the input's.
     """
     seed, dtype = seed_of(layers), x_TI.dtype
     outputs: list[Tensor] = []

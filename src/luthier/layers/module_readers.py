@@ -23,7 +23,7 @@ Found = TypeVar("Found")
 
 
 class UnsupportedModuleError(Exception):
-    """A part of a model that the engine's own layers do not compute; the message says which."""
+    """A part of a model that Luthier's fused layers do not compute; the message says which."""
 
 
 def require(holds: bool, part: str) -> None:
@@ -118,5 +118,5 @@ def _adapter(module: Any) -> LoraMatrices | None:
 
 
 def is_inactive_dropout(module: Any) -> bool:
-    """Whether a module is a dropout that lets everything through as it stands now."""
+    """Whether a module is a dropout that lets everything through in its present state."""
     return type(module) is nn.Dropout and not (module.training and module.p)

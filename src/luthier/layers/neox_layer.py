@@ -9,8 +9,8 @@
       keeps x, up
 
 Attention and MLP read the same x side by side (GPT-J's form), or one after the other. Norms and activations are
-computed again in the backward pass. It knows tensors and numbers, not where they come from (fused_models.py). The plain
-twin is transformers' own layer (tests/layers/test_neox_layer.py, tests/architectures/test_fused_layers.py).
+computed again in the backward pass. It knows tensors and numbers, not where they come from (fused_models.py). The
+reference is transformers' own layer (tests/layers/test_neox_layer.py, tests/architectures/test_fused_layers.py).
 
 Shapes: T packed tokens, D hidden size (of a head: head size), H heads, O = 3 * H * head size, I intermediate size.
 """
@@ -58,10 +58,8 @@ class NeoxLayer:
         return NeoxQkv(norm=self.norm, qkv=self.qkv, head_size=self.head_size, angles=angles, dtype=dtype)(x_TD)
 
     def apply_output_and_mlp(self, attended_THD: Tensor, x_TD: Tensor, dtype: torch.dtype) -> Tensor:
-        output, mlp = (
-            OutputProjection(self.dense, dtype),
-            NeoxMlp(norm=self.mlp_norm, up=self.up, down=self.down, activation=self.activation, dtype=dtype),
-        )
+        output = OutputProjection(self.dense, dtype)
+        mlp = NeoxMlp(norm=self.mlp_norm, up=self.up, down=self.down, activation=self.activation, dtype=dtype)
         return output(attended_THD, mlp(x_TD)) if self.parallel else mlp(output(attended_THD, x_TD))
 
     def for_inference(self, dtype: torch.dtype, packed: bool) -> NeoxInferenceLayer:

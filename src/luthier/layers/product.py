@@ -3,7 +3,7 @@
 torch hands fp32 products to MKL, which on processors that are not Intel's takes twice oneDNN's time and more, forward
 and backward. Which of the two computes is decided by the processor's maker alone, so a run and its continuation on the
 same machine agree bit for bit. bf16 products are oneDNN's anyway. oneDNN compiles a program for each new shape; where
-the system leaves no room for one, MKL computes that product. The plain twin is `a @ b.T`
+the system leaves no room for one, MKL computes that product. The reference is `a @ b.T`
 (tests/layers/test_product.py).
 """
 
@@ -25,7 +25,7 @@ _NO_ROOM_FOR_A_PROGRAM = "could not create a primitive"
 
 
 def matmul_nt(a_MK: Tensor, b_NK: Tensor, addend_MN: Tensor | None = None, inplace: bool = False) -> Tensor:
-    """a b' [+ onto] (M, N), without a graph; all of one type. A new tensor, unless `onto` may be `inplace`."""
+    """a b' [+ onto] (M, N), without autograd; all of one type. A new tensor, unless `onto` may be `inplace`."""
     if a_MK.dtype is torch.float32 and a_MK.device.type == "cpu" and a_MK.numel() and is_mkl_slow():
         try:
             return _by_onednn(a_MK, b_NK, addend_MN)
@@ -39,7 +39,7 @@ def matmul_nt(a_MK: Tensor, b_NK: Tensor, addend_MN: Tensor | None = None, inpla
 
 
 def bmm_fp32(left_BMK: Tensor, right_BKN: Tensor, scale: float) -> Tensor:
-    """scale * left right in fp32 (B, M, N), without a graph, of batches of any one type."""
+    """scale * left right in fp32 (B, M, N), without autograd, of batches of any one type."""
     exact = left_BMK.dtype is torch.bfloat16 and left_BMK.device.type == "cpu"
     left, right = left_BMK.float(), right_BKN.float()
     with _factors_are_bf16() if exact else nullcontext():

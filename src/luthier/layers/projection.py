@@ -1,10 +1,10 @@
-"""Linear layers that read the same input, laid out once to be applied many times without gradients.
+"""Linear layers that read the same input, prepared once to be applied many times without gradients.
 
     y = x W' + bias + scale * x A' B'  [+ onto]          as in linear.py, for all of the layers side by side
 
 `packed`, on a CPU: the weights of all layers in one matrix in oneDNN's own order, which a bare product would bring them
 into anew each time: 1.5 times as fast in bf16 and 2.4 times in fp32 at 16 tokens, at the price of a copy. Otherwise
-weights stay where they are, and only those of another type than the compute type are copied. The plain twin is
+weights stay where they are, and only those of another type than the compute type are copied. The reference is
 linear.py's `linear` (tests/layers/test_projection.py).
 
 Shapes: T tokens, I inputs, O outputs (of all layers together), R rank (of all adapters together).

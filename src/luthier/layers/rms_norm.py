@@ -3,7 +3,7 @@
     y = x / sqrt(mean(x^2) + epsilon) * (weight + offset)        in fp32, rounded once, whatever x is kept in
 
 A few hundred tokens are done at a time, so that the fp32 numbers stay in the processor's cache and no fp32 copy of the
-whole input is ever made. Its plain twin is transformers' own module (tests/layers/test_rms_norm.py).
+whole input is ever made. The reference is transformers' own module (tests/layers/test_rms_norm.py).
 
 Shapes: T tokens (of heads: tokens x heads), D size.
 """
@@ -30,7 +30,9 @@ class RmsNorm:
 
     def __call__(self, x_TD: Tensor, dtype: torch.dtype) -> Tensor:
         """The normed input in `dtype`, differentiable in the input and the weight."""
-        return final_norm(x_TD, self, dtype)
+        apply: Any = _RmsNormFunction.apply
+        normed_TD: Tensor = apply(x_TD, self.weight_D, self, dtype)
+        return normed_TD
 
     def factor_D(self) -> Tensor:
         """What the normed input is multiplied by, in fp32."""
@@ -39,7 +41,7 @@ class RmsNorm:
 
 
 def rms_norm(x_TD: Tensor, norm: RmsNorm, dtype: torch.dtype) -> Tensor:
-    """The normed input in `dtype`, without a graph."""
+    """The normed input in `dtype`, without autograd."""
     normed_TD = torch.empty_like(x_TD, dtype=dtype)
     factor_D = norm.factor_D()
     for rows in _pieces(x_TD):
@@ -84,14 +86,7 @@ def _pieces(x_TD: Tensor) -> Iterator[slice]:
     return (slice(start, start + step) for start in range(0, tokens, step))
 
 
-def final_norm(x_TD: Tensor, norm: RmsNorm, dtype: torch.dtype) -> Tensor:
-    """The normed input in `dtype`, differentiable in the input and the weight."""
-    apply: Any = _FinalNorm.apply
-    normed: Tensor = apply(x_TD, norm.weight_D, norm, dtype)
-    return normed
-
-
-class _FinalNorm(torch.autograd.Function):
+class _RmsNormFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_TD: Tensor, weight_D: Tensor, norm: RmsNorm, dtype: torch.dtype) -> Tensor:
         ctx.save_for_backward(x_TD)

@@ -4,7 +4,7 @@ halves of its first part (GPT-NeoX).
     y = x * cos + (-second half, first half) * sin
 
 The minus stands in the sine, so the halves are swapped in one copy and no negated or joined ones are made. Turning by
-the opposite angle undoes it, and is its backward pass. Its plain twin is transformers' apply_rotary_pos_emb
+the opposite angle undoes it, and is its backward pass. The reference is transformers' apply_rotary_pos_emb
 (tests/layers/test_rope.py).
 
 Shapes: T tokens, H heads, D head size, X any kinds of them side by side.
@@ -38,7 +38,7 @@ class RotaryAngles:
 
 
 def rotate(x_THD: Tensor, angles: RotaryAngles) -> Tensor:
-    """Each head turned by its position's angles: a new tensor, without a graph."""
+    """Each head turned by its position's angles: a new tensor, without autograd."""
     half = x_THD.shape[-1] // 2
     turned = torch.empty_like(x_THD)
     turned[..., :half] = x_THD[..., half:]

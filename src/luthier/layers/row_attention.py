@@ -6,7 +6,7 @@
     heads      the G query heads of a key head are stacked, so keys and values are never repeated
 
 On CPUs it is faster than the flash kernel forward (the rows are short) and far faster backward. Nothing but queries,
-keys and values is kept; the weights are computed again, dropout's masks drawn again. Its plain twin is
+keys and values is kept; the weights are computed again, dropout's masks drawn again. The reference is
 scaled_dot_product_attention (tests/layers/test_row_attention.py).
 
 Shapes: T tokens, S source tokens (T itself, but for cross-attention), H heads, K key/value heads, G = H / K, D head

@@ -1,7 +1,7 @@
 """The gated activation of the MLP (Shazeer 2020, arXiv:2002.05202): act(gate) * up, which is computed again in the
 backward pass instead of kept.
 
-Its plain twin is the product written out under autograd (tests/layers/test_swiglu.py).
+The reference is the product written out under autograd (tests/layers/test_swiglu.py).
 
 Shapes: T tokens, I intermediate size.
 """
@@ -40,7 +40,7 @@ def match_activation(module: nn.Module) -> Activation | None:
 
 
 def gated(gate_TI: Tensor, up_TI: Tensor, activation: Activation) -> Tensor:
-    """act(gate) * up, without a graph."""
+    """act(gate) * up, without autograd."""
     return activation.forward(gate_TI).mul_(up_TI)
 
 

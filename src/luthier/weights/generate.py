@@ -1,6 +1,6 @@
 """Greedy (or beam) generation, for scoring and for `luthier generate`.
 
-Greedy answers of models that the engine's own layers compute are written in slots (greedy.py); transformers' `generate`
+Greedy answers of models that Luthier's fused layers compute are written in slots (greedy.py); transformers' `generate`
 writes all others, in batches of rows sorted by prompt length so that they carry little padding. Answers come back in
 the order asked. Greedy means the most likely token each time: penalties and sampling that a base model's
 generation_config.json brings do not apply, for they would score the setting, not the weights.
@@ -82,7 +82,7 @@ def _in_slots(
     slots: int,
     fits: RowLimit,
 ) -> dict[int, GeneratedTokens]:
-    """Answers by the engine's own layers; those that memory did not suffice for are begun again, fewer at once."""
+    """Answers by Luthier's fused layers; those that memory did not suffice for are begun again, fewer at once."""
     done: dict[int, GeneratedTokens] = {}
     while left := {row: prompt for row, prompt in prompts.items() if row not in done}:
         tried = fits.cap(min(slots, len(left)))

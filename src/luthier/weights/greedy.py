@@ -1,10 +1,10 @@
-"""Greedy answers by the engine's own layers: rows leave when they end, and the next prompt takes their slot.
+"""Greedy answers by Luthier's fused layers: rows leave when they end, and the next prompt takes their slot.
 
     waiting   longest prompt first: what memory is needed shows at once
-    slots     rows at work; a step writes one token of each
+    slots     active rows; a step writes one token of each
     ended     a stop token, or no room left; its slot is filled from those that wait, or closed
 
-It knows tensors and token ids, nothing of files or texts. The plain twin is transformers' `generate`
+It knows tensors and token ids, nothing of files or texts. The reference is transformers' `generate`
 (tests/weights/test_generate.py).
 """
 
@@ -30,7 +30,7 @@ PROMPT_TOKENS = 2048  # read at once
 
 @dataclass(slots=True)
 class _Row:
-    """A row at work."""
+    """A active row."""
 
     number: int
     room: int

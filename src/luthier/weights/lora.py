@@ -64,16 +64,11 @@ def attach_adapter(model: Model, adapter: Adapter, seed: int) -> Model:
     if experts:
         _check_experts(adapter)
     config = LoraConfig(
-        r=adapter.r,
-        lora_alpha=adapter.alpha,
-        lora_dropout=adapter.dropout,
-        use_rslora=adapter.use_rslora,
-        use_dora=adapter.use_dora,
-        target_modules=[name for name in adapter.target_modules if name != EXPERTS],
-        target_parameters=list(experts) or None,
-        fan_in_fan_out=any(_turned(module) for module in plain.modules()),
+        r=adapter.r, lora_alpha=adapter.alpha, lora_dropout=adapter.dropout, use_rslora=adapter.use_rslora,
+        use_dora=adapter.use_dora, target_modules=[name for name in adapter.target_modules if name != EXPERTS],
+        target_parameters=list(experts) or None, fan_in_fan_out=any(_turned(module) for module in plain.modules()),
         task_type="SEQ_2_SEQ_LM" if model.is_encoder_decoder else "CAUSAL_LM",
-    )
+    )  # fmt: skip
     with torch.random.fork_rng(devices=[]), _peft_warnings_silenced():
         torch.manual_seed(seed)
         network = get_peft_model(plain, config, autocast_adapter_dtype=False)

@@ -1,4 +1,4 @@
-"""A language model as the engine uses it: hidden states once, the head only where a label is.
+"""A language model as the engine uses it: the output head is applied only at positions that have a label.
 
     causal            hidden = model(tokens)                           packed or padded
     encoder-decoder   hidden = decoder(targets, encoder(sources))      packed or padded
@@ -72,7 +72,7 @@ class Model:
 
     @property
     def supports_packing(self) -> bool:
-        """Whether rows may be laid side by side in this architecture."""
+        """Whether rows may be packed in this architecture."""
         return type(self.hf_model).__name__ in PACKABLE_ARCHITECTURES
 
     def describe_layers(self) -> str:
@@ -87,7 +87,7 @@ class Model:
         return ("Luthier's fused layers" if own else f"transformers' layers ({stack})") + attention
 
     def cached_decoding_parts(self) -> tuple[FusedStack, OutputHead] | UnsupportedModuleError:
-        """The layers and the head that write answers token by token as the model now stands, or what forbids it."""
+        """The layers and the head for generation with a KV cache, or the reason why they cannot be used."""
         stack = self.fused_stack()
         if isinstance(stack, UnsupportedModuleError):
             return stack
@@ -99,7 +99,7 @@ class Model:
 
     @property
     def world_size(self) -> int:
-        """Into how many parts `each` deals its items."""
+        """Number of ranks that share the items of `map`."""
         return 1
 
     @property
@@ -175,7 +175,7 @@ class Model:
         return TokenScores(*head_scores(hidden, self._head(), batch.labels_N))
 
     def map(self, work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-        """`work` with this model done on each item, in order. Where several ranks run it, they share the items."""
+        """Apply `work` to each item, in order; several ranks share the items."""
         return map(work, items)
 
     @property

@@ -269,15 +269,10 @@ def _causal_batch(model: Model, ids: list[int]) -> Batch:
     """A batch of one row whose every token but the first is a label."""
     tokens, positions = torch.tensor([ids]), torch.arange(len(ids) - 1)
     return Batch(
-        input_ids_BT=tokens,
-        position_ids_BT=torch.arange(len(ids))[None],
-        attention_mask_BT=None if model.supports_packing else torch.ones_like(tokens),
-        row_lengths=(len(ids),),
-        positions_N=positions,
-        labels_N=tokens[0, 1:],
-        row_of_label_N=torch.zeros_like(positions),
-        rows=(0,),
-    )
+        input_ids_BT=tokens, position_ids_BT=torch.arange(len(ids))[None],
+        attention_mask_BT=None if model.supports_packing else torch.ones_like(tokens), row_lengths=(len(ids),),
+        positions_N=positions, labels_N=tokens[0, 1:], row_of_label_N=torch.zeros_like(positions), rows=(0,),
+    )  # fmt: skip
 
 
 def _encoder_decoder_batch(model: Model, prompt: Sequence[int], completion: Sequence[int]) -> Batch:
@@ -286,16 +281,11 @@ def _encoder_decoder_batch(model: Model, prompt: Sequence[int], completion: Sequ
     tokens = torch.tensor([[model.decoder_start_token_id, *completion[:-1]]])
     is_packed, positions = model.supports_packing, torch.arange(len(labels))
     return Batch(
-        input_ids_BT=tokens,
-        position_ids_BT=positions[None],
-        attention_mask_BT=None if is_packed else torch.ones_like(tokens),
-        row_lengths=(len(labels),),
-        positions_N=positions,
-        labels_N=labels,
-        row_of_label_N=torch.zeros_like(positions),
-        rows=(0,),
+        input_ids_BT=tokens, position_ids_BT=positions[None],
+        attention_mask_BT=None if is_packed else torch.ones_like(tokens), row_lengths=(len(labels),),
+        positions_N=positions, labels_N=labels, row_of_label_N=torch.zeros_like(positions), rows=(0,),
         source=Source(source_ids, None if is_packed else torch.ones_like(source_ids), (len(prompt),)),
-    )
+    )  # fmt: skip
 
 
 def _decoder_start(model: Model) -> dict[str, Any]:
