@@ -1,21 +1,21 @@
-"""A desk for each test: one for all of them, emptied before each."""
+"""A wire for each test: one for all of them, emptied before each."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import pytest
-from api.desk import Desk
+from api.wire_client import WireClient
 
 
 @pytest.fixture(scope="session")
-def shared_desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
-    made = Desk(tmp_path_factory.mktemp("desk"))
+def shared_wire(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WireClient]:
+    made = WireClient(tmp_path_factory.mktemp("wire"))
     yield made
     made.store.close()
 
 
 @pytest.fixture
-def desk(shared_desk: Desk) -> Desk:
-    shared_desk.reset()
-    return shared_desk
+def wire(shared_wire: WireClient) -> WireClient:
+    shared_wire.reset()
+    return shared_wire

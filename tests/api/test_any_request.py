@@ -6,8 +6,8 @@ import json
 from typing import Any
 
 import pytest
-from api.desk import Desk, automl_job, training_job
 from api.shape_values import anything
+from api.wire_client import WireClient, automl_job, training_job
 from hypothesis import HealthCheck, given, settings
 
 from luthier.api import OPERATIONS
@@ -28,10 +28,10 @@ CASES = [(service, name) for service in TARGETS for name in OPERATIONS[service]]
 
 
 @pytest.mark.parametrize(("service", "name"), CASES, ids=[name for _, name in CASES])
-def test_no_request_makes_the_server_fail(desk: Desk, service: str, name: str) -> None:
+def test_no_request_makes_the_server_fail(wire: WireClient, service: str, name: str) -> None:
     shape = model.operation(service, name).input_shape
     assert shape is not None
-    client = desk.client()
+    client = wire.client()
     client.create_training_job(**training_job())
     client.create_auto_ml_job_v2(**automl_job())
     client.create_model(ModelName="a", PrimaryContainer={"ModelDataUrl": "s3://bucket/x"})
@@ -47,7 +47,7 @@ def test_no_request_makes_the_server_fail(desk: Desk, service: str, name: str) -
     def ask(parameters: dict[str, Any]) -> None:
         target = f"{TARGETS[service]}.{name}"
         headers = {"content-type": "application/x-amz-json-1.1", "x-amz-target": target, "host": "desk.test"}
-        answer = desk.answer(
+        answer = wire.answer(
             Request(
                 method="POST",
                 path="/",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from api.desk import ACCOUNT, OWNER, Desk, automl_channel, automl_job
+from api.wire_client import ACCOUNT, OWNER, WireClient, automl_channel, automl_job
 
 from luthier.catalog.entry import find
 from luthier.jobspec import JobSpec
@@ -14,9 +14,9 @@ LLAMA = {"BaseModelName": "Llama2-7B"}
 CHANNELS = "AutoMLJobInputDataConfig"
 
 
-def spec(desk: Desk, name: str = "auto") -> JobSpec:
+def spec(wire: WireClient, name: str = "auto") -> JobSpec:
     """The spec of the AutoML job's training job."""
-    job = desk.store.find("training-job", OWNER, f"{name}-tr-1")
+    job = wire.store.find("training-job", OWNER, f"{name}-tr-1")
     assert job is not None
     return job.job
 
@@ -36,8 +36,8 @@ def with_hyperparameters(**given: str) -> dict[str, Any]:
     return automl_job(config={"TextGenerationHyperParameters": given})
 
 
-def test_defaults_are_resolved(desk: Desk) -> None:
-    client = desk.client()
+def test_defaults_are_resolved(wire: WireClient) -> None:
+    client = wire.client()
     arn = client.create_auto_ml_job_v2(**automl_job("Auto-1"))["AutoMLJobArn"]
     assert arn == f"arn:aws:sagemaker:us-east-1:{ACCOUNT}:automl-job/auto-1"
     told = client.describe_auto_ml_job_v2(AutoMLJobName="aUTO-1")
@@ -52,7 +52,7 @@ def test_defaults_are_resolved(desk: Desk) -> None:
         },
     }
     assert told["AutoMLJobArtifacts"] == {}
-    resolved = spec(desk, "Auto-1")
+    resolved = spec(wire, "Auto-1")
     assert (resolved.model, resolved.kind) == ("falcon-7b-instruct", "autopilot")
     assert resolved.hyperparameters == {"validation_split_ratio": "0.2", "max_input_length": "1024"}
     assert (resolved.max_rows, resolved.max_truncated) == (1000, 0.6)
@@ -61,7 +61,7 @@ def test_defaults_are_resolved(desk: Desk) -> None:
     assert resolved.command == ("CreateAutoMLJobV2", "Auto-1")
 
 
-def test_what_was_asked_for_is_prepared_and_described(desk: Desk) -> None:
+def test_what_was_asked_for_is_prepared_and_described(wire: WireClient) -> None:
     given = {"epochCount": "5", "learningRate": "0.000001", "batchSize": "32", "learningRateWarmupSteps": "10"}
     config = {
         "BaseModelName": "llama2-13bchat", "TextGenerationHyperParameters": given,
@@ -74,7 +74,7 @@ def test_what_was_asked_for_is_prepared_and_described(desk: Desk) -> None:
                                   automl_channel(ChannelType="validation", ContentType="text/csv")],
         SecurityConfig={"EnableInterContainerTrafficEncryption": False},
     )  # fmt: skip
-    client = desk.client()
+    client = wire.client()
     client.create_auto_ml_job_v2(**request)
     told = client.describe_auto_ml_job_v2(AutoMLJobName="auto")
     assert {name: told[name] for name in request if name != "Tags"} == {
@@ -85,7 +85,7 @@ def test_what_was_asked_for_is_prepared_and_described(desk: Desk) -> None:
     assert resolved == {
         "MaxCandidates": 1, "MaxRuntimePerTrainingJobInSeconds": 259200, "MaxAutoMLJobRuntimeInSeconds": 60,
     }  # fmt: skip
-    prepared = spec(desk)
+    prepared = spec(wire)
     assert prepared.model == "llama-2-13b-chat"
     entry = find("llama-2-13b-chat")
     assert entry is not None
@@ -96,16 +96,16 @@ def test_what_was_asked_for_is_prepared_and_described(desk: Desk) -> None:
     }  # fmt: skip
     assert prepared.channels.keys() == {"training", "validation"}
     assert prepared.eula is not None
-    assert prepared.eula["by"] == desk.principal.arn
+    assert prepared.eula["by"] == wire.principal.arn
 
 
-def test_settings_follow_fraction_and_family(desk: Desk) -> None:
-    client = desk.client()
+def test_settings_follow_fraction_and_family(wire: WireClient) -> None:
+    client = wire.client()
     client.create_auto_ml_job_v2(**automl_job("split", DataSplitConfig={"ValidationFraction": 0.3}))
-    assert spec(desk, "split").hyperparameters["validation_split_ratio"] == "0.3"
+    assert spec(wire, "split").hyperparameters["validation_split_ratio"] == "0.3"
     client.create_auto_ml_job_v2(**automl_job("pairs", config={
         "BaseModelName": "FlanT5L", "TextGenerationHyperParameters": {"epochCount": "3"}}))  # fmt: skip
-    assert spec(desk, "pairs").hyperparameters == {
+    assert spec(wire, "pairs").hyperparameters == {
         "validation_split_ratio": "0.2", "max_input_length": "1024", "max_output_length": "1024", "epoch": "3",
     }  # fmt: skip
 
@@ -119,9 +119,9 @@ def test_settings_follow_fraction_and_family(desk: Desk) -> None:
          "CompletionCriteria.MaxRuntimePerTrainingJobInSeconds"),
     ],
 )  # fmt: skip
-def test_the_least_limit_counts(desk: Desk, criteria: dict[str, int], seconds: float, member: str) -> None:
-    desk.client().create_auto_ml_job_v2(**automl_job("limited", config={"CompletionCriteria": criteria}))
-    limited = spec(desk, "limited")
+def test_the_least_limit_counts(wire: WireClient, criteria: dict[str, int], seconds: float, member: str) -> None:
+    wire.client().create_auto_ml_job_v2(**automl_job("limited", config={"CompletionCriteria": criteria}))
+    limited = spec(wire, "limited")
     assert (limited.max_seconds, limited.max_seconds_member) == (seconds, member)
 
 
@@ -135,10 +135,10 @@ def test_the_least_limit_counts(desk: Desk, criteria: dict[str, int], seconds: f
      ("Mistral7BInstruct", "mistral-7b-instruct"), ("MPT7BInstruct", "mpt-7b-instruct"),
      ("luthier-tiny", "luthier/tiny"), ("huggingface-text2text-flan-t5-base", "flan-t5-base")],
 )  # fmt: skip
-def test_every_base_model_name(desk: Desk, name: str, entry: str) -> None:
+def test_every_base_model_name(wire: WireClient, name: str, entry: str) -> None:
     config = {"BaseModelName": name, "ModelAccessConfig": {"AcceptEula": True}}
-    desk.client().create_auto_ml_job_v2(**automl_job(config=config))
-    assert spec(desk).model == entry
+    wire.client().create_auto_ml_job_v2(**automl_job(config=config))
+    assert spec(wire).model == entry
 
 
 @pytest.mark.parametrize(
@@ -219,20 +219,20 @@ def test_every_base_model_name(desk: Desk, name: str, entry: str) -> None:
          "SecurityConfig.VolumeKmsKeyId=key: Luthier does not encrypt what it stores yet"),
     ],
 )  # fmt: skip
-def test_refusals(desk: Desk, request_: dict[str, Any], expected: str) -> None:
-    client = desk.client()
-    code, message = desk.refusal(client.create_auto_ml_job_v2, **request_)
+def test_refusals(wire: WireClient, request_: dict[str, Any], expected: str) -> None:
+    client = wire.client()
+    code, message = wire.refusal(client.create_auto_ml_job_v2, **request_)
     assert code == "ValidationException"
     assert message.startswith(expected)
     assert client.list_auto_ml_jobs()["AutoMLJobSummaries"] == []
 
 
-def test_every_fault_is_told_at_once(desk: Desk) -> None:
+def test_every_fault_is_told_at_once(wire: WireClient) -> None:
     request = automl_job(
         config={"CompletionCriteria": {"MaxCandidates": 9}}, ModelDeployConfig={},
         AutoMLJobInputDataConfig=[automl_channel(CompressionType="Gzip")],
     )  # fmt: skip
-    _, message = desk.refusal(desk.client().create_auto_ml_job_v2, **request)
+    _, message = wire.refusal(wire.client().create_auto_ml_job_v2, **request)
     assert message.count("; ") >= 2
     assert all(word in message for word in ("MaxCandidates 9", "ModelDeployConfig", "CompressionType Gzip"))
 
@@ -251,16 +251,16 @@ def test_every_fault_is_told_at_once(desk: Desk) -> None:
         (automl_job(AutoMLProblemTypeConfig={}), "autoMLProblemTypeConfig"),
     ],
 )  # fmt: skip
-def test_shapes_are_checked_before_the_rules(desk: Desk, request_: dict[str, Any], expected: str) -> None:
-    code, message = desk.refusal(desk.client().create_auto_ml_job_v2, **request_)
+def test_shapes_are_checked_before_the_rules(wire: WireClient, request_: dict[str, Any], expected: str) -> None:
+    code, message = wire.refusal(wire.client().create_auto_ml_job_v2, **request_)
     assert code == "ValidationException"
     assert expected in message
 
 
-def test_names_are_taken_whatever_their_case(desk: Desk) -> None:
-    client = desk.client()
+def test_names_are_taken_whatever_their_case(wire: WireClient) -> None:
+    client = wire.client()
     client.create_auto_ml_job_v2(**automl_job("Auto"))
-    code, message = desk.refusal(client.create_auto_ml_job_v2, **automl_job("aUTO"))
+    code, message = wire.refusal(client.create_auto_ml_job_v2, **automl_job("aUTO"))
     assert code == "ResourceInUse"
     assert f"already exists (arn:aws:sagemaker:us-east-1:{ACCOUNT}:automl-job/auto)" in message
 
@@ -268,39 +268,39 @@ def test_names_are_taken_whatever_their_case(desk: Desk) -> None:
 @pytest.mark.parametrize(
     "operation", ["describe_auto_ml_job_v2", "stop_auto_ml_job", "list_candidates_for_auto_ml_job"]
 )
-def test_an_unknown_job(desk: Desk, operation: str) -> None:
-    assert desk.refusal(getattr(desk.client(), operation), AutoMLJobName="none") == (
+def test_an_unknown_job(wire: WireClient, operation: str) -> None:
+    assert wire.refusal(getattr(wire.client(), operation), AutoMLJobName="none") == (
         "ResourceNotFound", f"Could not find AutoML job arn:aws:sagemaker:us-east-1:{ACCOUNT}:automl-job/none.",
     )  # fmt: skip
 
 
-def test_stop(desk: Desk) -> None:
-    client = desk.client()
+def test_stop(wire: WireClient) -> None:
+    client = wire.client()
     client.create_auto_ml_job_v2(**automl_job())
     client.stop_auto_ml_job(AutoMLJobName="AUTO")
     assert client.describe_auto_ml_job_v2(AutoMLJobName="auto")["AutoMLJobStatus"] == "Stopping"
-    made = desk.store.find("automl-job", OWNER, "auto")
+    made = wire.store.find("automl-job", OWNER, "auto")
     assert made is not None
-    desk.store.update(made.id, "Stopped", secondary="Stopped")
-    assert desk.refusal(client.stop_auto_ml_job, AutoMLJobName="auto") == (
+    wire.store.update(made.id, "Stopped", secondary="Stopped")
+    assert wire.refusal(client.stop_auto_ml_job, AutoMLJobName="auto") == (
         "ValidationException", "The request was rejected because the AutoML job auto is in status Stopped.",
     )  # fmt: skip
 
 
-def test_the_candidate_is_described_and_listed(desk: Desk) -> None:
-    client = desk.client()
+def test_the_candidate_is_described_and_listed(wire: WireClient) -> None:
+    client = wire.client()
     client.create_auto_ml_job_v2(**automl_job())
     assert client.list_candidates_for_auto_ml_job(AutoMLJobName="auto")["Candidates"] == []
-    made = desk.store.find("automl-job", OWNER, "auto")
+    made = wire.store.find("automl-job", OWNER, "auto")
     assert made is not None
-    desk.store.update(made.id, "Completed", secondary="ModelDeploymentError", progress={
+    wire.store.update(made.id, "Completed", secondary="ModelDeploymentError", progress={
         "candidate": candidate(), "ended": made.created + 5, "deploy_failure": "no endpoint",
     })  # fmt: skip
     told = client.describe_auto_ml_job_v2(AutoMLJobName="auto")
     assert told["BestCandidate"]["CandidateName"] == "auto-trial-1"
     assert told["PartialFailureReasons"] == [{"PartialFailureMessage": "no endpoint"}]
     assert "ModelDeployResult" not in told
-    desk.store.update(made.id, progress={"endpoint": "endpoint-1", "deployed": True, "deploy_failure": ""})
+    wire.store.update(made.id, progress={"endpoint": "endpoint-1", "deployed": True, "deploy_failure": ""})
     told = client.describe_auto_ml_job_v2(AutoMLJobName="auto")
     assert told["ModelDeployResult"] == {"EndpointName": "endpoint-1"}
     for wanted, count in ({}, 1), ({"StatusEquals": "Completed"}, 1), ({"StatusEquals": "Failed"}, 0), (
@@ -310,11 +310,11 @@ def test_the_candidate_is_described_and_listed(desk: Desk) -> None:
         assert len(listed["Candidates"]) == count
 
 
-def test_a_failure_is_described(desk: Desk) -> None:
-    client = desk.client()
+def test_a_failure_is_described(wire: WireClient) -> None:
+    client = wire.client()
     client.create_auto_ml_job_v2(**automl_job())
-    made = desk.store.find("automl-job", OWNER, "auto")
+    made = wire.store.find("automl-job", OWNER, "auto")
     assert made is not None
-    desk.store.update(made.id, "Failed", secondary="Failed", progress={"failure": "rows: too many"})
+    wire.store.update(made.id, "Failed", secondary="Failed", progress={"failure": "rows: too many"})
     assert client.describe_auto_ml_job_v2(AutoMLJobName="auto")["FailureReason"] == "rows: too many"
     assert client.list_auto_ml_jobs()["AutoMLJobSummaries"][0]["FailureReason"] == "rows: too many"

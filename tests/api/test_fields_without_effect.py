@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from api.desk import Desk, training_job
+from api.wire_client import WireClient, training_job
 
 from luthier.api import OPERATIONS
 from luthier.api.fields_without_effect import FIELDS as FIELDS_WITHOUT_EFFECT
@@ -47,8 +47,8 @@ def test_every_field_is_read_refused_or_in_the_table(operation: str) -> None:
     assert set(shape.members) == known
 
 
-def test_a_hyperparameter_may_be_called_like_a_key(desk: Desk) -> None:
-    client = desk.client()
+def test_a_hyperparameter_may_be_called_like_a_key(wire: WireClient) -> None:
+    client = wire.client()
     client.create_training_job(**training_job(Environment={"LUTHIER_MODEL": "tiny", "MyKmsKeyId": "x"}))
-    code, message = desk.refusal(client.create_training_job, **training_job("b", HyperParameters={"KmsKeyId": "x"}))
+    code, message = wire.refusal(client.create_training_job, **training_job("b", HyperParameters={"KmsKeyId": "x"}))
     assert (code, message) == ("ValidationException", "unknown hyperparameter 'KmsKeyId'")

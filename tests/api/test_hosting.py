@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from api.desk import ACCOUNT, OWNER, ROLE, Desk
+from api.wire_client import ACCOUNT, OWNER, ROLE, WireClient
 
 from luthier.jobs.progress import ModelProgress, ServedVariant
 
@@ -29,8 +29,8 @@ def config(name: str = "c", variants: list[dict[str, Any]] | None = None, **more
 
 
 @pytest.fixture
-def client(desk: Desk) -> Any:
-    made = desk.client()
+def client(wire: WireClient) -> Any:
+    made = wire.client()
     made.create_model(**model())
     made.create_endpoint_config(**config())
     return made
@@ -58,7 +58,7 @@ def test_a_config_is_described_with_its_default_weight(client: Any) -> None:
     assert client.list_endpoint_configs()["EndpointConfigs"] == []
 
 
-def test_an_endpoint_goes_its_way(desk: Desk, client: Any) -> None:
+def test_an_endpoint_goes_its_way(wire: WireClient, client: Any) -> None:
     client.create_model(**model("n"))
     client.create_endpoint_config(**config("two", [
         variant("a", InitialVariantWeight=3.0, InitialInstanceCount=2), variant("b", "n")]))  # fmt: skip
@@ -66,7 +66,7 @@ def test_an_endpoint_goes_its_way(desk: Desk, client: Any) -> None:
     told = client.describe_endpoint(EndpointName="E")
     assert (told["EndpointStatus"], told["EndpointConfigName"]) == ("Creating", "two")
     assert [found["CurrentInstanceCount"] for found in told["ProductionVariants"]] == [0, 0]
-    made = desk.store.find("endpoint", OWNER, "E")
+    made = wire.store.find("endpoint", OWNER, "E")
     assert made is not None
     assert made.open
     assert made.endpoint.variants[0] == ServedVariant(
@@ -76,7 +76,7 @@ def test_an_endpoint_goes_its_way(desk: Desk, client: Any) -> None:
     for name in ("two", "c"):
         client.delete_endpoint_config(EndpointConfigName=name)
     client.delete_model(ModelName="m")
-    desk.store.update(made.id, "InService")
+    wire.store.update(made.id, "InService")
     told = client.describe_endpoint(EndpointName="E")
     assert told["EndpointStatus"] == "InService"
     first = told["ProductionVariants"][0]
@@ -89,17 +89,17 @@ def test_an_endpoint_goes_its_way(desk: Desk, client: Any) -> None:
     assert [found["EndpointStatus"] for found in client.list_endpoints()["Endpoints"]] == ["Deleting"]
 
 
-def test_an_update_is_noted_and_shown_until_it_is_done(desk: Desk, client: Any) -> None:
+def test_an_update_is_noted_and_shown_until_it_is_done(wire: WireClient, client: Any) -> None:
     client.create_model(**model("n", PrimaryContainer={"Image": IMAGE, "ModelDataUrl": "s3://bucket/other.tar.gz"}))
     client.create_endpoint_config(**config("second", [variant("a", "n", InitialVariantWeight=5.0)]))
     client.create_endpoint(EndpointName="e", EndpointConfigName="c")
     asked = {"EndpointName": "e", "EndpointConfigName": "second"}
-    code, text = desk.refusal(client.update_endpoint, **asked)
+    code, text = wire.refusal(client.update_endpoint, **asked)
     assert (code, "in status Creating; it must be InService" in text) == ("ValidationException", True)
-    made = desk.store.find("endpoint", OWNER, "e")
+    made = wire.store.find("endpoint", OWNER, "e")
     assert made is not None
-    desk.store.update(made.id, "InService", progress={"failure": "the update before"})
-    assert "Could not find endpoint config" in desk.refusal(client.update_endpoint, **asked | {
+    wire.store.update(made.id, "InService", progress={"failure": "the update before"})
+    assert "Could not find endpoint config" in wire.refusal(client.update_endpoint, **asked | {
         "EndpointConfigName": "x"})[1]  # fmt: skip
     assert client.update_endpoint(**asked)["EndpointArn"] == f"{ARN}:endpoint/e"
     told = client.describe_endpoint(EndpointName="e")
@@ -109,12 +109,12 @@ def test_an_update_is_noted_and_shown_until_it_is_done(desk: Desk, client: Any) 
     summary = told["PendingDeploymentSummary"]
     assert summary["EndpointConfigName"] == "second"
     assert [(one["VariantName"], one["DesiredWeight"]) for one in summary["ProductionVariants"]] == [("a", 5.0)]
-    updating = desk.store.find("endpoint", OWNER, "e")
+    updating = wire.store.find("endpoint", OWNER, "e")
     assert updating is not None
     assert updating.endpoint.pending is not None
     (pending,) = updating.endpoint.pending.variants
     assert (pending.artifact, pending.folder) == ("s3://bucket/other.tar.gz", "a.1")
-    assert desk.refusal(client.update_endpoint, **asked)[0] == "ValidationException"
+    assert wire.refusal(client.update_endpoint, **asked)[0] == "ValidationException"
 
 
 @pytest.mark.parametrize(
@@ -124,29 +124,29 @@ def test_an_update_is_noted_and_shown_until_it_is_done(desk: Desk, client: Any) 
        "ExcludeRetainedVariantProperties": [{"VariantPropertyType": "DesiredWeight"}]}, 5.0)],
 )  # fmt: skip
 def test_an_update_keeps_weights_where_it_is_asked_to(
-    desk: Desk, client: Any, more: dict[str, Any], weight: float
+    wire: WireClient, client: Any, more: dict[str, Any], weight: float
 ) -> None:  # fmt: skip
     name = client.describe_endpoint_config(EndpointConfigName="c")["ProductionVariants"][0]["VariantName"]
     client.create_endpoint_config(**config("second", [variant(name, InitialVariantWeight=5.0)]))
     client.create_endpoint(EndpointName="e", EndpointConfigName="c")
-    made = desk.store.find("endpoint", OWNER, "e")
+    made = wire.store.find("endpoint", OWNER, "e")
     assert made is not None
-    desk.store.update(made.id, "InService")
+    wire.store.update(made.id, "InService")
     client.update_endpoint(EndpointName="e", EndpointConfigName="second", **more)
     summary = client.describe_endpoint(EndpointName="e")["PendingDeploymentSummary"]
     assert summary["ProductionVariants"][0]["DesiredWeight"] == weight
 
 
-def test_weights_are_changed_at_once(desk: Desk, client: Any) -> None:
+def test_weights_are_changed_at_once(wire: WireClient, client: Any) -> None:
     client.create_endpoint_config(**config("two", [variant("a", "m"), variant("b", "m")]))
     client.create_endpoint(EndpointName="e", EndpointConfigName="two")
     wanted = [{"VariantName": "b", "DesiredWeight": 4.0, "DesiredInstanceCount": 3}]
     change = client.update_endpoint_weights_and_capacities
     asked = {"EndpointName": "e", "DesiredWeightsAndCapacities": wanted}
-    assert "in status Creating" in desk.refusal(change, **asked)[1]
-    made = desk.store.find("endpoint", OWNER, "e")
+    assert "in status Creating" in wire.refusal(change, **asked)[1]
+    made = wire.store.find("endpoint", OWNER, "e")
     assert made is not None
-    desk.store.update(made.id, "InService")
+    wire.store.update(made.id, "InService")
     assert change(**asked)["EndpointArn"] == f"{ARN}:endpoint/e"
     told = client.describe_endpoint(EndpointName="e")
     assert told["EndpointStatus"] == "InService"
@@ -156,14 +156,14 @@ def test_weights_are_changed_at_once(desk: Desk, client: Any) -> None:
         ([{"VariantName": "x", "DesiredWeight": 1.0}], "no variant x; expected some of a, b"),
         ([{"VariantName": name, "DesiredWeight": 0.0} for name in "ab"], "every weight would be 0"),
     ):
-        assert words in desk.refusal(change, EndpointName="e", DesiredWeightsAndCapacities=refused)[1]
+        assert words in wire.refusal(change, EndpointName="e", DesiredWeightsAndCapacities=refused)[1]
 
 
-def test_a_failed_endpoint_says_why(desk: Desk, client: Any) -> None:
+def test_a_failed_endpoint_says_why(wire: WireClient, client: Any) -> None:
     client.create_endpoint(EndpointName="e", EndpointConfigName="c")
-    made = desk.store.find("endpoint", OWNER, "e")
+    made = wire.store.find("endpoint", OWNER, "e")
     assert made is not None
-    desk.store.update(made.id, "Failed", progress={"failure": "no artifact at s3://bucket/model.tar.gz"})
+    wire.store.update(made.id, "Failed", progress={"failure": "no artifact at s3://bucket/model.tar.gz"})
     assert client.describe_endpoint(EndpointName="e")["FailureReason"] == "no artifact at s3://bucket/model.tar.gz"
 
 
@@ -213,24 +213,24 @@ def test_a_failed_endpoint_says_why(desk: Desk, client: Any) -> None:
         ("create_endpoint_config", config("d", KmsKeyId="key"), "KmsKeyId=key: Luthier does not encrypt"),
     ],
 )  # fmt: skip
-def test_refusals(desk: Desk, client: Any, operation: str, parameters: dict[str, Any], message: str) -> None:
-    code, told = desk.refusal(getattr(client, operation), **parameters)
+def test_refusals(wire: WireClient, client: Any, operation: str, parameters: dict[str, Any], message: str) -> None:
+    code, told = wire.refusal(getattr(client, operation), **parameters)
     assert code == "ValidationException"
     assert told.startswith(message)
 
 
-def test_a_gated_base_model_is_served_once_its_licence_is_accepted(desk: Desk, client: Any) -> None:
+def test_a_gated_base_model_is_served_once_its_licence_is_accepted(wire: WireClient, client: Any) -> None:
     source = {"S3Uri": f"{PRIVATE}/infer/", "S3DataType": "S3Prefix", "CompressionType": "None",
               "ModelAccessConfig": {"AcceptEula": True}}  # fmt: skip
     client.create_model(**model("gated", PrimaryContainer={"ModelDataSource": {"S3DataSource": source}}))
-    made = desk.store.find("model", OWNER, "gated")
+    made = wire.store.find("model", OWNER, "gated")
     assert made is not None
     assert isinstance(made.progress, ModelProgress)
     assert made.progress.eula is not None
     assert made.progress.eula["licence"] == "Llama 2 Community License"
 
 
-def test_an_endpoint_s_name_is_taken_once(desk: Desk, client: Any) -> None:
+def test_an_endpoint_s_name_is_taken_once(wire: WireClient, client: Any) -> None:
     client.create_endpoint(EndpointName="e", EndpointConfigName="c")
-    refused = desk.refusal(client.create_endpoint, EndpointName="e", EndpointConfigName="c")
+    refused = wire.refusal(client.create_endpoint, EndpointName="e", EndpointConfigName="c")
     assert refused == ("ValidationException", f'Cannot create already existing endpoint "{ARN}:endpoint/e".')

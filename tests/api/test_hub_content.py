@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from api.desk import Desk
+from api.wire_client import WireClient
 
 from luthier.catalog.entry import entries
 from luthier.catalog.jumpstart import jumpstart_ids
@@ -16,14 +16,14 @@ HUB = {"HubName": "SageMakerPublicHub", "HubContentType": "Model"}
 LLAMA = "meta-textgeneration-llama-2-7b"
 
 
-def document(desk: Desk, name: str, region: str = "us-east-1") -> dict[str, Any]:
-    told = desk.client(region=region).describe_hub_content(**HUB, HubContentName=name)
+def document(wire: WireClient, name: str, region: str = "us-east-1") -> dict[str, Any]:
+    told = wire.client(region=region).describe_hub_content(**HUB, HubContentName=name)
     found: dict[str, Any] = json.loads(told["HubContentDocument"])
     return found
 
 
-def test_a_content_has_what_the_sdk_reads(desk: Desk) -> None:
-    told = document(desk, LLAMA, "eu-west-1")
+def test_a_content_has_what_the_sdk_reads(wire: WireClient) -> None:
+    told = document(wire, LLAMA, "eu-west-1")
     assert told["ModelTypes"] == ["OPEN_WEIGHTS"]
     assert (told["GatedBucket"], told["TrainingSupported"]) == (True, True)
     assert told["TrainingEcrUri"] == "763104351884.dkr.ecr.eu-west-1.amazonaws.com/luthier-training:1"
@@ -37,8 +37,8 @@ def test_a_content_has_what_the_sdk_reads(desk: Desk) -> None:
     assert "$" not in json.dumps(told["TrainingInstanceTypeVariants"])
 
 
-def test_every_entry_is_a_content(desk: Desk) -> None:
-    client = desk.client()
+def test_every_entry_is_a_content(wire: WireClient) -> None:
+    client = wire.client()
     found: list[dict[str, Any]] = []
     more: dict[str, str] = {}
     while True:
@@ -52,14 +52,14 @@ def test_every_entry_is_a_content(desk: Desk) -> None:
     assert {"redpajama-incite-instruct-3b", LLAMA, "luthier-tiny"} <= set(names)
     assert names == sorted(names)
     for name in names:
-        assert document(desk, name)["Url"].startswith("https://")
+        assert document(wire, name)["Url"].startswith("https://")
     llamas = client.list_hub_contents(**HUB, NameContains="llama-2", SortOrder="Descending")["HubContentSummaries"]
     assert all("llama-2" in content["HubContentName"] for content in llamas)
     assert llamas[0]["HubContentName"] > llamas[-1]["HubContentName"]
 
 
-def test_a_version_may_be_named(desk: Desk) -> None:
-    told = desk.client().describe_hub_content(**HUB, HubContentName=LLAMA, HubContentVersion="2.0.0")
+def test_a_version_may_be_named(wire: WireClient) -> None:
+    told = wire.client().describe_hub_content(**HUB, HubContentName=LLAMA, HubContentVersion="2.0.0")
     assert told["HubContentVersion"] == "2.0.0"
     assert told["HubContentArn"].endswith(f"hub-content/SageMakerPublicHub/Model/{LLAMA}/2.0.0")
 
@@ -86,15 +86,15 @@ def test_a_version_may_be_named(desk: Desk) -> None:
         ),
     ],
 )
-def test_what_is_not_there(desk: Desk, parameters: dict[str, str], message: str) -> None:
-    assert desk.refusal(desk.client().describe_hub_content, **parameters) == ("ResourceNotFound", message)
+def test_what_is_not_there(wire: WireClient, parameters: dict[str, str], message: str) -> None:
+    assert wire.refusal(wire.client().describe_hub_content, **parameters) == ("ResourceNotFound", message)
 
 
-def test_there_is_one_hub(desk: Desk) -> None:
-    client = desk.client()
+def test_there_is_one_hub(wire: WireClient) -> None:
+    client = wire.client()
     assert client.describe_hub(HubName="SageMakerPublicHub")["HubStatus"] == "InService"
     assert [hub["HubName"] for hub in client.list_hubs()["HubSummaries"]] == ["SageMakerPublicHub"]
     assert client.list_hubs(CreationTimeBefore=datetime(2020, 1, 1, tzinfo=UTC))["HubSummaries"] == []
     later = datetime(2030, 1, 1, tzinfo=UTC)
     assert client.list_hub_contents(**HUB, CreationTimeAfter=later)["HubContentSummaries"] == []
-    assert desk.refusal(client.describe_hub, HubName="other")[0] == "ResourceNotFound"
+    assert wire.refusal(client.describe_hub, HubName="other")[0] == "ResourceNotFound"

@@ -6,26 +6,26 @@ import json
 from typing import Any
 
 import pytest
-from api.desk import ACCOUNT, OWNER, Desk, training_job
+from api.wire_client import ACCOUNT, OWNER, WireClient, training_job
 
 GROUP = "/aws/sagemaker/TrainingJobs"
 
 
-def written(desk: Desk, name: str, count: int) -> str:
+def written(wire: WireClient, name: str, count: int) -> str:
     """A job whose log has `count` lines; the name of its stream."""
-    desk.client().create_training_job(**training_job(name))
-    made = desk.store.find("training-job", OWNER, name)
+    wire.client().create_training_job(**training_job(name))
+    made = wire.store.find("training-job", OWNER, name)
     assert made is not None
-    file = desk.service.settings.jobs / made.id / "logs" / "events.jsonl"
+    file = wire.service.settings.jobs / made.id / "logs" / "events.jsonl"
     file.parent.mkdir(parents=True)
     lines = ({"timestamp": 1000 + number, "message": f"line {number}"} for number in range(count))
     file.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
     return f"{name}/algo-1-{int(made.created)}"
 
 
-def test_a_job_s_log_is_followed_as_the_sdk_does(desk: Desk) -> None:
-    stream = written(desk, "job", 25)
-    client = desk.client("logs")
+def test_a_job_s_log_is_followed_as_the_sdk_does(wire: WireClient) -> None:
+    stream = written(wire, "job", 25)
+    client = wire.client("logs")
     streams = client.describe_log_streams(
         logGroupName=GROUP, logStreamNamePrefix="job/", orderBy="LogStreamName", limit=1
     )["logStreams"]
@@ -43,10 +43,10 @@ def test_a_job_s_log_is_followed_as_the_sdk_does(desk: Desk) -> None:
     assert seen == [f"line {number}" for number in range(25)]
 
 
-def test_events_are_filtered(desk: Desk) -> None:
-    stream = written(desk, "job", 30)
-    written(desk, "other", 5)
-    client = desk.client("logs")
+def test_events_are_filtered(wire: WireClient) -> None:
+    stream = written(wire, "job", 30)
+    written(wire, "other", 5)
+    client = wire.client("logs")
     found = client.filter_log_events(logGroupName=GROUP, logStreamNames=[stream], filterPattern='"line 2"', limit=100)
     matched = ["line 2", *(f"line {number}" for number in range(20, 30))]
     assert [event["message"] for event in found["events"]] == matched
@@ -62,9 +62,9 @@ def test_events_are_filtered(desk: Desk) -> None:
     assert messages == [f"line {number}" for number in range(5)]
 
 
-def test_groups_and_streams_are_listed_in_pages(desk: Desk) -> None:
-    names = sorted(written(desk, name, 1) for name in ("a", "b", "c"))
-    client = desk.client("logs")
+def test_groups_and_streams_are_listed_in_pages(wire: WireClient) -> None:
+    names = sorted(written(wire, name, 1) for name in ("a", "b", "c"))
+    client = wire.client("logs")
     (group,) = client.describe_log_groups(logGroupNamePrefix="/aws/sagemaker/T")["logGroups"]
     assert group["logGroupName"] == GROUP
     assert group["logGroupArn"] == f"arn:aws:logs:us-east-1:{ACCOUNT}:log-group:{GROUP}"
@@ -92,5 +92,5 @@ def test_groups_and_streams_are_listed_in_pages(desk: Desk) -> None:
          "InvalidParameterException"),
     ],
 )  # fmt: skip
-def test_refusals(desk: Desk, operation: str, parameters: dict[str, Any], code: str) -> None:
-    assert desk.refusal(getattr(desk.client("logs"), operation), **parameters)[0] == code
+def test_refusals(wire: WireClient, operation: str, parameters: dict[str, Any], code: str) -> None:
+    assert wire.refusal(getattr(wire.client("logs"), operation), **parameters)[0] == code

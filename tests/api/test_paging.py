@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from api.desk import OWNER, Desk
+from api.wire_client import OWNER, WireClient
 
 from luthier.jobs.progress import initial_progress, progress_to_json
 from luthier.jobs.schema import resources
@@ -23,7 +23,7 @@ LISTS = [
 ]
 
 
-def fill(desk: Desk, kind: str, count: int) -> None:
+def fill(wire: WireClient, kind: str, count: int) -> None:
     """Resources n-000, n-001, ..., written at once; two of each second, changed a second apart."""
     row = {"kind": kind, "account": OWNER[0], "region": OWNER[1], "request": {}, "status": FIRST.get(kind, ""),
            "secondary": "Starting", "progress": progress_to_json(initial_progress(kind)), "revision": 0,
@@ -33,7 +33,7 @@ def fill(desk: Desk, kind: str, count: int) -> None:
                "created": 1000.0 + number // 2, "modified": 2000.0 + number}
         for number in range(count)
     ]  # fmt: skip
-    with desk.store.write() as connection:
+    with wire.store.write() as connection:
         connection.execute(resources.insert(), rows)
 
 
@@ -50,10 +50,10 @@ def pages(call: Any, items: str, name: str, **given: Any) -> list[list[str]]:
 @pytest.mark.parametrize(("kind", "operation", "items", "name"), LISTS)
 @pytest.mark.parametrize("sort", ["Name", "CreationTime"])
 def test_all_of_250_are_listed_once_in_order(
-    desk: Desk, kind: str, operation: str, items: str, name: str, sort: str
+    wire: WireClient, kind: str, operation: str, items: str, name: str, sort: str
 ) -> None:
-    fill(desk, kind, 250)
-    call = getattr(desk.client(), operation)
+    fill(wire, kind, 250)
+    call = getattr(wire.client(), operation)
     wanted = [f"n-{number:03d}" for number in range(250)]
     for order in ("Ascending", "Descending"):
         found = pages(call, items, name, SortBy=sort, SortOrder=order, MaxResults=100)
@@ -66,18 +66,18 @@ def test_all_of_250_are_listed_once_in_order(
 
 
 @pytest.mark.parametrize(("kind", "operation", "items", "name"), LISTS)
-def test_ten_are_listed_when_it_is_not_said(desk: Desk, kind: str, operation: str, items: str, name: str) -> None:
-    fill(desk, kind, 11)
-    found = pages(getattr(desk.client(), operation), items, name)
+def test_ten_are_listed_when_it_is_not_said(wire: WireClient, kind: str, operation: str, items: str, name: str) -> None:
+    fill(wire, kind, 11)
+    found = pages(getattr(wire.client(), operation), items, name)
     assert [len(page) for page in found] == [10, 1]
     first = {"list_training_jobs": "n-000"}.get(operation, "n-010")  # AWS lists training jobs the oldest first
     assert found[0][0] in (first, "n-001")
 
 
-def test_filters(desk: Desk) -> None:
-    fill(desk, "training-job", 20)
-    desk.store.update(f"{7:032d}", "Completed", progress={"ended": 1.0})
-    call = desk.client().list_training_jobs
+def test_filters(wire: WireClient) -> None:
+    fill(wire, "training-job", 20)
+    wire.store.update(f"{7:032d}", "Completed", progress={"ended": 1.0})
+    call = wire.client().list_training_jobs
 
     def names(**given: Any) -> list[str]:
         return [job["TrainingJobName"] for job in call(MaxResults=100, SortBy="Name", **given)["TrainingJobSummaries"]]
@@ -94,9 +94,9 @@ def test_filters(desk: Desk) -> None:
     assert (status["TrainingJobName"], status["TrainingJobStatus"]) == ("n-007", "Completed")
 
 
-def test_pages_stay_right_while_others_come_and_go(desk: Desk) -> None:
-    fill(desk, "model", 20)
-    client = desk.client()
+def test_pages_stay_right_while_others_come_and_go(wire: WireClient) -> None:
+    fill(wire, "model", 20)
+    client = wire.client()
     first = client.list_models(SortBy="Name", SortOrder="Ascending", MaxResults=10)
     for name in ("n-000", "n-010"):
         client.delete_model(ModelName=name)
@@ -110,20 +110,20 @@ def tampered(token: str) -> str:
 
 
 @pytest.mark.parametrize("token", ["x", "%%%", "e30=", "bnVsbA==", "WzEsMl0=", "W1tdLCJhIiwiYiJd", "ü"])
-def test_tokens_that_are_none(desk: Desk, token: str) -> None:
-    refused = desk.refusal(desk.client().list_training_jobs, NextToken=token)
+def test_tokens_that_are_none(wire: WireClient, token: str) -> None:
+    refused = wire.refusal(wire.client().list_training_jobs, NextToken=token)
     assert refused == ("ValidationException", "Invalid pagination token")
 
 
-def test_a_token_belongs_to_its_list(desk: Desk) -> None:
-    fill(desk, "training-job", 11)
-    client = desk.client()
+def test_a_token_belongs_to_its_list(wire: WireClient) -> None:
+    fill(wire, "training-job", 11)
+    client = wire.client()
     token = client.list_training_jobs(SortBy="Name")["NextToken"]
     invalid = ("ValidationException", "Invalid pagination token")
-    assert desk.refusal(client.list_training_jobs, SortBy="Name", NextToken=tampered(token)) == invalid
-    assert desk.refusal(client.list_training_jobs, NextToken=token) == invalid
-    assert desk.refusal(client.list_training_jobs, SortBy="Name", NameContains="n", NextToken=token) == invalid
-    assert desk.refusal(client.list_auto_ml_jobs, SortBy="Name", NextToken=token) == invalid
-    other = desk.client(region="eu-west-1").list_training_jobs
-    assert desk.refusal(other, SortBy="Name", NextToken=token) == invalid
+    assert wire.refusal(client.list_training_jobs, SortBy="Name", NextToken=tampered(token)) == invalid
+    assert wire.refusal(client.list_training_jobs, NextToken=token) == invalid
+    assert wire.refusal(client.list_training_jobs, SortBy="Name", NameContains="n", NextToken=token) == invalid
+    assert wire.refusal(client.list_auto_ml_jobs, SortBy="Name", NextToken=token) == invalid
+    other = wire.client(region="eu-west-1").list_training_jobs
+    assert wire.refusal(other, SortBy="Name", NextToken=token) == invalid
     assert len(client.list_training_jobs(SortBy="Name", MaxResults=5, NextToken=token)["TrainingJobSummaries"]) == 1

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from api.desk import ACCOUNT, OWNER, Desk
+from api.wire_client import ACCOUNT, OWNER, WireClient
 from botocore.exceptions import ClientError, EventStreamError
 
 from luthier.api import runtime
@@ -85,12 +85,12 @@ def serve() -> Iterator[Callable[[Handler], str]]:
             server.server_close()
 
 
-def endpoint(desk: Desk, *variants: ServedVariant, status: str = "InService", address: str = "") -> None:
+def endpoint(wire: WireClient, *variants: ServedVariant, status: str = "InService", address: str = "") -> None:
     """An endpoint `e` of `variants`, or of one that is served at `address`."""
     served = variants or (ServedVariant(name="AllTraffic", address=address),)
-    found = desk.store.create("endpoint", OWNER, "e", {}, progress=EndpointProgress(variants=served))
+    found = wire.store.create("endpoint", OWNER, "e", {}, progress=EndpointProgress(variants=served))
     if status != "Creating":
-        desk.store.update(found.id, status)
+        wire.store.update(found.id, status)
 
 
 def echo(served: Served) -> None:
@@ -98,9 +98,9 @@ def echo(served: Served) -> None:
     served.reply(200, json.dumps(told).encode(), X_Amzn_SageMaker_Custom_Attributes="a=b")
 
 
-def test_a_request_is_handed_on_and_its_answer_back(desk: Desk, serve: Callable[[Handler], str]) -> None:
-    endpoint(desk, address=serve(echo))
-    answer = desk.client("sagemaker-runtime").invoke_endpoint(
+def test_a_request_is_handed_on_and_its_answer_back(wire: WireClient, serve: Callable[[Handler], str]) -> None:
+    endpoint(wire, address=serve(echo))
+    answer = wire.client("sagemaker-runtime").invoke_endpoint(
         EndpointName="e", Body=b'{"inputs": "x"}', ContentType="application/json", Accept="application/json",
         CustomAttributes="accept_eula=true",
     )  # fmt: skip
@@ -113,21 +113,21 @@ def test_a_request_is_handed_on_and_its_answer_back(desk: Desk, serve: Callable[
     assert answer["CustomAttributes"] == "a=b"
 
 
-def test_a_port_of_the_loopback_address_serves_too(desk: Desk) -> None:
+def test_a_port_of_the_loopback_address_serves_too(wire: WireClient) -> None:
     handler = type("Echo", (Served,), {"work": staticmethod(echo)})
     with _TcpServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        endpoint(desk, address="127.0.0.1:{1}".format(*server.server_address))
-        answer = desk.client("sagemaker-runtime").invoke_endpoint(EndpointName="e", Body=b"x")
+        endpoint(wire, address="127.0.0.1:{1}".format(*server.server_address))
+        answer = wire.client("sagemaker-runtime").invoke_endpoint(EndpointName="e", Body=b"x")
         assert json.loads(answer["Body"].read())["body"] == "x"
         server.shutdown()
 
 
-def test_variants_are_asked_by_their_weights(desk: Desk, serve: Callable[[Handler], str]) -> None:
+def test_variants_are_asked_by_their_weights(wire: WireClient, serve: Callable[[Handler], str]) -> None:
     address = serve(echo)
-    endpoint(desk, *(ServedVariant(name=name, weight=weight, address=address)
+    endpoint(wire, *(ServedVariant(name=name, weight=weight, address=address)
                      for name, weight in (("a", 3.0), ("b", 1.0), ("never", 0.0))))  # fmt: skip
-    client = desk.client("sagemaker-runtime")
+    client = wire.client("sagemaker-runtime")
 
     def asked(**target: str) -> str:
         answer = client.invoke_endpoint(EndpointName="e", Body=b"", **target)
@@ -138,12 +138,12 @@ def test_variants_are_asked_by_their_weights(desk: Desk, serve: Callable[[Handle
     assert counted.keys() == {"a", "b"}
     assert counted["a"] > counted["b"] > 15
     assert asked(TargetVariant="never") == "never"
-    assert desk.refusal(client.invoke_endpoint, EndpointName="e", Body=b"", TargetVariant="c") == (
+    assert wire.refusal(client.invoke_endpoint, EndpointName="e", Body=b"", TargetVariant="c") == (
         "ValidationError", "Variant c not found in endpoint e.",
     )  # fmt: skip
 
 
-def test_a_stream_s_parts_come_as_they_are_sent(desk: Desk, serve: Callable[[Handler], str]) -> None:
+def test_a_stream_s_parts_come_as_they_are_sent(wire: WireClient, serve: Callable[[Handler], str]) -> None:
     seen = [threading.Event(), threading.Event()]
 
     def stream(served: Served) -> None:
@@ -153,8 +153,8 @@ def test_a_stream_s_parts_come_as_they_are_sent(desk: Desk, serve: Callable[[Han
             assert seen[number].wait(10)
         served.chunk(b"")
 
-    endpoint(desk, address=serve(stream))
-    answer = desk.client("sagemaker-runtime").invoke_endpoint_with_response_stream(EndpointName="e", Body=b"{}")
+    endpoint(wire, address=serve(stream))
+    answer = wire.client("sagemaker-runtime").invoke_endpoint_with_response_stream(EndpointName="e", Body=b"{}")
     assert (answer["ContentType"], answer["InvokedProductionVariant"]) == ("text/event-stream", "AllTraffic")
     parts = []
     for number, event in enumerate(answer["Body"]):
@@ -163,7 +163,7 @@ def test_a_stream_s_parts_come_as_they_are_sent(desk: Desk, serve: Callable[[Han
     assert parts == [b"data: 0\n\n", b"data: 1\n\n"]
 
 
-def test_a_stream_that_breaks_off_says_so(desk: Desk, serve: Callable[[Handler], str]) -> None:
+def test_a_stream_that_breaks_off_says_so(wire: WireClient, serve: Callable[[Handler], str]) -> None:
     def stream(served: Served) -> None:
         served.begin_stream()
         served.chunk(b"one")
@@ -171,8 +171,8 @@ def test_a_stream_that_breaks_off_says_so(desk: Desk, serve: Callable[[Handler],
         served.wfile.flush()
         served.close_connection = True
 
-    endpoint(desk, address=serve(stream))
-    answer = desk.client("sagemaker-runtime").invoke_endpoint_with_response_stream(EndpointName="e", Body=b"{}")
+    endpoint(wire, address=serve(stream))
+    answer = wire.client("sagemaker-runtime").invoke_endpoint_with_response_stream(EndpointName="e", Body=b"{}")
     events = iter(answer["Body"])
     assert next(events)["PayloadPart"]["Bytes"].startswith(b"one")
     with pytest.raises(EventStreamError, match=r"ModelStreamError.*broke off"):
@@ -194,11 +194,11 @@ def test_a_stream_that_breaks_off_says_so(desk: Desk, serve: Callable[[Handler],
     ],
 )  # fmt: skip
 def test_an_answer_that_is_none(
-    desk: Desk, serve: Callable[[Handler], str], operation: str, status: int, body: bytes, code: str, message: str
+    wire: WireClient, serve: Callable[[Handler], str], operation: str, status: int, body: bytes, code: str, message: str
 ) -> None:
-    endpoint(desk, address=serve(lambda served: served.reply(status, body)))
+    endpoint(wire, address=serve(lambda served: served.reply(status, body)))
     with pytest.raises(ClientError) as refused:
-        getattr(desk.client("sagemaker-runtime"), operation)(EndpointName="e", Body=b"{}")
+        getattr(wire.client("sagemaker-runtime"), operation)(EndpointName="e", Body=b"{}")
     told = refused.value.response
     assert told["Error"]["Code"] == code
     assert told["Error"]["Message"].startswith(message)
@@ -211,7 +211,7 @@ def test_an_answer_that_is_none(
 
 
 def test_a_model_that_takes_too_long(
-    desk: Desk, serve: Callable[[Handler], str], monkeypatch: pytest.MonkeyPatch
+    wire: WireClient, serve: Callable[[Handler], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done = threading.Event()
     monkeypatch.setattr(runtime._connections, "timeout", 0.05)
@@ -219,43 +219,43 @@ def test_a_model_that_takes_too_long(
     def wait(served: Served) -> None:
         done.wait(10)
 
-    endpoint(desk, address=serve(wait))
-    code, message = desk.refusal(desk.client("sagemaker-runtime").invoke_endpoint, EndpointName="e", Body=b"{}")
+    endpoint(wire, address=serve(wait))
+    code, message = wire.refusal(wire.client("sagemaker-runtime").invoke_endpoint, EndpointName="e", Body=b"{}")
     done.set()
     assert code == "ModelError"
     assert 'Received server error (504) from model with message "the model did not answer in time"' in message
 
 
-def test_a_process_that_is_gone(desk: Desk) -> None:
-    endpoint(desk, address="/no/such.sock")
-    code, message = desk.refusal(desk.client("sagemaker-runtime").invoke_endpoint, EndpointName="e", Body=b"{}")
+def test_a_process_that_is_gone(wire: WireClient) -> None:
+    endpoint(wire, address="/no/such.sock")
+    code, message = wire.refusal(wire.client("sagemaker-runtime").invoke_endpoint, EndpointName="e", Body=b"{}")
     assert (code, message) == ("ServiceUnavailable", "Endpoint e: it cannot be reached (FileNotFoundError)")
 
 
-def test_an_endpoint_that_is_not_served_yet(desk: Desk) -> None:
-    endpoint(desk)
-    code, _ = desk.refusal(desk.client("sagemaker-runtime").invoke_endpoint, EndpointName="e", Body=b"{}")
+def test_an_endpoint_that_is_not_served_yet(wire: WireClient) -> None:
+    endpoint(wire)
+    code, _ = wire.refusal(wire.client("sagemaker-runtime").invoke_endpoint, EndpointName="e", Body=b"{}")
     assert code == "ModelNotReadyException"
 
 
 @pytest.mark.parametrize("status", ["Creating", "Failed", "Deleting"])
-def test_an_endpoint_that_is_not_in_service(desk: Desk, status: str) -> None:
-    endpoint(desk, status=status)
-    refused = desk.refusal(desk.client("sagemaker-runtime").invoke_endpoint, EndpointName="e", Body=b"{}")
+def test_an_endpoint_that_is_not_in_service(wire: WireClient, status: str) -> None:
+    endpoint(wire, status=status)
+    refused = wire.refusal(wire.client("sagemaker-runtime").invoke_endpoint, EndpointName="e", Body=b"{}")
     assert refused == (
         "ValidationError", f"Endpoint e of account {ACCOUNT} is in status {status}; it must be InService.",
     )  # fmt: skip
 
 
-def test_what_cannot_be_asked(desk: Desk) -> None:
-    endpoint(desk)
-    call = desk.client("sagemaker-runtime").invoke_endpoint
-    assert desk.refusal(call, EndpointName="none", Body=b"") == (
+def test_what_cannot_be_asked(wire: WireClient) -> None:
+    endpoint(wire)
+    call = wire.client("sagemaker-runtime").invoke_endpoint
+    assert wire.refusal(call, EndpointName="none", Body=b"") == (
         "ValidationError", f"Endpoint none of account {ACCOUNT} not found.",
     )  # fmt: skip
     for name, value in (("TargetModel", "m.tar.gz"), ("InferenceComponentName", "c"), ("SessionId", "NEW_SESSION")):
-        code, message = desk.refusal(call, EndpointName="e", Body=b"", **{name: value})
+        code, message = wire.refusal(call, EndpointName="e", Body=b"", **{name: value})
         assert code == "ValidationError"
         assert message.startswith(f"{name} is not supported")
-    code, _ = desk.refusal(call, EndpointName="e", Body=bytes(6_291_457))
+    code, _ = wire.refusal(call, EndpointName="e", Body=bytes(6_291_457))
     assert code in ("RequestEntityTooLargeException", "ValidationError")

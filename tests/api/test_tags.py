@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from api.desk import ACCOUNT, Desk, automl_job, training_job
+from api.wire_client import ACCOUNT, WireClient, automl_job, training_job
 
 ARN = f"arn:aws:sagemaker:us-east-1:{ACCOUNT}"
 
 
-def test_tags_come_and_go(desk: Desk) -> None:
-    client = desk.client()
+def test_tags_come_and_go(wire: WireClient) -> None:
+    client = wire.client()
     arn = client.create_training_job(**training_job("Upper", Tags=[{"Key": "b", "Value": "1"}]))["TrainingJobArn"]
     given = client.add_tags(ResourceArn=arn, Tags=[{"Key": "a", "Value": "ü"}, {"Key": "b", "Value": "2"}])
     wanted = [{"Key": "a", "Value": "ü"}, {"Key": "b", "Value": "2"}]
@@ -21,24 +21,24 @@ def test_tags_come_and_go(desk: Desk) -> None:
     assert client.list_tags(ResourceArn=arn)["Tags"] == wanted[:1]
 
 
-def test_a_resource_has_fifty_at_most(desk: Desk) -> None:
-    client = desk.client()
+def test_a_resource_has_fifty_at_most(wire: WireClient) -> None:
+    client = wire.client()
     arn = client.create_training_job(**training_job())["TrainingJobArn"]
     client.add_tags(ResourceArn=arn, Tags=[{"Key": str(number), "Value": ""} for number in range(50)])
     client.add_tags(ResourceArn=arn, Tags=[{"Key": "7", "Value": "again"}])
-    code, message = desk.refusal(client.add_tags, ResourceArn=arn, Tags=[{"Key": "x", "Value": ""}])
+    code, message = wire.refusal(client.add_tags, ResourceArn=arn, Tags=[{"Key": "x", "Value": ""}])
     assert (code, message) == ("ResourceLimitExceeded", f"{arn} would have 51 tags; a resource has at most 50")
     assert len(client.list_tags(ResourceArn=arn)["Tags"]) == 50
 
 
-def test_a_key_is_given_once(desk: Desk) -> None:
-    client = desk.client()
+def test_a_key_is_given_once(wire: WireClient) -> None:
+    client = wire.client()
     twice = [{"Key": "a", "Value": "1"}, {"Key": "a", "Value": "2"}]
     expected = ("ValidationException", "Tag keys must be unique: 'a' is given 2 times.")
-    assert desk.refusal(client.create_training_job, **training_job(Tags=twice)) == expected
-    assert desk.refusal(client.create_auto_ml_job_v2, **automl_job(Tags=twice)) == expected
+    assert wire.refusal(client.create_training_job, **training_job(Tags=twice)) == expected
+    assert wire.refusal(client.create_auto_ml_job_v2, **automl_job(Tags=twice)) == expected
     arn = client.create_training_job(**training_job())["TrainingJobArn"]
-    assert desk.refusal(client.add_tags, ResourceArn=arn, Tags=twice) == expected
+    assert wire.refusal(client.add_tags, ResourceArn=arn, Tags=twice) == expected
 
 
 @pytest.mark.parametrize(
@@ -51,10 +51,10 @@ def test_a_key_is_given_once(desk: Desk) -> None:
     ],
 )
 @pytest.mark.parametrize("operation", ["add_tags", "list_tags", "delete_tags"])
-def test_refusals(desk: Desk, operation: str, arn: str, message: str) -> None:
+def test_refusals(wire: WireClient, operation: str, arn: str, message: str) -> None:
     more: dict[str, dict[str, Any]] = {
         "add_tags": {"Tags": [{"Key": "a", "Value": ""}]}, "list_tags": {}, "delete_tags": {"TagKeys": ["a"]},
     }  # fmt: skip
-    code, told = desk.refusal(getattr(desk.client(), operation), ResourceArn=arn, **more[operation])
+    code, told = wire.refusal(getattr(wire.client(), operation), ResourceArn=arn, **more[operation])
     assert code == "ValidationException"
     assert told.startswith(message)

@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 import pytest
-from api.desk import ACCOUNT, OWNER, ROLE, Desk, channel, training_job
+from api.wire_client import ACCOUNT, OWNER, ROLE, WireClient, channel, training_job
 
 from luthier.api import training_jobs
 from luthier.jobspec import JobSpec
@@ -19,8 +19,8 @@ HUB_CONTENT = "arn:aws:sagemaker:us-east-1:aws:hub-content/SageMakerPublicHub/Mo
 PRIVATE = "s3://jumpstart-private-cache-prod-us-west-2"
 
 
-def spec(desk: Desk, name: str = "job") -> JobSpec:
-    job = desk.store.find("training-job", OWNER, name)
+def spec(wire: WireClient, name: str = "job") -> JobSpec:
+    job = wire.store.find("training-job", OWNER, name)
     assert job is not None
     return job.job
 
@@ -29,7 +29,7 @@ def tagged(model: str) -> dict[str, Any]:
     return {"Tags": [{"Key": TAG, "Value": model}], "Environment": {}}
 
 
-def test_what_is_created_is_described_as_it_was_asked_for(desk: Desk) -> None:
+def test_what_is_created_is_described_as_it_was_asked_for(wire: WireClient) -> None:
     request = training_job(
         "Job-1", HyperParameters={"epochs": '"2"', "sagemaker_program": '"x.py"'},
         AlgorithmSpecification={"TrainingInputMode": "File", "TrainingImage": "image",
@@ -38,7 +38,7 @@ def test_what_is_created_is_described_as_it_was_asked_for(desk: Desk) -> None:
         DebugHookConfig={"S3OutputPath": "s3://bucket/debug"}, EnableNetworkIsolation=False,
         Tags=[{"Key": "team", "Value": "a"}],
     )  # fmt: skip
-    client = desk.client()
+    client = wire.client()
     arn = client.create_training_job(**request)["TrainingJobArn"]
     assert arn == f"arn:aws:sagemaker:us-east-1:{ACCOUNT}:training-job/job-1"
     told = client.describe_training_job(TrainingJobName="Job-1")
@@ -52,13 +52,13 @@ def test_what_is_created_is_described_as_it_was_asked_for(desk: Desk) -> None:
     assert client.list_tags(ResourceArn=arn)["Tags"] == [{"Key": "team", "Value": "a"}]
 
 
-def test_what_became_of_a_job_is_described(desk: Desk) -> None:
-    client = desk.client()
+def test_what_became_of_a_job_is_described(wire: WireClient) -> None:
+    client = wire.client()
     client.create_training_job(**training_job())
-    made = desk.store.find("training-job", OWNER, "job")
+    made = wire.store.find("training-job", OWNER, "job")
     assert made is not None
     metric = {"MetricName": "eval_loss", "Value": 1.5, "Timestamp": made.created + 9}
-    desk.store.update(made.id, "Failed", secondary="Failed", progress={
+    wire.store.update(made.id, "Failed", secondary="Failed", progress={
         "started": made.created + 1, "ended": made.created + 11, "artifact": "s3://bucket/else/model.tar.gz",
         "metrics": (metric,), "failure": "x" * 2000,
         "step": {"TotalStepCountPerEpoch": 3, "CurrentStep": 2, "CurrentEpoch": 1, "MaxEpoch": 2},
@@ -72,22 +72,22 @@ def test_what_became_of_a_job_is_described(desk: Desk) -> None:
     assert told["TrainingEndTime"] > told["TrainingStartTime"]
 
 
-def test_a_default_stopping_condition_is_a_day(desk: Desk) -> None:
+def test_a_default_stopping_condition_is_a_day(wire: WireClient) -> None:
     request = training_job()
     del request["StoppingCondition"]
-    desk.client().create_training_job(**request)
-    told = desk.client().describe_training_job(TrainingJobName="job")
+    wire.client().create_training_job(**request)
+    told = wire.client().describe_training_job(TrainingJobName="job")
     assert told["StoppingCondition"] == {"MaxRuntimeInSeconds": 86400}
 
 
-def test_the_place_in_the_queue_is_told(desk: Desk) -> None:
-    client = desk.client()
+def test_the_place_in_the_queue_is_told(wire: WireClient) -> None:
+    client = wire.client()
     for name in ("a", "b", "c"):
         client.create_training_job(**training_job(name))
     told = client.describe_training_job(TrainingJobName="c")
     assert told["SecondaryStatusTransitions"][-1]["StatusMessage"] == "Waiting for a device: place 3 in the queue"
-    desk.store.claim("me", ["training-job"], 2**40)
-    desk.store.claim("me", ["training-job"], 2**40)
+    wire.store.claim("me", ["training-job"], 2**40)
+    wire.store.claim("me", ["training-job"], 2**40)
     told = client.describe_training_job(TrainingJobName="c")
     assert told["SecondaryStatusTransitions"][-1]["StatusMessage"] == "Waiting for a device: place 1 in the queue"
 
@@ -96,10 +96,10 @@ def test_the_place_in_the_queue_is_told(desk: Desk) -> None:
     "given", [{"epochs": '"5"', "learning_rate": '"0.01"', "peft_type": '"lora"'},
               {"epochs": "5", "learning_rate": "0.01", "peft_type": "lora"}]
 )  # fmt: skip
-def test_hyperparameters_come_encoded_and_plain(desk: Desk, given: dict[str, str]) -> None:
+def test_hyperparameters_come_encoded_and_plain(wire: WireClient, given: dict[str, str]) -> None:
     reserved = {"sagemaker_submit_directory": f'"{CACHE}/x/sourcedir.tar.gz"', "sagemaker_region": '"us-west-2"'}
-    desk.client().create_training_job(**training_job(HyperParameters=given | reserved))
-    assert spec(desk).hyperparameters == {"epoch": "5", "learning_rate": "0.01", "peft_type": "lora"}
+    wire.client().create_training_job(**training_job(HyperParameters=given | reserved))
+    assert spec(wire).hyperparameters == {"epoch": "5", "learning_rate": "0.01", "peft_type": "lora"}
 
 
 @pytest.mark.parametrize(
@@ -123,10 +123,10 @@ def test_hyperparameters_come_encoded_and_plain(desk: Desk, given: dict[str, str
          "s3://bucket/own/"),
     ],
 )  # fmt: skip
-def test_the_base_model_is_named_in_several_ways(desk: Desk, more: dict[str, Any], name: str) -> None:
-    desk.client().create_training_job(**training_job(**more))
-    assert spec(desk).model == name
-    assert spec(desk).kind == "auto"
+def test_the_base_model_is_named_in_several_ways(wire: WireClient, more: dict[str, Any], name: str) -> None:
+    wire.client().create_training_job(**training_job(**more))
+    assert spec(wire).model == name
+    assert spec(wire).kind == "auto"
 
 
 @pytest.mark.parametrize(
@@ -188,9 +188,9 @@ def test_the_base_model_is_named_in_several_ways(desk: Desk, more: dict[str, Any
          "ServerlessJobConfig is not supported: name the base model and the training channel of a plain training job"),
     ],
 )  # fmt: skip
-def test_refusals(desk: Desk, more: dict[str, Any], expected: str) -> None:
-    client = desk.client()
-    code, message = desk.refusal(client.create_training_job, **training_job(**more))
+def test_refusals(wire: WireClient, more: dict[str, Any], expected: str) -> None:
+    client = wire.client()
+    code, message = wire.refusal(client.create_training_job, **training_job(**more))
     assert code == "ValidationException"
     assert message.startswith(expected)
     assert "\n" not in message
@@ -202,32 +202,32 @@ def test_refusals(desk: Desk, more: dict[str, Any], expected: str) -> None:
     [{"InputDataConfig": [channel("train"), channel("model", f"{PRIVATE}/x", ModelAccessConfig={"AcceptEula": True})]},
      {"Environment": {"accept_eula": "true"}}],
 )  # fmt: skip
-def test_an_accepted_licence_is_recorded(desk: Desk, more: dict[str, Any]) -> None:
-    desk.client().create_training_job(**training_job(**{**tagged(LLAMA), **more}))
-    record = spec(desk).eula
+def test_an_accepted_licence_is_recorded(wire: WireClient, more: dict[str, Any]) -> None:
+    wire.client().create_training_job(**training_job(**{**tagged(LLAMA), **more}))
+    record = spec(wire).eula
     assert record is not None
     assert record["licence"] == "Llama 2 Community License"
     assert record["url"] == "https://ai.meta.com/llama/license/"
-    assert record["by"] == desk.principal.arn
+    assert record["by"] == wire.principal.arn
     assert record["accepted"].endswith("Z")
 
 
-def test_a_free_model_asks_for_no_licence(desk: Desk) -> None:
-    desk.client().create_training_job(**training_job())
-    assert spec(desk).eula is None
+def test_a_free_model_asks_for_no_licence(wire: WireClient) -> None:
+    wire.client().create_training_job(**training_job())
+    assert spec(wire).eula is None
 
 
-def test_only_variables_that_mean_nothing_are_logged(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+def test_only_variables_that_mean_nothing_are_logged(wire: WireClient, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        desk.client().create_training_job(**training_job("a"))
+        wire.client().create_training_job(**training_job("a"))
         assert "Environment" not in caplog.text
-        desk.client().create_training_job(**training_job("b", Environment={"LUTHIER_MODEL": "tiny", "OTHER": "1"}))
+        wire.client().create_training_job(**training_job("b", Environment={"LUTHIER_MODEL": "tiny", "OTHER": "1"}))
     assert "CreateTrainingJob: Environment is stored but has no effect" in caplog.text
 
 
-def test_a_long_queue_is_not_counted_to_its_end(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_queue_is_not_counted_to_its_end(wire: WireClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training_jobs, "QUEUE_COUNT_LIMIT", 2)
-    client = desk.client()
+    client = wire.client()
     for name in ("a", "b", "c", "d"):
         client.create_training_job(**training_job(name))
     told = client.describe_training_job(TrainingJobName="d")
@@ -235,10 +235,10 @@ def test_a_long_queue_is_not_counted_to_its_end(desk: Desk, monkeypatch: pytest.
     assert message == "Waiting for a device: 2 jobs or more before it in the queue"
 
 
-def test_a_name_is_taken_once(desk: Desk) -> None:
-    client = desk.client()
+def test_a_name_is_taken_once(wire: WireClient) -> None:
+    client = wire.client()
     client.create_training_job(**training_job())
-    code, message = desk.refusal(client.create_training_job, **training_job())
+    code, message = wire.refusal(client.create_training_job, **training_job())
     assert code == "ResourceInUse"
     assert message == (
         "Training job names must be unique within an AWS account and region, and a training job with this name already "
@@ -246,11 +246,11 @@ def test_a_name_is_taken_once(desk: Desk) -> None:
     )
 
 
-def test_fields_without_meaning_are_logged_once(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+def test_fields_without_meaning_are_logged_once(wire: WireClient, caplog: pytest.LogCaptureFixture) -> None:
     more = {"VpcConfig": {"SecurityGroupIds": ["sg-1"], "Subnets": ["subnet-1"]}, "EnableNetworkIsolation": True}
     with caplog.at_level(logging.WARNING):
-        desk.client().create_training_job(**training_job("a", **more))
-        desk.client().create_training_job(**training_job("b", **more))
+        wire.client().create_training_job(**training_job("a", **more))
+        wire.client().create_training_job(**training_job("b", **more))
     lines = [record.getMessage() for record in caplog.records if "has no effect" in record.getMessage()]
     assert lines == [
         "CreateTrainingJob: RoleArn is stored but has no effect: no role is assumed",
@@ -259,10 +259,10 @@ def test_fields_without_meaning_are_logged_once(desk: Desk, caplog: pytest.LogCa
     ]
 
 
-def test_stop_and_delete(desk: Desk) -> None:
-    client = desk.client()
+def test_stop_and_delete(wire: WireClient) -> None:
+    client = wire.client()
     client.create_training_job(**training_job())
-    code, message = desk.refusal(client.delete_training_job, TrainingJobName="job")
+    code, message = wire.refusal(client.delete_training_job, TrainingJobName="job")
     assert (code, message) == (
         "ResourceInUse",
         f"Training job arn:aws:sagemaker:us-east-1:{ACCOUNT}:training-job/job is in status InProgress; stop it before "
@@ -271,24 +271,24 @@ def test_stop_and_delete(desk: Desk) -> None:
     for _ in range(2):
         client.stop_training_job(TrainingJobName="job")
         assert client.describe_training_job(TrainingJobName="job")["TrainingJobStatus"] == "Stopping"
-    made = desk.store.find("training-job", OWNER, "job")
+    made = wire.store.find("training-job", OWNER, "job")
     assert made is not None
     assert made.stop_requested is not None
-    desk.store.update(made.id, "Stopped", secondary="Stopped")
-    assert desk.refusal(client.stop_training_job, TrainingJobName="job") == (
+    wire.store.update(made.id, "Stopped", secondary="Stopped")
+    assert wire.refusal(client.stop_training_job, TrainingJobName="job") == (
         "ValidationException", "The request was rejected because the training job job is in status Stopped.",
     )  # fmt: skip
     client.delete_training_job(TrainingJobName="job")
-    assert desk.store.find("training-job", OWNER, "job") is None
+    assert wire.store.find("training-job", OWNER, "job") is None
 
 
 @pytest.mark.parametrize("operation", ["describe_training_job", "stop_training_job", "delete_training_job"])
-def test_an_unknown_job(desk: Desk, operation: str) -> None:
-    refused = desk.refusal(getattr(desk.client(), operation), TrainingJobName="none")
+def test_an_unknown_job(wire: WireClient, operation: str) -> None:
+    refused = wire.refusal(getattr(wire.client(), operation), TrainingJobName="none")
     assert refused == ("ValidationException", "Requested resource not found.")
 
 
-def test_a_job_belongs_to_its_region(desk: Desk) -> None:
-    desk.client().create_training_job(**training_job())
-    assert desk.client(region="eu-west-1").list_training_jobs()["TrainingJobSummaries"] == []
+def test_a_job_belongs_to_its_region(wire: WireClient) -> None:
+    wire.client().create_training_job(**training_job())
+    assert wire.client(region="eu-west-1").list_training_jobs()["TrainingJobSummaries"] == []
     assert ROLE.endswith("SageMakerRole")

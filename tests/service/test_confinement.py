@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from api.desk import automl_job, channel, training_job
+from api.wire_client import automl_job, channel, training_job
 from server_process import ServerProcess, server
 from service.whole_wire import VARIANT, WholeWire, whole_wire
 

@@ -11,8 +11,8 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 import pytest
-from api.desk import automl_job, training_job
 from api.shape_values import WORDS, anything
+from api.wire_client import automl_job, training_job
 from botocore.serialize import create_serializer
 from hypothesis import HealthCheck, Phase, Verbosity, given, settings
 from hypothesis import strategies as st

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from api.desk import ROLE, automl_job, training_job
+from api.wire_client import ROLE, automl_job, training_job
 
 from luthier.api.service import Service
 from luthier.jobs.schema import resources, tags

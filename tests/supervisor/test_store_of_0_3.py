@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from api.desk import Desk
+from api.wire_client import WireClient
 from supervisor.supervisor_harness import OWNER, Harness, supervisor_harness
 
 from luthier.jobs import database
@@ -32,10 +32,10 @@ def restore(path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
+def wire(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WireClient]:
     folder = tmp_path_factory.mktemp("0.3") / "home"
     restore(folder / "luthier.sqlite")
-    opened = Desk(folder)
+    opened = WireClient(folder)
     yield opened
     opened.store.close()
 
@@ -59,10 +59,10 @@ def plain(answer: Any) -> Any:
         ("describe_endpoint_config", "EndpointConfigName"),
     ],
 )
-def test_what_0_3_described_is_described(desk: Desk, operation: str, name: str) -> None:
+def test_what_0_3_described_is_described(wire: WireClient, operation: str, name: str) -> None:
     assert ANSWERS[operation]
     for resource, expected in ANSWERS[operation].items():
-        answer = plain(getattr(desk.client(), operation)(**{name: resource}))
+        answer = plain(getattr(wire.client(), operation)(**{name: resource}))
         if resource == "queued":  # the AutoML jobs' training jobs now wait in the same queue
             message = "Waiting for a device: place 1 in the queue"
             answer["SecondaryStatusTransitions"][-1]["StatusMessage"] = message
@@ -79,24 +79,24 @@ def test_what_0_3_described_is_described(desk: Desk, operation: str, name: str) 
         ("list_endpoint_configs", "EndpointConfigs", "EndpointConfigName"),
     ],
 )
-def test_what_0_3_listed_is_listed(desk: Desk, operation: str, items: str, name: str) -> None:
-    listed = {item[name]: item for item in plain(getattr(desk.client(), operation)(MaxResults=100)[items])}
+def test_what_0_3_listed_is_listed(wire: WireClient, operation: str, items: str, name: str) -> None:
+    listed = {item[name]: item for item in plain(getattr(wire.client(), operation)(MaxResults=100)[items])}
     if operation == "list_training_jobs":  # 0.3 showed it once somebody worked on it
         assert listed.pop("auto-queued-tr-1")["SecondaryStatus"] == "Starting"
     assert listed == {item[name]: item for item in plain(ANSWERS[operation])}
 
 
-def test_every_automl_job_has_its_training_job_and_keeps_its_tags(desk: Desk) -> None:
-    client = desk.client()
+def test_every_automl_job_has_its_training_job_and_keeps_its_tags(wire: WireClient) -> None:
+    client = wire.client()
     for job in client.list_auto_ml_jobs(MaxResults=100)["AutoMLJobSummaries"]:
         name = job["AutoMLJobName"]
         assert client.describe_training_job(TrainingJobName=f"{name}-tr-1")["AutoMLJobArn"] == job["AutoMLJobArn"]
         assert client.list_tags(ResourceArn=job["AutoMLJobArn"])["Tags"] == [{"Key": "team", "Value": name}]
 
 
-def test_specs_are_what_the_requests_amount_to(desk: Desk) -> None:
-    job = desk.store.find("training-job", OWNER, "queued")
-    child = desk.store.find("training-job", OWNER, "auto-queued-tr-1")
+def test_specs_are_what_the_requests_amount_to(wire: WireClient) -> None:
+    job = wire.store.find("training-job", OWNER, "queued")
+    child = wire.store.find("training-job", OWNER, "auto-queued-tr-1")
     assert job is not None
     assert child is not None
     assert job.job.channels == child.job.channels == {"training": "s3://data/rows"}

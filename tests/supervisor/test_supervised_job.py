@@ -121,7 +121,10 @@ def test_a_failure_says_why_and_is_kept(harness: Harness, hyperparameters: dict[
 
 
 def test_rows_that_are_not_there_are_the_callers_fault(harness: Harness) -> None:
-    channel = {"ChannelName": "train", "DataSource": {"S3DataSource": {"S3Uri": "s3://data/none"}}}
+    channel = {
+        "ChannelName": "train",
+        "DataSource": {"S3DataSource": {"S3DataType": "S3Prefix", "S3Uri": "s3://data/none"}},
+    }
     (failed,) = harness.run_to_end(harness.create_job("nowhere", {"InputDataConfig": [channel]}))
     assert failed.training.failure == (
         "ClientError: Data download failed for channel 'training': s3://data/none: no objects are there"
@@ -251,7 +254,10 @@ def test_sides_inside_one_channel_are_found(harness: Harness) -> None:
     for side in ("train", "validation"):
         (rows / side).mkdir(parents=True)
         (rows / side / "rows.jsonl").write_text("{}\n")
-    channel = {"ChannelName": "training", "DataSource": {"S3DataSource": {"S3Uri": "s3://data/sides"}}}
+    channel = {
+        "ChannelName": "training",
+        "DataSource": {"S3DataSource": {"S3DataType": "S3Prefix", "S3Uri": "s3://data/sides"}},
+    }
     job = harness.create_job("sides", {"InputDataConfig": [channel]}, hang_at=1)
     harness.run_until(lambda: harness.run_count(job))
     found = json.loads((harness.folder(job) / "input/config/inputdataconfig.json").read_text())

@@ -7,11 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from luthier.api import automl_request, base_model, fields_without_effect
-from luthier.api.description import described, present, reason
-from luthier.api.paging import SortOrder, listed, sliced
+from luthier.api.description import drop_none, failure_reason, request_members
+from luthier.api.paging import SortOrder, list_page, slice_page
 from luthier.api.service import Service
-from luthier.api.tags import given_tags
-from luthier.api.training_jobs import ask_stop, engine_hyperparameters, has_ended, queued
+from luthier.api.tags import request_tags
+from luthier.api.training_jobs import ended_error, engine_hyperparameters, queued_progress, request_stop
 from luthier.catalog.entry import check_kind, check_tunable, licence_record, reads_pairs
 from luthier.errors import UserError
 from luthier.jobs import automl
@@ -30,15 +30,15 @@ _PROBLEM = automl_request.PROBLEM
 
 def create(call: Call, service: Service) -> dict[str, Any]:
     """Create the AutoML job and its training job, both or neither."""
-    owner, labels, name = (call.account, call.region), given_tags(call), call.parameters["AutoMLJobName"]
+    owner, labels, name = (call.account, call.region), request_tags(call), call.parameters["AutoMLJobName"]
     spec = _resolve(call)
-    fields_without_effect.note(call, service)
+    fields_without_effect.log_once(call, service)
     request = {member: value for member, value in call.parameters.items() if member != "Tags"}
     job = new_resource(AUTOML_JOB, owner, name, request, secondary="Starting")
     job = replace(job, progress=AutoMLProgress(endpoint=_endpoint_name(job)))
     training_job = new_resource(
         TRAINING_JOB, owner, automl.training_job_name(name), automl.training_request(request, call.region),
-        secondary="Starting", spec=spec, progress=queued(), parent=job.id,
+        secondary="Starting", spec=spec, progress=queued_progress(), parent=job.id,
     )  # fmt: skip
     try:
         service.store.insert(job, replace(training_job, created=job.created), labels=labels)
@@ -59,8 +59,8 @@ def create(call: Call, service: Service) -> dict[str, Any]:
 def describe(call: Call, service: Service) -> dict[str, Any]:
     job = _job(call, service)
     progress, fraction = job.automl, automl_request.fraction(job.request)
-    deploy_failure = reason(progress.deploy_failure)
-    return described(job, "DescribeAutoMLJobV2") | present({
+    deploy_failure = failure_reason(progress.deploy_failure)
+    return request_members(job, "DescribeAutoMLJobV2") | drop_none({
         "AutoMLJobName": job.name,
         "AutoMLJobArn": job.arn,
         "AutoMLProblemTypeConfigName": "TextGeneration",
@@ -69,7 +69,7 @@ def describe(call: Call, service: Service) -> dict[str, Any]:
         "CreationTime": job.created,
         "LastModifiedTime": job.modified,
         "EndTime": progress.ended,
-        "FailureReason": reason(progress.failure),
+        "FailureReason": failure_reason(progress.failure),
         "PartialFailureReasons": [{"PartialFailureMessage": deploy_failure}] if deploy_failure else None,
         "BestCandidate": progress.candidate,
         "AutoMLJobArtifacts": {},
@@ -80,8 +80,8 @@ def describe(call: Call, service: Service) -> dict[str, Any]:
 
 
 def list_(call: Call, service: Service) -> dict[str, Any]:
-    found, more = listed(call, service, AUTOML_JOB, SORT_ORDER, _summary)
-    return {"AutoMLJobSummaries": found} | more
+    items, token = list_page(call, service, AUTOML_JOB, SORT_ORDER, _summary)
+    return {"AutoMLJobSummaries": items} | token
 
 
 def stop(call: Call, service: Service) -> dict[str, Any]:
@@ -89,38 +89,38 @@ def stop(call: Call, service: Service) -> dict[str, Any]:
     job = _job(call, service)
     training_job = service.store.training_job_of(job)
     if job.ended:
-        raise has_ended(job)
+        raise ended_error(job)
     if training_job is not None and not training_job.ended:
-        ask_stop(training_job, service)
+        request_stop(training_job, service)
         return {}
     try:
         service.store.update(job.id, "Stopped", secondary="Stopped", progress={"ended": time.time()})
     except IllegalMoveError:
-        raise has_ended(service.store.get(job.id) or job) from None
+        raise ended_error(service.store.get(job.id) or job) from None
     return {}
 
 
 def list_candidates(call: Call, service: Service) -> dict[str, Any]:
-    job, given = _job(call, service), call.parameters
-    wanted = {"CandidateStatus": given.get("StatusEquals"), "CandidateName": given.get("CandidateNameEquals")}
+    job, request = _job(call, service), call.parameters
+    wanted = {"CandidateStatus": request.get("StatusEquals"), "CandidateName": request.get("CandidateNameEquals")}
     candidates = [
         candidate
         for candidate in [job.automl.candidate]
         if candidate and all(value in (None, candidate[name]) for name, value in wanted.items())
     ]  # one at most, so that SortBy and SortOrder have nothing to do
-    found, more = sliced(call, candidates, MOST_CANDIDATES)
-    return {"Candidates": found} | more
+    items, token = slice_page(call, candidates, MOST_CANDIDATES)
+    return {"Candidates": items} | token
 
 
 def _resolve(call: Call) -> JobSpec:
     """The spec of the one training job; UserError for every fault of the request at once."""
     request = call.parameters
-    fields_without_effect.refuse_keys(call)
+    fields_without_effect.refuse_encryption_keys(call)
     faults = automl_request.faults(request)
     if faults:
         raise UserError("; ".join(faults))
     config = request["AutoMLProblemTypeConfig"][_PROBLEM]
-    entry = base_model.of_autopilot(config.get("BaseModelName") or base_model.AUTOPILOT_DEFAULT)
+    entry = base_model.for_autopilot(config.get("BaseModelName") or base_model.AUTOPILOT_DEFAULT)
     check_tunable(entry)
     check_kind(entry, "autopilot")
     hyperparameters = engine_hyperparameters(entry, config.get("TextGenerationHyperParameters", {}))
@@ -176,7 +176,7 @@ def _job(call: Call, service: Service) -> Resource:
 
 
 def _summary(job: Resource) -> dict[str, Any]:
-    return present({
+    return drop_none({
         "AutoMLJobName": job.name,
         "AutoMLJobArn": job.arn,
         "AutoMLJobStatus": job.status,
@@ -184,7 +184,7 @@ def _summary(job: Resource) -> dict[str, Any]:
         "CreationTime": job.created,
         "LastModifiedTime": job.modified,
         "EndTime": job.automl.ended,
-        "FailureReason": reason(job.automl.failure),
+        "FailureReason": failure_reason(job.automl.failure),
     })  # fmt: skip
 
 

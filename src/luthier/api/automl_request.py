@@ -21,27 +21,27 @@ DEFAULT_FRACTION = 0.2
 MAX_TRUNCATED = 0.6  # share of truncated rows above which Autopilot fails, as AWS documents
 
 
-def faults(given: Mapping[str, Any]) -> list[str]:
+def faults(request: Mapping[str, Any]) -> list[str]:
     """Every rule that the request breaks, each as one sentence."""
-    found = list(_problem_faults(given))
-    if found:
-        return found  # of another problem type, whose rules are not known here
-    config = given["AutoMLProblemTypeConfig"][PROBLEM]
+    faults = list(_problem_faults(request))
+    if faults:
+        return faults  # of another problem type, whose rules are not known here
+    config = request["AutoMLProblemTypeConfig"][PROBLEM]
     return [
-        *_channel_faults(given["AutoMLJobInputDataConfig"]),
-        *_split_faults(given),
+        *_channel_faults(request["AutoMLJobInputDataConfig"]),
+        *_split_faults(request),
         *_hyperparameter_faults(config.get("TextGenerationHyperParameters", {})),
         *_criteria_faults(config.get("CompletionCriteria", {})),
-        *_deploy_faults(given.get("ModelDeployConfig")),
-        *_output_faults(given["OutputDataConfig"]["S3OutputPath"]),
+        *_deploy_faults(request.get("ModelDeployConfig")),
+        *_output_faults(request["OutputDataConfig"]["S3OutputPath"]),
     ]
 
 
-def fraction(given: Mapping[str, Any]) -> float | None:
+def fraction(request: Mapping[str, Any]) -> float | None:
     """The share of the training rows that is held out; None where a validation channel is given."""
-    if len(given["AutoMLJobInputDataConfig"]) > 1:
+    if len(request["AutoMLJobInputDataConfig"]) > 1:
         return None
-    return float(given.get("DataSplitConfig", {}).get("ValidationFraction", DEFAULT_FRACTION))
+    return float(request.get("DataSplitConfig", {}).get("ValidationFraction", DEFAULT_FRACTION))
 
 
 def addresses(request: Mapping[str, Any]) -> dict[str, str]:
@@ -63,14 +63,14 @@ def channel_type(channel: Mapping[str, Any]) -> str:
     return str(channel.get("ChannelType", "training"))
 
 
-def _problem_faults(given: Mapping[str, Any]) -> Iterator[str]:
-    problems = list(given["AutoMLProblemTypeConfig"])
+def _problem_faults(request: Mapping[str, Any]) -> Iterator[str]:
+    problems = list(request["AutoMLProblemTypeConfig"])
     if problems != [PROBLEM]:
         found = ", ".join(problems) or "none"
         yield f"AutoMLProblemTypeConfig: problem type {found} is not supported; expected {PROBLEM}"
         return
     for name in ("AutoMLJobObjective", "AutoMLComputeConfig"):
-        if given.get(name):
+        if request.get(name):
             yield f"{name} must not be set for problem type TextGeneration"
 
 
@@ -108,18 +108,18 @@ def _format(channel: Mapping[str, Any]) -> str | None:
     return CONTENT_TYPES.get(written.replace(" ", "").lower())
 
 
-def _split_faults(given: Mapping[str, Any]) -> Iterator[str]:
-    share = given.get("DataSplitConfig", {}).get("ValidationFraction")
+def _split_faults(request: Mapping[str, Any]) -> Iterator[str]:
+    share = request.get("DataSplitConfig", {}).get("ValidationFraction")
     if share is None:
         return
-    if any(channel_type(channel) == "validation" for channel in given["AutoMLJobInputDataConfig"]):
+    if any(channel_type(channel) == "validation" for channel in request["AutoMLJobInputDataConfig"]):
         yield "DataSplitConfig.ValidationFraction must not be set when a validation channel is given"
     if not 0 < share < 1:
         yield f"DataSplitConfig.ValidationFraction {share:g}: expected a number above 0 and below 1"
 
 
-def _hyperparameter_faults(given: Mapping[str, str]) -> Iterator[str]:
-    for name in given:
+def _hyperparameter_faults(hyperparameters: Mapping[str, str]) -> Iterator[str]:
+    for name in hyperparameters:
         if name not in AUTOPILOT:
             yield (
                 f"TextGenerationHyperParameters: unknown hyperparameter {name!r}{did_you_mean(name, AUTOPILOT)}; "

@@ -40,7 +40,7 @@ class BaseModel:
     entry: Entry | None
 
 
-def of_training_job(parameters: Mapping[str, Any], labels: Mapping[str, str]) -> BaseModel:
+def for_training_job(parameters: Mapping[str, Any], labels: Mapping[str, str]) -> BaseModel:
     """The base model of a CreateTrainingJob; UserError when none, two, or an unknown one is named."""
     named: dict[str, BaseModel] = {}
     if TAG in labels:
@@ -74,7 +74,7 @@ def of_training_job(parameters: Mapping[str, Any], labels: Mapping[str, str]) ->
     return chosen
 
 
-def of_autopilot(name: str) -> Entry:
+def for_autopilot(name: str) -> Entry:
     """The entry of a BaseModelName, in any case; UserError for one that Autopilot does not tune.
 
     Beside Autopilot's own names, the id of any other entry that takes its rows stands for that entry.

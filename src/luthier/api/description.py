@@ -12,7 +12,7 @@ from luthier.jobs.resource import Resource
 from luthier.protocol import model
 
 
-def described(resource: Resource, operation: str) -> dict[str, Any]:
+def request_members(resource: Resource, operation: str) -> dict[str, Any]:
     """The members of the stored request that the answer of SageMaker's `operation` has, too."""
     members = _members(operation)
     return {name: value for name, value in resource.request.items() if name in members}
@@ -24,18 +24,18 @@ def _members(operation: str) -> frozenset[str]:
     return frozenset(shape.members) if shape is not None else frozenset()
 
 
-def present(members: Mapping[str, Any]) -> dict[str, Any]:
+def drop_none(members: Mapping[str, Any]) -> dict[str, Any]:
     """The members that are known: those that are not None."""
     return {name: value for name, value in members.items() if value is not None}
 
 
-def seconds(moment: Any) -> float | None:
+def to_timestamp(moment: Any) -> float | None:
     """A timestamp of a request as seconds since 1970; None where it was left out."""
     if isinstance(moment, datetime):
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     return None if moment is None else float(moment)
 
 
-def reason(text: str | None) -> str | None:
+def failure_reason(text: str | None) -> str | None:
     """A FailureReason of bounded length; the whole text is in the job's log."""
     return shorten_failure(text) if text else None

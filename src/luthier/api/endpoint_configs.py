@@ -17,24 +17,24 @@ UNSUPPORTED = ("AsyncInferenceConfig", "ExplainerConfig", "ShadowProductionVaria
 
 
 def create(call: Call, service: Service) -> dict[str, Any]:
-    given = call.parameters
-    for fault in _faults(given):
+    request = call.parameters
+    for fault in _faults(request):
         raise UserError(fault)
-    fields_without_effect.refuse_keys(call)
-    for variant in given["ProductionVariants"]:
+    fields_without_effect.refuse_encryption_keys(call)
+    for variant in request["ProductionVariants"]:
         hosting.find(call, service, MODEL, variant["ModelName"])
         variant.setdefault("InitialVariantWeight", 1.0)
-    fields_without_effect.note(call, service)
-    return {"EndpointConfigArn": hosting.make(call, service, ENDPOINT_CONFIG, given["EndpointConfigName"]).arn}
+    fields_without_effect.log_once(call, service)
+    return {"EndpointConfigArn": hosting.create(call, service, ENDPOINT_CONFIG, request["EndpointConfigName"]).arn}
 
 
-def _faults(given: Mapping[str, Any]) -> Iterator[str]:
+def _faults(request: Mapping[str, Any]) -> Iterator[str]:
     for name in UNSUPPORTED:
-        if given.get(name):
+        if request.get(name):
             yield f"{name} is not supported; leave it out"
-    if given.get("DataCaptureConfig", {}).get("EnableCapture"):
+    if request.get("DataCaptureConfig", {}).get("EnableCapture"):
         yield "DataCaptureConfig.EnableCapture is not supported; set it to false"
-    variants = given["ProductionVariants"]
+    variants = request["ProductionVariants"]
     for name, count in Counter(variant["VariantName"] for variant in variants).items():
         if count > 1:
             yield f"ProductionVariants: {count} variants are named {name}; expected a name of its own for each"
@@ -48,4 +48,4 @@ def _faults(given: Mapping[str, Any]) -> Iterator[str]:
         yield "ProductionVariants: every InitialVariantWeight is 0, so none would be called; give one of them a weight"
 
 
-OPERATIONS = {"CreateEndpointConfig": create, **hosting.plain(ENDPOINT_CONFIG, "EndpointConfig")}
+OPERATIONS = {"CreateEndpointConfig": create, **hosting.describe_list_delete(ENDPOINT_CONFIG, "EndpointConfig")}

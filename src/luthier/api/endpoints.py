@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 from luthier.api import fields_without_effect, hosting, models
-from luthier.api.description import described, present, reason
-from luthier.api.paging import SortOrder, listed
+from luthier.api.description import drop_none, failure_reason, request_members
+from luthier.api.paging import SortOrder, list_page
 from luthier.api.service import Service
 from luthier.errors import UserError
 from luthier.jobs.progress import EndpointProgress, PendingUpdate, ServedVariant
@@ -24,8 +24,8 @@ SERVED = ("InService", "Updating")
 
 def create(call: Call, service: Service) -> dict[str, Any]:
     progress = EndpointProgress(variants=_variants(call, service))
-    fields_without_effect.note(call, service)
-    endpoint = hosting.make(call, service, ENDPOINT, call.parameters["EndpointName"], progress)
+    fields_without_effect.log_once(call, service)
+    endpoint = hosting.create(call, service, ENDPOINT, call.parameters["EndpointName"], progress)
     return {"EndpointArn": endpoint.arn}
 
 
@@ -46,7 +46,7 @@ def update(call: Call, service: Service) -> dict[str, Any]:
         service.store.update(endpoint.id, "Updating", progress={"pending": pending, "updates": number, "failure": ""})
     except (IllegalMoveError, GoneError):
         raise _busy(endpoint, "leaving InService") from None
-    fields_without_effect.note(call, service)
+    fields_without_effect.log_once(call, service)
     return {"EndpointArn": endpoint.arn}
 
 
@@ -68,28 +68,28 @@ def update_weights(call: Call, service: Service) -> dict[str, Any]:
     if not any(variant.weight for variant in variants):
         raise UserError("DesiredWeightsAndCapacities: every weight would be 0; give one of the variants a weight")
     service.store.update(endpoint.id, progress={"variants": variants})
-    fields_without_effect.note(call, service)
+    fields_without_effect.log_once(call, service)
     return {"EndpointArn": endpoint.arn}
 
 
 def describe(call: Call, service: Service) -> dict[str, Any]:
     endpoint = hosting.find(call, service, ENDPOINT, call.parameters["EndpointName"])
     served = endpoint.status in SERVED
-    return described(endpoint, "DescribeEndpoint") | present({
+    return request_members(endpoint, "DescribeEndpoint") | drop_none({
         "EndpointName": endpoint.name,
         "EndpointArn": endpoint.arn,
         "EndpointStatus": endpoint.status,
         "ProductionVariants": [_summed(variant, endpoint, served) for variant in endpoint.endpoint.variants],
         "PendingDeploymentSummary": _pending(endpoint),
-        "FailureReason": reason(endpoint.endpoint.failure),
+        "FailureReason": failure_reason(endpoint.endpoint.failure),
         "CreationTime": endpoint.created,
         "LastModifiedTime": endpoint.modified,
     })  # fmt: skip
 
 
 def list_(call: Call, service: Service) -> dict[str, Any]:
-    found, more = listed(call, service, ENDPOINT, SortOrder(), _summary)
-    return {"Endpoints": found} | more
+    items, token = list_page(call, service, ENDPOINT, SortOrder(), _summary)
+    return {"Endpoints": items} | token
 
 
 def delete(call: Call, service: Service) -> dict[str, Any]:
@@ -150,7 +150,7 @@ def _variant(variant: Mapping[str, Any], model: Resource) -> ServedVariant:
 def _summed(variant: ServedVariant, endpoint: Resource, served: bool) -> dict[str, Any]:
     image = variant.image
     images = [{"SpecifiedImage": image, "ResolvedImage": image, "ResolutionTime": endpoint.created}]
-    return present({
+    return drop_none({
         "VariantName": variant.name,
         "DeployedImages": images if image else None,
         "CurrentWeight": variant.weight,

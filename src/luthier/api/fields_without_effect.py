@@ -26,18 +26,18 @@ FIELDS: Mapping[str, Mapping[str, str]] = yaml.safe_load(Path(__file__).with_suf
 """Operation -> path of the field -> why it has no effect."""
 
 
-def note(call: Call, service: Service) -> None:
+def log_once(call: Call, service: Service) -> None:
     """Log each field of the call that has no effect, once per field."""
     for path, why in FIELDS.get(call.operation, {}).items():
         field = f"{call.operation}.{path}"
-        if field not in service.notes and any(map(_says, _at(call.parameters, path.split(".")))):
-            service.notes.add(field)
+        if field not in service.logged and any(map(_is_set, _values_at(call.parameters, path.split(".")))):
+            service.logged.add(field)
             log.warning("%s: %s is stored but has no effect: %s", call.operation, path, why)
 
 
-def refuse_keys(call: Call) -> None:
+def refuse_encryption_keys(call: Call) -> None:
     """ValidationException for any KmsKeyId, because Luthier does not encrypt."""
-    for path, key in _keys(call.parameters, ""):
+    for path, key in _encryption_keys(call.parameters, ""):
         raise WireError(
             "ValidationException",
             f"{path}={key}: Luthier does not encrypt what it stores yet; leave it out, and keep the server's home on "
@@ -45,32 +45,32 @@ def refuse_keys(call: Call) -> None:
         )
 
 
-def _says(value: Any) -> bool:
-    """Whether something is asked for: not what is empty, zero or False, and not a variable that has a meaning."""
+def _is_set(value: Any) -> bool:
+    """Whether a value requests something: not one that is empty, zero or False, nor a variable that has an effect."""
     return bool(value.keys() - set(_VARIABLES_WITH_EFFECT)) if isinstance(value, Mapping) else bool(value)
 
 
-def _at(found: Any, path: list[str]) -> Iterator[Any]:
+def _values_at(node: Any, path: list[str]) -> Iterator[Any]:
     """The values at a path that goes through lists."""
-    if isinstance(found, list):
-        for item in found:
-            yield from _at(item, path)
+    if isinstance(node, list):
+        for item in node:
+            yield from _values_at(item, path)
     elif not path:
-        yield found
-    elif isinstance(found, Mapping) and path[0] in found:
-        yield from _at(found[path[0]], path[1:])
+        yield node
+    elif isinstance(node, Mapping) and path[0] in node:
+        yield from _values_at(node[path[0]], path[1:])
 
 
-def _keys(found: Any, path: str) -> Iterator[tuple[str, str]]:
-    if isinstance(found, list):
-        for item in found:
-            yield from _keys(item, path)
-    elif isinstance(found, Mapping):
-        for name, value in found.items():
+def _encryption_keys(node: Any, path: str) -> Iterator[tuple[str, str]]:
+    if isinstance(node, list):
+        for item in node:
+            yield from _encryption_keys(item, path)
+    elif isinstance(node, Mapping):
+        for name, value in node.items():
             inner = f"{path}.{name}" if path else name
             if name in _OWN_NAMES:
                 continue
             if name.endswith("KmsKeyId") and isinstance(value, str) and value:
                 yield inner, value
             else:
-                yield from _keys(value, inner)
+                yield from _encryption_keys(value, inner)

@@ -1,4 +1,4 @@
-"""What models, endpoint configs and endpoints have in common: how they are found and made, and what AWS then says.
+"""What models, endpoint configs and endpoints have in common: lookup, creation, and AWS's errors for both.
 
 Clients match on the texts: `Could not find` and `Cannot create already existing`.
 """
@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from luthier.api.description import described
-from luthier.api.paging import SortOrder, listed
+from luthier.api.description import request_members
+from luthier.api.paging import SortOrder, list_page
 from luthier.api.service import Operations, Service
-from luthier.api.tags import given_tags
+from luthier.api.tags import request_tags
 from luthier.jobs.progress import Progress
 from luthier.jobs.resource import Resource
 from luthier.jobs.states import ENDPOINT, ENDPOINT_CONFIG, MODEL
@@ -23,16 +23,16 @@ WORDS = {MODEL: "model", ENDPOINT_CONFIG: "endpoint configuration", ENDPOINT: "e
 
 def find(call: Call, service: Service, kind: str, name: str) -> Resource:
     """The caller's resource; ValidationException, as AWS words it, where there is none of that name."""
-    found = service.store.find(kind, (call.account, call.region), name)
-    if found is None:
+    resource = service.store.find(kind, (call.account, call.region), name)
+    if resource is None:
         raise WireError("ValidationException", f'Could not find {WORDS[kind]} "{call.arn(kind, name)}".')
-    return found
+    return resource
 
 
-def make(call: Call, service: Service, kind: str, name: str, progress: Progress | None = None) -> Resource:
+def create(call: Call, service: Service, kind: str, name: str, progress: Progress | None = None) -> Resource:
     """Store the call's request as a new resource, with its tags; ValidationException when the name is taken."""
     request = {member: value for member, value in call.parameters.items() if member != "Tags"}
-    owner, labels = (call.account, call.region), given_tags(call)
+    owner, labels = (call.account, call.region), request_tags(call)
     try:
         return service.store.create(kind, owner, name, request, progress=progress, labels=labels)
     except NameInUseError:
@@ -41,22 +41,22 @@ def make(call: Call, service: Service, kind: str, name: str, progress: Progress 
         ) from None
 
 
-def plain(kind: str, noun: str) -> Operations:
-    """Describe, List and Delete of a kind that nothing becomes of: its request is all there is to tell.
+def describe_list_delete(kind: str, noun: str) -> Operations:
+    """Describe, List and Delete of a kind without a lifecycle: its request is all that is described.
 
-    Endpoints go on when what they were made of is deleted: they hold what they need of it.
+    Endpoints keep working when their config or model is deleted: they hold what they need of them.
     """
 
-    def summary(found: Resource) -> dict[str, Any]:
-        return {f"{noun}Name": found.name, f"{noun}Arn": found.arn, "CreationTime": found.created}
+    def summary(resource: Resource) -> dict[str, Any]:
+        return {f"{noun}Name": resource.name, f"{noun}Arn": resource.arn, "CreationTime": resource.created}
 
     def describe(call: Call, service: Service) -> dict[str, Any]:
-        found = find(call, service, kind, call.parameters[f"{noun}Name"])
-        return described(found, f"Describe{noun}") | summary(found)
+        resource = find(call, service, kind, call.parameters[f"{noun}Name"])
+        return request_members(resource, f"Describe{noun}") | summary(resource)
 
     def list_(call: Call, service: Service) -> dict[str, Any]:
-        found, more = listed(call, service, kind, SortOrder(), summary)
-        return {f"{noun}s": found} | more
+        items, token = list_page(call, service, kind, SortOrder(), summary)
+        return {f"{noun}s": items} | token
 
     def delete(call: Call, service: Service) -> dict[str, Any]:
         service.store.delete(find(call, service, kind, call.parameters[f"{noun}Name"]).id)

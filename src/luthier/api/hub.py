@@ -6,9 +6,9 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
-from luthier.api.description import seconds
+from luthier.api.description import to_timestamp
 from luthier.api.jumpstart.document import document
-from luthier.api.paging import sliced
+from luthier.api.paging import slice_page
 from luthier.api.service import Service
 from luthier.catalog import jumpstart as names
 from luthier.catalog.entry import Entry
@@ -29,17 +29,17 @@ def describe_hub(call: Call, service: Service) -> dict[str, Any]:
 
 def list_hubs(call: Call, service: Service) -> dict[str, Any]:
     hubs = [_hub(call)] if call.parameters.get("NameContains", "") in names.HUB and _timely(call) else []
-    found, more = sliced(call, hubs, MOST)
-    return {"HubSummaries": found} | more
+    items, token = slice_page(call, hubs, MOST)
+    return {"HubSummaries": items} | token
 
 
 def describe_content(call: Call, service: Service) -> dict[str, Any]:
     _check_hub(call)
-    given = call.parameters
-    name, version = given["HubContentName"], given.get("HubContentVersion", names.LATEST)
+    request = call.parameters
+    name, version = request["HubContentName"], request.get("HubContentVersion", names.LATEST)
     known = names.hub_contents()
-    if given["HubContentType"] != "Model" or name not in known:
-        kind = given["HubContentType"]
+    if request["HubContentType"] != "Model" or name not in known:
+        kind = request["HubContentType"]
         close = did_you_mean(name, known) if kind == "Model" else ""
         raise WireError("ResourceNotFound", f"Could not find {kind} {name} in hub {names.HUB}{close}.")
     if version not in names.VERSIONS:
@@ -58,12 +58,12 @@ def describe_content(call: Call, service: Service) -> dict[str, Any]:
 
 def list_contents(call: Call, service: Service) -> dict[str, Any]:
     _check_hub(call)
-    given = call.parameters
-    known = names.hub_contents() if given["HubContentType"] == "Model" and _timely(call) else {}
-    ordered = sorted((name for name in known if given.get("NameContains", "") in name),
-                     reverse=given.get("SortOrder") == "Descending")  # fmt: skip
-    found, more = sliced(call, ordered, MOST)
-    return {"HubContentSummaries": [_content(call, name, known[name], names.LATEST) for name in found]} | more
+    request = call.parameters
+    known = names.hub_contents() if request["HubContentType"] == "Model" and _timely(call) else {}
+    ordered = sorted((name for name in known if request.get("NameContains", "") in name),
+                     reverse=request.get("SortOrder") == "Descending")  # fmt: skip
+    items, token = slice_page(call, ordered, MOST)
+    return {"HubContentSummaries": [_content(call, name, known[name], names.LATEST) for name in items]} | token
 
 
 def _hub(call: Call) -> dict[str, Any]:
@@ -97,9 +97,9 @@ def _content(call: Call, name: str, entry: Entry, version: str) -> dict[str, Any
 
 def _timely(call: Call) -> bool:
     """Whether the time filters let through what has been there since SINCE."""
-    given = call.parameters
-    after = (seconds(given.get(name)) for name in ("CreationTimeAfter", "LastModifiedTimeAfter"))
-    before = (seconds(given.get(name)) for name in ("CreationTimeBefore", "LastModifiedTimeBefore"))
+    request = call.parameters
+    after = (to_timestamp(request.get(name)) for name in ("CreationTimeAfter", "LastModifiedTimeAfter"))
+    before = (to_timestamp(request.get(name)) for name in ("CreationTimeBefore", "LastModifiedTimeBefore"))
     return all(moment is None or moment <= SINCE for moment in after) and all(
         moment is None or moment >= SINCE for moment in before
     )

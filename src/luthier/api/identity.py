@@ -51,12 +51,12 @@ def get_role(call: Call, service: Service) -> dict[str, Any]:
 
 
 def simulate_principal_policy(call: Call, service: Service) -> dict[str, Any]:
-    given = call.parameters
+    request = call.parameters
     return {
         "EvaluationResults": [
             {"EvalActionName": action, "EvalResourceName": resource, "EvalDecision": "allowed", "MatchedStatements": []}
-            for action in given["ActionNames"]
-            for resource in given.get("ResourceArns") or ["*"]
+            for action in request["ActionNames"]
+            for resource in request.get("ResourceArns") or ["*"]
         ],
         "IsTruncated": False,
     }

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from luthier.api.description import present
-from luthier.api.paging import sliced
+from luthier.api.description import drop_none
+from luthier.api.paging import slice_page
 from luthier.api.service import Service
 from luthier.jobs.logs import MOST_EVENTS, Group, Logs, Stream, Window
 from luthier.protocol.call import Call
@@ -16,36 +16,36 @@ _PAGE = ("nextToken", "limit")
 
 
 def describe_groups(call: Call, service: Service) -> dict[str, Any]:
-    given = call.parameters
-    pattern = given.get("logGroupNamePattern", "").lower()
+    request = call.parameters
+    pattern = request.get("logGroupNamePattern", "").lower()
     groups = [
         group
-        for group in _logs(service).groups(_owner(call), given.get("logGroupNamePrefix", ""))
-        if pattern in group.name.lower() and _wanted(group, given.get("logGroupIdentifiers"))
+        for group in _logs(service).groups(_owner(call), request.get("logGroupNamePrefix", ""))
+        if pattern in group.name.lower() and _wanted(group, request.get("logGroupIdentifiers"))
     ]
-    found, more = sliced(call, groups, MOST, _PAGE)
-    return {"logGroups": [_group(call, group) for group in found]} | more
+    items, token = slice_page(call, groups, MOST, _PAGE)
+    return {"logGroups": [_group(call, group) for group in items]} | token
 
 
 def describe_streams(call: Call, service: Service) -> dict[str, Any]:
-    given = call.parameters
-    name, prefix = _group_name(call), given.get("logStreamNamePrefix", "")
-    by_time = given.get("orderBy") == "LastEventTime"
+    request = call.parameters
+    name, prefix = _group_name(call), request.get("logStreamNamePrefix", "")
+    by_time = request.get("orderBy") == "LastEventTime"
     if by_time and prefix:
         raise WireError("InvalidParameterException", "Cannot order by LastEventTime with a logStreamNamePrefix.")
     streams = sorted(
         _logs(service).streams(_owner(call), name, prefix),
         key=lambda stream: (stream.last or 0 if by_time else 0, stream.name),
-        reverse=given.get("descending", False),
+        reverse=request.get("descending", False),
     )
-    found, more = sliced(call, streams, MOST, _PAGE)
-    return {"logStreams": [_stream(call, stream) for stream in found]} | more
+    items, token = slice_page(call, streams, MOST, _PAGE)
+    return {"logStreams": [_stream(call, stream) for stream in items]} | token
 
 
 def get_events(call: Call, service: Service) -> dict[str, Any]:
-    given, logs = call.parameters, _logs(service)
-    stream = logs.stream(_owner(call), _group_name(call), given["logStreamName"])
-    page = logs.events(stream, _window(given), given.get("nextToken"), given.get("startFromHead", False))
+    request, logs = call.parameters, _logs(service)
+    stream = logs.stream(_owner(call), _group_name(call), request["logStreamName"])
+    page = logs.events(stream, _window(request), request.get("nextToken"), request.get("startFromHead", False))
     return {
         "events": [
             {"timestamp": event.timestamp, "message": event.message, "ingestionTime": event.timestamp}
@@ -57,14 +57,14 @@ def get_events(call: Call, service: Service) -> dict[str, Any]:
 
 
 def filter_events(call: Call, service: Service) -> dict[str, Any]:
-    given, logs = call.parameters, _logs(service)
-    names, prefix = given.get("logStreamNames"), given.get("logStreamNamePrefix", "")
+    request, logs = call.parameters, _logs(service)
+    names, prefix = request.get("logStreamNames"), request.get("logStreamNamePrefix", "")
     if names and prefix:
         raise WireError("InvalidParameterException", "logStreamNames and logStreamNamePrefix exclude each other.")
     owner, group = _owner(call), _group_name(call)
     streams = [logs.stream(owner, group, name) for name in names] if names else logs.streams(owner, group, prefix)
-    page = logs.filter(streams, _window(given), given.get("filterPattern", ""), given.get("nextToken"))
-    return present({
+    page = logs.filter(streams, _window(request), request.get("filterPattern", ""), request.get("nextToken"))
+    return drop_none({
         "events": [
             {"logStreamName": event.stream, "timestamp": event.timestamp, "message": event.message,
              "ingestionTime": event.timestamp, "eventId": event.id}
@@ -83,16 +83,16 @@ def _owner(call: Call) -> tuple[str, str]:
     return call.account, call.region
 
 
-def _window(given: dict[str, Any]) -> Window:
-    return Window(given.get("startTime"), given.get("endTime"), given.get("limit", MOST_EVENTS))
+def _window(request: dict[str, Any]) -> Window:
+    return Window(request.get("startTime"), request.get("endTime"), request.get("limit", MOST_EVENTS))
 
 
 def _group_name(call: Call) -> str:
     """The group that is named, by its name or by its ARN."""
-    given = call.parameters
-    if ("logGroupName" in given) == ("logGroupIdentifier" in given):
+    request = call.parameters
+    if ("logGroupName" in request) == ("logGroupIdentifier" in request):
         raise WireError("InvalidParameterException", "Expected one of logGroupName and logGroupIdentifier.")
-    name: str = given.get("logGroupName") or given["logGroupIdentifier"]
+    name: str = request.get("logGroupName") or request["logGroupIdentifier"]
     return name.removeprefix(f"arn:aws:logs:{call.region}:{call.account}:log-group:").removesuffix(":*")
 
 
@@ -114,7 +114,7 @@ def group_arn(call: Call, name: str) -> str:
 
 
 def _stream(call: Call, stream: Stream) -> dict[str, Any]:
-    return present({
+    return drop_none({
         "logStreamName": stream.name,
         "creationTime": stream.created,
         "firstEventTimestamp": stream.first,

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from luthier.api.description import seconds
+from luthier.api.description import to_timestamp
 from luthier.api.service import Service
 from luthier.jobs.resource import Resource
 from luthier.jobs.store import Listing
@@ -34,32 +34,35 @@ class SortOrder:
     limit: int = 10
 
 
-def listed(
+def list_page(
     call: Call, service: Service, kind: str, order: SortOrder, summary: Callable[[Resource], dict[str, Any]]
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """One page of the caller's resources of a kind, each as `summary`, and the page's NextToken, if there is one."""
-    given = call.parameters
-    statuses = (given["StatusEquals"],) if given.get("StatusEquals") else ()
-    sort = SORTS[given.get("SortBy", order.sort)]
+    request = call.parameters
+    statuses = (request["StatusEquals"],) if request.get("StatusEquals") else ()
+    sort = SORTS[request.get("SortBy", order.sort)]
     page = service.store.list(
         Listing(
             kind=kind,
             account=call.account,
             region=call.region,
-            name_contains=given.get("NameContains", ""),
+            name_contains=request.get("NameContains", ""),
             statuses=statuses,
-            created=(seconds(given.get("CreationTimeAfter")), seconds(given.get("CreationTimeBefore"))),
-            modified=(seconds(given.get("LastModifiedTimeAfter")), seconds(given.get("LastModifiedTimeBefore"))),
+            created=(to_timestamp(request.get("CreationTimeAfter")), to_timestamp(request.get("CreationTimeBefore"))),
+            modified=(
+                to_timestamp(request.get("LastModifiedTimeAfter")),
+                to_timestamp(request.get("LastModifiedTimeBefore")),
+            ),
             sort=sort,
-            descending=_descending(given, order),
-            limit=given.get("MaxResults", order.limit),
+            descending=_descending(request, order),
+            limit=request.get("MaxResults", order.limit),
             after=_place(call, str if sort != "created" else float),
         )
     )
     return [summary(resource) for resource in page.found], _token(call, page.after)
 
 
-def sliced(
+def slice_page(
     call: Call, items: Sequence[Any], limit: int, names: tuple[str, str] = ("NextToken", "MaxResults")
 ) -> tuple[list[Any], dict[str, Any]]:
     """One page of a list that is at hand as a whole, in its order, and the page's token, if there is one.
@@ -80,8 +83,12 @@ def _token(call: Call, after: tuple[Any, str] | None, name: str = "NextToken") -
     return {name: base64.urlsafe_b64encode(text.encode()).decode()}
 
 
-def _descending(given: Mapping[str, Any], order: SortOrder) -> bool:
-    return bool(given["SortOrder"] == "Descending") if "SortOrder" in given else order.descending
+def _bounds(request: Mapping[str, Any], member: str) -> tuple[float | None, float | None]:
+    return to_timestamp(request.get(f"{member}After")), to_timestamp(request.get(f"{member}Before"))
+
+
+def _descending(request: Mapping[str, Any], order: SortOrder) -> bool:
+    return bool(request["SortOrder"] == "Descending") if "SortOrder" in request else order.descending
 
 
 def _place(call: Call, kind: type, name: str = "NextToken") -> tuple[Any, str] | None:

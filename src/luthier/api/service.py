@@ -13,11 +13,11 @@ from luthier.protocol.call import Call
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """`notes` holds what was said once and need not be said again (fields without local meaning, by name)."""
+    """`logged` holds the fields without effect that were logged already, by name."""
 
     settings: ServiceSettings
     store: Store
-    notes: set[str] = field(default_factory=set)
+    logged: set[str] = field(default_factory=set)
 
 
 Operation = Callable[[Call, Service], dict[str, Any]]

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from typing import Any
 
-from luthier.api.paging import sliced
+from luthier.api.paging import slice_page
 from luthier.api.service import Service
 from luthier.jobs.resource import Resource
 from luthier.jobs.states import STATES
@@ -17,31 +17,31 @@ MOST = 50
 _ARN = re.compile(r"arn:aws[a-z-]*:sagemaker:([a-z0-9-]+):(\d{12}):([a-z-]+)/([A-Za-z0-9-]{1,63})")
 
 
-def given_tags(call: Call) -> dict[str, str]:
+def request_tags(call: Call) -> dict[str, str]:
     """The tags that a call gives; ValidationException for a key that is given twice."""
-    listed = call.parameters.get("Tags", [])
-    for key, count in Counter(tag["Key"] for tag in listed).items():
+    list_page = call.parameters.get("Tags", [])
+    for key, count in Counter(tag["Key"] for tag in list_page).items():
         if count > 1:
             raise WireError("ValidationException", f"Tag keys must be unique: {key!r} is given {count} times.")
-    return {tag["Key"]: tag["Value"] for tag in listed}
+    return {tag["Key"]: tag["Value"] for tag in list_page}
 
 
 def add(call: Call, service: Service) -> dict[str, Any]:
     resource = _tagged(call, service)
-    given = given_tags(call)
+    added = request_tags(call)
     before = service.store.tags(resource.arn)
-    if len(before | given) > MOST:
-        count = len(before | given)
+    if len(before | added) > MOST:
+        count = len(before | added)
         raise WireError(
             "ResourceLimitExceeded", f"{resource.arn} would have {count} tags; a resource has at most {MOST}"
         )
-    service.store.add_tags(resource.arn, given)
-    return {"Tags": _listed(before | given)}
+    service.store.add_tags(resource.arn, added)
+    return {"Tags": _listed(before | added)}
 
 
 def list_(call: Call, service: Service) -> dict[str, Any]:
-    found, more = sliced(call, _listed(service.store.tags(_tagged(call, service).arn)), MOST)
-    return {"Tags": found} | more
+    items, token = slice_page(call, _listed(service.store.tags(_tagged(call, service).arn)), MOST)
+    return {"Tags": items} | token
 
 
 def delete(call: Call, service: Service) -> dict[str, Any]:
@@ -60,10 +60,10 @@ def _tagged(call: Call, service: Service) -> Resource:
     if match is None or match[3] not in STATES or (match[1], match[2]) != (call.region, call.account):
         raise WireError("ValidationException", f"Invalid ARN {arn}: expected that of a resource in {call.region}.")
     owner = call.account, call.region
-    found = service.store.find(match[3], owner, match[4]) or service.store.of_arn(arn)
-    if found is None:
+    resource = service.store.find(match[3], owner, match[4]) or service.store.of_arn(arn)
+    if resource is None:
         raise WireError("ValidationException", f"Could not find resource {arn}.")
-    return found
+    return resource
 
 
 OPERATIONS = {"AddTags": add, "ListTags": list_, "DeleteTags": delete}

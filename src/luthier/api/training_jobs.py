@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from luthier.api import base_model, channels, fields_without_effect
-from luthier.api.description import described, present, reason
-from luthier.api.paging import SortOrder, listed
+from luthier.api.description import drop_none, failure_reason, request_members
+from luthier.api.paging import SortOrder, list_page
 from luthier.api.service import Service
-from luthier.api.tags import given_tags
+from luthier.api.tags import request_tags
 from luthier.catalog.entry import Entry, check_kind, licence_record, parse_for
 from luthier.errors import UserError
 from luthier.jobs import automl
@@ -32,14 +32,21 @@ _WORDS = {TRAINING_JOB: "training job", AUTOML_JOB: "AutoML job"}
 
 
 def create(call: Call, service: Service) -> dict[str, Any]:
-    labels, owner, name = given_tags(call), (call.account, call.region), call.parameters["TrainingJobName"]
+    labels, owner, name = request_tags(call), (call.account, call.region), call.parameters["TrainingJobName"]
     spec = _resolve(call, labels)
-    fields_without_effect.note(call, service)
+    fields_without_effect.log_once(call, service)
     request = {member: value for member, value in call.parameters.items() if member != "Tags"}
     request["StoppingCondition"] = {"MaxRuntimeInSeconds": MAX_RUNTIME} | request.get("StoppingCondition", {})
     try:
         job = service.store.create(
-            TRAINING_JOB, owner, name, request, secondary="Starting", spec=spec, progress=queued(), labels=labels
+            TRAINING_JOB,
+            owner,
+            name,
+            request,
+            secondary="Starting",
+            spec=spec,
+            progress=queued_progress(),
+            labels=labels,
         )
     except NameInUseError:
         raise WireError(
@@ -53,7 +60,7 @@ def create(call: Call, service: Service) -> dict[str, Any]:
 def describe(call: Call, service: Service) -> dict[str, Any]:
     job = _job(call, service)
     progress = job.training
-    return described(job, "DescribeTrainingJob") | present({
+    return request_members(job, "DescribeTrainingJob") | drop_none({
         "TrainingJobName": job.name,
         "TrainingJobArn": job.arn,
         "TrainingJobStatus": job.status,
@@ -66,7 +73,7 @@ def describe(call: Call, service: Service) -> dict[str, Any]:
         "LastModifiedTime": job.modified,
         "TrainingStartTime": progress.started,
         "TrainingEndTime": progress.ended,
-        "FailureReason": reason(progress.failure),
+        "FailureReason": failure_reason(progress.failure),
         "FinalMetricDataList": list(progress.metrics) or None,
         "ProgressInfo": progress.step or None,
         "AutoMLJobArn": automl.automl_job_arn(job),
@@ -75,15 +82,15 @@ def describe(call: Call, service: Service) -> dict[str, Any]:
 
 
 def list_(call: Call, service: Service) -> dict[str, Any]:
-    given = call.parameters
-    if "WarmPoolStatusEquals" in given or "TrainingPlanArnEquals" in given:
+    request = call.parameters
+    if "WarmPoolStatusEquals" in request or "TrainingPlanArnEquals" in request:
         return {"TrainingJobSummaries": []}  # there are no warm pools and no training plans, so no job has one
-    found, more = listed(call, service, TRAINING_JOB, SORT_ORDER, _summary)
-    return {"TrainingJobSummaries": found} | more
+    items, token = list_page(call, service, TRAINING_JOB, SORT_ORDER, _summary)
+    return {"TrainingJobSummaries": items} | token
 
 
 def stop(call: Call, service: Service) -> dict[str, Any]:
-    ask_stop(_job(call, service), service)
+    request_stop(_job(call, service), service)
     return {}
 
 
@@ -102,23 +109,23 @@ def delete(call: Call, service: Service) -> dict[str, Any]:
     return {}
 
 
-def ask_stop(job: Resource, service: Service) -> None:
+def request_stop(job: Resource, service: Service) -> None:
     """Request a job's stop; ValidationException when it has ended. A job that is stopping already is left alone."""
     if job.status == "Stopping":
         return
     try:
         service.store.request_stop(job.id)
     except IllegalMoveError:
-        raise has_ended(service.store.get(job.id) or job) from None
+        raise ended_error(service.store.get(job.id) or job) from None
 
 
-def has_ended(job: Resource) -> WireError:
+def ended_error(job: Resource) -> WireError:
     """The error of a request to stop a job that has ended."""
     text = f"The request was rejected because the {_WORDS[job.kind]} {job.name} is in status {job.status}."
     return WireError("ValidationException", text)
 
 
-def queued() -> TrainingProgress:
+def queued_progress() -> TrainingProgress:
     """The progress of a job that was just created."""
     return TrainingProgress(transitions=(Transition("Starting", time.time(), "Waiting for a device"),))
 
@@ -135,7 +142,7 @@ def engine_hyperparameters(entry: Entry | None, hyperparameters: Mapping[str, st
 def _resolve(call: Call, labels: Mapping[str, str]) -> JobSpec:
     """The spec of a CreateTrainingJob; UserError, EulaError or ValidationException for what cannot be done."""
     request = call.parameters
-    fields_without_effect.refuse_keys(call)
+    fields_without_effect.refuse_encryption_keys(call)
     if "ServerlessJobConfig" in request:
         raise UserError(
             "ServerlessJobConfig is not supported: name the base model and the training channel of a plain training job"
@@ -145,7 +152,7 @@ def _resolve(call: Call, labels: Mapping[str, str]) -> JobSpec:
         raise UserError(f"OutputDataConfig.S3OutputPath {output['S3OutputPath']}: expected s3://BUCKET/PREFIX")
     hyperparameters = request.get("HyperParameters", {})
     addresses = channels.resolve(request.get("InputDataConfig", []), hyperparameters)
-    base = base_model.of_training_job(request, labels)
+    base = base_model.for_training_job(request, labels)
     engine = engine_hyperparameters(base.entry, hyperparameters)
     eula = licence_record(
         base.entry, base_model.eula_accepted(request), call.principal.arn,
@@ -174,7 +181,7 @@ def _job(call: Call, service: Service) -> Resource:
 
 def _transitions(job: Resource, service: Service) -> list[dict[str, Any]]:
     transitions = [
-        present({"Status": one.status, "StartTime": one.started, "EndTime": one.ended, "StatusMessage": one.message})
+        drop_none({"Status": one.status, "StartTime": one.started, "EndTime": one.ended, "StatusMessage": one.message})
         for one in job.training.transitions
     ]
     message = _queue_position(job, service)
@@ -201,7 +208,7 @@ def _durations(progress: TrainingProgress) -> dict[str, int]:
 
 
 def _summary(job: Resource) -> dict[str, Any]:
-    return present({
+    return drop_none({
         "TrainingJobName": job.name,
         "TrainingJobArn": job.arn,
         "CreationTime": job.created,

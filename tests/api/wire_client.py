@@ -33,7 +33,7 @@ _SESSION = boto3.Session()  # reads each service's model once
 ROLE = f"arn:aws:iam::{ACCOUNT}:role/SageMakerRole"
 
 
-class Desk:
+class WireClient:
     """A service on an SQLite store in `folder`, and clients of it."""
 
     def __init__(self, folder: Path) -> None:
@@ -48,7 +48,7 @@ class Desk:
         with self.store.write() as connection:
             for table in (resources, tags):
                 connection.execute(table.delete())
-        self.service.notes.clear()
+        self.service.logged.clear()
         self.principal = Principal()
 
     def client(self, name: str = "sagemaker", region: str = GLOBAL_REGION) -> Any:
