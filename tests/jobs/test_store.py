@@ -94,17 +94,17 @@ def test_lists_narrow_sort_and_page(store: Store) -> None:
     first = store.list(listing(limit=3))
     rest = store.list(listing(limit=3, after=first.after))
     last = store.list(listing(limit=3, after=rest.after))
-    names = [found.name for page in (first, rest, last) for found in page.found]
+    names = [found.name for page in (first, rest, last) for found in page.items]
     assert names == [f"job-{number}" for number in range(6, -1, -1)]
     assert last.after is None
     by_name = store.list(listing(sort="name", descending=False, limit=2))
-    assert [found.name for found in by_name.found] == ["job-0", "job-1"]
+    assert [found.name for found in by_name.items] == ["job-0", "job-1"]
     assert by_name.after == ("job-1", made[1].id)
-    assert [found.name for found in store.list(listing(statuses=("Failed",))).found] == ["job-3"]
-    assert [found.name for found in store.list(listing(name_contains="b-5")).found] == ["job-5"]
-    assert store.list(listing(name_contains="_")).found == []
-    assert [found.name for found in store.list(listing(created=(made[5].created, None))).found] == ["job-6", "job-5"]
-    assert [found.name for found in store.list(listing(modified=(None, made[0].created))).found] == ["job-0"]
+    assert [found.name for found in store.list(listing(statuses=("Failed",))).items] == ["job-3"]
+    assert [found.name for found in store.list(listing(name_contains="b-5")).items] == ["job-5"]
+    assert store.list(listing(name_contains="_")).items == []
+    assert [found.name for found in store.list(listing(created=(made[5].created, None))).items] == ["job-6", "job-5"]
+    assert [found.name for found in store.list(listing(modified=(None, made[0].created))).items] == ["job-0"]
 
 
 def test_several_are_stored_all_or_none(store: Store) -> None:

@@ -77,7 +77,7 @@ def test_a_metric_whose_search_does_not_end_is_left_out(tmp_path: Path) -> None:
     events = tmp_path / "events.jsonl"
     events.write_text("".join(json.dumps({"message": text}) + "\n" for text in ("a" * 60 + "!", "loss 2", "loss 3")))
     definitions = [{"Name": "endless", "Regex": "(a|aa)+$"}, {"Name": "mine", "Regex": "loss (.*)"}]
-    found, (fault,) = metrics.found_in(events, definitions)
+    found, (fault,) = metrics.regex_metrics(events, definitions)
     assert found == {"mine": 3}
     assert fault.startswith("metric endless: its Regex takes more than")
 

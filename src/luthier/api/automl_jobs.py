@@ -13,6 +13,7 @@ from luthier.api.service import Service
 from luthier.api.tags import request_tags
 from luthier.api.training_jobs import ended_error, engine_hyperparameters, queued_progress, request_stop
 from luthier.catalog.entry import check_kind, check_tunable, licence_record, reads_pairs
+from luthier.catalog.hyperparameters import AUTOPILOT_MAX_TRUNCATED
 from luthier.errors import UserError
 from luthier.jobs import automl
 from luthier.jobs.progress import AutoMLProgress
@@ -138,7 +139,7 @@ def _resolve(call: Call) -> JobSpec:
         channels=automl_request.addresses(request),
         hyperparameters=hyperparameters,
         max_rows=entry.autopilot.rows if entry.autopilot else None,
-        max_truncated=automl_request.MAX_TRUNCATED,
+        max_truncated=AUTOPILOT_MAX_TRUNCATED,
         max_seconds=max_seconds,
         max_seconds_member=member,
         output=f"{training['OutputDataConfig']['S3OutputPath']}/output/",

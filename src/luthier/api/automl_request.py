@@ -18,7 +18,6 @@ CONTENT_TYPES = {CSV: "csv", "text/csv": "csv", PARQUET: "parquet"}
 _RUNTIMES = ("MaxRuntimePerTrainingJobInSeconds", "MaxAutoMLJobRuntimeInSeconds")
 LONGEST_OUTPUT = 512
 DEFAULT_FRACTION = 0.2
-MAX_TRUNCATED = 0.6  # share of truncated rows above which Autopilot fails, as AWS documents
 
 
 def faults(request: Mapping[str, Any]) -> list[str]:

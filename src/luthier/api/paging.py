@@ -59,7 +59,7 @@ def list_page(
             after=_place(call, str if sort != "created" else float),
         )
     )
-    return [summary(resource) for resource in page.found], _token(call, page.after)
+    return [summary(resource) for resource in page.items], _token(call, page.after)
 
 
 def slice_page(

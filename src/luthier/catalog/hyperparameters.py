@@ -22,6 +22,7 @@ AUTOPILOT: dict[str, tuple[str, float, float]] = {
     "learningRate": ("learning_rate", 0, 1),
     "learningRateWarmupSteps": ("warmup_steps", 0, 250),
 }
+AUTOPILOT_MAX_TRUNCATED = 0.6  # share of truncated rows above which Autopilot fails, as AWS documents
 RESERVED = "sagemaker_"  # SageMaker's own keys, which its SDK adds to every job
 # SageMaker's limits: hyperparameters of a job, characters of a name and of a value.
 MAX_HYPERPARAMETERS, MAX_NAME_LENGTH, MAX_VALUE_LENGTH = 100, 256, 2500

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from luthier.catalog.hyperparameters import AUTOPILOT_MAX_TRUNCATED
 from luthier.data.rows import NO_SPLIT, REASONS, SPLITS, Array, DropReason, RowOutcome, RowTable
 from luthier.errors import DataError, Problem
 
 _OFTEN = 10_000  # rows turned into text at once
-AUTOPILOT_LIMIT = 0.6  # share of truncated rows above which Autopilot fails, as AWS documents
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def _some(count: int, of: int) -> str:
 def check_truncated(counts: RowCounts, kind: str, limit: float | None) -> None:
     """DataError when more than `limit` of the rows are truncated; unset, Autopilot's documented 60 % holds for it."""
     if limit is None and kind == "autopilot":
-        limit = AUTOPILOT_LIMIT
+        limit = AUTOPILOT_MAX_TRUNCATED
     if limit is not None and counts.truncated > limit * counts.rows:
         found = f"{counts.truncated:,} of {counts.rows:,} rows are truncated, more than the share of {limit:g} allowed"
         advice = "raise max_input_length (if the model's context allows), shorten the rows, or raise --max-truncated"

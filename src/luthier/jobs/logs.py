@@ -101,26 +101,26 @@ class Logs:
 
     def groups(self, owner: Owner, prefix: str = "") -> list[Group]:
         """The log groups of an account and region whose names begin with `prefix`, by name."""
-        found = []
+        groups = []
         if TRAINING.startswith(prefix):
-            found += [
+            groups += [
                 Group(TRAINING, int(oldest.created * 1000))
                 for oldest in self._listed(owner, TRAINING_JOB, "", 1, descending=False)
             ]
-        wanted = prefix[len(ENDPOINTS) :] if prefix.startswith(ENDPOINTS) else ""
+        name_prefix = prefix[len(ENDPOINTS) :] if prefix.startswith(ENDPOINTS) else ""
         if prefix.startswith(ENDPOINTS) or ENDPOINTS.startswith(prefix):
-            for endpoint in self._listed(owner, ENDPOINT, wanted):
-                if endpoint.name.startswith(wanted):
-                    found.append(Group(ENDPOINTS + endpoint.name, int(endpoint.created * 1000)))
-        return sorted(found, key=lambda group: group.name)
+            for endpoint in self._listed(owner, ENDPOINT, name_prefix):
+                if endpoint.name.startswith(name_prefix):
+                    groups.append(Group(ENDPOINTS + endpoint.name, int(endpoint.created * 1000)))
+        return sorted(groups, key=lambda group: group.name)
 
     def streams(self, owner: Owner, group: str, prefix: str = "") -> list[Stream]:
         """The streams of a group whose names begin with `prefix`, by name. WireError where there is no such group."""
         if group == TRAINING:
-            found = [stream for name, job in self._jobs(owner, prefix) for stream in self._of_job(name, job)]
+            streams = [stream for name, job in self._jobs(owner, prefix) for stream in self._of_job(name, job)]
         else:
-            found = self._of_endpoint(self._endpoint(owner, group))
-        return sorted((one for one in found if one.name.startswith(prefix)), key=lambda stream: stream.name)
+            streams = self._of_endpoint(self._endpoint(owner, group))
+        return sorted((one for one in streams if one.name.startswith(prefix)), key=lambda stream: stream.name)
 
     def stream(self, owner: Owner, group: str, name: str) -> Stream:
         """One stream; WireError where there is none of that name."""
@@ -141,9 +141,9 @@ class Logs:
             backwards, place = match[1] == "b", int(match[2])
         place = min(max(place, low), max(low, high))
         limit = min(window.limit, MOST_EVENTS)
-        found = list(lines.before(place, low, limit) if backwards else lines.after(place, high, limit))
-        first, last = (found[0][0], found[-1][1]) if found else (place, place)
-        events = [_event(stream, start, text) for start, _, text in found]
+        page = list(lines.before(place, low, limit) if backwards else lines.after(place, high, limit))
+        first, last = (page[0][0], page[-1][1]) if page else (place, place)
+        events = [_event(stream, start, text) for start, _, text in page]
         return EventPage(events, f"f/{last:020d}", f"b/{first:020d}")
 
     def filter(
@@ -155,7 +155,7 @@ class Logs:
         """
         match = Pattern(pattern)
         name, place = _filter_token(token)
-        found: list[Event] = []
+        matches: list[Event] = []
         searched: list[str] = []
         read = size = 0
         for stream in sorted(streams, key=lambda one: one.name):
@@ -168,12 +168,12 @@ class Logs:
                 read += end - begin
                 event = _event(stream, begin, text)
                 if match(event.message):
-                    found.append(event)
+                    matches.append(event)
                     size += len(text)
-                if len(found) >= min(window.limit, MOST_EVENTS) or size >= MOST_BYTES or read >= MOST_READ:
-                    return FilteredPage(found, searched, f"{end}/{stream.name}")
+                if len(matches) >= min(window.limit, MOST_EVENTS) or size >= MOST_BYTES or read >= MOST_READ:
+                    return FilteredPage(matches, searched, f"{end}/{stream.name}")
             searched.append(stream.name)
-        return FilteredPage(found, searched, None)
+        return FilteredPage(matches, searched, None)
 
     def _jobs(self, owner: Owner, prefix: str) -> Iterator[tuple[str, Resource]]:
         """Training jobs whose streams may begin with `prefix`, each with the name of its stream.
@@ -195,16 +195,16 @@ class Logs:
     def _listed(
         self, owner: Owner, kind: str, contains: str, limit: int | None = None, descending: bool = True
     ) -> list[Resource]:
-        found: list[Resource] = []
+        items: list[Resource] = []
         listing = Listing(
             kind=kind, account=owner[0], region=owner[1], name_contains=contains, descending=descending,
             limit=limit or 100,
         )  # fmt: skip
         while True:
             page = self.store.list(listing)
-            found += page.found
+            items += page.items
             if page.after is None or limit is not None:
-                return found
+                return items
             listing = replace(listing, limit=1000, after=page.after)
 
     def _of_job(self, name: str, job: Resource) -> Iterator[Stream]:
@@ -212,20 +212,20 @@ class Logs:
         yield from self._stream(TRAINING, f"{name}/algo-1-{int(job.created)}", path, job.created)
 
     def _endpoint(self, owner: Owner, group: str) -> Resource:
-        found = self.store.find(ENDPOINT, owner, group[len(ENDPOINTS) :]) if group.startswith(ENDPOINTS) else None
-        if found is None:
+        endpoint = self.store.find(ENDPOINT, owner, group[len(ENDPOINTS) :]) if group.startswith(ENDPOINTS) else None
+        if endpoint is None:
             raise WireError("ResourceNotFoundException", "The specified log group does not exist.")
-        return found
+        return endpoint
 
     def _of_endpoint(self, endpoint: Resource) -> list[Stream]:
-        found: list[Stream] = []
+        streams: list[Stream] = []
         progress = endpoint.endpoint
         for variant in (*progress.variants, *(progress.pending.variants if progress.pending else ())):
             number = variant.folder.partition(".")[2]
             path = self.settings.endpoints / endpoint.id / (variant.folder or variant.name) / "logs" / "events.jsonl"
             name = f"{variant.name}/i-{endpoint.id[: 17 - len(number)]}{number}"
-            found += self._stream(ENDPOINTS + endpoint.name, name, path, endpoint.created)
-        return found
+            streams += self._stream(ENDPOINTS + endpoint.name, name, path, endpoint.created)
+        return streams
 
     def _stream(self, group: str, name: str, path: Path, created: float) -> Iterator[Stream]:
         """The stream of a file, where there is one with events."""

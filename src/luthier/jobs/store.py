@@ -60,7 +60,7 @@ class Listing:
 class ResourcePage:
     """Resources of one page and the cursor of the next; None where this was the last."""
 
-    found: list[Resource] = field(default_factory=list)
+    items: list[Resource] = field(default_factory=list)
     after: tuple[Any, str] | None = None
 
 
@@ -243,12 +243,12 @@ class Store:
 
     def known(self, ids: Sequence[str]) -> set[str]:
         """Those of `ids` that are resources'."""
-        found: set[str] = set()
+        known: set[str] = set()
         with self.engine.connect() as connection:
             for start in range(0, len(ids), 500):
                 some = sa.select(resources.c.id).where(resources.c.id.in_(ids[start : start + 500]))
-                found.update(connection.execute(some).scalars())
-        return found
+                known.update(connection.execute(some).scalars())
+        return known
 
     def held(self, owner: str, among: Sequence[str] | None = None) -> Sequence[Resource]:
         """What `owner` holds (of the ids `among`), as it stands now: a deleted one is missing."""

@@ -28,7 +28,7 @@ from luthier.supervisor import collect, failure, metrics
 from luthier.supervisor.context import SupervisorContext
 from luthier.supervisor.folder import ServiceFolder
 from luthier.supervisor.layout import engine_device, lay_out
-from luthier.supervisor.metrics import Curve
+from luthier.supervisor.metrics import MetricsReader
 from luthier.supervisor.monitor import RunMonitor
 from luthier.supervisor.retry import RetryPolicy
 from luthier.supervisor.tail import EventLog
@@ -53,7 +53,7 @@ class JobWork:
         self.context = context
         self.folder = ServiceFolder(context.settings.jobs / resource.id)
         self.events = EventLog(self.folder.log, self.folder.events)
-        self.curve = Curve(self.folder.job.metrics_lines)
+        self.metrics_reader = MetricsReader(self.folder.job.metrics_lines)
         self.is_over = False
         self._monitor: RunMonitor | None = None
         self._transfer: Transfer | None = None
@@ -130,7 +130,7 @@ class JobWork:
                 return self._stopped_early()
             return self._launch()
         status = self._monitor.poll()
-        new = self.curve.read()
+        new = self.metrics_reader.read()
         if status is not None:
             return self._engine_ended(status)
         if self._is_stop_requested:
@@ -328,28 +328,31 @@ class JobWork:
 
     def _with_results(self, progress: TrainingProgress) -> TrainingProgress:
         """The progress of a job whose model is uploaded."""
-        self.curve.read()
-        own, faults = metrics.found_in(self.folder.events, self._definitions)
+        self.metrics_reader.read()
+        regex_values, faults = metrics.regex_metrics(self.folder.events, self._definitions)
         for fault in faults:
             self._log_event(fault)
+        reader, path = self.metrics_reader, self.folder.job.metrics
         return replace(
-            progress, step=self._step() or progress.step, artifact=self.folder.state.artifact,
-            metrics=tuple(metrics.final(self.curve, self.folder.job.metrics, self._metric_names(), own)),
-            candidate_metrics=tuple(metrics.candidate(self.curve, self.folder.job.metrics)),
-        )  # fmt: skip
+            progress,
+            step=self._step() or progress.step,
+            artifact=self.folder.state.artifact,
+            metrics=tuple(metrics.final_metrics(reader, path, self._metric_names(), regex_values)),
+            candidate_metrics=tuple(metrics.candidate_metrics(reader, path)),
+        )
 
     def _current_metrics(self) -> dict[str, Any]:
-        published = {"metrics": tuple(metrics.running(self.curve, self._metric_names()))}
-        return published | ({"step": step} if (step := self._step()) else {})
+        current = {"metrics": tuple(metrics.current_metrics(self.metrics_reader, self._metric_names()))}
+        return current | ({"step": step} if (step := self._step()) else {})
 
     def _step(self) -> dict[str, int]:
         """SageMaker's ProgressInfo."""
         hyperparameters = self.resource.job.hyperparameters
         epochs, steps = hyperparameters.get("epoch"), hyperparameters.get("max_steps")
-        return self.curve.progress(float(epochs) if epochs else None, int(steps) if steps else None)
+        return self.metrics_reader.progress(float(epochs) if epochs else None, int(steps) if steps else None)
 
     def _metric_names(self) -> list[str]:
-        return metrics.names(self._definitions, reads_pairs(find(self.resource.job.model)))
+        return metrics.metric_names(self._definitions, reads_pairs(find(self.resource.job.model)))
 
     @property
     def _definitions(self) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
-"""A job's numbers as SageMaker names them: progress while it trains, final metrics, and a candidate's.
+"""A job's metrics under SageMaker's names: its progress while it trains, final metrics, and a candidate's metrics.
 
-Reads the engine's metrics.jsonl and metrics.json, and knows nothing of how they came about.
+Reads the engine's metrics.jsonl and metrics.json.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ import regex
 from luthier.catalog.metrics import METRICS
 
 PATTERN_SECONDS = 0.05
-MOST = 40  # entries of FinalMetricDataList and of CandidateMetrics
+MAX_METRICS = 40  # entries of FinalMetricDataList and of CandidateMetrics
 # Autopilot's StandardMetricName: where metrics.json has it for the tuned model.
 _STANDARD = {"Rouge1": "rouge1", "Rouge2": "rouge2", "RougeL": "rougeL", "RougeLSum": "rougeLsum",
              "Perplexity": "perplexity", "ValidationLoss": "loss"}  # fmt: skip
-# The endings of JumpStart's metric names, and what they mean.
-_MEANT = {"eval-loss": "eval_loss", "eval-ppl": "eval_ppl", "train-loss": "loss"}
+# Endings of JumpStart's metric names: the metric of metrics.jsonl.
+_JUMPSTART = {"eval-loss": "eval_loss", "eval-ppl": "eval_ppl", "train-loss": "loss"}
 
 
 @dataclass(slots=True)
-class Curve:
-    """The newest numbers of a metrics.jsonl that is being written; `read` takes in what it has gained."""
+class MetricsReader:
+    """The latest metrics of a metrics.jsonl that is being written; `read` reads the lines added since."""
 
     path: Path
     latest: dict[str, float] = field(default_factory=dict)
     _offset: int = 0
 
     def read(self) -> bool:
-        """Whether there was something new. A file that shrank is read anew: a resumed engine drops lines."""
+        """Read new lines; whether there were any. A file that shrank is read anew: a resumed engine drops lines."""
         size = self.path.stat().st_size if self.path.exists() else 0
         if size < self._offset:
             self._offset = 0
@@ -55,47 +55,47 @@ class Curve:
         return bool(whole)
 
     def progress(self, epochs: float | None, steps: int | None) -> dict[str, int]:
-        """SageMaker's ProgressInfo, as far as it is known; `epochs` and `steps` (-1: not bounded) as ordered."""
+        """SageMaker's ProgressInfo, as far as it is known; `epochs` and `steps` (-1: no limit) are hyperparameters."""
         step, epoch = self.latest.get("step"), self.latest.get("epoch")
         if not step or not epoch:
             return {}
         per_epoch = max(1, round(step / epoch))
         if steps and steps > 0:
             epochs = math.ceil(steps / per_epoch)
-        found = {
+        info = {
             "TotalStepCountPerEpoch": per_epoch,
             "CurrentStep": int(step) - (math.ceil(step / per_epoch) - 1) * per_epoch,
             "CurrentEpoch": math.ceil(step / per_epoch),
         }
-        return found | ({"MaxEpoch": math.ceil(epochs)} if epochs else {})
+        return info | ({"MaxEpoch": math.ceil(epochs)} if epochs else {})
 
 
-def running(curve: Curve, names: Sequence[str]) -> list[dict[str, Any]]:
+def current_metrics(reader: MetricsReader, metric_names: Sequence[str]) -> list[dict[str, Any]]:
     """FinalMetricDataList so far: SageMaker shows the last value of each metric while a job runs, too."""
-    loss = curve.latest.get("eval_loss")
-    values = curve.latest | ({"eval_ppl": math.exp(loss)} if loss is not None and loss < 700 else {})
-    return _data(curve, ((name, values.get(_MEANT[name.rsplit(":", 1)[-1]])) for name in names))
+    loss = reader.latest.get("eval_loss")
+    values = reader.latest | ({"eval_ppl": math.exp(loss)} if loss is not None and loss < 700 else {})
+    return _data(reader, ((name, values.get(_JUMPSTART[name.rsplit(":", 1)[-1]])) for name in metric_names))
 
 
-def names(definitions: Sequence[Mapping[str, Any]], pairs: bool) -> list[str]:
+def metric_names(definitions: Sequence[Mapping[str, Any]], pairs: bool) -> list[str]:
     """The metric names that the request defines and that are known here; JumpStart's own where it defines none."""
-    asked = [str(one["Name"]) for one in definitions if str(one["Name"]).rsplit(":", 1)[-1] in _MEANT]
-    if asked:
-        return asked
+    defined = [str(one["Name"]) for one in definitions if str(one["Name"]).rsplit(":", 1)[-1] in _JUMPSTART]
+    if defined:
+        return defined
     if pairs:
         return ["huggingface-text2text:eval-loss", "huggingface-text2text:train-loss"]
-    return [f"huggingface-textgeneration:{ending}" for ending in _MEANT]
+    return [f"huggingface-textgeneration:{ending}" for ending in _JUMPSTART]
 
 
-def found_in(events: Path, definitions: Sequence[Mapping[str, Any]]) -> tuple[dict[str, float], list[str]]:
+def regex_metrics(events: Path, definitions: Sequence[Mapping[str, Any]]) -> tuple[dict[str, float], list[str]]:
     """The last value in the log of each metric that the request defines by a Regex of its own, and what is wrong.
 
-    The first group of a Regex is the value. One that is no regular expression, or takes too long, finds nothing.
+    The first group of a Regex is the value. An invalid Regex, or one that takes too long, matches nothing.
     """
     patterns: dict[str, regex.Pattern[str]] = {}
     faults = []
     for one in definitions:
-        if str(one["Name"]).rsplit(":", 1)[-1] not in _MEANT:
+        if str(one["Name"]).rsplit(":", 1)[-1] not in _JUMPSTART:
             try:
                 patterns[one["Name"]] = regex.compile(one["Regex"])
             except regex.error as error:
@@ -123,33 +123,35 @@ def _messages(events: Path) -> Iterator[str]:
             yield str(json.loads(line)["message"])
 
 
-def final(
-    curve: Curve, path: Path, names: Sequence[str], own: Mapping[str, float] | None = None
+def final_metrics(
+    reader: MetricsReader, path: Path, metric_names: Sequence[str], regex_values: Mapping[str, float] | None = None
 ) -> list[dict[str, Any]]:
-    """FinalMetricDataList of a finished job: JumpStart's names, the caller's `own`, then base beside tuned model.
+    """FinalMetricDataList of a finished job: JumpStart's names, `regex_values`, then the base and the tuned model's.
 
     The validation loss is that of the weights that were kept.
     """
     metrics = _metrics(path)
     best = (metrics.get("best") or {}).get("eval_loss")
     if best is not None:
-        curve.latest["eval_loss"] = best
+        reader.latest["eval_loss"] = best
     pairs = ((f"luthier:{model}:{name}", (metrics.get(model) or {}).get(name))
              for model in ("base", "tuned") for name in METRICS)  # fmt: skip
-    return (running(curve, names) + _data(curve, (own or {}).items()) + _data(curve, pairs))[:MOST]
+    return (current_metrics(reader, metric_names) + _data(reader, (regex_values or {}).items()) + _data(reader, pairs))[
+        :MAX_METRICS
+    ]
 
 
-def candidate(curve: Curve, path: Path) -> list[dict[str, Any]]:
+def candidate_metrics(reader: MetricsReader, path: Path) -> list[dict[str, Any]]:
     """CandidateMetrics: only StandardMetricName has names for a language model's."""
     tuned = _metrics(path).get("tuned") or {}
-    found = [
+    metrics = [
         {"StandardMetricName": name, "Value": float(tuned[key]), "Set": "Validation"}
         for name, key in _STANDARD.items()
         if tuned.get(key) is not None
     ]
-    if "loss" in curve.latest:
-        found.append({"StandardMetricName": "TrainingLoss", "Value": float(curve.latest["loss"]), "Set": "Train"})
-    return found
+    if "loss" in reader.latest:
+        metrics.append({"StandardMetricName": "TrainingLoss", "Value": float(reader.latest["loss"]), "Set": "Train"})
+    return metrics
 
 
 def _is_number(value: Any) -> bool:
@@ -162,8 +164,8 @@ def _metrics(path: Path) -> dict[str, Any]:
     return stored
 
 
-def _data(curve: Curve, pairs: Iterable[tuple[str, Any]]) -> list[dict[str, Any]]:
-    stamp = curve.latest.get("time") or time.time()
+def _data(reader: MetricsReader, pairs: Iterable[tuple[str, Any]]) -> list[dict[str, Any]]:
+    stamp = reader.latest.get("time") or time.time()
     return [
         {"MetricName": name, "Value": float(value), "Timestamp": stamp} for name, value in pairs if value is not None
     ]
