@@ -15,13 +15,13 @@ from bench.field.shapes import SHAPES
 
 def main(arguments: list[str]) -> int:
     """Run them all."""
-    asked = options.parse(arguments, SHAPES, (__doc__ or "").splitlines()[0])
+    run_options = options.parse(arguments, SHAPES, (__doc__ or "").splitlines()[0])
     facts = machine.describe()
     print(machine.headline(facts))
     results: dict[str, Any] = {}
     for bench in (train, prepare, generate, startup, ranks):
-        results |= bench.run(asked)
-        options.write(asked, options.record(asked, results) | {"machine": facts})
+        results |= bench.run(run_options)
+        options.write(run_options, options.record(run_options, results) | {"machine": facts})
     return 0
 
 

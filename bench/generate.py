@@ -22,9 +22,9 @@ ROUNDS, PROMPTS, MOST_TOKENS, EVERY = 3, 48, 96, 64
 PEER = "hf"
 
 
-def run(asked: Options) -> dict[str, Any]:
+def run(run_options: Options) -> dict[str, Any]:
     """Measure; print a table; return everything measured."""
-    shape = shapes.first_causal(asked.shapes)
+    shape = shapes.first_causal(run_options.shapes)
     work = WORK / "generate"
     model = shapes.build(shape, rows.read(), WORK / "shapes", lively=True)
     prepared = rows.tokenize(rows.write_channel(work / "rows"), model, WORK / "cache")
@@ -34,7 +34,7 @@ def run(asked: Options) -> dict[str, Any]:
         prompts.append(ids[: int(trained.argmax())].tolist())
     case = {"model": str(model), "prompts": prompts, "most": MOST_TOKENS,
             "stop_ids": list(range(0, shape.config["vocab_size"], EVERY))}  # fmt: skip
-    entries = [entry(asked, name, "generate_run", Path(sys.executable), case | {"style": name}, work)
+    entries = [entry(run_options, name, "generate_run", Path(sys.executable), case | {"style": name}, work)
                for name in (table.OWN, PEER)]  # fmt: skip
     records = {record.name: record for record in race(entries, ROUNDS, 1, machine.memory_budget(), say)}
     found: dict[str, Any] = {"shape": shape.name, "prompts": PROMPTS, "contenders": {}}
@@ -60,9 +60,9 @@ def show(result: dict[str, Any]) -> None:
 
 def main(arguments: list[str]) -> int:
     """Run; 1 where an answer differs or Luthier did not finish."""
-    asked = options.parse(arguments, SHAPES, (__doc__ or "").splitlines()[0])
-    results = run(asked)
-    options.write(asked, options.record(asked, results))
+    run_options = options.parse(arguments, SHAPES, (__doc__ or "").splitlines()[0])
+    results = run(run_options)
+    options.write(run_options, options.record(run_options, results))
     found = results["generate"]
     return 0 if found["checked"] and found["equal"] == found["checked"] else 1
 

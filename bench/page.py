@@ -59,14 +59,14 @@ def page(files: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _machine(found: Mapping[str, Any]) -> Iterator[str]:
-    facts, asked = found["machine"], found["options"]
+    facts, run_options = found["machine"], found["options"]
     versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
     yield f"## {facts['date']}, {facts['processor']}"
     yield ""
     yield (
-        f"{facts['cores']} of {facts['cores_of_machine']} cores, {asked['threads']} threads each, bf16 "
+        f"{facts['cores']} of {facts['cores_of_machine']} cores, {run_options['threads']} threads each, bf16 "
         f"by {facts['bf16_instructions']}, {facts['memory_gb']:.0f} GB, GPU: {facts['gpu'] or 'none'}; "
-        f"{'tcmalloc' if asked['allocator'] else 'no tcmalloc'}; {facts['system']}, Python {facts['python']}, "
+        f"{'tcmalloc' if run_options['allocator'] else 'no tcmalloc'}; {facts['system']}, Python {facts['python']}, "
         f"{versions}."
     )
     load = facts["load_before"][0]

@@ -22,36 +22,36 @@ from bench.train import entry
 ROUNDS = 3
 
 
-def run(asked: Options) -> dict[str, Any]:
+def run(run_options: Options) -> dict[str, Any]:
     """Measure; print a table; return everything measured."""
-    pythons, missing = peers.make([peer for peer in asked.peers if peer == "trl"], say)
+    pythons, missing = peers.make([peer for peer in run_options.peers if peer == "trl"], say)
     work = WORK / "prepare"
-    model = shapes.build(shapes.first_causal(asked.shapes), rows.read(), WORK / "shapes")
+    model = shapes.build(shapes.first_causal(run_options.shapes), rows.read(), WORK / "shapes")
     tiny = shapes.build(SHAPES["tiny"], rows.read(), WORK / "shapes")
-    channel = rows.write_channel(work / "rows", asked.prepare_rows)
-    case = {"work": str(work), "model": str(model), "channel": str(channel), "threads": asked.threads,
+    channel = rows.write_channel(work / "rows", run_options.prepare_rows)
+    case = {"work": str(work), "model": str(model), "channel": str(channel), "threads": run_options.threads,
             "tiny": str(tiny), "pairs": str(rows.write_pairs(channel, work / "pairs.jsonl"))}  # fmt: skip
-    entries = [_entry(asked, table.OWN, Path(sys.executable), case, work)]
-    entries += [_entry(asked, peer, python, case, work) for peer, python in pythons.items()]
-    rounds = min(asked.steps, ROUNDS)
+    entries = [_entry(run_options, table.OWN, Path(sys.executable), case, work)]
+    entries += [_entry(run_options, peer, python, case, work) for peer, python in pythons.items()]
+    rounds = min(run_options.steps, ROUNDS)
     found: dict[str, Any] = {}
     for record in race(entries, rounds, 1, machine.memory_budget(), say):
         if not record.steps:
             found[record.name] = {"reason": record.reason}
             continue
         found[record.name] = {
-            "rows_per_second": median(asked.prepare_rows / step.wall for step in record.steps),
-            "rows_per_cpu_second": median(asked.prepare_rows / step.cpu for step in record.steps),
+            "rows_per_second": median(run_options.prepare_rows / step.wall for step in record.steps),
+            "rows_per_cpu_second": median(run_options.prepare_rows / step.cpu for step in record.steps),
             "tokens": record.steps[-1].tokens, "completion_tokens": record.steps[-1].completion_tokens,
             "rss": max(step.rss for step in record.steps), "steps": rounds,
         }  # fmt: skip
-    result = {"rows": asked.prepare_rows, "contenders": found, "missing": missing}
+    result = {"rows": run_options.prepare_rows, "contenders": found, "missing": missing}
     show(result)
     return {"prepare": result}
 
 
-def _entry(asked: Options, name: str, python: Path, case: dict[str, Any], work: Path) -> Entry:
-    return entry(asked, name, "prepare_run", python, case | {"style": name}, work)
+def _entry(run_options: Options, name: str, python: Path, case: dict[str, Any], work: Path) -> Entry:
+    return entry(run_options, name, "prepare_run", python, case | {"style": name}, work)
 
 
 def show(result: dict[str, Any]) -> None:
@@ -64,9 +64,9 @@ def show(result: dict[str, Any]) -> None:
 
 def main(arguments: list[str]) -> int:
     """Run; 1 where Luthier did not finish."""
-    asked = options.parse(arguments, SHAPES, (__doc__ or "").splitlines()[0])
-    results = run(asked)
-    options.write(asked, options.record(asked, results))
+    run_options = options.parse(arguments, SHAPES, (__doc__ or "").splitlines()[0])
+    results = run(run_options)
+    options.write(run_options, options.record(run_options, results))
     return 0 if "rows_per_second" in results["prepare"]["contenders"][table.OWN] else 1
 
 

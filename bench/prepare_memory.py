@@ -48,14 +48,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="peak memory and rate of preparing a large JSONL file")
     parser.add_argument("--megabytes", type=int, default=200)
     parser.add_argument("--model", default="luthier/tiny")
-    asked = parser.parse_args()
+    run_options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data"
         data.mkdir()
-        rows = write_rows(data / "rows.jsonl", asked.megabytes * 1_000_000)
+        rows = write_rows(data / "rows.jsonl", run_options.megabytes * 1_000_000)
         request: dict[str, Any] = {
             "channels": {"training": str(data)},
-            "model": asked.model,
+            "model": run_options.model,
             "kind": "auto",
             "hyperparameters": {},
             "json": True,
@@ -73,7 +73,7 @@ def main() -> None:
         answered = json.loads((Path(folder) / "answer.json").read_text("utf-8"))
     peak = usage.ru_maxrss * 1024  # Linux counts kilobytes
     verdict = "kept" if peak <= PROMISE else "BROKEN"
-    print(f"{asked.megabytes} MB, {rows:,} rows, {answered['tokens']:,} tokens")
+    print(f"{run_options.megabytes} MB, {rows:,} rows, {answered['tokens']:,} tokens")
     print(f"{seconds:.1f} s, {rows / seconds:,.0f} rows/s")
     print(f"peak {peak / 1e9:.2f} GB resident; the promise of {PROMISE / 1e9:.1f} GB is {verdict}")
     sys.exit(0 if peak <= PROMISE else 1)

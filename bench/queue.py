@@ -39,20 +39,20 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--jobs", type=int, default=10_000, help="waiting jobs (10,000)")
     parser.add_argument("--database", default="", help="an SQLAlchemy URL; SQLite in a new folder without it")
     parser.add_argument("--json", type=Path, help="write what was measured to this file")
-    asked = parser.parse_args(arguments)
-    if asked.jobs < 1:
-        parser.error(f"--jobs {asked.jobs}: expected at least 1")
+    run_options = parser.parse_args(arguments)
+    if run_options.jobs < 1:
+        parser.error(f"--jobs {run_options.jobs}: expected at least 1")
     facts = machine.describe()
     print(machine.headline(facts))
     with tempfile.TemporaryDirectory() as home:
-        found = measure(Path(home), asked.database, asked.jobs)
+        found = measure(Path(home), run_options.database, run_options.jobs)
     ratios = {name: found["full"][name] / found["empty"][name] for name in found["empty"]}
     for name, ratio in ratios.items():
         empty, full = (1000 * found[side][name] for side in ("empty", "full"))
-        print(f"{name:10} {empty:8.2f} ms on an empty queue  {full:8.2f} ms behind {asked.jobs:,}  {ratio:.2f}x")
-    if asked.json:
-        record = {"machine": facts, "queue": {"jobs": asked.jobs, "seconds": found, "ratios": ratios}}
-        asked.json.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+        print(f"{name:10} {empty:8.2f} ms on an empty queue  {full:8.2f} ms behind {run_options.jobs:,}  {ratio:.2f}x")
+    if run_options.json:
+        record = {"machine": facts, "queue": {"jobs": run_options.jobs, "seconds": found, "ratios": ratios}}
+        run_options.json.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
     return 0 if max(ratios.values()) <= 2.0 else 1
 
 

@@ -30,18 +30,18 @@ PATIENCE = 600.0
 Took = tuple[float, float]  # wall and CPU seconds
 
 
-def run(asked: Options) -> dict[str, Any]:
+def run(run_options: Options) -> dict[str, Any]:
     """Measure; print a table; return everything measured."""
-    pythons, missing = peers.make([peer for peer in asked.peers if peer == "trl"], say)
+    pythons, missing = peers.make([peer for peer in run_options.peers if peer == "trl"], say)
     work = WORK / "startup"
-    model = shapes.build(shapes.first_causal(asked.shapes), rows.read(), WORK / "shapes")
+    model = shapes.build(shapes.first_causal(run_options.shapes), rows.read(), WORK / "shapes")
     channel = rows.write_channel(work / "rows")
     pairs = rows.write_pairs(channel, work / "pairs.jsonl")
     found: dict[str, list[Took]] = {}
     for number in range(ROUNDS + 1):
-        timed = {table.OWN: luthier(asked, model, channel, work)}
+        timed = {table.OWN: luthier(run_options, model, channel, work)}
         if "trl" in pythons:
-            timed["trl"] = trl(asked, pythons["trl"], model, pairs, work)
+            timed["trl"] = trl(run_options, pythons["trl"], model, pairs, work)
         said = ", ".join(f"{name} {wall:.1f} s ({cpu:.1f} CPU)" for name, (wall, cpu) in timed.items())
         say(said + ("" if number else " (cold)"))
         for name, took in timed.items() if number else ():
@@ -53,7 +53,7 @@ def run(asked: Options) -> dict[str, Any]:
     return {"startup": result}
 
 
-def luthier(asked: Options, model: Path, channel: Path, work: Path) -> Took:
+def luthier(run_options: Options, model: Path, channel: Path, work: Path) -> Took:
     """From the command to the first line of its metrics."""
     out = work / "luthier-run"
     shutil.rmtree(out, ignore_errors=True)
@@ -68,28 +68,30 @@ def luthier(asked: Options, model: Path, channel: Path, work: Path) -> Took:
         found.extend([float(json.loads(text.splitlines()[0])["time"])] if text.endswith("\n") else [])
         return bool(found)
 
-    started, cpu = _until(stepped, command, asked, work / "luthier.log")
+    started, cpu = _until(stepped, command, run_options, work / "luthier.log")
     if not found:
         raise SystemExit(f"luthier took no step; what it said: {work / 'luthier.log'}")
     return found[0] - started, cpu
 
 
-def trl(asked: Options, python: Path, model: Path, pairs: Path, work: Path) -> Took:
+def trl(run_options: Options, python: Path, model: Path, pairs: Path, work: Path) -> Took:
     """From starting TRL's script to the end of its first step."""
     command = [str(python), "-m", "bench.field.trl_script", str(model), str(pairs), str(work / "trl")]
     log = work / "trl.log"
-    started, cpu = _until(lambda: False, command, asked, log)
+    started, cpu = _until(lambda: False, command, run_options, log)
     said = re.findall(r"first step at ([\d.]+)", log.read_text("utf-8"))
     if not said:
         raise SystemExit(f"TRL's script took no step; what it said: {log}")
     return float(said[0]) - started, cpu
 
 
-def _until(done: Callable[[], bool], command: list[str], asked: Options, log: Path) -> tuple[float, float]:
+def _until(done: Callable[[], bool], command: list[str], run_options: Options, log: Path) -> tuple[float, float]:
     """Run a command until `done` or until it ends; the time of day when it started, and the CPU seconds it took."""
     started = time.time()
     with open(log, "wb") as written:
-        child = subprocess.Popen(command, cwd=ROOT, env=asked.environment(shipped=True), stdout=written, stderr=written)
+        child = subprocess.Popen(
+            command, cwd=ROOT, env=run_options.environment(shipped=True), stdout=written, stderr=written
+        )
     ended = 0
     while not ended and not done() and time.time() - started < PATIENCE:
         time.sleep(0.02)
@@ -120,8 +122,8 @@ def show(result: dict[str, Any]) -> None:
 
 def main(arguments: list[str]) -> int:
     """Run."""
-    asked = options.parse(arguments, SHAPES, (__doc__ or "").splitlines()[0])
-    options.write(asked, options.record(asked, run(asked)))
+    run_options = options.parse(arguments, SHAPES, (__doc__ or "").splitlines()[0])
+    options.write(run_options, options.record(run_options, run(run_options)))
     return 0
 
 

@@ -30,24 +30,24 @@ RUNNERS = {"hf": "trainer_run", "trl": "trainer_run", "torchtune": "torchtune_ru
 READS_PAIRS = ("hf",)  # peers with a trainer for models whose encoder reads the prompt
 
 
-def run(asked: Options) -> dict[str, Any]:
+def run(run_options: Options) -> dict[str, Any]:
     """Race every shape and method that was asked for; print a table for each; return everything measured."""
-    pythons, missing = peers.make(asked.peers, say)
-    names = asked.shapes or (*DEFAULT_SHAPES, *(("8b",) if torch.cuda.is_available() else ()))
+    pythons, missing = peers.make(run_options.peers, say)
+    names = run_options.shapes or (*DEFAULT_SHAPES, *(("8b",) if torch.cuda.is_available() else ()))
     found = []
     for name in names:
-        for method in asked.methods:
+        for method in run_options.methods:
             if SHAPES[name].gpu and not torch.cuda.is_available():
                 say(f"{name}: needs a GPU, and there is none here; left out")
                 continue
-            result = measure(asked, SHAPES[name], method, pythons)
+            result = measure(run_options, SHAPES[name], method, pythons)
             result["missing"] = missing | result["missing"]
             found.append(result)
             show(result)
     return {"train": found}
 
 
-def measure(asked: Options, shape: Shape, method: str, pythons: dict[str, Path]) -> dict[str, Any]:
+def measure(run_options: Options, shape: Shape, method: str, pythons: dict[str, Path]) -> dict[str, Any]:
     """One shape and method."""
     work = WORK / f"train-{shape.name}-{method}"
     model = shapes.build(shape, rows.read(), WORK / "shapes")
@@ -55,61 +55,61 @@ def measure(asked: Options, shape: Shape, method: str, pythons: dict[str, Path])
     prepared = rows.tokenize(channel, model, WORK / "cache")
     case: dict[str, Any] = {
         "work": str(work), "model": str(model), "channel": str(channel), "cache": str(WORK / "cache"),
-        "method": method, "rows": asked.rows or shape.rows, "pairs": shape.pairs,
-        "tokens": shape.tokens * (asked.rows or shape.rows) // shape.rows,
+        "method": method, "rows": run_options.rows or shape.rows, "pairs": shape.pairs,
+        "tokens": shape.tokens * (run_options.rows or shape.rows) // shape.rows,
         "ids": str(rows.write_ids(prepared, work / "ids.jsonl", shape.pairs)),
     }  # fmt: skip
     say(f"{shape.name} {method}: {len(prepared.split.train):,} rows, {int(prepared.tokens.lengths.sum()):,} tokens, "
         f"{int(prepared.tokens.trained_counts.sum()):,} of them completions")  # fmt: skip
-    agreement = agree(asked, case, work)
+    agreement = agree(run_options, case, work)
     body, head = shapes.parameters(model)
     missing = {peer: "it trains no encoder-decoder" for peer in pythons if shape.pairs and peer not in READS_PAIRS}
     for peer, reason in missing.items():
         say(f"{peer} is left out: {reason}")
     groups = []
     for peer in [peer for peer in pythons if peer not in missing] or [""]:
-        field = entries(asked, case, work, peer, pythons)
-        groups += [{"peer": peer, **each} for each in races(asked, field, (body, head), method == "lora")]
+        field = entries(run_options, case, work, peer, pythons)
+        groups += [{"peer": peer, **each} for each in races(run_options, field, (body, head), method == "lora")]
     return {"shape": shape.name, "note": shape.note, "method": method, "rows_per_step": case["rows"],
             "agreement": agreement, "groups": groups, "missing": missing}  # fmt: skip
 
 
-def races(asked: Options, field: list[Entry], sizes: tuple[int, int], lora: bool) -> Iterator[dict[str, Any]]:
+def races(run_options: Options, field: list[Entry], sizes: tuple[int, int], lora: bool) -> Iterator[dict[str, Any]]:
     """A race; contenders for which there was no room beside the others race once more, alone with Luthier."""
     before = machine.source()
-    records = race(field, asked.steps, asked.warm_up, machine.memory_budget(), say, ["peak"])
+    records = race(field, run_options.steps, run_options.warm_up, machine.memory_budget(), say, ["peak"])
     crowded = {record.name for record in records if record.crowded and len(field) > 2}
     raced = contenders([record for record in records if record.name not in crowded], *sizes, lora)
     yield {"source": before if machine.source() == before else None, "contenders": raced}  # None: edited while it raced
     if crowded:
         say(f"{', '.join(sorted(crowded))}: once more, alone with Luthier")
-        yield from races(asked, [field[0], *(each for each in field if each.name in crowded)], sizes, lora)
+        yield from races(run_options, [field[0], *(each for each in field if each.name in crowded)], sizes, lora)
 
 
-def agree(asked: Options, case: dict[str, Any], work: Path) -> dict[str, Any]:
+def agree(run_options: Options, case: dict[str, Any], work: Path) -> dict[str, Any]:
     """Compare with plain Hugging Face in a process of its own."""
     say("comparing loss and gradients with plain Hugging Face in fp32")
-    contender = Contender(entry(asked, "agreement", "agreement", Path(sys.executable), case, work))
+    contender = Contender(entry(run_options, "agreement", "agreement", Path(sys.executable), case, work))
     try:
         return contender.ready()
     finally:
         contender.end()
 
 
-def entry(asked: Options, name: str, module: str, python: Path, case: dict[str, Any], work: Path) -> Entry:
+def entry(run_options: Options, name: str, module: str, python: Path, case: dict[str, Any], work: Path) -> Entry:
     """A contender's process: a module of bench/field with a case."""
     path = work / f"{name}.json"
     path.write_text(json.dumps(case), "utf-8")
     command = (str(python), "-m", f"bench.field.{module}", str(path))
-    return Entry(name, command, asked.environment(name.endswith("shipped")), ROOT, work / f"{name}.log")
+    return Entry(name, command, run_options.environment(name.endswith("shipped")), ROOT, work / f"{name}.log")
 
 
-def entries(asked: Options, case: dict[str, Any], work: Path, peer: str, pythons: dict[str, Path]) -> list[Entry]:
+def entries(run_options: Options, case: dict[str, Any], work: Path, peer: str, pythons: dict[str, Path]) -> list[Entry]:
     """Luthier and one peer's settings."""
-    found = [entry(asked, table.OWN, "luthier_run", Path(sys.executable), case, work)]
+    found = [entry(run_options, table.OWN, "luthier_run", Path(sys.executable), case, work)]
     for style in STYLES if peer else ():
         name = f"{peer}-{style}"
-        found.append(entry(asked, name, RUNNERS[peer], pythons[peer], case | {"style": name}, work))
+        found.append(entry(run_options, name, RUNNERS[peer], pythons[peer], case | {"style": name}, work))
     return found
 
 
@@ -157,11 +157,11 @@ def show(result: dict[str, Any]) -> None:
 
 def main(arguments: list[str]) -> int:
     """Run; 1 where Luthier's numbers are not Hugging Face's, or it did not finish."""
-    asked = options.parse(arguments, SHAPES, (__doc__ or "").splitlines()[0])
+    run_options = options.parse(arguments, SHAPES, (__doc__ or "").splitlines()[0])
     facts = machine.describe()
     print(machine.headline(facts))
-    results = run(asked)
-    options.write(asked, options.record(asked, results) | {"machine": facts})
+    results = run(run_options)
+    options.write(run_options, options.record(run_options, results) | {"machine": facts})
     failed = [result for result in results["train"] if "disagrees" in result["agreement"]
               or any("figures" not in group["contenders"][table.OWN] for group in result["groups"])]  # fmt: skip
     return 1 if failed else 0

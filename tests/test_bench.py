@@ -98,10 +98,10 @@ def test_without_room_for_three_the_largest_races_once_more_with_luthier(
 ) -> None:
     budgets = iter([1e6, 1e12])
     monkeypatch.setattr(machine, "memory_budget", lambda: next(budgets))
-    asked = options.parse(["--steps", "2", "--warm-up", "1"], shapes.SHAPES, "")
+    run_options = options.parse(["--steps", "2", "--warm-up", "1"], shapes.SHAPES, "")
     field = [toy(tmp_path, name) for name in (table.OWN, "hf-shipped")]
     monkeypatch.setattr(train, "race", lambda *given: race(*given[:-1]))
-    first, *rest = train.races(asked, [*field, toy(tmp_path, "hf-tuned")], (100, 50), False)
+    first, *rest = train.races(run_options, [*field, toy(tmp_path, "hf-tuned")], (100, 50), False)
     assert set(first["contenders"]) == {table.OWN}
     assert [set(each["contenders"]) for each in rest] == [{table.OWN, "hf-shipped", "hf-tuned"}]
 
@@ -323,10 +323,15 @@ def test_a_peer_that_cannot_be_installed_is_named_with_pip_s_reason(
 
 
 def test_the_command_line() -> None:
-    asked = options.parse(["--peers", "trl", "--shape", "tiny,135m", "--method", "lora", "--threads", "1"],
+    run_options = options.parse(["--peers", "trl", "--shape", "tiny,135m", "--method", "lora", "--threads", "1"],
                           shapes.SHAPES, "")  # fmt: skip
-    assert (asked.peers, asked.shapes, asked.methods, asked.steps) == (("trl",), ("tiny", "135m"), ("lora",), 8)
-    assert asked.environment()["OMP_NUM_THREADS"] == "1"
+    assert (run_options.peers, run_options.shapes, run_options.methods, run_options.steps) == (
+        ("trl",),
+        ("tiny", "135m"),
+        ("lora",),
+        8,
+    )
+    assert run_options.environment()["OMP_NUM_THREADS"] == "1"
     assert options.parse(["--peers", "none"], shapes.SHAPES, "").peers == ()
     assert options.parse([], shapes.SHAPES, "").peers == peers.known()
 
@@ -349,6 +354,6 @@ def test_all_but_the_peers_as_shipped_run_with_the_allocator_that_luthier_takes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(options, "preload", lambda _: {"LD_PRELOAD": "/lib/tcmalloc.so"})
-    asked = options.parse([], shapes.SHAPES, "")
-    assert asked.environment()["LD_PRELOAD"] == "/lib/tcmalloc.so"
-    assert asked.environment(shipped=True).get("LD_PRELOAD") == os.environ.get("LD_PRELOAD")
+    run_options = options.parse([], shapes.SHAPES, "")
+    assert run_options.environment()["LD_PRELOAD"] == "/lib/tcmalloc.so"
+    assert run_options.environment(shipped=True).get("LD_PRELOAD") == os.environ.get("LD_PRELOAD")

@@ -161,13 +161,13 @@ def race(
             for name in _turned([entry.name for entry in entries if entry.name in running], number):
                 try:
                     step = running[name].step()
-                    asked = {word: running[name].ask(word) for word in words} if name == entries[0].name else {}
+                    run_options = {word: running[name].ask(word) for word in words} if name == entries[0].name else {}
                 except ContenderError as error:
                     leave(name, str(error))
                     continue
                 if number >= warm_up:
                     records[name].steps.append(step)
-                    records[name].peaks += asked.values()
+                    records[name].peaks += run_options.values()
             held = {name: contender.rss for name, contender in running.items()}
             if sum(held.values()) > budget and len(held) > 1:
                 largest = max((name for name in held if name != entries[0].name), key=lambda name: held[name])

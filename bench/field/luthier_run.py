@@ -1,7 +1,7 @@
 """Luthier as a contender: a whole training job, held at each step.
 
-The job is the one that `luthier tune` runs. Its ranks are asked once a step whether the run is to stop: there this one
-waits for the coordinator's word. `python -m bench.field.luthier_run CASE`, a JSON file.
+The job is the one that `luthier tune` runs. The training loop reads `should_stop` once per step; here that waits for
+the coordinator's word. `python -m bench.field.luthier_run CASE`, a JSON file.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from luthier.training.job import run_job
 from luthier.training.process_group import ProcessGroup
 
 
-class Held(ProcessGroup):
+class SteppedProcessGroup(ProcessGroup):
     """The only rank of a run; it waits at the end of every step."""
 
     def __init__(self, line: Line, metrics: Path) -> None:
@@ -77,7 +77,7 @@ def main() -> None:
     settings = hyperparameters(case) | case.get("settings", {})
     spec = JobSpec(model=case["model"], kind="instruction", score_rows=0, hyperparameters=settings)
     folder.create(spec, {"training": Path(case["channel"])})
-    run_job(folder, False, Console(stderr=True), Held(line, folder.metrics_lines), locked=True)
+    run_job(folder, False, Console(stderr=True), SteppedProcessGroup(line, folder.metrics_lines), locked=True)
 
 
 if __name__ == "__main__":

@@ -18,9 +18,9 @@ WORK = ROOT / "build" / "bench"
 METHODS = ("lora", "full")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What was asked for. `steps`: the measured ones; `threads` of every contender."""
+    """The options of a benchmark. `steps`: the measured ones; `threads` of every contender."""
 
     peers: tuple[str, ...]
     shapes: tuple[str, ...]
@@ -64,18 +64,21 @@ def parse(arguments: list[str], shapes: dict[str, Any], description: str) -> Opt
     parser.add_argument("--rows", type=int, default=0, help="rows of a step (the shape's own)")
     parser.add_argument("--prepare-rows", type=int, default=20_000, help="rows that `prepare` tokenizes (20,000)")
     parser.add_argument("--json", type=Path, help="write everything measured to this file")
-    asked = parser.parse_args(arguments)
-    lists = {name: tuple(filter(None, getattr(asked, name).split(","))) for name in words}
-    lists["peers"] = () if asked.peers == "none" else lists["peers"]
+    run_options = parser.parse_args(arguments)
+    lists = {name: tuple(filter(None, getattr(run_options, name).split(","))) for name in words}
+    lists["peers"] = () if run_options.peers == "none" else lists["peers"]
     for name, values in lists.items():
         for value in values:
             if value not in words[name]:
                 parser.error(f"--{name} {value}: expected {', '.join(words[name])}")
     for name in ("steps", "warm_up", "threads", "prepare_rows"):
-        if getattr(asked, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} {getattr(asked, name)}: expected at least 1")
-    return Options(lists["peers"], lists["shape"], lists["method"], asked.steps, asked.warm_up, asked.threads,
-                   asked.rows, asked.prepare_rows, asked.json)  # fmt: skip
+        if getattr(run_options, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} {getattr(run_options, name)}: expected at least 1")
+    return Options(
+        peers=lists["peers"], shapes=lists["shape"], methods=lists["method"], steps=run_options.steps,
+        warm_up=run_options.warm_up, threads=run_options.threads, rows=run_options.rows,
+        prepare_rows=run_options.prepare_rows, json=run_options.json,
+    )  # fmt: skip
 
 
 def record(options: Options, results: dict[str, Any]) -> dict[str, Any]:

@@ -64,9 +64,9 @@ def make(wanted: Sequence[str], say: Callable[[str], None]) -> tuple[dict[str, P
     there: dict[str, Path] = {}
     missing: dict[str, str] = {}
     for venv in read(LIST.read_text("utf-8")):
-        asked = [peer for peer in venv.peers if peer in wanted]
-        reason = _install(venv, say) if asked else ""
-        for peer in asked:
+        run_options = [peer for peer in venv.peers if peer in wanted]
+        reason = _install(venv, say) if run_options else ""
+        for peer in run_options:
             if reason:
                 missing[peer] = reason
                 say(f"{peer} is left out: {reason}")

@@ -1,8 +1,8 @@
-"""`luthier doctor`: what this machine offers a run, as a table or JSON.
+"""`luthier doctor`: the hardware and software that a run can use, as a table or JSON.
 
     python -m luthier.training.doctor          reads {"json": bool} from standard input when it is not a terminal
 
-It looks and reports; it decides nothing and always exits 0. Sizes are bytes.
+It only reports, and always exits 0. Sizes are in bytes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile", "asimd
 
 
 def survey() -> dict[str, dict[str, Any]]:
-    """Everything found, by group."""
+    """Everything this machine offers, by group."""
     return {
         "luthier": {"version": __version__, "python": platform.python_version(), "platform": platform.platform()},
         "devices": _devices(),
@@ -48,27 +48,27 @@ def survey() -> dict[str, dict[str, Any]]:
 
 
 def _variables() -> dict[str, str]:
-    """Luthier's own variables; of a secret only that it is set, of an address no user name or password."""
+    """Luthier's own environment variables, without secrets, user names and passwords."""
     own = {name: value for name, value in sorted(os.environ.items()) if name.startswith("LUTHIER_")}
     shown = {name: re.sub(r"//[^/@\s]+@", "//***@", value) for name, value in own.items()}
     return shown | {"HF_TOKEN": "set" if os.environ.get("HF_TOKEN") else "not set"}
 
 
 def _devices() -> dict[str, Any]:
-    found: dict[str, Any] = {"cpu": platform.machine()}
+    devices: dict[str, Any] = {"cpu": platform.machine()}
     for index in range(torch.cuda.device_count()):
-        facts = torch.cuda.get_device_properties(index)
+        properties = torch.cuda.get_device_properties(index)
         major, minor = torch.cuda.get_device_capability(index)
-        found[f"cuda:{index}"] = {
-            "name": facts.name,
-            "memory": facts.total_memory,
+        devices[f"cuda:{index}"] = {
+            "name": properties.name,
+            "memory": properties.total_memory,
             "capability": f"{major}.{minor}",
             "bf16": torch.cuda.is_bf16_supported(including_emulation=False),
         }
     if torch.backends.mps.is_available():
-        found["mps"] = "available"
-    found["torch build"] = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU"
-    return found
+        devices["mps"] = "available"
+    devices["torch build"] = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU"
+    return devices
 
 
 def _processor() -> dict[str, Any]:
@@ -107,7 +107,7 @@ def _disk() -> dict[str, Any]:
     return {
         "free here": shutil.disk_usage(Path.cwd()).free,
         "cache": str(cache),
-        "cache writable": _writable(cache),
+        "cache writable": _is_writable(cache),
         "cache free": shutil.disk_usage(_existing(cache)).free,
         "temporary folder": tempfile.gettempdir(),
     }
@@ -117,8 +117,8 @@ def _existing(path: Path) -> Path:
     return next(folder for folder in (path, *path.parents) if folder.exists())
 
 
-def _writable(folder: Path) -> bool:
-    """Try it: permissions alone do not tell of read-only or full file systems."""
+def _is_writable(folder: Path) -> bool:
+    """Write a file: permissions do not tell of read-only or full file systems."""
     try:
         with tempfile.TemporaryFile(dir=_existing(folder)):
             return True
@@ -132,11 +132,11 @@ def _tools() -> dict[str, Any]:
 
 
 def _tcmalloc() -> str:
-    """Whether the faster allocator is in use, or where it lies."""
+    """Whether the faster allocator is in use, or its path."""
     if "tcmalloc" in os.environ.get("LD_PRELOAD", ""):
         return "in use"
-    found = allocator.find_tcmalloc()
-    return f"not in use: {found}" if found else "not installed: libtcmalloc-minimal4 makes a CPU train faster"
+    path = allocator.find_tcmalloc()
+    return f"not in use: {path}" if path else "not installed: libtcmalloc-minimal4 makes a CPU train faster"
 
 
 def _version(name: str) -> str | None:
@@ -146,24 +146,24 @@ def _version(name: str) -> str | None:
         return None
 
 
-def show(found: dict[str, dict[str, Any]]) -> Table:
+def show(groups: dict[str, dict[str, Any]]) -> Table:
     """The survey as a table, sizes in GB."""
     table = Table(title="What this machine offers", title_justify="left", show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    for group, facts in found.items():
+    for group, values in groups.items():
         table.add_section()
         table.add_row(f"[bold]{group}[/]")
-        for name, value in facts.items():
-            table.add_row(f"  {name}", escape(_words(value)))
+        for name, value in values.items():
+            table.add_row(f"  {name}", escape(_format(value)))
     return table
 
 
-def _words(value: Any) -> str:
+def _format(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{name} {_words(inner)}" for name, inner in value.items())
+        return ", ".join(f"{name} {_format(inner)}" for name, inner in value.items())
     if isinstance(value, list):
-        return ", ".join(map(_words, value)) or "none"
+        return ", ".join(map(_format, value)) or "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if value is None:
@@ -172,7 +172,7 @@ def _words(value: Any) -> str:
 
 
 def main() -> None:
-    """Read the request, if one is sent, and print the survey."""
+    """Read the request from standard input, if there is one, and print the survey."""
     text = "" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.read()
     wants_json = "--json" in sys.argv or bool(json.loads(text or "{}").get("json"))
     if wants_json:
