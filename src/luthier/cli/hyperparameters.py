@@ -125,14 +125,7 @@ def hyperparameters(as_json: Json = False) -> None:
 def describe(row: Hyperparameter) -> dict[str, Any]:
     """A hyperparameter as JSON data."""
     return {
-        "name": row.name,
-        "group": row.group,
-        "type": TYPES[row.type],
-        "default": row.default,
-        "expected": row.expected,
-        "minimum": row.minimum,
-        "maximum": row.maximum,
-        "choices": list(row.choices),
-        "aliases": list(row.aliases),
-        "help": row.help,
-    }
+        "name": row.name, "group": row.group, "type": TYPES[row.type], "default": row.default,
+        "expected": row.expected, "minimum": row.minimum, "maximum": row.maximum, "choices": list(row.choices),
+        "aliases": list(row.aliases), "help": row.help,
+    }  # fmt: skip

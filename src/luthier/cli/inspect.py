@@ -42,11 +42,7 @@ def inspect(
         "luthier.data",
         ("inspect", "--request", "-"),
         {
-            "channels": {name: str(path) for name, path in channels.items()},
-            "model": model,
-            "kind": kind,
-            "hyperparameters": hyperparameters,
-            "max_truncated": check_max_truncated(max_truncated),
-            "json": as_json,
+            "channels": {name: str(path) for name, path in channels.items()}, "model": model, "kind": kind,
+            "hyperparameters": hyperparameters, "max_truncated": check_max_truncated(max_truncated), "json": as_json,
         },
-    )
+    )  # fmt: skip

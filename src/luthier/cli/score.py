@@ -53,16 +53,10 @@ def generate(
         "luthier.evaluation",
         ("generate",),
         {
-            "target": check_target(target),
-            "text": text,
-            "file": str(file.absolute()) if file else None,
-            "max_new_tokens": max_new_tokens,
-            "beams": beams,
-            "raw": raw,
-            "device": device,
-            "json": as_json,
+            "target": check_target(target), "text": text, "file": str(file.absolute()) if file else None,
+            "max_new_tokens": max_new_tokens, "beams": beams, "raw": raw, "device": device, "json": as_json,
         },
-    )
+    )  # fmt: skip
 
 
 def evaluate(
@@ -93,17 +87,12 @@ def evaluate(
         "luthier.evaluation",
         ("evaluate",),
         {
-            "target": check_target(target),
-            "channels": {name: str(path) for name, path in channels.items()},
-            "kind": kind,
-            "shots": shots,
-            "device": device,
+            "target": check_target(target), "channels": {name: str(path) for name, path in channels.items()},
+            "kind": kind, "shots": shots, "device": device,
             "hyperparameters": to_strings(read_hyperparameters(config, settings or [], None)),
-            "score_rows": parse_score_rows(score_rows),
-            "json": as_json,
-            "out": str(out.absolute()) if out else None,
+            "score_rows": parse_score_rows(score_rows), "json": as_json, "out": str(out.absolute()) if out else None,
         },
-    )
+    )  # fmt: skip
 
 
 def compare(run: Run, as_json: Json = False) -> Program:

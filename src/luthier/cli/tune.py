@@ -74,14 +74,9 @@ def tune(
     lists the names for --set. To continue an interrupted run: luthier tune --resume --out RUN
     """
     spec = JobSpec(
-        model=model,
-        kind=kind,
-        device=device,
-        command=["luthier", *(context.obj or sys.argv[1:])],
-        max_truncated=check_max_truncated(max_truncated),
-        score_rows=parse_score_rows(score_rows),
-        ranks=ranks,
-    )
+        model=model, kind=kind, device=device, command=["luthier", *(context.obj or sys.argv[1:])],
+        max_truncated=check_max_truncated(max_truncated), score_rows=parse_score_rows(score_rows), ranks=ranks,
+    )  # fmt: skip
     splits = {"validation": validation, "test": test}
     if resume:
         if out is None:

@@ -190,12 +190,8 @@ def _summary(kind: str, response: Mapping[str, Any]) -> JobSummary:
     prefix = KINDS[kind].prefix
     ended = response.get("TrainingEndTime") or response.get("EndTime")
     return JobSummary(
-        name=response[f"{prefix}Name"],
-        kind=kind,
-        status=response[f"{prefix}Status"],
+        name=response[f"{prefix}Name"], kind=kind, status=response[f"{prefix}Status"],
         secondary=response.get("SecondaryStatus") or response.get("AutoMLJobSecondaryStatus") or "",
-        created=response["CreationTime"].timestamp(),
-        ended=ended.timestamp() if ended else None,
-        message=response.get("FailureReason", ""),
-        details=response,
-    )
+        created=response["CreationTime"].timestamp(), ended=ended.timestamp() if ended else None,
+        message=response.get("FailureReason", ""), details=response,
+    )  # fmt: skip
