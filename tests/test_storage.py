@@ -118,9 +118,9 @@ def test_local_folders_take_the_same_verbs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("location", "words"),
     [
-        ("s3://bucket/none", "no objects are there"),
+        ("s3://bucket/none", "no objects found"),
         ("s3://no-such-bucket/x", "NoSuchBucket"),
-        ("s3://", "no bucket is named"),
+        ("s3://", "no bucket; expected"),
     ],
 )
 def test_faults_are_one_line_that_names_the_address(s3: Any, tmp_path: Path, location: str, words: str) -> None:
@@ -143,7 +143,7 @@ def test_a_list_that_breaks_off_is_not_taken_for_an_empty_one(s3: Any, monkeypat
         answering = threading.Thread(target=serve)
         answering.start()
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        with pytest.raises(ObjectStoreUnreachableError, match="the list of s3://bucket/rows broke off"):
+        with pytest.raises(ObjectStoreUnreachableError, match="incomplete list of s3://bucket/rows"):
             storage.names("s3://bucket/rows", url)
         answering.join()
 
@@ -162,5 +162,5 @@ def test_tune_copies_s3_data_into_the_run(s3: Any, luthier: Luthier, tmp_path: P
 def test_a_failed_copy_leaves_no_run_folder(s3: Any, luthier: Luthier, tmp_path: Path) -> None:
     ended = luthier("tune", "s3://bucket/none", "--out", "run")
     assert ended.returncode == 2
-    assert "no objects are there" in ended.stderr
+    assert "no objects found" in ended.stderr
     assert list(tmp_path.iterdir()) == []

@@ -1,7 +1,6 @@
-"""Where rows and results lie: local folders, or s3:// behind the same few verbs.
+"""Lists and copies files of local folders and s3:// addresses with the same functions.
 
-S3 is asked by boto3, which finds credentials, region and AWS_ENDPOINT_URL in the environment as it always does. This
-module knows bytes and names, nothing of what the files hold.
+S3 is accessed by boto3, which reads credentials, region and AWS_ENDPOINT_URL from the environment.
 """
 
 from __future__ import annotations
@@ -16,25 +15,25 @@ from typing import Any, TypeVar
 from luthier.errors import ObjectStoreUnreachableError, UserError
 
 SCHEME = "s3://"
-_BUSY = frozenset({"SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "TooManyRequests",
+_RETRYABLE_CODES = frozenset({"SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "TooManyRequests",
                    "TooManyRequestsException", "RequestLimitExceeded"})  # fmt: skip
 T = TypeVar("T")
 
 
 def is_remote(location: str) -> bool:
-    """True for s3:// addresses, False for local paths; UserError for any other scheme."""
+    """Whether `location` is an s3:// address rather than a local path; UserError for other schemes."""
     if location.lower().startswith(SCHEME):
         return True
-    scheme, found, _ = location.partition("://")
-    if found and scheme.isalnum() and not Path(location).exists():
+    scheme, separator, _ = location.partition("://")
+    if separator and scheme.isalnum() and not Path(location).exists():
         raise UserError(f"{location}: {scheme}:// is not supported; expected a folder, a file, or s3://bucket/prefix")
     return False
 
 
 def names(location: str, endpoint: str | None = None) -> list[str]:
-    """The files at a location, sorted, relative to it: a folder's or prefix's, or the one file's own name.
+    """Return the sorted relative names of the files at a location; of a single file, its own name.
 
-    `endpoint`, here and below, is the URL of the S3 to ask in place of the environment's.
+    `endpoint`, here and below, overrides the environment's S3 URL.
     """
     if not is_remote(location):
         root = Path(location)
@@ -48,9 +47,9 @@ def names(location: str, endpoint: str | None = None) -> list[str]:
 
 
 def download(location: str, folder: Path, endpoint: str | None = None) -> Path:
-    """Copy the files at `location` into `folder`, keeping their names below it, and return `folder`.
+    """Copy the files at `location` into `folder` with their relative names, and return `folder`.
 
-    Every name is checked to stay inside `folder` before the first byte is written.
+    All names are checked to stay inside `folder` before anything is written.
     """
     if not is_remote(location):
         sources = [(Path(location) if Path(location).is_file() else Path(location) / name, name)
@@ -65,7 +64,7 @@ def download(location: str, folder: Path, endpoint: str | None = None) -> Path:
 
 
 def upload(path: Path, location: str, endpoint: str | None = None) -> None:
-    """Copy a file, or every file of a folder, to `location` (a file keeps its name below it)."""
+    """Copy a file, or all files of a folder, to `location` with their relative names."""
     files = [(path / name if path.is_dir() else path, name) for name in names(str(path))]
     if not is_remote(location):
         _copy([(source, Path(location) / name) for source, name in files], shutil.copyfile)
@@ -83,74 +82,74 @@ def _copy(pairs: list[tuple[T, Path]], copy: Callable[[T, Path], Any]) -> None:
 
 
 def inside(folder: Path, name: str, location: str) -> Path:
-    """The path of `name` below `folder`; UserError for a name that could leave it."""
+    """Return the path of `name` in `folder`; UserError for a name that leads out of it."""
     parts = name.split("/")
     if PurePosixPath(name).is_absolute() or any(part in ("", ".", "..") or "\0" in part for part in parts):
-        raise UserError(f"{location}: refusing the name {name!r}, which leaves the folder; rename the object")
+        raise UserError(f"{location}: refusing the name {name!r}, which leads out of the folder; rename the object")
     return folder / name
 
 
 def _split(location: str) -> tuple[str, str]:
     bucket, _, prefix = location[len(SCHEME) :].partition("/")
     if not bucket:
-        raise UserError(f"{location}: no bucket is named; expected s3://bucket/prefix")
+        raise UserError(f"{location}: no bucket; expected s3://bucket/prefix")
     return bucket, prefix
 
 
 def _objects(client: Any, location: str) -> Iterator[tuple[str, str]]:
-    """(key, name below the prefix) of each object: the one of exactly that key, else all below `prefix/`.
+    """Yield (key, relative name) of the object with exactly that key, else of all objects below `prefix/`.
 
-    `s3://b/rows` therefore never takes in `rows-old/...`; keys ending in / are the console's folder marks.
+    `s3://b/rows` thus never includes `rows-old/...`; keys ending in / are the console's folder markers.
     """
     bucket, prefix = _split(location)
     below = prefix if prefix == "" or prefix.endswith("/") else prefix + "/"
-    found = False
+    is_empty = True
     for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
-        if "IsTruncated" not in page:  # an answer that broke off: botocore takes it for an empty one
-            raise ObjectStoreUnreachableError(f"the object store fails: the list of {location} broke off")
+        if "IsTruncated" not in page:  # an incomplete response, which botocore parses as an empty one
+            raise ObjectStoreUnreachableError(f"the object store fails: incomplete list of {location}")
         for item in page.get("Contents", []):
             key = item["Key"]
             if key == prefix and not key.endswith("/"):
                 yield key, PurePosixPath(key).name
                 return
             if key.startswith(below) and not key.endswith("/"):
-                found = True
+                is_empty = False
                 yield key, key[len(below) :]
-    if not found:
-        raise UserError(f"{location}: no objects are there")
+    if is_empty:
+        raise UserError(f"{location}: no objects found")
 
 
 @contextmanager
 def s3(location: str, endpoint: str | None = None) -> Iterator[Any]:
-    """boto3's S3 client; its errors leave as one line that names the address.
+    """Yield boto3's S3 client; its errors become one line that names the address.
 
     ObjectStoreUnreachableError, naming the store, when a retry may succeed: no connection, a timeout, a server error.
     UserError otherwise.
     """
-    # 0.2 s to import: only who asks for s3:// pays for it.
+    # Importing takes 0.2 s, so only for s3:// addresses.
     boto3 = importlib.import_module("boto3")
     faults = importlib.import_module("botocore.exceptions")
     transfers = importlib.import_module("boto3.exceptions")
     try:
-        # A session of its own: boto3's common one keeps its first credentials, and is not for several threads.
+        # A new session: boto3's default one caches its first credentials and is not thread-safe.
         yield boto3.Session().client("s3", endpoint_url=endpoint)
     except (faults.BotoCoreError, faults.ClientError, transfers.Boto3Error) as error:
-        said = f"{location}: {' '.join(str(error).split())}"
-        if _may_pass(error, faults, transfers):
+        message = f"{location}: {' '.join(str(error).split())}"
+        if _is_retryable(error, faults, transfers):
             raise ObjectStoreUnreachableError(
-                f"the object store {endpoint or 'of the environment'} fails: {said}"
+                f"the object store {endpoint or 'of the environment'} fails: {message}"
             ) from error
-        raise UserError(said) from error
+        raise UserError(message) from error
 
 
-def _may_pass(error: BaseException | None, faults: Any, transfers: Any) -> bool:
-    """Whether an error of boto3's is none of the request's."""
+def _is_retryable(error: BaseException | None, faults: Any, transfers: Any) -> bool:
+    """Whether a retry may succeed after this error of boto3."""
     if isinstance(error, faults.ClientError):
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        return error.response.get("Error", {}).get("Code") in _BUSY or (status >= 500 and status != 501)
+        return error.response.get("Error", {}).get("Code") in _RETRYABLE_CODES or (status >= 500 and status != 501)
     if isinstance(error, transfers.S3UploadFailedError):
-        return _may_pass(error.__cause__ or error.__context__, faults, transfers)
-    passing = (
+        return _is_retryable(error.__cause__ or error.__context__, faults, transfers)
+    retryable = (
         faults.ConnectionError, faults.HTTPClientError, faults.IncompleteReadError, transfers.RetriesExceededError
     )  # fmt: skip
-    return isinstance(error, passing) and not isinstance(error, faults.SSLError)
+    return isinstance(error, retryable) and not isinstance(error, faults.SSLError)

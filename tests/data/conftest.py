@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data.layout import Preparing, make_tokenizer
+from data.row_files import Preparing, make_tokenizer
 
 from luthier.data.prepare import Dataset, DataSettings, prepare
 from luthier.data.tokenize import Tokenizer

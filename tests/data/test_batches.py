@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,10 +20,23 @@ PAD = 3
 LENGTHS = st.lists(st.integers(2, 30), min_size=1, max_size=20)
 
 
+def sampler(
+    rows: np.ndarray,
+    rows_per_batch: int,
+    accumulation: int,
+    seed: int,
+    lengths: np.ndarray | None = None,
+    **options: Any,
+) -> BatchSampler:
+    return BatchSampler(
+        rows=rows, rows_per_batch=rows_per_batch, accumulation=accumulation, seed=seed, lengths=lengths, **options
+    )
+
+
 @st.composite
 def plans(draw: st.DrawFn) -> BatchSampler:
     rows = draw(st.lists(st.integers(0, 999), min_size=1, max_size=60, unique=True))
-    return BatchSampler(np.array(rows), draw(st.integers(1, 9)), draw(st.integers(1, 4)), draw(st.integers(0, 99)))
+    return sampler(np.array(rows), draw(st.integers(1, 9)), draw(st.integers(1, 4)), draw(st.integers(0, 99)))
 
 
 def epoch_of(plan: BatchSampler, epoch: int) -> list[list[list[int]]]:
@@ -46,22 +60,22 @@ def test_an_epoch_takes_each_row_once(plan: BatchSampler, epoch: int) -> None:
 
 @given(plans(), st.integers(0, 200))
 def test_a_step_is_a_function_of_seed_and_step(plan: BatchSampler, step: int) -> None:
-    again = BatchSampler(plan.rows.copy(), plan.rows_per_batch, plan.accumulation, plan.seed)
+    again = sampler(plan.rows.copy(), plan.rows_per_batch, plan.accumulation, plan.seed)
     again.micro_batches(0)  # what was asked before makes no difference
     assert plan.micro_batches(step) == again.micro_batches(step)
 
 
 def test_epochs_and_seeds_give_other_orders() -> None:
-    plan = BatchSampler(np.arange(50), 5, 2, 1)
+    plan = sampler(np.arange(50), 5, 2, 1)
     assert epoch_of(plan, 0) != epoch_of(plan, 1)
-    assert epoch_of(plan, 0) != epoch_of(BatchSampler(np.arange(50), 5, 2, 2), 0)
+    assert epoch_of(plan, 0) != epoch_of(sampler(np.arange(50), 5, 2, 2), 0)
     assert epoch_of(plan, 0) != [
         [list(range(10 * step, 10 * step + 5)), list(range(10 * step + 5, 10 * step + 10))] for step in range(5)
     ]
 
 
 def test_the_last_window_is_partial() -> None:
-    plan = BatchSampler(np.arange(100, 111), rows_per_batch=2, accumulation=3, seed=0)
+    plan = sampler(np.arange(100, 111), rows_per_batch=2, accumulation=3, seed=0)
     assert plan.steps_per_epoch == 2
     assert [[len(batch) for batch in step] for step in epoch_of(plan, 0)] == [[2, 2, 2], [2, 2, 1]]
     assert plan.epoch_of(3) == 1.5
@@ -69,7 +83,7 @@ def test_the_last_window_is_partial() -> None:
 
 @pytest.mark.parametrize("lengths", [None, np.arange(11)])
 def test_what_does_not_fill_a_micro_batch_is_left_out(lengths: np.ndarray | None) -> None:
-    plan = BatchSampler(np.arange(100, 111), 2, 3, seed=0, lengths=lengths, drop_last=True)
+    plan = sampler(np.arange(100, 111), 2, 3, seed=0, lengths=lengths, drop_last=True)
     assert plan.steps_per_epoch == 2
     assert [[len(batch) for batch in step] for step in epoch_of(plan, 0)] == [[2, 2, 2], [2, 2]]
     left_out = set()
@@ -78,8 +92,8 @@ def test_what_does_not_fill_a_micro_batch_is_left_out(lengths: np.ndarray | None
         assert len(seen) == 10
         left_out |= set(range(100, 111)) - seen
     assert len(left_out) > 4  # another one each time, whatever its length
-    whole = BatchSampler(np.arange(10), 2, 3, seed=0, lengths=None, drop_last=True)
-    assert epoch_of(whole, 1) == epoch_of(BatchSampler(np.arange(10), 2, 3, seed=0), 1)
+    whole = sampler(np.arange(10), 2, 3, seed=0, lengths=None, drop_last=True)
+    assert epoch_of(whole, 1) == epoch_of(sampler(np.arange(10), 2, 3, seed=0), 1)
 
 
 def check_labels(batch: Batch, ids: list[np.ndarray], trained: list[np.ndarray]) -> None:
@@ -148,8 +162,8 @@ def test_no_rows_no_batch(tmp_path: Path, packed: bool) -> None:
 @given(st.lists(st.integers(2, 60), min_size=1, max_size=200), st.integers(1, 7), st.integers(1, 3))
 def test_grouping_by_length_loses_no_row_and_keeps_every_size(lengths: list[int], size: int, accumulation: int) -> None:
     rows = np.arange(1000, 1000 + len(lengths))
-    plan = BatchSampler(rows, size, accumulation, seed=3, lengths=np.array(lengths))
-    usual = BatchSampler(rows, size, accumulation, seed=3)
+    plan = sampler(rows, size, accumulation, seed=3, lengths=np.array(lengths))
+    usual = sampler(rows, size, accumulation, seed=3)
     for epoch in (0, 1):
         steps = range(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch)
         batches = [batch for step in steps for batch in plan.micro_batches(step)]
@@ -165,8 +179,8 @@ def test_balancing_deals_the_rows_of_a_step_anew_and_no_others(
     sizes: list[int], most: int, accumulation: int, drop_last: bool
 ) -> None:
     rows = np.arange(1000, 1000 + len(sizes))
-    plan = BatchSampler(rows, most, accumulation, seed=3, drop_last=drop_last, work=np.array(sizes))
-    usual = BatchSampler(rows, most, accumulation, seed=3, drop_last=drop_last)
+    plan = sampler(rows, most, accumulation, seed=3, drop_last=drop_last, work=np.array(sizes))
+    usual = sampler(rows, most, accumulation, seed=3, drop_last=drop_last)
     for step in range(2 * plan.steps_per_epoch):
         dealt, expected = plan.micro_batches(step), usual.micro_batches(step)
         assert len(dealt) == len(expected)
@@ -185,8 +199,8 @@ def test_balanced_micro_batches_of_a_step_are_about_as_much_work() -> None:
         return float(np.mean([max(step) / np.mean(step) for step in steps])) - 1
 
     rows = np.arange(400)
-    assert longest(BatchSampler(rows, 4, 2, 1)) > 0.08
-    assert longest(BatchSampler(rows, 4, 2, 1, work=sizes)) < 0.02
+    assert longest(sampler(rows, 4, 2, 1)) > 0.08
+    assert longest(sampler(rows, 4, 2, 1, work=sizes)) < 0.02
 
 
 def padding(batches: list[list[int]], lengths: dict[int, int]) -> int:
@@ -197,9 +211,9 @@ def padding(batches: list[list[int]], lengths: dict[int, int]) -> int:
 
 def test_epochs_of_grouped_rows_differ_and_repeat() -> None:
     lengths = np.random.default_rng(0).integers(2, 90, 200)
-    plans = [BatchSampler(np.arange(200), 4, 2, 1, lengths) for _ in range(2)]
+    plans = [sampler(np.arange(200), 4, 2, 1, lengths) for _ in range(2)]
     epochs = [[plans[0].micro_batches(step) for step in range(25 * epoch, 25 * epoch + 25)] for epoch in (0, 1)]
-    usual = [batch for step in range(25) for batch in BatchSampler(np.arange(200), 4, 2, 1).micro_batches(step)]
+    usual = [batch for step in range(25) for batch in sampler(np.arange(200), 4, 2, 1).micro_batches(step)]
     grouped = [batch for step in epochs[0] for batch in step]
     sizes = dict(enumerate(lengths.tolist()))
     assert padding(grouped, sizes) < 0.15 * padding(usual, sizes)

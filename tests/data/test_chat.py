@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data.layout import CHATML, make_tokenizer
-from data.makes import metaspace_tokenizer, unigram_tokenizer
+from data.row_files import CHATML, make_tokenizer
+from data.small_tokenizers import metaspace_tokenizer, unigram_tokenizer
 
 from luthier.data.chat import ChatError, ChatTemplate, messages_of
 from luthier.data.example import Example

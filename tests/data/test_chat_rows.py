@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data.layout import CHATML, Preparing, make_tokenizer, write_jsonl
+from data.row_files import CHATML, Preparing, make_tokenizer, write_jsonl
 
 from luthier.data.prepare import DataSettings, prepare
 from luthier.data.tokenize import Tokenizer

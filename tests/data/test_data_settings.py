@@ -50,7 +50,7 @@ def test_the_window(asked: int, tokenizer: int, context: int, window: int) -> No
 def test_a_window_above_the_limit_is_lowered_and_said() -> None:
     window, said = DataSettings(max_input_length=3000, context_length=2048).resolve_max_length(1 << 30)
     assert window == 2048
-    assert said == "max_input_length=3000 is above the model's context; 2048 is used"
+    assert said == "max_input_length=3000 is above the model's context; using 2048"
 
 
 def test_a_window_of_one_token_is_refused() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data.layout import Preparing, write_jsonl
+from data.row_files import Preparing, write_jsonl
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -68,7 +68,7 @@ def test_every_token_of_every_record_is_in_one_block(
     try:
         prepared = prepare({"training": tmp_path / "data"}, chosen, tokenizer, tmp_path / "cache")
     except DataError as error:
-        assert "no trainable row is left" in str(error)  # noqa: PT017
+        assert "no training rows left" in str(error)  # noqa: PT017
         return
     rows = prepared.split.row_splits
     for number, split in enumerate((prepared.split.train, prepared.split.validation)):
@@ -103,7 +103,7 @@ def test_the_first_column_with_a_warning(preparing: Preparing, tokenizer: Tokeni
     data = file(tmp_path / "data", "a.csv", "body,TEXT\nthe cat,x\nthe dog,y\n")
     prepared = preparing(data, validation_split_ratio=0.0)
     assert tokenizer.decode(joined(prepared, prepared.split.train)) == "the catthe dog"
-    assert "a.csv: no column 'Text' or 'text': the first one, 'body', is used" in prepared.warnings
+    assert "a.csv: no column 'Text' or 'text': using the first one, 'body'" in prepared.warnings
 
 
 def test_documents_without_an_end(preparing: Preparing, tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_one_single_token_is_nothing_to_learn_from(preparing: Preparing, tokeniz
 def test_exactly_one_file_a_channel(preparing: Preparing, tmp_path: Path) -> None:
     data = file(tmp_path / "data", "a.txt", TEXT)
     file(data, "b.txt", TEXT)
-    with pytest.raises(DataError, match="exactly one file in the training channel; it holds 2"):
+    with pytest.raises(DataError, match="exactly one file in the training channel; it contains 2"):
         preparing(data)
 
 

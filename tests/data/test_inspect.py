@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data.layout import Preparing, write_jsonl, write_template
+from data.row_files import Preparing, write_jsonl, write_template
 from rich.console import Console
 
 from luthier.data.preview import as_json, coloured, histogram, show

@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from data.layout import Preparing, write_jsonl, write_template
+from data.row_files import Preparing, write_jsonl, write_template
 
 from luthier.data.channel import open_channels
 from luthier.data.kind import detect, resolve_kind
@@ -125,7 +125,7 @@ def test_parquet_nulls_and_types_are_refused_by_row(preparing: Preparing, tmp_pa
         preparing(tmp_path / "d")
     assert str(caught.value).splitlines() == [
         "a.parquet:1: 'output' is a column of type int64; expected strings (and 3 more such rows)",
-        "a.parquet:2: 'input' is null; give text, or leave the row out (and 1 more such row)",
+        "a.parquet:2: 'input' is null; give text, or remove the row (and 1 more such row)",
     ]
 
 

@@ -22,11 +22,20 @@ def table() -> RowTable:
     return RowTable([FileName("training", "a.jsonl"), FileName("validation", "a.jsonl")], entries)
 
 
+def counts_of(
+    rows: int, kept: int, truncated: int, dropped: int, tokens: int, completion_tokens: int,
+    by_channel: dict[str, RowCounts] | None = None,
+) -> RowCounts:  # fmt: skip
+    return RowCounts(
+        rows=rows, kept=kept, truncated=truncated, dropped=dropped, tokens=tokens,
+        completion_tokens=completion_tokens, by_channel=by_channel or {},
+    )  # fmt: skip
+
+
 def test_counts() -> None:
     counts = count(table())
-    training = RowCounts(2, 1, 1, 0, 30, 3)
-    assert counts == RowCounts(4, 1, 1, 2, 30, 3, {"training": training, "validation": RowCounts(2, 0, 0, 2, 0, 0)})
-    assert counts.truncated_share == 0.25
+    training = counts_of(2, 1, 1, 0, 30, 3)
+    assert counts == counts_of(4, 1, 1, 2, 30, 3, {"training": training, "validation": counts_of(2, 0, 0, 2, 0, 0)})
 
 
 def test_lines_name_each_row_and_its_reason() -> None:
@@ -59,7 +68,7 @@ def test_losses_are_said_with_the_first_rows() -> None:
     ],
 )
 def test_too_many_truncated_rows_are_refused(kind: str, limit: float | None, truncated: int, refused: bool) -> None:
-    counts = RowCounts(100, 100 - truncated, truncated, 0, 1, 1)
+    counts = counts_of(100, 100 - truncated, truncated, 0, 1, 1)
     if refused:
         with pytest.raises(DataError, match=re.escape(f"{truncated} of 100 rows are truncated")):
             check_truncated(counts, kind, limit)
@@ -69,9 +78,9 @@ def test_too_many_truncated_rows_are_refused(kind: str, limit: float | None, tru
 
 @pytest.mark.parametrize(("rows", "limit"), [(1000, 1000), (5, None), (1001, 1000)])
 def test_more_rows_than_a_model_takes_are_refused(rows: int, limit: int | None) -> None:
-    counts = RowCounts(rows, rows, 0, 0, 1, 1)
+    counts = counts_of(rows, rows, 0, 0, 1, 1)
     if limit is None or rows <= limit:
         check_rows(counts, limit)
         return
-    with pytest.raises(DataError, match=r"1,001 rows in all channels together, more than the 1,000 .* leave 1 of them"):
+    with pytest.raises(DataError, match=r"1,001 rows in all channels; the limit .* is 1,000; remove 1 row"):
         check_rows(counts, limit)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data.layout import write_jsonl, write_template
+from data.row_files import write_jsonl, write_template
 from tiny_models import write_tokenizer
 from transformers import AutoTokenizer
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data.layout import Preparing, write_jsonl, write_template
+from data.row_files import Preparing, write_jsonl, write_template
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -137,7 +137,7 @@ def test_problems_are_counted_first_of_each_kind_and_bounded(preparing: Preparin
     data = qa(tmp_path / "data", [ROWS[0], {"q": "x"}, {"q": "x"}, {"q": None, "a": "y"}, {"q": "z"}])
     assert refusal(preparing, data) == [
         "a.jsonl:2: the row lacks 'a', which the template needs; it has 'q' (and 2 more such rows)",
-        "a.jsonl:4: 'q' is null; give text, or leave the row out",
+        "a.jsonl:4: 'q' is null; give text, or remove the row",
     ]
     for number in range(30):
         write_jsonl(data / f"b{number:02}.jsonl", [{"q": "x"}])
@@ -171,7 +171,7 @@ def test_links_that_leave_the_folder_are_refused(preparing: Preparing, tmp_path:
     outside = write_jsonl(tmp_path / "outside.jsonl", ROWS)
     (data / name).unlink(missing_ok=True)
     (data / name).symlink_to(outside)
-    assert f"{name}: a link out of the training channel's folder" in refusal(preparing, data)[0]
+    assert f"{name}: link to outside of the training channel" in refusal(preparing, data)[0]
 
 
 def test_the_channel_itself_and_links_inside_may_be_links(preparing: Preparing, tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_a_dangling_link_and_an_empty_folder(preparing: Preparing, tmp_path: Pat
     (data / "b.jsonl").symlink_to("nowhere")
     assert "leads nowhere" in refusal(preparing, data)[0]
     (tmp_path / "empty").mkdir()
-    assert "holds no .jsonl" in refusal(preparing, tmp_path / "empty")[0]
+    assert "contains no .jsonl" in refusal(preparing, tmp_path / "empty")[0]
     assert "neither a file nor a folder" in refusal(preparing, tmp_path / "missing")[0]
 
 
@@ -194,7 +194,7 @@ def test_mixed_formats_are_refused(preparing: Preparing, tmp_path: Path) -> None
     data = qa(tmp_path / "data")
     (data / "b.csv").write_text("input,output\na,b\n")
     assert "mixes .csv and .jsonl" in refusal(preparing, data)[0]
-    assert refusal(preparing, data, kind="instruction") == ["b.csv: instruction data are .jsonl files"]
+    assert refusal(preparing, data, kind="instruction") == ["b.csv: instruction data must be in .jsonl files"]
 
 
 def test_no_rows_at_all(preparing: Preparing, tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_no_rows_at_all(preparing: Preparing, tmp_path: Path) -> None:
 def test_one_to_four_rows_are_accepted(preparing: Preparing, tmp_path: Path, rows: int) -> None:
     prepared = preparing(qa(tmp_path / "data", ROWS[:rows]))
     assert len(prepared.split.train) == rows
-    assert any("validation split is empty" in warning for warning in prepared.warnings)
+    assert any("no validation rows" in warning for warning in prepared.warnings)
 
 
 def test_truncated_and_dropped_rows_are_in_the_ledger(
@@ -244,7 +244,7 @@ def test_no_trainable_row_left_is_refused(preparing: Preparing, tmp_path: Path) 
     data = qa(tmp_path / "data", [{"q": "abc " * 100, "a": "y"}] * 3)
     lines = refusal(preparing, data, max_input_length=20)
     assert len(lines) == 1
-    assert lines[0].startswith("no trainable row is left: 3 of 3 rows are dropped, the prompt leaves no room")
+    assert lines[0].startswith("no training rows left: 3 of 3 rows are dropped, the prompt leaves no room")
 
 
 def test_loss_on_completions_or_on_all_tokens(preparing: Preparing, tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -325,8 +325,8 @@ def test_few_rows_are_parsed_once_and_many_twice(
     whole = records.parse_object
     monkeypatch.setattr(records, "parse_object", counting)
     stores = []
-    for held, times in ((build._HELD_BYTES, 1), (100, 2)):
-        monkeypatch.setattr(build, "_HELD_BYTES", held)
+    for held, times in ((build._MAX_HELD_BYTES, 1), (100, 2)):
+        monkeypatch.setattr(build, "_MAX_HELD_BYTES", held)
         parsed = 0
         tokens = prepare({"training": tmp_path / "rows"}, DataSettings(), tokenizer, tmp_path / f"cache{times}").tokens
         assert times * len(rows) <= parsed < times * len(rows) + 10  # a few to tell what kind of rows they are
@@ -412,7 +412,7 @@ def test_window_limits_are_said(preparing: Preparing, tmp_path: Path) -> None:
     assert preparing(data, context_length=512).max_length == 512
     capped = preparing(data, max_input_length=5000)
     assert capped.max_length == 2048
-    assert "max_input_length=5000 is above the tokenizer's limit; 2048 is used" in capped.warnings
+    assert "max_input_length=5000 is above the tokenizer's limit; using 2048" in capped.warnings
 
 
 FIELD = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
@@ -436,7 +436,7 @@ def test_the_ledger_has_each_row_once_and_loses_no_token(
     try:
         prepared = prepare({"training": data}, chosen, tokenizer, tmp_path / "cache")
     except DataError as error:
-        assert "no trainable row is left" in str(error)  # noqa: PT017
+        assert "no training rows left" in str(error)  # noqa: PT017
         return
     ledger = ledger_of(prepared, tmp_path)
     assert [line["row"] for line in ledger] == [f"training/a.jsonl:{number}" for number in range(1, len(rows) + 1)]

@@ -18,7 +18,7 @@ def read(path: Path, content: bytes | None = None) -> tuple[list[Record], list[s
         path.write_bytes(content)
     problems = Problems()
     rows = list(records.read(RowFile("training", path.name, path), problems))
-    return rows, [str(problem) for problem in problems.listed()], problems
+    return rows, [str(problem) for problem in problems.to_list()], problems
 
 
 def fields_of(rows: list[Record]) -> list[dict[str, Any]]:
@@ -53,8 +53,8 @@ def test_bom_crlf_blank_lines_and_no_final_newline(tmp_path: Path) -> None:
         (b"{'q': 1}", "a.jsonl:2: not JSON"),
         (b"[1]", "expected a JSON object, found a list"),
         (b"null", "expected a JSON object, found null"),
-        (b'{"q": "1", "q": "2"}', "the key 'q' stands twice"),
-        (b'{"x": {"q": "1", "q": "2"}}', "the key 'q' stands twice"),
+        (b'{"q": "1", "q": "2"}', "duplicate key 'q'"),
+        (b'{"x": {"q": "1", "q": "2"}}', "duplicate key 'q'"),
         (b'{"q": NaN}', "NaN is not JSON"),
         (b'{"q": -Infinity}', "-Infinity is not JSON"),
         (b'{"q": "\\ud800"}', "a lone surrogate \\(\\\\ud800\\)"),

@@ -39,7 +39,7 @@ def test_the_share_is_rounded_down(rows: int, held_out: int) -> None:
 def test_one_to_four_rows_warn() -> None:
     _, _, warnings = assign_splits(table([0, 1, 2]), DataSettings(), False)
     assert len(warnings) == 1
-    assert "validation split is empty" in warnings[0]
+    assert "no validation rows" in warnings[0]
 
 
 def test_the_seed_decides() -> None:
@@ -119,14 +119,14 @@ def test_dropped_rows_have_no_side() -> None:
 
 @pytest.mark.parametrize("shares", [(1.0, 0.0), (0.0, 1.0), (0.5, 0.5)])
 def test_holding_out_everything_is_refused(shares: tuple[float, float]) -> None:
-    with pytest.raises(DataError, match=r"no trainable row is left: validation_split_ratio=.* hold out all"):
+    with pytest.raises(DataError, match=r"no training rows left: validation_split_ratio=.* hold out all"):
         splits(table([0, 1]), validation_split_ratio=shares[0], test_split_ratio=shares[1])
 
 
 def test_nothing_kept_is_refused() -> None:
     rows = table([0, 1])
     rows.entries["fate"] = RowOutcome.DROPPED
-    with pytest.raises(DataError, match="no trainable row is left: every row was dropped"):
+    with pytest.raises(DataError, match="no training rows left: every row was dropped"):
         splits(rows)
 
 
@@ -138,7 +138,9 @@ def test_shares_above_one_are_refused() -> None:
 def made(rows: RowTable) -> SplitAssignment:
     found, supplied, _ = assign_splits(rows, DataSettings(test_split_ratio=0.1), False)
     stored = [np.flatnonzero(found == number) for number in range(3)]
-    return SplitAssignment(stored[0], stored[1], stored[2], supplied, rows, found)
+    return SplitAssignment(
+        train=stored[0], validation=stored[1], test=stored[2], supplied=supplied, table=rows, row_splits=found
+    )
 
 
 def test_saved_and_verified(tmp_path: Path) -> None:

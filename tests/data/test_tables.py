@@ -19,7 +19,7 @@ from luthier.data.problems import Problems
 def read(path: Path) -> tuple[list[dict[str, Any]], list[int], list[str]]:
     problems = Problems()
     rows = list(records.read(RowFile("training", path.name, path), problems))
-    return [row.fields for row in rows], [row.line for row in rows], [str(problem) for problem in problems.listed()]
+    return [row.fields for row in rows], [row.line for row in rows], [str(problem) for problem in problems.to_list()]
 
 
 def csv_file(tmp_path: Path, content: str) -> Path:
@@ -59,7 +59,7 @@ def test_whatever_python_writes_is_read_back(
         ("input,output\na,b\na,b,c\n", "a.csv:3: 3 cells where the header has 2"),
         ("input,output\na\n", "a.csv:2: 1 cells where the header has 2"),
         ('input,output\na,b\n"x,y\nz\n', "a.csv:3: a quote that opens in this row is never closed"),
-        ("input,input\na,b\n", "a.csv:1: the column 'input' stands twice"),
+        ("input,input\na,b\n", "a.csv:1: duplicate column 'input'"),
         ('input,output\n"a"b,c\n', "a.csv:2: text after a closing quote"),
         ("input,output\na\rb,c\n", "a.csv:2: a lone carriage return"),
         ("", "the file is empty"),

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data.makes import metaspace_tokenizer, unigram_tokenizer
+from data.small_tokenizers import metaspace_tokenizer, unigram_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from luthier.data.build import mask_to_spans
 from luthier.data.example import Example, Piece
 from luthier.data.template import DEMARCATION, Template
-from luthier.data.tokenize import Place, Tokenizer
+from luthier.data.tokenize import Position, Tokenizer
 from luthier.errors import ModelNotFoundError
 
 GPT2 = Path(__file__).parent.parent / "samples" / "gpt2"
@@ -117,7 +117,7 @@ def test_a_space_before_texts_is_put_only_where_the_model_saw_it(tmp_path: Path)
         example = Example("", (plain("the "), plain("cat", True)))
         ids, _ = ours.encode_examples([example])[0]
         assert ours.decode(ids).strip() == "the cat"
-        continuing = ours.encode_batch([[plain("cat")]], Place.CONTINUING)[0][0]
+        continuing = ours.encode_batch([[plain("cat")]], Position.CONTINUING)[0][0]
         assert continuing[0] != ours.encode([plain("cat")])[0]
         assert theirs("the ", add_special_tokens=True)["input_ids"] == ours.prompt_ids(example)
 

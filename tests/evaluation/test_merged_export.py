@@ -89,7 +89,7 @@ def test_without_the_runs_rows_that_is_said(quantized: FinishedRun, tmp_path: Pa
     run = moved(quantized, tmp_path)
     expected = {
         "gone": "the run's training data not found in", "changed": "have changed since training",
-        "resplit": "rows are not what data and settings give now", "artifact": "not a Luthier run",
+        "resplit": "rows differ from those of the current data and settings", "artifact": "not a Luthier run",
     }[how]  # fmt: skip
     if how == "gone":
         shutil.rmtree(tmp_path / "rows")

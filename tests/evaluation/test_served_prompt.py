@@ -99,7 +99,7 @@ def test_a_finished_run_serves_the_prompts_it_was_trained_on(finished: FinishedR
 def test_a_row_without_a_field_is_refused_by_name(finished: FinishedRuns) -> None:
     target = resolve_model(str(finished.get().folder.root), lambda text: None)
     render = prompt_renderer(target.provenance, Tokenizer.load(target.base), raw=False)
-    with pytest.raises(UserError, match="needs the text fields 'context'"):
+    with pytest.raises(UserError, match="requires the text fields 'context'"):
         render({"instruction": "a"})
 
 

@@ -372,7 +372,7 @@ def test_prefixes_are_downloaded_below_a_folder(objects: EmbeddedObjectStore, tm
         "a.csv": b"rows/a.csv", "sub/b.csv": b"rows/sub/b.csv",
     }  # fmt: skip
     assert (objects.download_prefix("s3://room/one.txt", tmp_path / "one") / "one.txt").read_bytes() == b"one.txt"
-    with pytest.raises(UserError, match="s3://room/none: no objects are there"):
+    with pytest.raises(UserError, match="s3://room/none: no objects found"):
         objects.download_prefix("s3://room/none", tmp_path / "none")
     with pytest.raises(UserError, match="s3://nowhere/a: The specified bucket does not exist"):
         objects.download_prefix("s3://nowhere/a", tmp_path / "none")

@@ -41,5 +41,5 @@ def test_the_same_verbs(elsewhere: LiveObjects, tmp_path: Path) -> None:
         external.read("s3://room/out/other", 6)
     with pytest.raises(UserError, match=r"s3://room/out/no: .*NoSuchKey"):
         external.read("s3://room/out/no", 6)
-    with pytest.raises(UserError, match="s3://room/none: no objects are there"):
+    with pytest.raises(UserError, match="s3://room/none: no objects found"):
         external.download_prefix("s3://room/none", tmp_path / "none")

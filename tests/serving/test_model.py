@@ -180,12 +180,15 @@ def test_default_room(tiny_model: ServedModel) -> None:
             {"inputs": "z" * 20, "parameters": {"max_length": 20}},
             "max_length: 20: expected more than the prompt's 20 tokens",
         ),
-        ({"fields": {"question": "a"}}, "fields: a row for a model without a template needs the text field 'prompt'"),
+        (
+            {"fields": {"question": "a"}},
+            "fields: a row for a model without a template requires the text field 'prompt'",
+        ),
         ({"messages": "hi"}, "messages: expected a list of"),
-        ({"messages": []}, "messages: a chat row needs 'messages': a list of"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages: a chat row needs"),
-        ({"messages": [{"role": "assistant", "content": "x"}]}, "messages: the last of the messages is"),
-        ({"inputs": [[{"role": "user", "content": 5}]]}, r"inputs\[0\]: a chat row needs"),
+        ({"messages": []}, "messages: a chat row requires 'messages': a list of"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages: a chat row requires"),
+        ({"messages": [{"role": "assistant", "content": "x"}]}, "messages: the last message has"),
+        ({"inputs": [[{"role": "user", "content": 5}]]}, r"inputs\[0\]: a chat row requires"),
     ],
 )
 def test_what_cannot_be_rendered_or_does_not_fit(short: ServedModel, body: Any, line: str) -> None:

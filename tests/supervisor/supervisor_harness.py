@@ -51,7 +51,7 @@ class FolderObjects:
         elif source.is_dir():
             shutil.copytree(source, folder, dirs_exist_ok=True)
         else:
-            raise UserError(f"{uri}: no objects are there")
+            raise UserError(f"{uri}: no objects found")
         return folder
 
     def upload_file(self, path: Path, uri: str) -> None:

@@ -88,7 +88,7 @@ def test_the_new_model_takes_over_and_the_old_one_goes(harness: Harness, served:
 
 @pytest.mark.parametrize(
     ("files", "words"),
-    [({"refuse": ""}, "told to refuse"), (None, "s3://models/none/model.tar.gz: no objects are there")],
+    [({"refuse": ""}, "told to refuse"), (None, "s3://models/none/model.tar.gz: no objects found")],
 )
 def test_a_model_that_cannot_be_had_leaves_the_old_one_as_it_is(
     harness: Harness, served: Resource, files: dict[str, str] | None, words: str

@@ -191,7 +191,7 @@ def test_an_archive_that_is_no_model_is_refused_and_writes_nothing(harness: Harn
 def test_a_model_that_is_not_there_fails_in_words(harness: Harness) -> None:
     failed = reach(harness, order(harness, "s3://models/none/model.tar.gz"), "Failed")
     assert failed is not None
-    assert failed.endpoint.failure == "ClientError: s3://models/none/model.tar.gz: no objects are there"
+    assert failed.endpoint.failure == "ClientError: s3://models/none/model.tar.gz: no objects found"
 
 
 def test_a_new_supervisor_serves_again(harness: Harness) -> None:

@@ -127,7 +127,7 @@ def test_rows_that_are_not_there_are_the_callers_fault(harness: Harness) -> None
     }
     (failed,) = harness.run_to_end(harness.create_job("nowhere", {"InputDataConfig": [channel]}))
     assert failed.training.failure == (
-        "ClientError: Data download failed for channel 'training': s3://data/none: no objects are there"
+        "ClientError: Data download failed for channel 'training': s3://data/none: no objects found"
     )
 
 

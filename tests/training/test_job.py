@@ -138,7 +138,7 @@ def test_too_many_truncated_rows_are_refused(tmp_path: Path, model: Path) -> Non
     row = {"instruction": "a", "context": "b", "response": "long " * 60}
     path.write_text((json.dumps(row) + "\n") * 5)
     folder = lay_out(tmp_path / "run", model, path.parent, max_truncated=0.5)
-    with pytest.raises(DataError, match=r"5 of 5 rows are truncated, more than the share of 0\.5 allowed"):
+    with pytest.raises(DataError, match=r"5 of 5 rows are truncated; the allowed fraction is 0\.5"):
         run(folder)
     assert folder.ledger.read_text().count('"truncated"') == 5
 

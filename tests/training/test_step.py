@@ -55,7 +55,7 @@ def test_accumulated_equals_one_batch(architecture: str, batches: list[list[int]
 
 
 def test_the_last_partial_accumulation_weighs_its_own_tokens() -> None:
-    plan = BatchSampler(np.arange(11), rows_per_batch=2, accumulation=4, seed=0)
+    plan = BatchSampler(rows=np.arange(11), rows_per_batch=2, accumulation=4, seed=0)
     last = plan.micro_batches(plan.steps_per_epoch - 1)
     assert [len(batch) for batch in last] == [2, 1]
     whole, expected = step_on("llama", [[row for batch in last for row in batch]])

@@ -1,4 +1,4 @@
-"""JumpStart's names: the ids under which clients ask for an entry, and the buckets, keys and URIs that hold them.
+"""JumpStart's names: ids of entries, and the buckets, keys and URIs of their artifacts.
 
 s3://jumpstart-cache-prod-<region>/luthier/<id>/<version>/train/        the base model's artifact
 s3://jumpstart-private-cache-prod-<region>/...                          the same for a gated one
@@ -12,10 +12,10 @@ from collections.abc import Mapping
 
 from luthier.catalog.entry import Entry, entries, find
 
-# All alike: clients pin a major version (`model_version="2.*"`) that AWS's examples name.
+# The same content: clients pin the major version (`model_version="2.*"`) of AWS's examples.
 VERSIONS = ("1.0.0", "2.0.0", "3.0.0", "4.0.0", "5.0.0")
 LATEST = VERSIONS[-1]
-LONGEST = 63  # letters of a hub content's name
+MAX_CONTENT_NAME = 63  # characters
 HUB = "SageMakerPublicHub"
 PUBLIC, PRIVATE = "jumpstart-cache-prod-", "jumpstart-private-cache-prod-"
 ROOT = "luthier"
@@ -27,34 +27,33 @@ _AWS_KEY = re.compile(r"(?:train-|infer-)?(.+?)(?:\.tar\.gz)?")
 
 
 def jumpstart_ids(entry: Entry) -> tuple[str, ...]:
-    """The ids of an entry in JumpStart's lists: AWS's own, or its plain name where AWS has none."""
+    """Return the ids of an entry in JumpStart: AWS's, or its slug where AWS has none."""
     return tuple(alias for alias in entry.aliases if _JUMPSTART_ID.fullmatch(alias)) or (slug(entry),)
 
 
 def slug(entry: Entry) -> str:
-    """The entry's id in the letters that a hub content's name may have."""
+    """Return the entry's id with the characters allowed in a hub content's name."""
     return re.sub(r"[^A-Za-z0-9]+", "-", entry.id).strip("-")
 
 
 def entries_by_id() -> Mapping[str, Entry]:
-    """Every id of JumpStart's lists, with its entry."""
+    """Return the entry of every JumpStart id."""
     return {identity: entry for entry in entries() for identity in jumpstart_ids(entry)}
 
 
 def hub_contents() -> Mapping[str, Entry]:
-    """Every name of the hub's contents, with its entry: an id, or the plain name where that is too long for the hub."""
-    return {
-        (identity if len(identity) <= LONGEST else slug(entry)): entry for identity, entry in entries_by_id().items()
-    }
+    """Return the entry of every hub content's name: a JumpStart id, or the slug where the id is too long."""
+    known = entries_by_id().items()
+    return {(identity if len(identity) <= MAX_CONTENT_NAME else slug(entry)): entry for identity, entry in known}
 
 
 def entry_of(name: str) -> Entry | None:
-    """The entry of a JumpStart id, or of any other of its names, in any case."""
+    """Return the entry with this JumpStart id or any other name, ignoring case."""
     return find(name) or next((entry for entry in entries() if slug(entry).lower() == name.lower()), None)
 
 
 def region_of(bucket: str) -> str | None:
-    """The region of a cache bucket; None for any other bucket."""
+    """Return the region of a JumpStart cache bucket; None for other buckets."""
     match = _BUCKET.fullmatch(bucket)
     return match[1] if match else None
 
@@ -68,7 +67,6 @@ def bucket_of(entry: Entry, region: str) -> str:
 
 
 def object_key(identity: str, version: str, rest: str) -> str:
-    """The key of something of a model's."""
     return f"{ROOT}/{identity}/{version}/{rest}"
 
 
@@ -78,7 +76,7 @@ def is_cache_uri(uri: str) -> bool:
 
 
 def base_model_of_key(uri: str) -> Entry | None:
-    """The entry whose artifact an s3:// URI of a cache bucket names, by our keys or AWS's own; None for any other."""
+    """Return the entry of an artifact's s3:// URI in a cache bucket, by Luthier's keys or AWS's; None for others."""
     match = _URI.fullmatch(uri)
     if match is None or region_of(match[1]) is None:
         return None
@@ -90,7 +88,7 @@ def base_model_of_key(uri: str) -> Entry | None:
 
 
 def content_name(arn: str) -> str:
-    """The hub content's name in its ARN."""
+    """Return the hub content's name from its ARN."""
     parts = arn.split("/")
     return parts[3] if len(parts) > 3 else arn
 
@@ -104,5 +102,5 @@ def hub_arn(region: str) -> str:
 
 
 def image_uri(role: str, region: str) -> str:
-    """The image URI that requests carry; nothing is ever pulled."""
+    """Return the image URI of requests and responses; no image is pulled."""
     return f"763104351884.dkr.ecr.{region}.amazonaws.com/luthier-{role}:1"

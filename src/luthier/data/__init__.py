@@ -1,1 +1,1 @@
-"""From files to batches: records, template, chat, split, tokenize, ledger. Knows rows and tokens, not weights."""
+"""Turns files into batches: records, template, chat, split, tokenize, ledger; without weights."""

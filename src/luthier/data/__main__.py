@@ -1,7 +1,7 @@
-"""``python -m luthier.data inspect --request FILE|-``: reads everything, trains nothing.
+"""``python -m luthier.data inspect --request FILE|-``: prepares rows without training.
 
 The request is JSON: {"channels": {"training": PATH, ...}, "model", "kind", "hyperparameters": {...}, "json": bool}.
-Exit 0 when a job would accept the rows, 2 with one line per problem when not.
+Exit code 0 when a job would accept the rows; else 2, with one line per problem.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ from luthier.home import cache_root
 
 
 def main(arguments: list[str]) -> None:
-    """Answer one request."""
+    """Run the verb on the command line."""
     parser = argparse.ArgumentParser(prog="python -m luthier.data")
     parser.add_argument("verb", choices=["inspect"])
     parser.add_argument("--request", default="-", help="a JSON file, or - for standard input")
-    asked = parser.parse_args(arguments)
-    text = sys.stdin.read() if asked.request == "-" else Path(asked.request).read_text("utf-8")
+    options = parser.parse_args(arguments)
+    text = sys.stdin.read() if options.request == "-" else Path(options.request).read_text("utf-8")
     inspect(json.loads(text))
 
 
 def inspect(request: dict[str, Any]) -> None:
-    """Prepare the rows as a job would and show what came of it; UserError when a job would refuse them."""
+    """Prepare the rows as a job would and print the result; UserError when a job would refuse them."""
     as_json = bool(request.get("json"))
     notes = Console(stderr=True)
     try:
-        prepared, tokenizer = _prepared(request, notes)
+        prepared, tokenizer = _prepare(request, notes)
     except UserError as error:
         if as_json:
             kind = request.get("kind") if request.get("kind") != "auto" else None
-            _print_json(preview.refused_json(kind, str(error).splitlines()))
+            _print_json(preview.refusal_as_json(kind, str(error).splitlines()))
         raise
     if as_json:
         _print_json(preview.as_json(prepared))
@@ -56,7 +56,7 @@ def inspect(request: dict[str, Any]) -> None:
         preview.show(prepared, tokenizer, Console())
 
 
-def _prepared(request: dict[str, Any], notes: Console) -> tuple[Dataset, Tokenizer]:
+def _prepare(request: dict[str, Any], notes: Console) -> tuple[Dataset, Tokenizer]:
     channels = {name: Path(path) for name, path in request["channels"].items()}
     location = locate(request.get("model") or "luthier/tiny")
 
@@ -70,7 +70,7 @@ def _prepared(request: dict[str, Any], notes: Console) -> tuple[Dataset, Tokeniz
     check_kind(entry, kind)
     positions = context_length(folder, entry)
     settings = DataSettings.from_hyperparameters(kind, values, values.explicit, entry, positions)
-    set_threads(settings.workers)  # loading already starts the threads
+    set_threads(settings.workers)  # before loading, which starts the threads
     tokenizer = Tokenizer.load(folder, entry.chat_template if entry else None)
     prepared = prepare(channels, settings, tokenizer, cache_root(), say)
     check_truncated(prepared.counts, kind, request.get("max_truncated"))

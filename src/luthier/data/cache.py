@@ -1,10 +1,10 @@
-"""Prepared data on disk, by content hash: built in a folder beside, renamed into place, verified before reuse.
+"""Tokenized data on disk, keyed by content hash: built in a temporary folder, renamed into place, verified before use.
 
     <cache>/<key>/   ids.bin offsets.npy spans.npy spanned.npy   the token store
-                     entries.npy owner.npy [sides.npy]           the row table, the row of each stored row, its splits
-                     meta.json                                   what applied, and the checksum of every file
+                     entries.npy owner.npy [sides.npy]           the row table, the input row of each stored row, splits
+                     meta.json                                   template and warnings, checksum of every file
 
-A folder that fails its checksums is set aside and built again. It knows files, nothing of rows.
+A folder whose checksums differ is removed and built again.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ META = "meta.json"
 
 
 def key_of(facts: Any) -> str:
-    """A name for JSON-ready facts: sha256 of their canonical form."""
+    """sha256 of JSON-ready facts in canonical form."""
     text = json.dumps(facts, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
 def find(cache: Path, key: str) -> Path | None:
-    """The folder of `key` when it is there and whole."""
+    """Return the folder of `key` if it exists and its checksums match."""
     folder = cache / key
     meta = read_meta(folder)
     if meta is None:
@@ -42,7 +42,7 @@ def find(cache: Path, key: str) -> Path | None:
 
 
 def read_meta(folder: Path) -> dict[str, Any] | None:
-    """meta.json of a folder; None when it is missing or torn."""
+    """Return meta.json of a folder; None when it is missing or incomplete."""
     try:
         stored = json.loads((folder / META).read_text("utf-8"))
     except (OSError, ValueError):
@@ -51,15 +51,15 @@ def read_meta(folder: Path) -> dict[str, Any] | None:
 
 
 def store(cache: Path, key: str, build: Callable[[Path], dict[str, Any]]) -> Path:
-    """Let `build` fill a folder and return its meta; put it in place in one step."""
-    with _beside(cache, key) as temporary:
+    """Let `build` write a folder and return its metadata, then rename the folder into place atomically."""
+    with _temporary_folder(cache, key) as temporary:
         meta = build(temporary)
         meta["checksums"] = {path.name: _checksum(path) for path in sorted(temporary.iterdir())}
         (temporary / META).write_text(json.dumps(meta, ensure_ascii=False), "utf-8")
         target = cache / key
         try:
             temporary.rename(target)
-        except OSError:  # another process put the same content there first, or left a torn folder
+        except OSError:  # another process stored the same content first, or left an incomplete folder
             if find(cache, key) is None:
                 shutil.rmtree(target, ignore_errors=True)
                 temporary.rename(target)
@@ -67,12 +67,12 @@ def store(cache: Path, key: str, build: Callable[[Path], dict[str, Any]]) -> Pat
 
 
 @contextmanager
-def _beside(cache: Path, key: str) -> Iterator[Path]:
+def _temporary_folder(cache: Path, key: str) -> Iterator[Path]:
     temporary = cache / f".{key}.{os.getpid()}"
     try:
         temporary.mkdir(parents=True)
     except OSError as error:
-        raise UserError(f"{cache}: {error.strerror}; set LUTHIER_CACHE to a folder that can be written") from None
+        raise UserError(f"{cache}: {error.strerror}; set LUTHIER_CACHE to a writable folder") from None
     try:
         yield temporary
     finally:

@@ -1,9 +1,9 @@
-"""An example: one row as the model will see it, in pieces of text that do or do not carry loss.
+"""An example: one rendered row, in pieces of text that do or do not carry loss.
 
     pieces   [ "question: 2 + 2?\n\n### Response:\n" | "4" ]
                        trained=False                   trained=True
 
-It knows text and spans of text, nothing of tokens or of where the row came from.
+It holds text and spans of text, no tokens.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ Span = tuple[int, int]  # [start, end) in characters of a piece's text
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A stretch of text; `trained`: its tokens carry loss.
+    """A piece of text; `trained`: its tokens carry loss.
 
-    `controls` are the spans written by the template, not by the row: special-token strings that lie wholly inside one
-    of them become control tokens. Everywhere else such a string is plain text. `spoken` are what the user said in an
-    untrained piece: its tokens carry loss where all turns of a conversation are trained.
+    `controls` are the spans written by the template, not by the row: special-token strings wholly inside one of them
+    become control tokens; elsewhere they stay text. `user_spans` are the user's words in an untrained piece: their
+    tokens carry loss where all turns of a conversation are trained.
     """
 
     text: str
@@ -30,7 +30,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One rendered row. `framed`: BOS goes before it and EOS after it (chat templates bring their own)."""
+    """One rendered row. `add_special_tokens`: BOS before and EOS after it (chat templates have their own)."""
 
     source: str
     pieces: tuple[Piece, ...]

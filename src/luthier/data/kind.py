@@ -1,11 +1,11 @@
-"""The kind of a data set: instruction, autopilot, chat or domain; found from the files, or as the caller says.
+"""The kind of a data set: instruction, autopilot, chat or domain; detected from the files, or set by the caller.
 
     instruction   .jsonl rows with fields for a template
     autopilot     CSV or Parquet with exactly the columns input and output
     chat          .jsonl rows with one of dialog, messages, conversations
     domain        one .txt, .csv, .json or .jsonl file of plain text
 
-It looks at names, headers and first rows, never at all of the data.
+Only names, headers and first rows are read.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ SUFFIXES = {
 
 
 def resolve_kind(kind: str, values: Mapping[str, Any], explicit: Collection[str], training_channel: Path) -> str:
-    """Settle the kind from what was asked (`kind`, instruction_tuned, chat_dataset) and, for the rest, the data.
+    """Resolve the kind from `kind`, instruction_tuned and chat_dataset and, where these leave it open, the data.
 
-    Both hyperparameters True, or one that contradicts an explicit kind, is a SettingError. Both set False means
+    SettingError when both hyperparameters are True, or one contradicts an explicit kind. Both set to False means
     domain adaptation, as in JumpStart.
     """
     instruction = values.get("instruction_tuned") if "instruction_tuned" in explicit else None
@@ -50,23 +50,25 @@ def resolve_kind(kind: str, values: Mapping[str, Any], explicit: Collection[str]
     else:
         allowed -= {"instruction", "autopilot"} if instruction is False else set()
         allowed -= {"chat"} if chat is False else set()
-    said = " and ".join(f"{name}={values[name]}" for name in ("instruction_tuned", "chat_dataset") if name in explicit)
+    settings = " and ".join(
+        f"{name}={values[name]}" for name in ("instruction_tuned", "chat_dataset") if name in explicit
+    )
     if kind != "auto":
         if kind not in allowed:
-            raise SettingError(f"--kind {kind} contradicts {said}; drop one of them")
+            raise SettingError(f"--kind {kind} contradicts {settings}; remove one of them")
         return kind
     if len(allowed) == 1:
         return allowed.pop()
-    found = detect(open_channels({"training": training_channel})[0])
-    if found in allowed:
-        return found
-    if instruction is False and chat is None and found in ("instruction", "autopilot"):
+    detected = detect(open_channels({"training": training_channel})[0])
+    if detected in allowed:
+        return detected
+    if instruction is False and chat is None and detected in ("instruction", "autopilot"):
         return "domain"
-    raise SettingError(f"the rows are of kind {found}, which {said} excludes; drop the setting, or give --kind")
+    raise SettingError(f"the rows are {detected} data, which {settings} excludes; remove the setting, or give --kind")
 
 
 def detect(channel: Channel) -> str:
-    """The kind that a training channel's files look like."""
+    """Detect the kind from a training channel's files."""
     suffixes = {".parquet" if tables.is_parquet(file.path) else file.suffix for file in channel.files}
     if len(suffixes) > 1:
         raise DataError(
@@ -78,7 +80,7 @@ def detect(channel: Channel) -> str:
         )
     suffix = suffixes.pop()
     if suffix == ".jsonl":
-        return _kind_of_lines(channel)
+        return _detect_jsonl(channel)
     if suffix in (".txt", ".json"):
         return "domain"
     problems = Problems()
@@ -87,15 +89,15 @@ def detect(channel: Channel) -> str:
     if set(names) == set(AUTOPILOT_COLUMNS):
         return "autopilot"
     if suffix == ".parquet" or len(channel.files) > 1 or {"input", "output"} & set(names):
-        return "autopilot"  # its reader says what is wrong with the columns
+        return "autopilot"  # its reader reports problems of the columns
     return "domain"
 
 
-def _kind_of_lines(channel: Channel) -> str:
+def _detect_jsonl(channel: Channel) -> str:
     for file in channel.files:
-        first = next(records.read(file, Problems()), None)
-        if first is not None:
-            keys = set(first.fields)
+        record = next(records.read(file, Problems()), None)
+        if record is not None:
+            keys = set(record.fields)
             if keys & set(KEYS) and channel.template is None:
                 return "chat"
             if keys == {"text"} and channel.template is None and len(channel.files) == 1:
@@ -105,9 +107,9 @@ def _kind_of_lines(channel: Channel) -> str:
 
 
 def check_files(kind: str, channels: list[Channel]) -> None:
-    """Refuse files that a kind cannot read, each by name; DataError."""
+    """Raise DataError for files that do not fit the kind, naming each."""
     problems = [
-        Problem(file.name, 0, f"{kind} data are {' or '.join(SUFFIXES[kind])} files")
+        Problem(file.name, 0, f"{kind} data must be in {' or '.join(SUFFIXES[kind])} files")
         for channel in channels
         for file in channel.files
         if not _fits(kind, file)
@@ -120,12 +122,12 @@ def check_files(kind: str, channels: list[Channel]) -> None:
                     "",
                     0,
                     f"domain adaptation takes exactly one file in the {channel.name} channel; "
-                    f"it holds {len(channel.files)} ({names} ...)",
+                    f"it contains {len(channel.files)} ({names} ...)",
                 )
             )
     formats = {tables.is_parquet(file.path) for channel in channels for file in channel.files}
     if kind == "autopilot" and not problems and len(formats) > 1:
-        problems.append(Problem("", 0, "CSV and Parquet files are mixed; all channels must be of one format"))
+        problems.append(Problem("", 0, "CSV and Parquet files are mixed; all channels must have one format"))
     if problems:
         raise DataError(problems)
 

@@ -1,12 +1,12 @@
 """Near-duplicate rows, found in one pass with bounded memory: MinHash signatures, banded, joined by union-find.
 
-    text     case folded, every digit 0, every run of other non-letters one space
-    shingles all 8-byte windows of that text in UTF-8
-    sketch   one-permutation MinHash: 64 bins, the smallest hash in each, 16 bits kept (128 bytes a row)
+    text     case folded, each digit 0, each run of other non-letters one space
+    shingles all 8-byte substrings of that text in UTF-8
+    sketch   one-permutation MinHash: 64 bins, 16 bits of the smallest hash in each (128 bytes per row)
     groups   rows that share a band of 4 bins and agree in at least THRESHOLD of the 64 are joined
 
 THRESHOLD is the estimated Jaccard similarity (standard error about 0.05 at 0.8). Texts under 8 bytes match when equal.
-It knows texts and numbers, nothing of files or splits. Shapes: R rows, N shingles of a batch.
+Shapes: R rows, N shingles of a batch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 THRESHOLD = 0.8
 BINS = 64
 _BAND = 4
-_WINDOW = 8
+_SHINGLE_BYTES = 8
 _EMPTY = np.uint64(0xFFFFFFFFFFFFFFFF)
 _NOT_WORDS = re.compile(r"[\W_]+")
 _DIGITS = re.compile(r"\d")
@@ -30,32 +30,32 @@ _ASCII = bytes(
     ord("0") if chr(code).isdigit() else ord(chr(code).lower()) if chr(code).isalpha() else ord(" ")
     for code in range(128)
 ).ljust(256)
-_SEPARATOR = b"\x00" * _WINDOW  # keeps the windows of neighbours apart
+_SEPARATOR = b"\x00" * _SHINGLE_BYTES  # no shingle spans two rows
 _CHUNK = 1 << 20  # rows compared at once
 
 
 def fold(text: str) -> bytes:
-    """The text as near-duplicates see it."""
-    if text.isascii():  # the same by a table
+    """Normalize a text for comparison."""
+    if text.isascii():  # same result by a table
         return b" ".join(text.encode("ascii").translate(_ASCII).split())
     return _NOT_WORDS.sub(" ", _DIGITS.sub("0", text.casefold())).strip().encode("utf-8", "replace")
 
 
 class Sketches:
-    """Collects signatures batch by batch; `groups` joins the rows."""
+    """Collects signatures batch by batch; `groups` joins similar rows."""
 
     def __init__(self) -> None:
         self._parts: list[Array] = []
 
     def add(self, texts: Sequence[str]) -> None:
-        """Sketch a batch of texts."""
+        """Add a batch of texts."""
         self._parts.append(sketch([fold(text) for text in texts]))
 
     def groups(self) -> Array:
         """int64 (R,): the smallest row of each row's group; itself when it has no near-duplicate."""
         signatures = np.concatenate(self._parts) if self._parts else np.empty((0, BINS), np.uint16)
         self._parts = [signatures]
-        return _join(signatures)
+        return _join_similar(signatures)
 
 
 def sketch(folded: Sequence[bytes]) -> Array:
@@ -63,20 +63,20 @@ def sketch(folded: Sequence[bytes]) -> Array:
     rows = len(folded)
     if not rows:
         return np.empty((0, BINS), np.uint16)
-    padded = [text if len(text) >= _WINDOW else text.ljust(_WINDOW, b"\x01") for text in folded]
+    padded = [text if len(text) >= _SHINGLE_BYTES else text.ljust(_SHINGLE_BYTES, b"\x01") for text in folded]
     joined = _SEPARATOR.join(padded) + _SEPARATOR
     lengths = np.array([len(text) for text in padded])
-    starts = np.concatenate([[0], np.cumsum(lengths + _WINDOW)[:-1]])
-    shingles = lengths - _WINDOW + 1
-    # Shingle n of all is at byte n, moved on by what lies between the rows before it.
+    starts = np.concatenate([[0], np.cumsum(lengths + _SHINGLE_BYTES)[:-1]])
+    shingles = lengths - _SHINGLE_BYTES + 1
+    # Shingle n of the batch starts at byte n plus the gaps between the rows before it.
     between = starts - np.concatenate([[0], np.cumsum(shingles)[:-1]])
     chosen = np.arange(shingles.sum()) + np.repeat(between, shingles)
-    windows = np.ndarray(len(joined) - _WINDOW + 1, np.dtype("<u8"), joined, strides=(1,))  # at every byte
+    windows = np.ndarray(len(joined) - _SHINGLE_BYTES + 1, np.dtype("<u8"), joined, strides=(1,))  # at every byte
     hashes = _mix(windows[chosen].astype(np.uint64, copy=False))
     row_of = np.repeat(np.arange(rows), shingles)
     smallest = np.full(rows * BINS, _EMPTY)
     np.minimum.at(smallest, row_of * BINS + (hashes >> np.uint64(58)).astype(np.int64), hashes)
-    return _filled(smallest.reshape(rows, BINS))
+    return _fill_empty_bins(smallest.reshape(rows, BINS))
 
 
 def _mix(values: Array) -> Array:
@@ -88,8 +88,8 @@ def _mix(values: Array) -> Array:
     return mixed
 
 
-def _filled(smallest: Array) -> Array:
-    """Give an empty bin the value of the next filled one to its right, shifted by the distance (rotation)."""
+def _fill_empty_bins(smallest: Array) -> Array:
+    """Set each empty bin to the next non-empty one on its right, offset by the distance (rotation)."""
     filled = smallest.copy()
     distance = np.zeros(smallest.shape, np.uint64)
     for _ in range(BINS - 1):
@@ -102,7 +102,7 @@ def _filled(smallest: Array) -> Array:
     return (_mix(filled ^ (distance << np.uint64(56))) & np.uint64(0xFFFF)).astype(np.uint16)
 
 
-def _join(signatures: Array) -> Array:
+def _join_similar(signatures: Array) -> Array:
     rows = len(signatures)
     parent = np.arange(rows, dtype=np.int64)
     for start in range(0, BINS, _BAND):

@@ -1,4 +1,4 @@
-"""What `luthier inspect` shows a person: counts, token lengths, and examples with the trained tokens coloured."""
+"""The output of `luthier inspect`: counts, token lengths, and examples with the trained tokens in colour."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from luthier.data.prepare import Dataset
 from luthier.data.rows import SPLITS, Array
 from luthier.data.tokenize import Tokenizer
 
-TRAINED = {ASSISTANT: "the assistant's are trained", LAST: "the last one is trained", ALL: "all are trained"}
+TRAINED = {ASSISTANT: "loss on assistant turns", LAST: "loss on the last turn", ALL: "loss on all turns"}
 _BINS = 10
-_BAR = 40  # characters
+_BAR_WIDTH = 40  # characters
 _BLOCKS = " ▏▎▍▌▋▊▉"
 _EXAMPLES = 3
-_SHOWN = 400  # characters of a stretch of an example
+_MAX_CHARACTERS = 400  # shown of a piece of an example
 
 
 def show(prepared: Dataset, tokenizer: Tokenizer, console: Console) -> None:
     """Print the whole preview."""
     console.print(_counts(prepared))
-    console.print(_settled(prepared))
+    console.print(_summary(prepared))
     console.print(Panel(histogram(prepared.tokens.lengths), title="tokens in a row", title_align="left", expand=False))
     console.print(_examples(prepared, tokenizer))
     for warning in prepared.warnings:
@@ -37,7 +37,7 @@ def show(prepared: Dataset, tokenizer: Tokenizer, console: Console) -> None:
 
 
 def as_json(prepared: Dataset) -> dict[str, Any]:
-    """The machine-readable answer of inspect."""
+    """Return the output of inspect --json."""
     counts = prepared.counts
     split = prepared.split
     return {
@@ -64,8 +64,8 @@ def as_json(prepared: Dataset) -> dict[str, Any]:
     }
 
 
-def refused_json(kind: str | None, problems: list[str]) -> dict[str, Any]:
-    """The machine-readable answer when the rows cannot be used."""
+def refusal_as_json(kind: str | None, problems: list[str]) -> dict[str, Any]:
+    """Return the output of inspect --json when the rows are refused."""
     numbers = dict.fromkeys(("rows", "kept", "truncated", "dropped", "tokens", "completion_tokens"))
     return {"kind": kind, **numbers, "problems": problems, "warnings": [], "examples": []}
 
@@ -88,7 +88,7 @@ def _counts(prepared: Dataset) -> Table:
     return table
 
 
-def _settled(prepared: Dataset) -> Text:
+def _summary(prepared: Dataset) -> Text:
     split = prepared.split
     unit = "blocks" if prepared.kind == "domain" else "rows"
     splits = ", ".join(
@@ -97,13 +97,13 @@ def _settled(prepared: Dataset) -> Text:
     )
     turns = f"\nturns      {TRAINED[prepared.turns]}" if prepared.turns else ""
     return Text(
-        f"template   {prepared.template_origin}{turns}\nwindow     {prepared.max_length:,} tokens\n"
+        f"template   {prepared.template_origin}{turns}\nmax length {prepared.max_length:,} tokens\n"
         f"split      {splits} {unit}, seed {split.seed}"
     )
 
 
 def histogram(lengths: Array) -> Text:
-    """Bars of token lengths: as many rows as the longest bar has per bin."""
+    """Draw a histogram of token lengths."""
     if not len(lengths):
         return Text("no rows")
     low, high = int(lengths.min()), int(lengths.max())
@@ -111,7 +111,7 @@ def histogram(lengths: Array) -> Text:
     counts = np.histogram(lengths, edges)[0]
     lines = []
     for start, end, count in zip(edges[:-1], edges[1:], counts.tolist(), strict=True):
-        eighths = round(count / counts.max() * _BAR * 8)
+        eighths = round(count / counts.max() * _BAR_WIDTH * 8)
         bar = "█" * (eighths // 8) + _BLOCKS[eighths % 8].strip()
         lines.append(f"{start:>7,} - {end - 1:<7,} {bar or ('▏' if count else '')} {count:,}")
     return Text("\n".join(lines))
@@ -130,11 +130,12 @@ def _examples(prepared: Dataset, tokenizer: Tokenizer) -> RenderableType:
 
 
 def coloured(prepared: Dataset, tokenizer: Tokenizer, row: int) -> Iterator[tuple[str, str]]:
-    """(text, style) stretches of a stored row, as its tokens spell it."""
+    """Yield (text, style) of a stored row's trained and untrained spans, decoded from its tokens."""
     ids, trained = prepared.tokens.row(row)
-    for is_trained, places in itertools.groupby(range(len(ids)), key=lambda place: bool(trained[place])):
-        text = tokenizer.show(ids[list(places)]).replace("\x1b", "␛")  # rows may not steer the terminal
-        if len(text) > _SHOWN:
-            hidden = len(text) - _SHOWN
-            text = f"{text[: _SHOWN // 2]} [... {hidden:,} characters not shown ...] {text[-_SHOWN // 2 :]}"
+    for is_trained, positions in itertools.groupby(range(len(ids)), key=lambda position: bool(trained[position])):
+        text = tokenizer.show(ids[list(positions)]).replace("\x1b", "␛")  # rows must not control the terminal
+        if len(text) > _MAX_CHARACTERS:
+            hidden = len(text) - _MAX_CHARACTERS
+            half = _MAX_CHARACTERS // 2
+            text = f"{text[:half]} [... {hidden:,} characters not shown ...] {text[-half:]}"
         yield text, "bold green" if is_trained else "dim"

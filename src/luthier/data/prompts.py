@@ -1,10 +1,10 @@
-"""A row's fields to the prompt that asks for its answer, as the run was trained: `luthier generate` and serving alike.
+"""Renders the fields of a row or request as a prompt, as in training; used by `luthier generate` and serving.
 
     a template       {"instruction": ..., "context": ...}   filled into the run's own template
     conversations    {"messages": [...]}                    by the tokenizer's chat template
     neither          {"prompt": ...}                        the text itself
 
-It knows a run by its provenance (luthier.json), nothing of weights.
+A run is described by its provenance (luthier.json).
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ Render = Callable[[Mapping[str, Any]], Example]
 def prompt_renderer(
     provenance: Mapping[str, Any], tokenizer: Tokenizer, raw: bool, trusted: bool | None = None
 ) -> Render:
-    """How a row's fields become a prompt: as the run was trained, or (`raw`) the plain text of its field `prompt`.
+    """Return a function that renders fields as a prompt: as in training, or (`raw`) the text of the field `prompt`.
 
-    `trusted`: special-token strings in the fields become control tokens; None leaves it to what the run was trained
-    with, and to text where `raw`. The function that is returned raises UserError for fields that do not fit.
+    `trusted`: special-token strings in the fields become control tokens; None means as in training, and False where
+    `raw`. The returned function raises UserError for invalid fields.
     """
     render = _kind_renderer(provenance, tokenizer, raw)
     if trusted is None:
@@ -49,18 +49,20 @@ def _kind_renderer(provenance: Mapping[str, Any], tokenizer: Tokenizer, raw: boo
 def _template_prompt(template: Template, fields: Mapping[str, Any]) -> Example:
     missing = [name for name in template.prompt_fields if not isinstance(fields.get(name), str)]
     if missing:
-        raise UserError(f"the run's template needs the text fields {', '.join(map(repr, missing))}")
+        raise UserError(f"the run's template requires the text fields {', '.join(map(repr, missing))}")
     return template.render_prompt({name: fields[name] for name in template.prompt_fields})
 
 
 def _chat_prompt(tokenizer: Tokenizer, fields: Mapping[str, Any]) -> Example:
     messages = fields.get("messages")
     if tokenizer.chat is None:
-        raise UserError("a row with 'messages' needs a model whose tokenizer has a chat template")
+        raise UserError("'messages' requires a model whose tokenizer has a chat template")
     if not isinstance(messages, list) or not all(map(_is_message, messages)) or not messages:
-        raise UserError('a chat row needs \'messages\': a list of {"role": "system|user|assistant", "content": text}')
+        raise UserError(
+            'a chat row requires \'messages\': a list of {"role": "system|user|assistant", "content": TEXT}'
+        )
     if messages[-1]["role"] == "assistant":
-        raise UserError("the last of the messages is the assistant's; leave the answer out, or end with the user's")
+        raise UserError("the last message has the role assistant; remove it, or end with a user message")
     try:
         return tokenizer.chat.render_prompt(messages)
     except ChatError as error:
@@ -75,5 +77,5 @@ def _plain_prompt(tokenizer: Tokenizer, fields: Mapping[str, Any]) -> Example:
     if isinstance(fields.get("messages"), list):
         return _chat_prompt(tokenizer, fields)
     if not isinstance(fields.get("prompt"), str):
-        raise UserError("a row for a model without a template needs the text field 'prompt' (or 'messages')")
+        raise UserError("a row for a model without a template requires the text field 'prompt' (or 'messages')")
     return Example("", (Piece(fields["prompt"], trained=False),))

@@ -1,11 +1,11 @@
-"""Rows of files, streamed: each row as a Record that never forgets its file and line.
+"""Streams the rows of files: each row is a Record with its file and line.
 
     .jsonl           one JSON object a line; only \\n and \\r\\n end a line
     .json            JSON Lines, or one array of objects
     .csv .parquet    see tables.py (Parquet is known by its first bytes, whatever the file is called)
-    .txt             pieces of whole lines, see `_text`
+    .txt             pieces of whole lines, see `_read_text`
 
-A row that cannot be read goes to `Problems` and the stream goes on. It knows formats, nothing of templates.
+A row that cannot be read is added to `Problems` and reading continues. Templates are applied elsewhere.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from luthier.data.channel import RowFile
 from luthier.data.problems import Problems
 from luthier.data.strict_utf8 import NotUtf8Error, Utf8Lines
 
-PIECE_CHARACTERS = 2_000  # of a .txt piece: about a page, so that a split cuts between pages
-DEEPEST = 1_000  # levels of nesting
+PIECE_CHARACTERS = 2_000  # of a .txt piece: about a page
+MAX_DEPTH = 1_000  # levels of nesting
 
 
 class JsonLiteral(str):
-    """A JSON number or boolean, as written in the file: `1.10` stays ``1.10``."""
+    """A JSON number or boolean as text, as the file writes it: `1.10` stays ``1.10``."""
 
     __slots__ = ()
 
@@ -46,18 +46,18 @@ class Record:
 
 
 class BadRowError(ValueError):
-    """A row that is not what its format promises; `kind` groups alike ones."""
+    """A row that violates its file format; `kind` groups similar errors."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
         self.kind = kind
 
 
-def read(file: RowFile, problems: Problems, wanted: frozenset[int] | None = None) -> Iterator[Record]:
-    """Stream a file's rows. `wanted`: only these lines, for re-reading a few rows of a file known to be good."""
+def read(file: RowFile, problems: Problems, lines: frozenset[int] | None = None) -> Iterator[Record]:
+    """Stream a file's rows. `lines`: only these, where the file was checked before."""
     try:
         if file.suffix == ".txt":
-            yield from _text(file)
+            yield from _read_text(file)
         elif tables.is_parquet(file.path):
             for line, fields in tables.parquet(file, problems):
                 yield Record(fields, file.name, line)
@@ -65,19 +65,19 @@ def read(file: RowFile, problems: Problems, wanted: frozenset[int] | None = None
             for line, fields in tables.csv_rows(file, problems):
                 yield Record(fields, file.name, line)
         elif file.suffix == ".json" and _first_character(file) == "[":
-            yield from _array(file, problems)
+            yield from _read_array(file, problems)
         else:
-            yield from _json_lines(file, problems, wanted)
+            yield from _read_json_lines(file, problems, lines)
     except NotUtf8Error as error:
         problems.add(file.name, error.line, "utf-8", str(error))
 
 
-def _json_lines(file: RowFile, problems: Problems, wanted: frozenset[int] | None) -> Iterator[Record]:
+def _read_json_lines(file: RowFile, problems: Problems, lines: frozenset[int] | None) -> Iterator[Record]:
     for line, text in Utf8Lines(file.path):
-        if wanted is not None and line not in wanted:
+        if lines is not None and line not in lines:
             continue
         if not text.strip(" \t\r\n"):
-            problems.blank(file.name)
+            problems.add_blank(file.name)
             continue
         try:
             fields = parse_object(text)
@@ -99,13 +99,13 @@ def parse_object(text: str) -> dict[str, Any]:
 
 
 def parse_value(text: str) -> Any:
-    """Parse any JSON value by the same rules; BadRowError says what is wrong."""
+    """Parse any JSON value as strictly as `parse_object`; raises BadRowError."""
     try:
-        parsed = _shallow(text) if text.count("[") + text.count("{") < DEEPEST - 200 else _deep(text)
+        parsed = _DECODER.decode(text) if text.count("[") + text.count("{") < MAX_DEPTH - 200 else _parse_deep(text)
     except json.JSONDecodeError as error:
         raise BadRowError("json", f"not JSON: {error.msg} at character {error.colno}") from None
     except RecursionError:
-        raise BadRowError("nesting", f"nested more than {DEEPEST:,} levels deep") from None
+        raise BadRowError("nesting", f"nested more than {MAX_DEPTH:,} levels deep") from None
     if _SURROGATE.search(text):
         _refuse_lone_surrogates(text, parsed)
     return parsed
@@ -115,19 +115,19 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
         names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise BadRowError("duplicate key", f"the key {twice!r} stands twice in one object")
+        duplicate = next(name for name in names if names.count(name) > 1)
+        raise BadRowError("duplicate key", f"duplicate key {duplicate!r} in one object")
     for name, value in pairs:
         if value is True or value is False:
-            made[name] = JsonLiteral("true" if value else "false")
-    return made
+            fields[name] = JsonLiteral("true" if value else "false")
+    return fields
 
 
 def _constant(name: str) -> NoReturn:
-    raise BadRowError("constant", f"{name} is not JSON; write null, a string, or leave the row out")
+    raise BadRowError("constant", f"{name} is not JSON; use null or a string, or remove the row")
 
 
 _DECODER = json.JSONDecoder(
@@ -135,12 +135,8 @@ _DECODER = json.JSONDecoder(
 )
 
 
-def _shallow(text: str) -> Any:
-    return _DECODER.decode(text)
-
-
-def _deep(text: str) -> Any:
-    """Parse a text with many brackets: its depth is measured first, and the interpreter given room for it."""
+def _parse_deep(text: str) -> Any:
+    """Parse text with many brackets: check its depth, then raise the recursion limit as needed."""
     depth = deepest = 0
     for match in _BRACKET_OR_STRING.finditer(text):
         character = match.group()[0]
@@ -149,10 +145,10 @@ def _deep(text: str) -> Any:
             deepest = max(deepest, depth)
         elif character in "]}":
             depth -= 1
-    if deepest > DEEPEST:
-        raise BadRowError("nesting", f"nested {deepest:,} levels deep; at most {DEEPEST:,} are read")
+    if deepest > MAX_DEPTH:
+        raise BadRowError("nesting", f"nested {deepest:,} levels deep; at most {MAX_DEPTH:,} are allowed")
     limit = sys.getrecursionlimit()
-    sys.setrecursionlimit(max(limit, 8 * DEEPEST))
+    sys.setrecursionlimit(max(limit, 8 * MAX_DEPTH))
     try:
         return _DECODER.decode(text)
     finally:
@@ -167,14 +163,14 @@ def _refuse_lone_surrogates(text: str, parsed: Any) -> None:
         json.dumps(parsed, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError as error:
         code = error.object[error.start : error.start + 1]
-        message = f"a lone surrogate (\\u{ord(code):04x}) is not text; write the whole pair or the character itself"
+        message = f"a lone surrogate (\\u{ord(code):04x}) is not text; write the surrogate pair or the character itself"
         raise BadRowError("surrogate", message) from None
     except RecursionError:
-        raise BadRowError("nesting", f"nested more than {DEEPEST:,} levels deep") from None
+        raise BadRowError("nesting", f"nested more than {MAX_DEPTH:,} levels deep") from None
 
 
 def describe(value: Any) -> str:
-    """What a parsed JSON value is, in words for a message."""
+    """Return the type of a parsed JSON value in words."""
     names = {dict: "an object", list: "a list", JsonLiteral: "a number or boolean", str: "a string", bool: "a boolean"}
     return "null" if value is None else names.get(type(value), type(value).__name__)
 
@@ -184,15 +180,15 @@ def _first_character(file: RowFile) -> str:
         return handle.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1].decode("ascii", "replace")
 
 
-def _array(file: RowFile, problems: Problems) -> Iterator[Record]:
-    """Objects of one JSON array, parsed as the text arrives: the whole file is never held.
+def _read_array(file: RowFile, problems: Problems) -> Iterator[Record]:
+    """Stream the objects of one JSON array.
 
-    A record's `line` is its place in the array, from 1, since several may share a line of the file.
+    A record's `line` is its position in the array, from 1, as one line of the file may hold several.
     """
     try:
-        for place, (line, text) in enumerate(_array_elements(file), 1):
+        for number, (line, text) in enumerate(_array_elements(file), 1):
             try:
-                yield Record(parse_object(text), file.name, place)
+                yield Record(parse_object(text), file.name, number)
             except BadRowError as error:
                 problems.add(file.name, line, error.kind, str(error))
     except _BrokenArrayError as error:
@@ -209,9 +205,9 @@ _STRUCTURE = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{},]|"', re.DOTALL)
 
 
 def _array_elements(file: RowFile) -> Iterator[tuple[int, str]]:
-    """(first line, text) of each element of the file's outermost array.
+    """Yield (first line, text) of each element of the file's outermost array.
 
-    JSON strings hold no raw line breaks, so the structure is scanned line by line.
+    JSON strings contain no raw line breaks, so the structure is scanned line by line.
     """
     depth = line = begins = 0
     closed = comma = False
@@ -249,8 +245,8 @@ def _array_elements(file: RowFile) -> Iterator[tuple[int, str]]:
         raise _BrokenArrayError(line, "the file ends inside the array")
 
 
-def _text(file: RowFile) -> Iterator[Record]:
-    """Pieces of consecutive whole lines, about PIECE_CHARACTERS each, exactly as written; `line` is a piece's first."""
+def _read_text(file: RowFile) -> Iterator[Record]:
+    """Yield pieces of whole lines of about PIECE_CHARACTERS each, unchanged; `line` is the first of a piece."""
     held: list[str] = []
     size = first = 0
     for line, text in Utf8Lines(file.path):

@@ -1,6 +1,6 @@
-"""The table of input rows: one fixed-size entry for each row of every channel, so memory is some 60 bytes a row.
+"""The table of input rows: one fixed-size entry (about 60 bytes) for each row of every channel.
 
-It is the book from which the split, the ledger and the counts are written. It knows numbers, nothing of text.
+Split, ledger and counts are computed from it. It holds numbers, no text.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ NO_SPLIT = -1
 
 
 class RowOutcome(IntEnum):
-    """How an input row ended."""
+    """What became of an input row; its ledger key is ``fate``."""
 
     KEPT = 0
     TRUNCATED = 1
@@ -27,7 +27,7 @@ class RowOutcome(IntEnum):
 
 
 class DropReason(IntEnum):
-    """Why a row was dropped."""
+    """Why an input row was dropped."""
 
     NONE = 0
     NO_ROOM = 1
@@ -54,8 +54,8 @@ ROW = np.dtype(
         ("reason", "i1"),
         ("tokens", "<i4"),  # kept tokens
         ("completion", "<i4"),  # kept tokens that carry loss when only completions do
-        ("cut", "<i4"),  # tokens cut off, on the right of the row or (encoder-decoder) of prompt and completion
-        ("cut_prompt", "<i4"),  # those of them that were the prompt's
+        ("cut", "<i4"),  # tokens cut on the right of the row or (encoder-decoder) of prompt and completion
+        ("cut_prompt", "<i4"),  # those of them in the prompt
         ("stored", "<i8"),  # index into the token store, -1 when dropped
         ("same", "<u8"),  # hash of the field values
         ("near", "<i8"),  # group of near-duplicates
@@ -65,7 +65,7 @@ ROW = np.dtype(
 
 @dataclass(frozen=True)
 class FileName:
-    """A file's channel and its name in it."""
+    """The channel of a file and its name there."""
 
     channel: str
     name: str
@@ -87,7 +87,7 @@ class RowTable:
         return f"{self.files[entry['file']].name}:{entry['line']}"
 
     def name(self, row: int) -> str:
-        """``channel/file:line``: unique over all channels."""
+        """``channel/file:line`` of a row: unique over all channels."""
         entry = self.entries[row]
         file = self.files[entry["file"]]
         return f"{file.channel}/{file.name}:{entry['line']}"
@@ -100,5 +100,5 @@ class RowTable:
 
     def of_channel(self, channel: str) -> Array:
         """Indices of a channel's rows."""
-        chosen = [place for place, file in enumerate(self.files) if file.channel == channel]
-        return np.flatnonzero(np.isin(self.entries["file"], chosen))
+        numbers = [number for number, file in enumerate(self.files) if file.channel == channel]
+        return np.flatnonzero(np.isin(self.entries["file"], numbers))

@@ -1,4 +1,4 @@
-"""What the caller decides about the data, as one frozen object: the data room's share of the hyperparameters."""
+"""Settings of data preparation, taken from the hyperparameters."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from luthier.data.chat import ASSISTANT
 from luthier.data.template import Template
 from luthier.errors import SettingError
 
-DEFAULT_WINDOW = 1024  # tokens; JumpStart's ceiling where max_input_length is -1
+DEFAULT_MAX_LENGTH = 1024  # tokens; JumpStart's maximum where max_input_length is -1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DataSettings:
     """Settings of `prepare`. `max_input_length` -1: the smallest of 1024, the tokenizer's limit and the context.
 
-    `explicit` names the hyperparameters the caller set himself, so that one that has no effect can be said. `template`
-    overrides every other: the rows are rendered as a finished run was. `scoring`: no split but one is wanted.
+    `explicit` names the hyperparameters the caller set, for warnings about those without effect. `template` overrides
+    every other template, to render rows as a finished run did. `scoring`: all rows belong to one split.
     """
 
     kind: str = "auto"
@@ -46,7 +46,7 @@ class DataSettings:
     def __post_init__(self) -> None:
         for name in ("validation_split_ratio", "test_split_ratio"):
             if not 0 <= getattr(self, name) <= 1:
-                raise SettingError(f"{name}={getattr(self, name)}: expected a share from 0 to 1")
+                raise SettingError(f"{name}={getattr(self, name)}: expected a fraction from 0 to 1")
         if self.validation_split_ratio + self.test_split_ratio > 1:
             raise SettingError("validation_split_ratio + test_split_ratio must not exceed 1")
 
@@ -59,7 +59,7 @@ class DataSettings:
         entry: Entry | None,
         context_length: int,
     ) -> DataSettings:
-        """Pick the data settings out of parsed hyperparameters; `entry` brings the family's default template."""
+        """Make the settings from parsed hyperparameters; `entry` has the family's default template."""
         family = entry.default_template if entry else None
         return cls(
             kind=kind,
@@ -83,20 +83,20 @@ class DataSettings:
         )
 
     def scoring_only(self, template: Template | None) -> DataSettings:
-        """The same for scoring: no row is held out or sampled, and `template` (a run's own) renders them."""
+        """Return the settings for scoring: no row is held out or sampled, and `template` (a run's own) renders them."""
         return replace(
             self, validation_split_ratio=0.0, test_split_ratio=0.0, max_train_samples=-1, max_val_samples=-1,
             template=template, scoring=True,
         )  # fmt: skip
 
     def resolve_max_length(self, tokenizer_limit: int) -> tuple[int, str]:
-        """Tokens kept of a row, and a warning (or "") when that is less than was asked for."""
+        """Return the maximum tokens of a row, and a warning (or "") when that is less than max_input_length."""
         limits = {"the tokenizer's limit": tokenizer_limit, "the model's context": self.context_length}
         known = {name: limit for name, limit in limits.items() if limit > 0}
-        asked = DEFAULT_WINDOW if self.max_input_length == -1 else self.max_input_length
-        if asked < 2:
-            raise SettingError(f"max_input_length={asked}: expected at least 2 (a token to see, one to predict), or -1")
-        name, limit = min(known.items(), key=lambda item: item[1], default=("", asked))
+        requested = DEFAULT_MAX_LENGTH if self.max_input_length == -1 else self.max_input_length
+        if requested < 2:
+            raise SettingError(f"max_input_length={requested}: expected at least 2, or -1")
+        name, limit = min(known.items(), key=lambda item: item[1], default=("", requested))
         if self.max_input_length > limit:
-            return limit, f"max_input_length={asked} is above {name}; {limit} is used"
-        return min(asked, limit), ""
+            return limit, f"max_input_length={requested} is above {name}; using {limit}"
+        return min(requested, limit), ""

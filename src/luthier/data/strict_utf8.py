@@ -1,4 +1,4 @@
-"""Lines of a UTF-8 file: strict, BOM dropped, broken at \\n alone, so U+2028 and its friends stay inside a line."""
+"""Reads lines of a UTF-8 file strictly; only \\n ends a line, so U+2028 and the like stay inside a line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _BOMS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
 
 class NotUtf8Error(ValueError):
-    """Bytes that are not UTF-8, with the line they stand in."""
+    """Bytes that are not UTF-8, with their line."""
 
     def __init__(self, line: int, message: str) -> None:
         super().__init__(message)
@@ -19,7 +19,7 @@ class NotUtf8Error(ValueError):
 class Utf8Lines:
     """Iterates (line number from 1, text with its line end). Raises NotUtf8Error at the first bad line.
 
-    `number` is the last line given: a reader that joins lines (CSV) can say where it stands.
+    `number` is the last line returned, for readers that join lines (CSV). A byte-order mark is dropped.
     """
 
     def __init__(self, path: Path) -> None:

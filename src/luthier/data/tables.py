@@ -1,7 +1,7 @@
-"""Rows of tables: CSV and Parquet, each cell exactly as written. No type is ever inferred: `NA` and `007` stay text.
+"""Reads rows of CSV and Parquet, each cell exactly as written. No type is inferred: `NA` and `007` stay text.
 
 CSV is RFC 4180 (comma, double quotes, doubled inside quotes, quoted line breaks kept) with a header. Ragged rows,
-duplicate headers and unclosed quotes are refused. It knows cells, nothing of which columns are wanted.
+duplicate headers and unclosed quotes are refused.
 """
 
 from __future__ import annotations
@@ -19,45 +19,45 @@ from luthier.data.problems import Problems
 from luthier.data.strict_utf8 import NotUtf8Error, Utf8Lines
 
 _MAGIC = b"PAR1"
-_CELL = 64 * 1024 * 1024  # characters; above it a quote was surely left open
+_CELL = 64 * 1024 * 1024  # characters; a larger cell means an unclosed quote
 _BATCH = 512  # rows of a Parquet batch
 
 csv.field_size_limit(_CELL)
 
 
 def is_parquet(path: Path) -> bool:
-    """Whether the file's first bytes say Parquet."""
+    """Whether the file starts with Parquet's magic bytes."""
     with open(path, "rb") as handle:
         return handle.read(4) == _MAGIC
 
 
 def csv_rows(file: RowFile, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line the row begins on, its cells by column). Blank lines are no rows."""
+    """Yield (first line, cells by column) of each row; blank lines are skipped."""
     lines = Utf8Lines(file.path)
     reader = csv.reader(lines.texts(), strict=True)
     header: list[str] | None = None
-    begins = 1
+    start_line = 1
     while True:
-        begins = reader.line_num + 1
+        start_line = reader.line_num + 1
         try:
             cells = next(reader)
         except StopIteration:
             break
         except csv.Error as error:
-            problems.add(file.name, begins, "csv", _reason(error))
-            return  # what follows a broken quote cannot be told apart into rows
+            problems.add(file.name, start_line, "csv", _reason(error))
+            return  # after an unclosed quote the row boundaries are unknown
         if not cells:
-            problems.blank(file.name)
+            problems.add_blank(file.name)
             continue
         if header is None:
             header = cells
-            if _bad_header(file, header, begins, problems):
+            if _bad_header(file, header, start_line, problems):
                 return
         elif len(cells) != len(header):
             message = f"{len(cells)} cells where the header has {len(header)}; quote cells that hold a comma or a quote"
-            problems.add(file.name, begins, "ragged", message)
+            problems.add(file.name, start_line, "ragged", message)
         else:
-            yield begins, dict(zip(header, cells, strict=True))
+            yield start_line, dict(zip(header, cells, strict=True))
     if header is None:
         problems.add(file.name, 0, "header", "the file is empty; expected a header line")
 
@@ -76,49 +76,49 @@ def _reason(error: csv.Error) -> str:
 def _bad_header(file: RowFile, header: list[str], line: int, problems: Problems) -> bool:
     for name in header:
         if header.count(name) > 1:
-            problems.add(file.name, line, "header", f"the column {name!r} stands twice in the header")
+            problems.add(file.name, line, "header", f"duplicate column {name!r} in the header")
             return True
     return False
 
 
 def columns(file: RowFile, problems: Problems) -> list[str]:
-    """Column names of a table; none when its header cannot be read."""
+    """Return the column names of a table; none when its header cannot be read."""
     if is_parquet(file.path):
         opened = _open(file, problems)
         return list(opened.schema_arrow.names) if opened else []
     try:
         return list(next(csv.reader(Utf8Lines(file.path).texts(), strict=True), []))
     except (csv.Error, NotUtf8Error):
-        return []  # its rows, when read, say what is wrong
+        return []  # reading its rows reports the problem
 
 
 def parquet(file: RowFile, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(row number from 1, its cells by column; None for a null)."""
+    """Yield (row number from 1, cells by column; None for a null) of each row."""
     opened = _open(file, problems)
     if opened is None:
         return
     schema = opened.schema_arrow
     for name in schema.names:
         if schema.names.count(name) > 1:
-            problems.add(file.name, 0, "header", f"the column {name!r} stands twice")
+            problems.add(file.name, 0, "header", f"duplicate column {name!r}")
             return
     texts = [column.name for column in schema if _is_text(column.type)]
     row = 0
     try:
         for batch in opened.iter_batches(batch_size=_BATCH, use_threads=False):
             cells = [
-                column.to_pylist() if name in texts else [Typed(str(column.type))] * len(batch)
+                column.to_pylist() if name in texts else [NonTextCell(str(column.type))] * len(batch)
                 for name, column in zip(batch.schema.names, batch.columns, strict=True)
             ]
             for values in zip(*cells, strict=True):
                 row += 1
                 yield row, dict(zip(schema.names, values, strict=True))
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        problems.add(file.name, row + 1, "parquet", f"cannot be read from this row on: {_first_line(error)}")
+        problems.add(file.name, row + 1, "parquet", f"unreadable from this row on: {_first_line(error)}")
 
 
-class Typed:
-    """A cell of a column that holds no text; the type's name, for the message that refuses it."""
+class NonTextCell:
+    """A cell of a column that is not text, with the name of the column's type for the error message."""
 
     def __init__(self, name: str) -> None:
         self.name = name

@@ -1,7 +1,7 @@
 """The prompt template: `{field}` placeholders in a prompt and a completion, filled with a row's values.
 
-The same object renders the rows of training and the requests of serving. Values are inserted as they are and never
-looked at again, so a value that holds `{answer}` stays that text. It knows names and text, nothing of files of rows.
+The same object renders rows in training and requests in serving. Values are inserted unchanged and not parsed again, so
+a value that contains `{answer}` stays that text.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ Segments = tuple[tuple[bool, str], ...]  # (is a field, its name or the literal 
 
 @dataclass(frozen=True)
 class Template:
-    """A checked template. `demarcation` is text put after the prompt (JumpStart's "### Response:"), or empty.
+    """A validated template. `demarcation` is text appended to the prompt (JumpStart's "### Response:"), or empty.
 
-    Raises DataError for unbalanced braces and for anything but plain names between them.
+    Raises DataError for unbalanced braces and for anything but field names between them.
     """
 
     prompt: str
@@ -41,7 +41,7 @@ class Template:
 
     def __post_init__(self) -> None:
         if not self.fields:
-            raise _fault("neither 'prompt' nor 'completion' has a {field}; every row would read the same")
+            raise _fault("neither 'prompt' nor 'completion' has a {field}, so all rows would be the same")
 
     @functools.cached_property
     def _segments(self) -> tuple[Segments, Segments]:
@@ -49,21 +49,21 @@ class Template:
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """Names of the placeholders, in order of first appearance."""
+        """Names of the placeholders in order of first occurrence."""
         return tuple(dict.fromkeys(name for part in self._segments for is_field, name in part if is_field))
 
     @property
     def prompt_fields(self) -> tuple[str, ...]:
-        """Names that the prompt needs: what a request to serving must bring."""
+        """Names of the prompt's placeholders, which a request to serving must have."""
         return tuple(dict.fromkeys(name for is_field, name in self._segments[0] if is_field))
 
     def render(self, record: Mapping[str, str], source: str = "") -> Example:
-        """Fill both strings; KeyError names a field that is missing."""
+        """Fill prompt and completion; KeyError names a missing field."""
         completion = _fill(self._segments[1], record, trained=True)
         return Example(source, (*self.render_prompt(record, source).pieces, completion))
 
     def render_prompt(self, record: Mapping[str, str], source: str = "") -> Example:
-        """Fill the prompt alone, demarcation included: what is asked of the model at serving."""
+        """Fill the prompt only, with the demarcation, as serving does."""
         piece = _fill(self._segments[0], record, trained=False)
         if self.demarcation:
             end = len(piece.text) + len(self.demarcation)
@@ -71,7 +71,7 @@ class Template:
         return Example(source, (piece,))
 
     def to_json(self) -> dict[str, str]:
-        """The template as a JSON-ready object; `from_json` reads it back."""
+        """Return the template JSON-ready, for `from_json`."""
         stored = {"prompt": self.prompt, "completion": self.completion}
         return stored | {"demarcation": self.demarcation} if self.demarcation else stored
 
@@ -132,10 +132,10 @@ def _parse(part: str, text: str) -> Segments:
 
 def _check_name(part: str, name: str) -> None:
     if not name or name.isdigit():
-        raise _fault(f"{part!r}: {{{name}}} is positional; name a field of the rows, or write {{{{ }}}} for braces")
+        raise _fault(f"{part!r}: {{{name}}} is positional; give a field name, or write {{{{ }}}} for braces")
     for character, reason in _FORBIDDEN.items():
         if character in name:
-            raise _fault(f"{part!r}: {{{name}}}: {reason}, only a plain field name")
+            raise _fault(f"{part!r}: {{{name}}}: {reason}; give a field name")
 
 
 def _fill(segments: Segments, record: Mapping[str, str], trained: bool) -> Piece:

@@ -1,11 +1,11 @@
-"""Text to ids and back: the model's own tokenizer, with a wall between text and control tokens.
+"""Converts text to token ids and back with the model's tokenizer, keeping text and control tokens apart.
 
-A special-token string becomes a control token only inside a span that the template wrote; in the text of a row it is
-tokenized as the characters it is. Prompt and completion are tokenized apart, so that the prompt of a request is token
-for token the prompt of training:
+A special-token string becomes a control token only inside a span written by the template; in the text of a row it is
+tokenized as ordinary characters. Prompt and completion are tokenized separately, so that a request's prompt has the
+same tokens as in training:
 
     causal            BOS + encode(prompt) + encode(completion) + EOS
-    encoder-decoder   what the encoder reads, as the tokenizer itself frames a text, then encode(completion) + EOS
+    encoder-decoder   the prompt with the tokenizer's prefix and suffix, then encode(completion) + EOS
 
 Shapes: T tokens of a row.
 """
@@ -28,16 +28,16 @@ from transformers import AutoTokenizer, GPT2Tokenizer
 
 from luthier.data.chat import ChatError, ChatTemplate, marker_pattern
 from luthier.data.example import Example, Piece, Span
-from luthier.data.shared_beginning import SharedBeginning
+from luthier.data.shared_prefix import SharedPrefix
 from luthier.errors import ModelNotFoundError
 
 Array = np.ndarray[Any, np.dtype[Any]]
-_UNLIMITED = 1 << 30  # a tokenizer without a limit says 1e30
-_LEAD = 8  # tokens: more than one character takes in any vocabulary
+_UNLIMITED = 1 << 30  # tokenizers without a limit report 1e30
+_CONTEXT_TOKENS = 8  # more than one character takes in any vocabulary
 
 
-class Place(IntEnum):
-    """Where a stretch of text stands: some tokenizers put a space before it in the first cases."""
+class Position(IntEnum):
+    """Position of a text in its row; some tokenizers prepend a space at START or AFTER_CONTROL."""
 
     START = 0
     AFTER_CONTROL = 1
@@ -46,25 +46,25 @@ class Place(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class _Text:
-    """A stretch of plain text to be tokenized, and where it stands in its row."""
+    """A piece of text without control tokens, and its position in the row."""
 
     text: str
-    place: Place
+    place: Position
     start: int = 0  # in the text of its piece
 
 
-_Part = _Text | int  # plain text, or a control token's id
+_Segment = _Text | int  # text, or the id of a control token
 
 
 class EncodedRow(NamedTuple):
-    """A row's ids int64 (T,), and the stretches [start, end) of them that carry loss: apart, in order, not empty."""
+    """A row's ids int64 (T,), and the spans [start, end) that carry loss: disjoint, ascending, not empty."""
 
     ids: Array
     spans: list[Span]
 
     @property
     def trained(self) -> Array:
-        """The same as bool (T,)."""
+        """The spans as bool (T,)."""
         mask = np.zeros(len(self.ids), np.bool_)
         for start, end in self.spans:
             mask[start:end] = True
@@ -72,10 +72,10 @@ class EncodedRow(NamedTuple):
 
 
 class Tokenizer:
-    """A base model's tokenizer. Build it with `load`."""
+    """A base model's tokenizer; see `load`."""
 
     def __init__(self, source: Any, stops: Iterable[int] = (), encoder_decoder: bool = False) -> None:
-        """`source`: a transformers tokenizer with a `tokenizers` backend. `stops`: more ids that end a text."""
+        """`source`: a transformers tokenizer with a `tokenizers` backend. `stops`: further ids that end a text."""
         added = source.added_tokens_decoder
         self._control_ids = {token.content: number for number, token in added.items() if token.special}
         self._control_numbers = frozenset(self._control_ids.values())
@@ -87,36 +87,36 @@ class Tokenizer:
         self.eos_id: int = source.eos_token_id
         self.pad_id: int = self.eos_id if source.pad_token_id is None else source.pad_token_id
         self._backends = _backends(source.backend_tokenizer)
-        self._shared = SharedBeginning(self._backends[Place.START])
-        self._forbidden = _forbidden(self._control_ids, source.unk_token_id, self.vocab_size, self._backends)
+        self._shared = SharedPrefix(self._backends[Position.START])
+        self._forbidden = _control_id_mask(self._control_ids, source.unk_token_id, self.vocab_size, self._backends)
         self.encoder_decoder = encoder_decoder
-        self.prefix_ids, self.suffix_ids = self._frame(source)
+        self.prefix_ids, self.suffix_ids = self._affixes(source)
         self.chat_template: str | None = _default_template(source.chat_template)
         self.chat = self._chat(source)
         turn = self.chat.end_of_turn() if self.chat else ""
         ends = [self.eos_id, *([self._control_ids[turn]] if turn else []), *stops]
         self.stop_ids: list[int] = list(dict.fromkeys(ends))
         self.fingerprint = self._fingerprint()
-        self.default_chat_template: str | None = None  # of conversations, where the tokenizer brings none of its own
+        self.default_chat_template: str | None = None  # the chat template given to `load`, if it is used
 
     @classmethod
     def load(cls, folder: Path, chat_template: str | None = None) -> Tokenizer:
-        """Load from a folder in Hugging Face layout; `chat_template` stands in where the folder brings none.
+        """Load from a folder in Hugging Face layout; `chat_template` is used where the folder has none.
 
         ModelNotFoundError when it holds no usable tokenizer.
         """
         folder = Path(folder)
-        whole = (folder / "tokenizer.json").exists()
-        if not whole and not (folder / "merges.txt").exists():
-            # What transformers makes of a bare SentencePiece model depends on the class that asks.
+        has_tokenizer_json = (folder / "tokenizer.json").exists()
+        if not has_tokenizer_json and not (folder / "merges.txt").exists():
+            # transformers converts a bare SentencePiece model differently for each class.
             raise ModelNotFoundError(
                 f"{folder}: no usable tokenizer: no tokenizer.json (nor GPT-2's vocab.json and "
                 "merges.txt); save the tokenizer with transformers once"
             )
-        kind = AutoTokenizer if whole or (folder / "config.json").exists() else GPT2Tokenizer
+        kind = AutoTokenizer if has_tokenizer_json or (folder / "config.json").exists() else GPT2Tokenizer
         try:
             source = kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        except Exception as error:  # transformers raises many kinds here; its first line says what it missed
+        except Exception as error:  # transformers raises many types here; the first line names what is missing
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ModelNotFoundError(f"{folder}: no usable tokenizer: {reason}") from None
         if getattr(source, "backend_tokenizer", None) is None:
@@ -127,34 +127,36 @@ class Tokenizer:
             if not known:
                 raise ModelNotFoundError(f"{folder}: the tokenizer names no end-of-text token (eos_token)")
             source.eos_token = source.convert_ids_to_tokens(known[0])
-        lent = None if source.chat_template else chat_template
-        source.chat_template = source.chat_template or lent
+        default_template = None if source.chat_template else chat_template
+        source.chat_template = source.chat_template or default_template
         try:
             loaded = cls(source, stops, _is_encoder_decoder(folder / "config.json"))
         except ChatError as error:
             raise ModelNotFoundError(f"{folder}: {error}") from None
-        loaded.default_chat_template = lent
+        loaded.default_chat_template = default_template
         return loaded
 
     def encode(self, pieces: Sequence[Piece]) -> list[int]:
-        """Ids of the pieces, each tokenized apart; no BOS, no EOS."""
+        """Return the ids of the pieces, each tokenized separately, without BOS and EOS."""
         return [int(number) for number in self.encode_batch([pieces])[0][0]]
 
-    def encode_batch(self, batch: Sequence[Sequence[Piece]], place: Place = Place.START) -> list[tuple[Array, Array]]:
-        """For each sequence of pieces: ids int64 (T,) and trained bool (T,). Same ids as `encode` one by one.
+    def encode_batch(
+        self, batch: Sequence[Sequence[Piece]], place: Position = Position.START
+    ) -> list[tuple[Array, Array]]:
+        """Return ids int64 (T,) and trained bool (T,) of each sequence of pieces; the ids are those of `encode`.
 
-        `place`: where the first piece of each stands; CONTINUING for text that goes on from an earlier one.
+        `place`: position of each first piece; CONTINUING for text that continues an earlier one.
         """
         return [(row.ids, row.trained) for row in self._encode_rows(batch, [False] * len(batch), place)]
 
     def encode_examples(self, examples: Sequence[Example]) -> list[tuple[Array, Array]]:
-        """As `encode_rows`, but with what is trained as bool (T,)."""
+        """Return the rows of `encode_rows` as ids and trained bool (T,)."""
         return [(row.ids, row.trained) for row in self.encode_rows(examples)]
 
     def encode_rows(self, examples: Sequence[Example]) -> list[EncodedRow]:
-        """The examples' ids, with BOS before and EOS (trained) after each framed one.
+        """Return the examples' rows, with BOS and EOS (which carries loss) where `add_special_tokens`.
 
-        For an encoder-decoder the completion is a text of its own: it begins where the trained tokens begin.
+        For an encoder-decoder the trained tokens are the completion.
         """
         if self.encoder_decoder:
             return self._encode_pairs(examples)
@@ -163,32 +165,33 @@ class Tokenizer:
         )
 
     def prompt_ids(self, example: Example) -> list[int]:
-        """The prompt's ids exactly as trained: what generation starts from."""
+        """Return the prompt's ids as in training, for generation."""
         ids = self.encode(example.prompt_pieces)
         if not example.add_special_tokens:
             return ids
         return [*self.prefix_ids, *ids, *(self.suffix_ids if self.encoder_decoder else [])]
 
     def decode(self, ids: Iterable[int], after: Sequence[int] = ()) -> str:
-        """Text of the ids, control tokens left out. `after`: the prompt that they go on from: a space in front of the
-        answer is then kept, where the ids alone would begin a text.
+        """Return the text of the ids without control tokens.
+
+        `after`: ids of the prompt that they continue, so that a leading space is kept.
         """
-        lead, answer = self.lead(after), [int(number) for number in ids]
-        before, whole = self._text(lead), self._text([*lead, *answer])
-        return whole[len(before) :] if whole.startswith(before) else self._text(answer)
+        context, completion = self.lead(after), [int(number) for number in ids]
+        before, whole = self._text(context), self._text([*context, *completion])
+        return whole[len(before) :] if whole.startswith(before) else self._text(completion)
 
     def lead(self, prompt: Sequence[int]) -> list[int]:
-        """The last ids of a prompt, for an answer's text to go on from; none where it begins a text of its own."""
+        """Return the last ids of a prompt as context to decode a completion; none where it starts a new text."""
         if self.encoder_decoder or not len(prompt) or int(prompt[-1]) in self._control_numbers:
             return []
-        return [int(number) for number in prompt[-_LEAD:]]
+        return [int(number) for number in prompt[-_CONTEXT_TOKENS:]]
 
     def _text(self, ids: list[int]) -> str:
-        return str(self._backends[Place.START].decode(ids, skip_special_tokens=True)) if ids else ""
+        return str(self._backends[Position.START].decode(ids, skip_special_tokens=True)) if ids else ""
 
     def show(self, ids: Iterable[int]) -> str:
-        """Text of the ids with control tokens written out, for people."""
-        return str(self._backends[Place.START].decode([int(number) for number in ids], skip_special_tokens=False))
+        """Return the text of the ids with control tokens spelled out."""
+        return str(self._backends[Position.START].decode([int(number) for number in ids], skip_special_tokens=False))
 
     def _encode_pairs(self, examples: Sequence[Example]) -> list[EncodedRow]:
         prompts = self.encode_batch([example.prompt_pieces for example in examples])
@@ -202,29 +205,29 @@ class Tokenizer:
         return pairs
 
     def _encode_rows(
-        self, batch: Sequence[Sequence[Piece]], framed: Sequence[bool], place: Place = Place.START
+        self, batch: Sequence[Sequence[Piece]], framed: Sequence[bool], place: Position = Position.START
     ) -> list[EncodedRow]:
-        """Rows whose ids are stretches of one array, put together once for all of them."""
-        split = [self._parts_of_row(pieces, place) for pieces in batch]
-        plain = [part for pieces in split for parts in pieces for part in parts if isinstance(part, _Text)]
+        """Encode rows; their ids are views of one array."""
+        segmented = [self._segments_of_row(pieces, place) for pieces in batch]
+        plain = [part for pieces in segmented for parts in pieces for part in parts if isinstance(part, _Text)]
         encoded = iter(self._encode_plain(plain))
         bos, eos = np.array(self.prefix_ids, dtype=np.int64), np.array([self.eos_id], dtype=np.int64)
         chunks: list[Array] = [np.empty(0, np.int64)]
         places: list[tuple[int, int, list[Span]]] = []
         end = 0
-        for pieces, parts_of, is_framed in zip(batch, split, framed, strict=True):
+        for pieces, parts_of, is_framed in zip(batch, segmented, framed, strict=True):
             start, spans = end, list[Span]()
             if is_framed:
                 chunks.append(bos)
                 end += len(bos)
             for piece, parts in zip(pieces, parts_of, strict=True):
-                begins = end
+                start_of_piece = end
                 for part in parts:
                     chunk = next(encoded) if isinstance(part, _Text) else np.array([part], dtype=np.int64)
                     chunks.append(chunk)
                     end += len(chunk)
                 if piece.trained:
-                    _add_span(spans, begins - start, end - start)
+                    _add_span(spans, start_of_piece - start, end - start)
             if is_framed:
                 chunks.append(eos)
                 _add_span(spans, end - start, end - start + 1)
@@ -233,18 +236,18 @@ class Tokenizer:
         ids = np.concatenate(chunks)
         return [EncodedRow(ids[start:end], spans) for start, end, spans in places]
 
-    def _parts_of_row(self, pieces: Sequence[Piece], place: Place) -> list[list[_Part]]:
+    def _segments_of_row(self, pieces: Sequence[Piece], place: Position) -> list[list[_Segment]]:
         row = []
         for piece in pieces:
-            parts = self._parts(piece, place)
+            parts = self._split_at_controls(piece, place)
             row.append(parts)
             if parts:
-                place = Place.CONTINUING if isinstance(parts[-1], _Text) else Place.AFTER_CONTROL
+                place = Position.CONTINUING if isinstance(parts[-1], _Text) else Position.AFTER_CONTROL
         return row
 
-    def _parts(self, piece: Piece, place: Place) -> list[_Part]:
-        """Cut a piece at the special-token strings that lie wholly inside one of its control spans."""
-        parts: list[_Part] = []
+    def _split_at_controls(self, piece: Piece, place: Position) -> list[_Segment]:
+        """Split a piece at the special-token strings wholly inside one of its control spans."""
+        parts: list[_Segment] = []
         done = 0
         for start, end in self._control_spans(piece):
             name = piece.text[start:end]
@@ -252,7 +255,7 @@ class Tokenizer:
             before = piece.text[done:start]
             parts.append(_Text(before.rstrip() if strips_left else before, place, done))
             parts.append(self._control_ids[name])
-            place, done = Place.AFTER_CONTROL, end
+            place, done = Position.AFTER_CONTROL, end
             while strips_right and done < len(piece.text) and piece.text[done].isspace():
                 done += 1
         parts.append(_Text(piece.text[done:], place, done))
@@ -264,69 +267,69 @@ class Tokenizer:
         ]
 
     def _encode_plain(self, texts: Sequence[_Text]) -> list[Array]:
-        """Tokenize plain stretches; no control token can come out of them."""
+        """Tokenize texts so that no control token results."""
         result: list[Array] = [np.empty(0, np.int64)] * len(texts)
-        done, begun = self._begun([text.text for text in texts if text.place is Place.START])
+        prefix_length, prefix_ids = self._shared_prefix([text.text for text in texts if text.place is Position.START])
         for backend in dict.fromkeys(self._backends):
             places = [place for place, text in enumerate(texts) if self._backends[text.place] is backend]
             if not places:
                 continue
-            ahead = [done if texts[place].place is Place.START else 0 for place in places]
-            rests = [texts[place].text[start:] for place, start in zip(places, ahead, strict=True)]
+            skipped_lengths = [prefix_length if texts[place].place is Position.START else 0 for place in places]
+            rests = [texts[place].text[start:] for place, start in zip(places, skipped_lengths, strict=True)]
             encodings = backend.encode_batch_fast(rests, add_special_tokens=False)
-            found = [encoding.ids for encoding in encodings]
-            ends = list(itertools.accumulate(map(len, found)))
-            ids = np.fromiter(itertools.chain.from_iterable(found), np.int64, ends[-1])
+            lists = [encoding.ids for encoding in encodings]
+            ends = list(itertools.accumulate(map(len, lists)))
+            ids = np.fromiter(itertools.chain.from_iterable(lists), np.int64, ends[-1])
             forbidden = np.flatnonzero(self._forbidden[ids])
-            for place, skipped, start, end in zip(places, ahead, [0, *ends], ends, strict=False):
-                result[place] = np.concatenate((begun, ids[start:end])) if skipped else ids[start:end]
+            for place, skipped, start, end in zip(places, skipped_lengths, [0, *ends], ends, strict=False):
+                result[place] = np.concatenate((prefix_ids, ids[start:end])) if skipped else ids[start:end]
             for number in np.unique(np.searchsorted(ends, forbidden, "right")).tolist():
                 place = places[number]
                 result[place] = np.array(self._encode_guarded(texts[place]), dtype=np.int64)
         return result
 
-    def _begun(self, texts: Sequence[str]) -> tuple[int, Array]:
-        """How many characters at the start of rows are the same in all of them, and the ids of those."""
-        done, ids = self._shared.of(texts)
-        begun = np.array(ids, dtype=np.int64)
-        return (0, begun[:0]) if self._forbidden[begun].any() else (done, begun)
+    def _shared_prefix(self, texts: Sequence[str]) -> tuple[int, Array]:
+        """Return the length in characters and the ids of the texts' common prefix."""
+        length, ids = self._shared.find(texts)
+        prefix = np.array(ids, dtype=np.int64)
+        return (0, prefix[:0]) if self._forbidden[prefix].any() else (length, prefix)
 
     def _encode_guarded(self, text: _Text) -> list[int]:
-        return [number for _, encoding in self._stretches(text) for number in encoding.ids]
+        return [number for _, encoding in self._encode_parts(text) for number in encoding.ids]
 
-    def _stretches(self, text: _Text) -> Iterator[tuple[int, tokenizers.Encoding]]:
-        """A vocabulary that spells a control token as one plain piece (Unigram): cut such strings after a character.
+    def _encode_parts(self, text: _Text) -> Iterator[tuple[int, tokenizers.Encoding]]:
+        """Yield (start, encoding) of a text's parts: control-token strings are cut after their first character.
 
-        Each stretch with where it begins.
+        For vocabularies that have a control token as an ordinary piece (Unigram).
         """
         cuts = [0, *(match.start() + 1 for match in self._markers.finditer(text.text)), len(text.text)]
         places = [(start, end) for start, end in itertools.pairwise(cuts) if start < end]
         for number, (start, end) in enumerate(places):
-            backend = self._backends[text.place if number == 0 else Place.CONTINUING]
+            backend = self._backends[text.place if number == 0 else Position.CONTINUING]
             yield start, backend.encode(text.text[start:end], add_special_tokens=False)
 
     def user_mask(self, pieces: Sequence[Piece]) -> Array:
-        """bool (T,) for the ids of `encode`: the tokens that hold a character of their piece's `spoken` spans."""
+        """Return bool (T,) for the ids of `encode`: tokens with a character of their piece's `user_spans`."""
         mask: list[bool] = []
-        for piece, parts in zip(pieces, self._parts_of_row(pieces, Place.START), strict=True):
+        for piece, parts in zip(pieces, self._segments_of_row(pieces, Position.START), strict=True):
             controls = iter(self._control_spans(piece))
             for part in parts:
                 spans = self._token_spans(part) if isinstance(part, _Text) else [next(controls)]
-                mask += [any(_within(span, said) for said in piece.user_spans) for span in spans]
+                mask += [any(_overlaps(span, words) for words in piece.user_spans) for span in spans]
         return np.array(mask, dtype=np.bool_)
 
     def _token_spans(self, text: _Text) -> list[Span]:
-        """Where each token of a plain stretch stands in its piece, in characters."""
+        """Return the character span of each token of a text in its piece."""
         whole = self._backends[text.place].encode(text.text, add_special_tokens=False)
-        stretches = self._stretches(text) if self._forbidden[whole.ids].any() else [(0, whole)]
+        parts = self._encode_parts(text) if self._forbidden[whole.ids].any() else [(0, whole)]
         return [
             (text.start + start + first, text.start + start + last)
-            for start, encoding in stretches
+            for start, encoding in parts
             for first, last in encoding.offsets
         ]
 
-    def _frame(self, source: Any) -> tuple[list[int], list[int]]:
-        """Ids that the tokenizer itself puts before and after a text."""
+    def _affixes(self, source: Any) -> tuple[list[int], list[int]]:
+        """Return the ids that the tokenizer adds before and after a text."""
         bare = source("a", add_special_tokens=False)["input_ids"]
         whole = [int(number) for number in source("a", add_special_tokens=True)["input_ids"]]
         for start in range(len(whole) - len(bare) + 1):
@@ -343,20 +346,21 @@ class Tokenizer:
     def _fingerprint(self) -> str:
         facts = [self.prefix_ids, self.eos_id, self.stop_ids, self.chat_template, self.control_tokens]
         facts += [self.suffix_ids] if self.encoder_decoder else []
-        return hashlib.sha256((self._backends[Place.START].to_str() + json.dumps(facts)).encode()).hexdigest()
+        return hashlib.sha256((self._backends[Position.START].to_str() + json.dumps(facts)).encode()).hexdigest()
 
 
-def _within(token: Span, said: Span) -> bool:
-    """Whether a token holds a character of what was said. White space may be left out of a token's span: of one that
-    is nothing else, the end remains.
+def _overlaps(token: Span, words: Span) -> bool:
+    """Whether a token's span overlaps `words`.
+
+    A token of white space only may have an empty span: its end counts then.
     """
     first, last = token
-    start, end = said
+    start, end = words
     return first < end and last > start if first < last else start < last <= end
 
 
 def set_threads(workers: int | None) -> None:
-    """Bound the tokenizer's threads; it reads these once, when it first works in parallel."""
+    """Limit the tokenizer's threads; must precede its first parallel call."""
     if workers is not None:
         os.environ["RAYON_NUM_THREADS"] = str(workers)
         os.environ["TOKENIZERS_PARALLELISM"] = "true" if workers > 1 else "false"
@@ -365,29 +369,32 @@ def set_threads(workers: int | None) -> None:
 def _backends(source: tokenizers.Tokenizer) -> tuple[tokenizers.Tokenizer, ...]:
     """One backend for each Place, the same object where they do not differ.
 
-    Some tokenizers put a space before a text: before every one, or before a row's first only. A completion that
-    continues a prompt must not get one, and what follows a control token gets what transformers would give it.
+    Some tokenizers prepend a space to every text, or to the first text of a row. A completion that continues a prompt
+    must not get one; text after a control token gets what transformers would give it.
     """
     stored = json.loads(source.to_str())
     stored["truncation"] = stored["padding"] = None
-    forms = [json.dumps(form) for form in (stored, _unprefixed(stored, first_only=True), _unprefixed(stored, False))]
-    made = {form: tokenizers.Tokenizer.from_str(form) for form in forms}
-    for backend in made.values():
+    variants = [
+        json.dumps(variant)
+        for variant in (stored, _without_space(stored, first_only=True), _without_space(stored, False))
+    ]
+    backends = {variant: tokenizers.Tokenizer.from_str(variant) for variant in variants}
+    for backend in backends.values():
         backend.encode_special_tokens = True
-    return tuple(made[form] for form in forms)
+    return tuple(backends[variant] for variant in variants)
 
 
-def _unprefixed(node: Any, first_only: bool) -> Any:
-    """The tokenizer's JSON without the parts that put a space before a text, or only before a row's first text."""
+def _without_space(node: Any, first_only: bool) -> Any:
+    """Return the tokenizer's JSON without the steps that prepend a space, or only those for a row's first text."""
     if isinstance(node, list):
-        return [_unprefixed(item, first_only) for item in node]
+        return [_without_space(item, first_only) for item in node]
     if not isinstance(node, dict):
         return node
     kind = node.get("type")
     if kind == "Prepend" and not first_only:
         return {"type": "Replace", "pattern": {"String": "\x00"}, "content": "\x00"}  # changes nothing
     changed = {
-        name: value if name in ("model", "added_tokens", "decoder") else _unprefixed(value, first_only)
+        name: value if name in ("model", "added_tokens", "decoder") else _without_space(value, first_only)
         for name, value in node.items()
     }
     if kind == "Metaspace" and (not first_only or node.get("prepend_scheme") == "first"):
@@ -397,10 +404,10 @@ def _unprefixed(node: Any, first_only: bool) -> Any:
     return changed
 
 
-def _forbidden(
+def _control_id_mask(
     control_ids: dict[str, int], unknown: int | None, size: int, backends: Iterable[tokenizers.Tokenizer]
 ) -> Array:
-    """Which ids must not come out of plain text: bool, for every id that a backend can give."""
+    """Return bool for every id that a backend can return: whether it is a control token."""
     highest = max((max(backend.get_vocab(True).values(), default=0) for backend in dict.fromkeys(backends)), default=0)
     table = np.zeros(max(size, highest + 1), dtype=np.bool_)
     table[[number for number in control_ids.values() if number != unknown and number < size]] = True
@@ -408,7 +415,7 @@ def _forbidden(
 
 
 def _add_span(spans: list[Span], start: int, end: int) -> None:
-    """Add a stretch that begins at or behind the last one's end; they are one where they touch."""
+    """Append a span that starts at or after the end of the last one, merging adjacent spans."""
     if start == end:
         return
     if spans and spans[-1][1] == start:

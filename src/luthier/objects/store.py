@@ -459,7 +459,7 @@ class EmbeddedObjectStore:
                 entries += [(item.key, item.key[len(below) :], item.size) for item in files]
                 start = page.following
         if not entries:
-            raise UserError(f"{uri}: no objects are there")
+            raise UserError(f"{uri}: no objects found")
         return entries
 
 

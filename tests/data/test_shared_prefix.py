@@ -8,13 +8,13 @@ from functools import partial
 from typing import Any
 
 import pytest
-from data.layout import CORPUS
+from data.row_files import CORPUS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from luthier.data.example import Example, Piece
-from luthier.data.shared_beginning import FEWEST, PATTERNS, SharedBeginning
+from luthier.data.shared_prefix import MIN_TEXTS, PATTERNS, SharedPrefix
 from luthier.data.tokenize import Tokenizer as OwnTokenizer
 
 ALPACA = (
@@ -73,8 +73,8 @@ texts = st.lists(st.sampled_from(WORDS), max_size=12).map("".join)
 )
 def test_the_ids_are_those_of_the_whole_texts(name: str, common: str, ends: list[str]) -> None:
     backend = backend_of(SHARING[name])
-    whole = [common + end for end in itertools.islice(itertools.cycle(ends), FEWEST)]
-    cut, ids = SharedBeginning(backend).of(whole)
+    whole = [common + end for end in itertools.islice(itertools.cycle(ends), MIN_TEXTS)]
+    cut, ids = SharedPrefix(backend).find(whole)
     for text in whole[: len(ends)]:
         expected = backend.encode(text, add_special_tokens=False).ids
         assert [*ids, *backend.encode(text[cut:], add_special_tokens=False).ids] == expected
@@ -82,7 +82,7 @@ def test_the_ids_are_those_of_the_whole_texts(name: str, common: str, ends: list
 
 @pytest.mark.parametrize("name", SHARING)
 def test_most_of_a_template_is_shared(name: str) -> None:
-    cut, ids = SharedBeginning(backend_of(SHARING[name])).of([f"{ALPACA}{number}" for number in range(FEWEST)])
+    cut, ids = SharedPrefix(backend_of(SHARING[name])).find([f"{ALPACA}{number}" for number in range(MIN_TEXTS)])
     assert cut >= len(ALPACA) - 20
     assert ids
 
@@ -100,17 +100,17 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_nothing_is_shared_where_it_is_not_proved(name: str) -> None:
-    assert SharedBeginning(backend_of(REFUSED[name])).of([f"{ALPACA}{number}" for number in range(FEWEST)]) == (0, [])
+    assert SharedPrefix(backend_of(REFUSED[name])).find([f"{ALPACA}{number}" for number in range(MIN_TEXTS)]) == (0, [])
 
 
 def test_nothing_is_shared_of_a_template_with_an_added_token_in_it() -> None:
     """It is found before words are: "'ll" behind one is a word, which it is not behind ">"."""
     backend = backend_of(SHARING["added"])
-    assert SharedBeginning(backend).of(["<tool_call>'llaBelow, and so on, and so on"] * FEWEST) == (0, [])
+    assert SharedPrefix(backend).find(["<tool_call>'llaBelow, and so on, and so on"] * MIN_TEXTS) == (0, [])
 
 
 def test_few_texts_share_nothing() -> None:
-    assert SharedBeginning(backend_of(SHARING["bytes"])).of([ALPACA] * (FEWEST - 1)) == (0, [])
+    assert SharedPrefix(backend_of(SHARING["bytes"])).find([ALPACA] * (MIN_TEXTS - 1)) == (0, [])
 
 
 def test_rows_of_a_batch_have_the_ids_of_rows_alone(tokenizer: OwnTokenizer) -> None:
@@ -119,9 +119,9 @@ def test_rows_of_a_batch_have_the_ids_of_rows_alone(tokenizer: OwnTokenizer) -> 
         for number, text in enumerate([*WORDS, "<|im_start|>x", ""])
     ]
     together = tokenizer.encode_rows(rows)
-    assert len(rows) >= FEWEST
+    assert len(rows) >= MIN_TEXTS
     for row, found in zip(rows, together, strict=True):
         (alone,) = tokenizer.encode_rows([row])
         assert found.ids.tolist() == alone.ids.tolist()
         assert found.spans == alone.spans
-    assert tokenizer._shared.of([row.pieces[0].text for row in rows])[0]
+    assert tokenizer._shared.find([row.pieces[0].text for row in rows])[0]

@@ -1,10 +1,10 @@
-"""How a record of each kind becomes an Example, and what makes it unfit: one small class a kind, with the same verbs.
+"""Row formats: how a record of each kind is validated and rendered as an Example.
 
-    faults(record)    what is wrong with it, if anything
-    example(record)   the text the model sees
-    values(record)    the row's own text, template excluded: what duplicates are judged by
+    faults(record)    problems of the record
+    example(record)   the rendered record: the text the model sees
+    values(record)    the record's own text without the template, for finding duplicates
 
-They know one record at a time, nothing of files, splits or tokens.
+Each handles one record at a time, without files, splits or tokens.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from luthier.data.chat import ASSISTANT, LAST, ChatError, ChatTemplate, messages_of
 from luthier.data.example import Example, Piece
 from luthier.data.records import Record, describe
-from luthier.data.tables import Typed
+from luthier.data.tables import NonTextCell
 from luthier.data.template import Template
 
 _NUMBER = re.compile(r"\d+")
@@ -25,57 +25,59 @@ _NUMBER = re.compile(r"\d+")
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One thing wrong with a record. `kind` groups alike ones."""
+    """A problem of a record. `kind` groups similar ones."""
 
     kind: str
     message: str
     field: str = ""
 
 
-class Form(Protocol):
-    """The verbs that each kind has."""
+class RowFormat(Protocol):
+    """The interface of all row formats."""
 
     def faults(self, record: Record) -> Iterator[Fault]:
-        """What is wrong with the record."""
+        """Yield the problems of the record."""
 
     def example(self, record: Record) -> Example:
-        """The record rendered."""
+        """Render the record."""
 
     def values(self, record: Record) -> list[str]:
-        """The record's own text."""
+        """Return the record's own text."""
 
     def is_empty(self, record: Record, example: Example) -> bool:
-        """Whether there is nothing to learn but the end of text."""
+        """Whether the completion is empty, so that only the end of text could be learned."""
 
 
 def text_of(value: Any) -> str | None:
-    """A field's text: a string as it is, a number or boolean as the file writes it; None for anything else."""
+    """Return a field's text: a string, or a number or boolean as the file writes it; None for anything else."""
     return str(value) if isinstance(value, str) else None
 
 
 def fault_of(record: Record, field: str, needed_by: str) -> Fault | None:
-    """Why a field cannot be used, if so: missing, null, or no text."""
+    """Return the problem of a field that is missing, null or not text; None when it is usable."""
     if field not in record.fields:
         near = next((key for key in record.fields if key.strip().lower() == field.strip().lower()), None)
-        hint = f"it has {near!r} (keys are case-sensitive)" if near else f"it has {_some(list(record.fields))}"
+        hint = (
+            f"the row has {near!r} (keys are case-sensitive)" if near else f"it has {_list_names(list(record.fields))}"
+        )
         return Fault("missing", f"the row lacks {field!r}, which {needed_by} needs; {hint}", field)
     value = record.fields[field]
     if value is None:
-        return Fault("null", f"{field!r} is null; give text, or leave the row out", field)
-    if isinstance(value, Typed):
+        return Fault("null", f"{field!r} is null; give text, or remove the row", field)
+    if isinstance(value, NonTextCell):
         return Fault("type", f"{field!r} is a column of type {value.name}; expected strings", field)
     if text_of(value) is None:
         return Fault("nested", f"{field!r} is {describe(value)}; expected a string, number or boolean", field)
     return None
 
 
-def _some(names: list[str]) -> str:
+def _list_names(names: list[str]) -> str:
     shown = ", ".join(repr(name[:40]) for name in names[:6])
     return "no field" if not names else shown + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 
-class TemplateForm:
-    """Instruction and Autopilot rows. `exact`: the rows have exactly the template's fields, no others, all strings."""
+class TemplateFormat:
+    """Instruction and Autopilot rows. `exact`: the rows have exactly the template's fields."""
 
     def __init__(self, template: Template, exact: bool = False) -> None:
         self.template = template
@@ -102,8 +104,8 @@ class TemplateForm:
         return not example.completion.strip()
 
 
-class ChatForm:
-    """Conversations, by the tokenizer's chat template; `turns` (chat.TURNS) of them are trained."""
+class ChatFormat:
+    """Conversations, rendered by the tokenizer's chat template; `turns` (chat.TURNS) says which carry loss."""
 
     def __init__(self, chat: ChatTemplate, turns: str = ASSISTANT) -> None:
         self.chat = chat
@@ -122,12 +124,12 @@ class ChatForm:
         return [text for message in messages_of(record.fields) for text in (message["role"], message["content"])]
 
     def is_empty(self, record: Record, example: Example) -> bool:
-        answers = [message["content"] for message in messages_of(record.fields) if message["role"] == "assistant"]
-        return not any(text.strip() for text in (answers[-1:] if self.turns == LAST else answers))
+        replies = [message["content"] for message in messages_of(record.fields) if message["role"] == "assistant"]
+        return not any(text.strip() for text in (replies[-1:] if self.turns == LAST else replies))
 
 
-class TextForm:
-    """Domain text: the column `Text` or `text`, else the first one."""
+class TextFormat:
+    """Domain text in one column."""
 
     def __init__(self, column: str) -> None:
         self.column = column
@@ -148,9 +150,9 @@ class TextForm:
 
 
 def text_column(fields: dict[str, Any]) -> tuple[str, str]:
-    """The column of domain text among a first record's, and a warning when it is only the first one."""
+    """Return the column of domain text (`Text`, `text`, else the first), and a warning when it is the first."""
     for name in ("Text", "text"):
         if name in fields:
             return name, ""
     first = next(iter(fields), "text")
-    return first, f"no column 'Text' or 'text': the first one, {first!r}, is used"
+    return first, f"no column 'Text' or 'text': using the first one, {first!r}"
