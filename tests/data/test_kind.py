@@ -138,4 +138,4 @@ def test_csv_and_parquet_do_not_mix(preparing: Preparing, tmp_path: Path) -> Non
 def test_a_template_beside_autopilot_rows_is_said_to_be_unused(preparing: Preparing, tmp_path: Path) -> None:
     folder = autopilot(tmp_path / "d", "input,output\na,b\n")
     write_template(folder, "{input}", "{output}")
-    assert "template.json is not used: autopilot data need none" in preparing(folder).warnings
+    assert "template.json is not used: autopilot data needs none" in preparing(folder).warnings

@@ -184,7 +184,7 @@ def test_the_channel_itself_and_links_inside_may_be_links(preparing: Preparing, 
 def test_a_dangling_link_and_an_empty_folder(preparing: Preparing, tmp_path: Path) -> None:
     data = qa(tmp_path / "data")
     (data / "b.jsonl").symlink_to("nowhere")
-    assert "leads nowhere" in refusal(preparing, data)[0]
+    assert "broken link" in refusal(preparing, data)[0]
     (tmp_path / "empty").mkdir()
     assert "contains no .jsonl" in refusal(preparing, tmp_path / "empty")[0]
     assert "neither a file nor a folder" in refusal(preparing, tmp_path / "missing")[0]
@@ -199,7 +199,7 @@ def test_mixed_formats_are_refused(preparing: Preparing, tmp_path: Path) -> None
 
 def test_no_rows_at_all(preparing: Preparing, tmp_path: Path) -> None:
     data = qa(tmp_path / "data", [])
-    assert refusal(preparing, data) == ["the channels hold no row"]
+    assert refusal(preparing, data) == ["the channels contain no rows"]
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 4])

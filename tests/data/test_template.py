@@ -74,7 +74,7 @@ def test_names_may_hold_spaces_and_any_letters() -> None:
 
 
 def test_a_template_without_fields_is_refused() -> None:
-    with pytest.raises(DataError, match="every row would read the same"):
+    with pytest.raises(DataError, match="all rows would be the same"):
         Template("hello", "world")
 
 

@@ -57,9 +57,7 @@ def fault_of(record: Record, field: str, needed_by: str) -> Fault | None:
     """Return the problem of a field that is missing, null or not text; None when it is usable."""
     if field not in record.fields:
         near = next((key for key in record.fields if key.strip().lower() == field.strip().lower()), None)
-        hint = (
-            f"the row has {near!r} (keys are case-sensitive)" if near else f"it has {_list_names(list(record.fields))}"
-        )
+        hint = f"it has {near!r} (keys are case-sensitive)" if near else f"it has {_list_names(list(record.fields))}"
         return Fault("missing", f"the row lacks {field!r}, which {needed_by} needs; {hint}", field)
     value = record.fields[field]
     if value is None:

@@ -53,9 +53,7 @@ class SplitAssignment:
             for name, rows in self._rows().items():
                 handle.write(f',\n"{name}": [')
                 for start in range(0, len(rows), _NAMES_PER_WRITE):
-                    names = ",".join(
-                        json.dumps(row) for row in self.table.names(rows[start : start + _NAMES_PER_WRITE])
-                    )
+                    names = self.table.names(rows[start : start + _NAMES_PER_WRITE])
                     handle.write(("," if start else "") + ",".join(map(json.dumps, names)))
                 handle.write("]")
             handle.write("}\n")
