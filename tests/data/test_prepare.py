@@ -280,7 +280,7 @@ def test_cached_equals_fresh(preparing: Preparing, tmp_path: Path, monkeypatch: 
     def never(*_: Any, **__: Any) -> Any:
         raise AssertionError("tokenized again")
 
-    monkeypatch.setattr(prepare_module, "survey", never)
+    monkeypatch.setattr(prepare_module, "scan_rows", never)
     cached = preparing(data, validation_split_ratio=0.3, split_seed=4)
     assert len(cached.split.validation) == 3
     cached = preparing(data)
