@@ -9,7 +9,7 @@ import pytest
 from architecture import Source, read_sources
 
 import luthier
-from luthier.cli.reference import commands
+from reference_pages.cli_page import commands
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = read_sources(ROOT / "src" / "luthier")
@@ -20,7 +20,7 @@ COMMANDS = frozenset(f"{function.__module__}.{function.__name__}" for _, functio
 )
 BESIDE = [
     Source(str(path.relative_to(ROOT)), path.read_text("utf-8"), frozenset())
-    for folder in ("tests", "bench", "examples", "pretraining")
+    for folder in ("tests", "bench", "examples", "pretraining", "reference_pages")
     for path in sorted((ROOT / folder).rglob("*.py"))
 ]
 

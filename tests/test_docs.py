@@ -9,7 +9,8 @@ import pytest
 
 from luthier import __version__
 from luthier.catalog.hyperparameters import TABLE
-from luthier.cli.reference import PAGES, commands, write
+from reference_pages import PAGES, write
+from reference_pages.cli_page import commands
 
 ROOT = Path(__file__).resolve().parent.parent
 WRITTEN = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), *(ROOT / ".github").rglob("*.md")]
@@ -18,7 +19,7 @@ WRITTEN = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), *(
 @pytest.mark.parametrize("name", PAGES)
 def test_generated_pages_are_current(name: str, tmp_path: Path) -> None:
     write(tmp_path)
-    command = "run: python -m luthier.cli.reference docs"
+    command = "run: python -m reference_pages"
     assert (ROOT / "docs" / name).read_text("utf-8") == (tmp_path / name).read_text("utf-8"), command
 
 

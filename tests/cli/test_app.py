@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from luthier import __version__
 from luthier.cli.app import COMMANDS, app
 from luthier.cli.program import Program
-from luthier.cli.reference import commands
+from reference_pages.cli_page import commands
 
 
 def test_help_lists_every_command(luthier: Luthier) -> None:

@@ -10,8 +10,8 @@ import pytest
 from luthier.catalog.entry import find
 from luthier.catalog.hyperparameters import TABLE, Hyperparameter
 from luthier.cli.hyperparameters import TITLES, TYPES, describe, read_hyperparameters, to_strings
-from luthier.cli.reference import hyperparameter_tests, hyperparameters_page, range_of
 from luthier.errors import SettingError
+from reference_pages.hyperparameters_page import hyperparameter_tests, hyperparameters_page, range_of
 
 
 def write(path: Path, text: str) -> Path:

@@ -19,11 +19,11 @@ import pytest
 from typer.models import OptionInfo
 
 import luthier
-from luthier.cli.reference import commands
 from luthier.errors import DataError, Interrupted, LuthierError, RunFolderError, SettingError, UserError
 from luthier.python_api import progress
 from luthier.python_api.comparison import Comparison
 from luthier.python_api.program import command, run_program
+from reference_pages.cli_page import commands
 
 ROWS = [{"question": f"{number} + 1?", "answer": str(number + 1)} for number in range(40)]
 # Options that a function has no use for: it returns data, and takes hyperparameters as keyword arguments.
