@@ -123,7 +123,7 @@ def test_one_single_token_is_nothing_to_learn_from(preparing: Preparing, tokeniz
     write_jsonl(tmp_path / "data" / "a.jsonl", [{"text": "a"}])
     assert not tokenizer.prefix_ids
     assert len(preparing(tmp_path / "data", validation_split_ratio=0.0).split.train) == 1
-    with pytest.raises(DataError, match=r"the train text is one single token.*leave append_eod True"):
+    with pytest.raises(DataError, match=r"the train text is a single token.*leave append_eod at True"):
         preparing(tmp_path / "data", validation_split_ratio=0.0, append_eod=False)
 
 

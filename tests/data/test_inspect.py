@@ -46,11 +46,11 @@ def inspect(data: Path, model: Path, as_json: bool) -> subprocess.CompletedProce
 def test_it_says_which_turns_are_trained(preparing: Preparing, tokenizer: Tokenizer, tmp_path: Path) -> None:
     messages = [{"role": "user", "content": "how many?"}, {"role": "assistant", "content": "12"}]
     write_jsonl(tmp_path / "chat" / "a.jsonl", [{"messages": messages}] * 3)
-    for turns, words in (("assistant", "the assistant's are"), ("last", "the last one is"), ("all", "all are")):
+    for turns, words in (("assistant", "assistant turns"), ("last", "the last turn"), ("all", "all turns")):
         prepared = preparing(tmp_path / "chat", train_on_turns=turns)
         screen = io.StringIO()
         show(prepared, tokenizer, Console(file=screen, width=100))
-        assert f"turns      {words} trained" in screen.getvalue()
+        assert f"turns      loss on {words}" in screen.getvalue()
         assert as_json(prepared)["train_on_turns"] == turns
         green = [text for text, style in coloured(prepared, tokenizer, 0) if "green" in style]
         assert green == (["how many?<|im_end|>"] if turns == "all" else []) + ["12<|im_end|>"]
