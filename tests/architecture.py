@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +46,9 @@ CONTROL_PLANE = OPEN | CONTROL | {"service", "server", "client", "cli", "python_
 HEAVY = frozenset({"torch", "transformers", "peft", "accelerate", "bitsandbytes", "safetensors", "tokenizers"})
 FORBIDDEN_NAMES = ("manager", "helper", "utils", "util", "common", "misc", "processor")
 LINES, FUNCTION_LINES, PARAMETERS, FIELDS = 500, 60, 8, 20
+POSITIONAL_FIELDS = 4  # a dataclass with more is built by keyword
+SHARED_CLASS_NAMES: Mapping[str, str] = {}
+"""Class names that several modules define, with the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +167,31 @@ def _parameters(node: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:
     given = node.args
     names = [item.arg for item in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
     return names[1:] if names[:1] in (["self"], ["cls"]) else names
+
+
+def class_name_faults(sources: Iterable[Source], shared: Mapping[str, str] = SHARED_CLASS_NAMES) -> list[str]:
+    """Class names that more than one module defines, leading underscores aside; entries of `shared` without use."""
+    modules: dict[str, list[str]] = {}
+    for source in sources:
+        for node in ast.walk(source.tree):
+            if isinstance(node, ast.ClassDef):
+                modules.setdefault(node.name.lstrip("_"), []).append(source.module)
+    repeated = {name: places for name, places in modules.items() if len(places) > 1}
+    faults = [f"{name} is defined in {', '.join(places)}" for name, places in repeated.items() if name not in shared]
+    return faults + [f"{name} is not defined twice any more" for name in shared.keys() - repeated.keys()]
+
+
+def positional_faults(source: Source) -> list[str]:
+    """Dataclasses of more than POSITIONAL_FIELDS fields that can be built by position."""
+    faults = []
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.ClassDef):
+            decorators = [ast.unparse(decorator) for decorator in node.decorator_list]
+            fields = sum(isinstance(item, ast.AnnAssign) for item in node.body)
+            positional = any("dataclass" in text and "kw_only=True" not in text for text in decorators)
+            if positional and fields > POSITIONAL_FIELDS:
+                faults.append(f"{source.module}:{node.lineno}: {node.name} has {fields} fields: kw_only=True")
+    return faults
 
 
 def name_faults(source: Source) -> list[str]:

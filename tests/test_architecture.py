@@ -56,6 +56,14 @@ def test_sizes() -> None:
     assert faults == []
 
 
+def test_a_class_name_is_used_once() -> None:
+    assert architecture.class_name_faults(SOURCES) == []
+
+
+def test_large_dataclasses_are_built_by_keyword() -> None:
+    assert [fault for source in SOURCES for fault in architecture.positional_faults(source)] == []
+
+
 def test_names_and_docstrings() -> None:
     assert [fault for source in SOURCES for fault in architecture.name_faults(source)] == []
 
@@ -129,6 +137,19 @@ def test_the_checker_follows_imports_through_packages() -> None:
 )
 def test_the_checker_sees_what_is_too_large(text: str) -> None:
     assert len(architecture.size_faults(Source("luthier.data.split", text, KNOWN))) == 1
+
+
+def test_the_checker_sees_repeated_class_names_and_positional_dataclasses() -> None:
+    sources = [
+        Source("luthier.data.a", "class Row: ...\nclass A: ...", KNOWN),
+        Source("luthier.cli.b", "class _Row: ...", KNOWN),
+    ]
+    assert architecture.class_name_faults(sources) == ["Row is defined in luthier.data.a, luthier.cli.b"]
+    assert architecture.class_name_faults(sources, {"Row": "reason"}) == []
+    assert architecture.class_name_faults(sources[:1], {"Row": "reason"}) == ["Row is not defined twice any more"]
+    fields = "".join(f"    x{number}: int\n" for number in range(5))
+    assert len(architecture.positional_faults(Source("m", f"@dataclass(frozen=True)\nclass C:\n{fields}", KNOWN))) == 1
+    assert architecture.positional_faults(Source("m", f"@dataclass(kw_only=True)\nclass C:\n{fields}", KNOWN)) == []
 
 
 def test_the_checker_keeps_the_limits_themselves() -> None:

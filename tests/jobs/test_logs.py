@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from luthier.jobs.logs import ENDPOINTS, TRAINING, Logs, Stream, Window
+from luthier.jobs.logs import ENDPOINTS, TRAINING, Logs, LogStream, Window
 from luthier.jobs.progress import EndpointProgress, ServedVariant
 from luthier.jobs.resource import Resource, new_resource
 from luthier.jobs.settings import ServiceSettings
@@ -45,7 +45,7 @@ def job(logs: Logs, name: str, count: int, kind: str = "training-job", message: 
     return made
 
 
-def only(logs: Logs, prefix: str) -> Stream:
+def only(logs: Logs, prefix: str) -> LogStream:
     (found,) = logs.streams(OWNER, TRAINING, prefix)
     return found
 

@@ -170,4 +170,7 @@ def test_looking_makes_no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_a_key_knows_its_principal() -> None:
-    assert AccessKey("K", "s", "1" * 12, "bo", 0.0).principal.arn == "arn:aws:iam::111111111111:user/bo"
+    assert (
+        AccessKey(id="K", secret="s", account="1" * 12, user="bo", created=0.0).principal.arn
+        == "arn:aws:iam::111111111111:user/bo"
+    )

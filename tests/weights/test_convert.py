@@ -175,7 +175,7 @@ def test_large_files_come_out_in_pieces(
     """No more than a piece is ever laid out in memory; in this process, for the child's bound cannot be reached."""
     monkeypatch.setattr(unpickle, "SHARD_BYTES", 20_000)
     (tmp_path / "out").mkdir()
-    writer = unpickle.SafetensorsWriter(tmp_path / "out")
+    writer = unpickle.SafetensorsWriter(folder=tmp_path / "out")
     writer.add(unpickle.read(folder / BIN))
     writer.finish()
     names = sorted(path.name for path in (tmp_path / "out").iterdir())

@@ -7,7 +7,7 @@ from typing import Any
 from luthier.api.description import drop_none
 from luthier.api.paging import slice_page
 from luthier.api.service import Service
-from luthier.jobs.logs import MOST_EVENTS, Group, Logs, Stream, Window
+from luthier.jobs.logs import MOST_EVENTS, LogGroup, Logs, LogStream, Window
 from luthier.protocol.call import Call
 from luthier.protocol.errors import WireError
 
@@ -96,11 +96,11 @@ def _group_name(call: Call) -> str:
     return name.removeprefix(f"arn:aws:logs:{call.region}:{call.account}:log-group:").removesuffix(":*")
 
 
-def _wanted(group: Group, identifiers: list[str] | None) -> bool:
+def _wanted(group: LogGroup, identifiers: list[str] | None) -> bool:
     return identifiers is None or any(one.endswith(group.name) for one in identifiers)
 
 
-def _group(call: Call, group: Group) -> dict[str, Any]:
+def _group(call: Call, group: LogGroup) -> dict[str, Any]:
     arn = group_arn(call, group.name)
     return {
         "logGroupName": group.name, "creationTime": group.created, "arn": f"{arn}:*", "logGroupArn": arn,
@@ -113,7 +113,7 @@ def group_arn(call: Call, name: str) -> str:
     return f"arn:aws:logs:{call.region}:{call.account}:log-group:{name}"
 
 
-def _stream(call: Call, stream: Stream) -> dict[str, Any]:
+def _stream(call: Call, stream: LogStream) -> dict[str, Any]:
     return drop_none({
         "logStreamName": stream.name,
         "creationTime": stream.created,

@@ -39,7 +39,7 @@ class Layout:
     widths: tuple[int, int] = (0, 0)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Tokens:
     """Token ids, and the start of each row in the flattened ids."""
 
@@ -98,7 +98,10 @@ def _lay_out(ids: list[np.ndarray], layout: Layout, width: int) -> _Tokens:
     if layout.packed:
         positions = np.concatenate([np.arange(length) for length in lengths])
         starts = np.cumsum([0, *lengths[:-1]])
-        return _Tokens(_long(np.concatenate(ids))[None], None, _long(positions)[None], lengths, starts)
+        return _Tokens(
+            ids_BT=_long(np.concatenate(ids))[None], mask_BT=None, position_ids_BT=_long(positions)[None],
+            lengths=lengths, starts=starts,
+        )  # fmt: skip
     width = max(width, *lengths)
     input_ids = np.full((len(ids), width), layout.pad_id, dtype=np.int64)
     mask = np.zeros((len(ids), width), dtype=np.int64)
@@ -106,7 +109,10 @@ def _lay_out(ids: list[np.ndarray], layout: Layout, width: int) -> _Tokens:
         input_ids[line, : len(row)] = row
         mask[line, : len(row)] = 1
     position_ids = np.tile(np.arange(width), (len(ids), 1))
-    return _Tokens(_long(input_ids), _long(mask), _long(position_ids), lengths, np.arange(len(ids)) * width)
+    return _Tokens(
+        ids_BT=_long(input_ids), mask_BT=_long(mask), position_ids_BT=_long(position_ids), lengths=lengths,
+        starts=np.arange(len(ids)) * width,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

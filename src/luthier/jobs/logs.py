@@ -34,7 +34,7 @@ _TOKEN = re.compile(r"([fb])/(\d{1,20})")
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class LogGroup:
     """A log group; times in milliseconds since 1970, `size` in bytes."""
 
     name: str
@@ -42,8 +42,8 @@ class Group:
     size: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Stream:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogStream:
     """A log stream and the file of its events; `first` and `last` are the times of its events, None without any."""
 
     group: str
@@ -56,7 +56,7 @@ class Stream:
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class LogEvent:
     """One line of a log. `id` is unique, and grows with time within its stream."""
 
     timestamp: int
@@ -78,7 +78,7 @@ class Window:
 class EventPage:
     """Events, oldest first, and the tokens of the pages after and before; at an end it is the token that was given."""
 
-    events: list[Event]
+    events: list[LogEvent]
     forward: str
     backward: str
 
@@ -87,7 +87,7 @@ class EventPage:
 class FilteredPage:
     """Events that match, the names of the streams that were looked through, and the token to go on; None at the end."""
 
-    events: list[Event]
+    events: list[LogEvent]
     searched: list[str]
     token: str | None
 
@@ -99,22 +99,22 @@ class Logs:
     settings: ServiceSettings
     store: Store
 
-    def groups(self, owner: Owner, prefix: str = "") -> list[Group]:
+    def groups(self, owner: Owner, prefix: str = "") -> list[LogGroup]:
         """The log groups of an account and region whose names begin with `prefix`, by name."""
         groups = []
         if TRAINING.startswith(prefix):
             groups += [
-                Group(TRAINING, int(oldest.created * 1000))
+                LogGroup(TRAINING, int(oldest.created * 1000))
                 for oldest in self._listed(owner, TRAINING_JOB, "", 1, descending=False)
             ]
         name_prefix = prefix[len(ENDPOINTS) :] if prefix.startswith(ENDPOINTS) else ""
         if prefix.startswith(ENDPOINTS) or ENDPOINTS.startswith(prefix):
             for endpoint in self._listed(owner, ENDPOINT, name_prefix):
                 if endpoint.name.startswith(name_prefix):
-                    groups.append(Group(ENDPOINTS + endpoint.name, int(endpoint.created * 1000)))
+                    groups.append(LogGroup(ENDPOINTS + endpoint.name, int(endpoint.created * 1000)))
         return sorted(groups, key=lambda group: group.name)
 
-    def streams(self, owner: Owner, group: str, prefix: str = "") -> list[Stream]:
+    def streams(self, owner: Owner, group: str, prefix: str = "") -> list[LogStream]:
         """The streams of a group whose names begin with `prefix`, by name. WireError where there is no such group."""
         if group == TRAINING:
             streams = [stream for name, job in self._jobs(owner, prefix) for stream in self._of_job(name, job)]
@@ -122,14 +122,14 @@ class Logs:
             streams = self._of_endpoint(self._endpoint(owner, group))
         return sorted((one for one in streams if one.name.startswith(prefix)), key=lambda stream: stream.name)
 
-    def stream(self, owner: Owner, group: str, name: str) -> Stream:
+    def stream(self, owner: Owner, group: str, name: str) -> LogStream:
         """One stream; WireError where there is none of that name."""
         for stream in self.streams(owner, group, name):
             if stream.name == name:
                 return stream
         raise WireError("ResourceNotFoundException", "The specified log stream does not exist.")
 
-    def events(self, stream: Stream, window: Window, token: str | None = None, from_head: bool = False) -> EventPage:
+    def events(self, stream: LogStream, window: Window, token: str | None = None, from_head: bool = False) -> EventPage:
         """A page of a stream: the newest events, or from the oldest on, or where a token of an earlier page says."""
         lines = Lines(stream.path, MOST_BYTES)
         low, high = lines.bounds(window.start, window.end)
@@ -147,7 +147,7 @@ class Logs:
         return EventPage(events, f"f/{last:020d}", f"b/{first:020d}")
 
     def filter(
-        self, streams: Sequence[Stream], window: Window, pattern: str = "", token: str | None = None
+        self, streams: Sequence[LogStream], window: Window, pattern: str = "", token: str | None = None
     ) -> FilteredPage:
         """Events of several streams that match `pattern`, stream by stream, by time within each.
 
@@ -155,7 +155,7 @@ class Logs:
         """
         match = Pattern(pattern)
         name, place = _filter_token(token)
-        matches: list[Event] = []
+        matches: list[LogEvent] = []
         searched: list[str] = []
         read = size = 0
         for stream in sorted(streams, key=lambda one: one.name):
@@ -207,7 +207,7 @@ class Logs:
                 return items
             listing = replace(listing, limit=1000, after=page.after)
 
-    def _of_job(self, name: str, job: Resource) -> Iterator[Stream]:
+    def _of_job(self, name: str, job: Resource) -> Iterator[LogStream]:
         path = self.settings.jobs / job.id / "logs" / "events.jsonl"
         yield from self._stream(TRAINING, f"{name}/algo-1-{int(job.created)}", path, job.created)
 
@@ -217,8 +217,8 @@ class Logs:
             raise WireError("ResourceNotFoundException", "The specified log group does not exist.")
         return endpoint
 
-    def _of_endpoint(self, endpoint: Resource) -> list[Stream]:
-        streams: list[Stream] = []
+    def _of_endpoint(self, endpoint: Resource) -> list[LogStream]:
+        streams: list[LogStream] = []
         progress = endpoint.endpoint
         for variant in (*progress.variants, *(progress.pending.variants if progress.pending else ())):
             number = variant.folder.partition(".")[2]
@@ -227,7 +227,7 @@ class Logs:
             streams += self._stream(ENDPOINTS + endpoint.name, name, path, endpoint.created)
         return streams
 
-    def _stream(self, group: str, name: str, path: Path, created: float) -> Iterator[Stream]:
+    def _stream(self, group: str, name: str, path: Path, created: float) -> Iterator[LogStream]:
         """The stream of a file, where there is one with events."""
         size = path.stat().st_size if path.is_file() else 0
         low, high = Lines(path).bounds() if size else (0, 0)
@@ -235,7 +235,9 @@ class Logs:
         last = next(iter(Lines(path).before(high, low, 1)), None) if first else None
         if first and last:
             times = (json.loads(first[2])["timestamp"], json.loads(last[2])["timestamp"])
-            yield Stream(group, name, path, int(created * 1000), *times, size)
+            yield LogStream(
+                group=group, name=name, path=path, created=int(created * 1000), first=times[0], last=times[1], size=size
+            )  # fmt: skip
 
 
 class Pattern:
@@ -272,9 +274,9 @@ def _terms(text: str) -> list[str]:
     return list(reader)
 
 
-def _event(stream: Stream, start: int, text: bytes) -> Event:
+def _event(stream: LogStream, start: int, text: bytes) -> LogEvent:
     stored = json.loads(text)
-    return Event(stored["timestamp"], stored["message"], f"{stored['timestamp']:020d}{start:020d}", stream.name)
+    return LogEvent(stored["timestamp"], stored["message"], f"{stored['timestamp']:020d}{start:020d}", stream.name)
 
 
 def _filter_token(token: str | None) -> tuple[str | None, int]:

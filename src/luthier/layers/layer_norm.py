@@ -29,7 +29,7 @@ class LayerNorm:
 
     def __call__(self, x_TD: Tensor, dtype: torch.dtype) -> Tensor:
         """The normed input in `dtype`, differentiable in the input, the weight and the bias."""
-        apply: Any = _LayerNorm.apply
+        apply: Any = _LayerNormFunction.apply
         normed_TD: Tensor = apply(x_TD, self.weight_D, self.bias_D, self, dtype)
         return normed_TD
 
@@ -66,7 +66,7 @@ def layer_norm_backward(
     return grad_x_TD.to(x_TD.dtype), grad_weight_D, grad_bias_D
 
 
-class _LayerNorm(torch.autograd.Function):
+class _LayerNormFunction(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x_TD: Tensor, weight_D: Tensor, bias_D: Tensor, norm: LayerNorm, dtype: torch.dtype

@@ -38,7 +38,7 @@ LOCAL = re.compile(r"|127(\.\d{1,3}){3}|\[::1\]|([a-z0-9.-]+\.)?localhost|[a-z0-
 USER = re.compile(r"[A-Za-z0-9_+=,.@-]{1,64}")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AccessKey:
     """One row of access_keys; times in seconds since 1970."""
 
@@ -66,7 +66,7 @@ class Keys:
             raise SettingError(f"--user {user!r}: expected 1 to 64 letters, digits or any of _+=,.@-")
         name = PREFIX + "".join(secrets.choice(string.ascii_uppercase + "234567") for _ in range(16))
         secret = "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(40))
-        key = AccessKey(name, secret, account, user, time.time())
+        key = AccessKey(id=name, secret=secret, account=account, user=user, created=time.time())
         with self.store.write() as connection:
             connection.execute(access_keys.insert().values({name: getattr(key, name) for name in AccessKey.__slots__}))
         return key

@@ -34,7 +34,7 @@ class RefusedError(Exception):
     """A file that is not weights, or not whole; the reason in one line."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class SafetensorsWriter:
     """Collects tensors into safetensors files of bounded size; identical views of one storage are written once."""
 
@@ -102,7 +102,7 @@ def main(arguments: list[str]) -> int:
 
 def convert(files: list[Path], folder: Path) -> dict[str, object]:
     """Write the tensors of `files` into `folder`; the answer, whatever the files hold."""
-    writer = SafetensorsWriter(folder)
+    writer = SafetensorsWriter(folder=folder)
     file = files[0]
     try:
         for file in files:
