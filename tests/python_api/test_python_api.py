@@ -142,7 +142,7 @@ def test_an_interrupt_writes_a_checkpoint_that_resume_goes_on_from(rows: Path, t
     process.send_signal(signal.SIGINT)
     printed, errors = process.communicate(timeout=300)
     assert errors == ""
-    assert re.search(r"stopped after step \d+ .*; go on with: luthier.Run\('.*run'\).resume\(\)", printed)
+    assert re.search(r"stopped after step \d+ .*; resume with: luthier.Run\('.*run'\).resume\(\)", printed)
     run = luthier.Run(out)
     assert not run.finished
     assert list((out / "checkpoints").glob("step-*"))

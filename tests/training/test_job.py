@@ -204,7 +204,7 @@ def test_a_stop_while_scoring_loses_nothing(
 
     with monkeypatch.context() as patch:
         patch.setattr(job_module, "stop_requests", asked_at_once)
-        with pytest.raises(Interrupted, match=f"go on with: luthier tune --resume --out .*{folder.root.name}"):
+        with pytest.raises(Interrupted, match=f"resume with: luthier tune --resume --out .*{folder.root.name}"):
             run(folder)
     assert list(folder.scores.glob("*")) == []
     run(folder, resume=True)

@@ -74,7 +74,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path, model: Path, rows: P
     assert process.returncode == 130, output
     last = step_of(folder)
     assert errors(output) == [
-        f"luthier: error: stopped after step {last} of 100000; the checkpoint is written; go on with: "
+        f"luthier: error: stopped after step {last} of 100000; the checkpoint is written; resume with: "
         f"luthier tune --resume --out {folder.root}"
     ]
     assert (folder.checkpoints / f"step-{last:06d}").is_dir()

@@ -101,5 +101,5 @@ class Run:
 
     def _finished(self, path: Path) -> Path:
         if not path.exists():
-            raise RunFolderError(f"{self.path}: not finished (no {path.name}); go on with: run.resume()")
+            raise RunFolderError(f"{self.path}: not finished (no {path.name}); resume with: run.resume()")
         return path

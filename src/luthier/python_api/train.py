@@ -16,7 +16,7 @@ def train(program: Program, verbose: bool, progress: bool | None) -> None:
     try:
         run_program(program, verbose, bar.update if bar else lambda line: None)
     except Interrupted as error:
-        raise Interrupted(f"{error}; go on with: luthier.Run({str(folder.root)!r}).resume()") from None
+        raise Interrupted(f"{error}; resume with: luthier.Run({str(folder.root)!r}).resume()") from None
     finally:
         if bar:
             bar.close()

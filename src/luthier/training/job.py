@@ -264,7 +264,7 @@ class Scorer:
 
 
 def _resume_advice(folder: JobFolder) -> str:
-    return f"go on with: luthier tune --resume --out {shlex.quote(relative_path(folder.root))}"
+    return f"resume with: luthier tune --resume --out {shlex.quote(relative_path(folder.root))}"
 
 
 def _initial_state(
