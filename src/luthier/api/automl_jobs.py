@@ -103,11 +103,11 @@ def stop(call: Call, service: Service) -> dict[str, Any]:
 
 def list_candidates(call: Call, service: Service) -> dict[str, Any]:
     job, request = _job(call, service), call.parameters
-    wanted = {"CandidateStatus": request.get("StatusEquals"), "CandidateName": request.get("CandidateNameEquals")}
+    filters = {"CandidateStatus": request.get("StatusEquals"), "CandidateName": request.get("CandidateNameEquals")}
     candidates = [
         candidate
         for candidate in [job.automl.candidate]
-        if candidate and all(value in (None, candidate[name]) for name, value in wanted.items())
+        if candidate and all(value in (None, candidate[name]) for name, value in filters.items())
     ]  # one at most, so that SortBy and SortOrder have nothing to do
     items, token = slice_page(call, candidates, MOST_CANDIDATES)
     return {"Candidates": items} | token

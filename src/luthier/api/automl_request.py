@@ -65,8 +65,8 @@ def channel_type(channel: Mapping[str, Any]) -> str:
 def _problem_faults(request: Mapping[str, Any]) -> Iterator[str]:
     problems = list(request["AutoMLProblemTypeConfig"])
     if problems != [PROBLEM]:
-        found = ", ".join(problems) or "none"
-        yield f"AutoMLProblemTypeConfig: problem type {found} is not supported; expected {PROBLEM}"
+        names = ", ".join(problems) or "none"
+        yield f"AutoMLProblemTypeConfig: problem type {names} is not supported; expected {PROBLEM}"
         return
     for name in ("AutoMLJobObjective", "AutoMLComputeConfig"):
         if request.get(name):
@@ -76,8 +76,8 @@ def _problem_faults(request: Mapping[str, Any]) -> Iterator[str]:
 def _channel_faults(channels: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     kinds = [channel_type(channel) for channel in channels]
     if sorted(kinds) not in (["training"], ["training", "validation"]):
-        found = " and ".join(kinds)
-        yield f"AutoMLJobInputDataConfig: the channels are {found}; expected training, or training and validation"
+        names = " and ".join(kinds)
+        yield f"AutoMLJobInputDataConfig: the channels are {names}; expected training, or training and validation"
     for channel in channels:
         yield from _one_channel_faults(f"AutoMLJobInputDataConfig, channel {channel_type(channel)}", channel)
     formats = {_format(channel) for channel in channels}
@@ -89,8 +89,8 @@ def _one_channel_faults(place: str, channel: Mapping[str, Any]) -> Iterator[str]
     if _format(channel) is None:
         yield f"{place}: ContentType {channel['ContentType']} is not supported; expected {CSV} or {PARQUET}"
     if channel.get("CompressionType", "None") != "None":
-        found = channel["CompressionType"]
-        yield f"{place}: CompressionType {found} is not supported for TextGeneration; expected None"
+        compression = channel["CompressionType"]
+        yield f"{place}: CompressionType {compression} is not supported for TextGeneration; expected None"
     source = channel.get("DataSource", {}).get("S3DataSource")
     if source is None:
         yield f"{place}: no DataSource.S3DataSource is given"
@@ -103,8 +103,8 @@ def _one_channel_faults(place: str, channel: Mapping[str, Any]) -> Iterator[str]
 
 def _format(channel: Mapping[str, Any]) -> str | None:
     """csv or parquet; None for any other content type."""
-    written = channel.get("ContentType") or CSV
-    return CONTENT_TYPES.get(written.replace(" ", "").lower())
+    content_type = channel.get("ContentType") or CSV
+    return CONTENT_TYPES.get(content_type.replace(" ", "").lower())
 
 
 def _split_faults(request: Mapping[str, Any]) -> Iterator[str]:

@@ -1,13 +1,13 @@
 """The base model that a request names: an entry of the catalogue, a repository of the Hub, or weights in a bucket.
 
-    CreateTrainingJob       tag sagemaker-sdk:jumpstart-model-id     the SageMaker SDK's JumpStartEstimator
+    CreateTrainingJob       tag sagemaker-sdk:jumpstart-model-id     set by the SageMaker SDK's JumpStartEstimator
                             channel `model`                          a JumpStart artifact, a hub content, or own weights
-                            Environment LUTHIER_MODEL                everybody else
+                            Environment LUTHIER_MODEL                for other clients
     CreateAutoMLJobV2       BaseModelName
 
-With own weights the tag names the model that they were tuned from, whose licence and hyperparameters they have.
+With own weights the tag names the model that they were tuned from, whose licence and hyperparameters apply.
 
-Whether the weights are at hand is for the engine to find out; that the licence was accepted is settled here.
+The engine checks that the weights exist; this module only whether the licence was accepted.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ _HOW = (
 
 @dataclass(frozen=True, slots=True)
 class BaseModel:
-    """`name` is what the engine is told: an entry's id, ORG/NAME, or the s3:// prefix of the weights.
+    """`name` is what the engine gets: an entry's id, ORG/NAME, or the s3:// prefix of the weights.
 
-    `entry` is None where the catalogue knows nothing of it.
+    `entry` is None if the catalogue has none for the model.
     """
 
     name: str
@@ -44,30 +44,30 @@ def for_training_job(parameters: Mapping[str, Any], labels: Mapping[str, str]) -
     """The base model of a CreateTrainingJob; UserError when none, two, or an unknown one is named."""
     named: dict[str, BaseModel] = {}
     if TAG in labels:
-        named[f"tag {TAG}"] = BaseModel(*_known(labels[TAG], f"tag {TAG}"))
+        named[f"tag {TAG}"] = BaseModel(*_find_entry(labels[TAG], f"tag {TAG}"))
     variable = parameters.get("Environment", {}).get(VARIABLE, "")
     if variable:
-        named[f"Environment {VARIABLE}"] = _free(variable)
+        named[f"Environment {VARIABLE}"] = _model_of_variable(variable)
     source = _model_source(parameters)
-    own = None
+    weights = None
     if source is not None:
-        found = _of_source(source)
-        if found is not None:
-            named["channel model"] = found
+        base = _model_of_source(source)
+        if base is not None:
+            named["channel model"] = base
         elif jumpstart.is_cache_uri(source["S3Uri"]):
             if not named:
-                found = source["S3Uri"]
-                raise UserError(f"channel model: {found} is no artifact of a JumpStart model known here; {_HOW}")
+                uri = source["S3Uri"]
+                raise UserError(f"channel model: {uri} is no artifact of a JumpStart model known here; {_HOW}")
         else:
-            own = source["S3Uri"]
-    chosen = _agreed(named)
-    if own is not None and variable:
+            weights = source["S3Uri"]
+    chosen = _only_model(named)
+    if weights is not None and variable:
         raise UserError(
-            f"CreateTrainingJob names two base models: {variable} (Environment {VARIABLE}) and the weights at {own} "
-            "(channel model); leave one of them out"
+            f"CreateTrainingJob names two base models: {variable} (Environment {VARIABLE}) and the weights at "
+            f"{weights} (channel model); leave one of them out"
         )
-    if own is not None:
-        return BaseModel(own, chosen.entry if chosen else None)
+    if weights is not None:
+        return BaseModel(weights, chosen.entry if chosen else None)
     if chosen is None:
         raise UserError(f"CreateTrainingJob names no base model; {_HOW}")
     check_tunable(chosen.entry)
@@ -75,9 +75,9 @@ def for_training_job(parameters: Mapping[str, Any], labels: Mapping[str, str]) -
 
 
 def for_autopilot(name: str) -> Entry:
-    """The entry of a BaseModelName, in any case; UserError for one that Autopilot does not tune.
+    """The entry of a BaseModelName, ignoring case; UserError for a model that Autopilot does not tune.
 
-    Beside Autopilot's own names, the id of any other entry that takes its rows stands for that entry.
+    The ids of other entries that support Autopilot's rows are accepted too.
     """
     known = autopilot_names()
     if name.lower() in known:
@@ -91,14 +91,14 @@ def for_autopilot(name: str) -> Entry:
 
 
 def autopilot_names() -> dict[str, tuple[str, Entry]]:
-    """By name in lower case: the name as written and its entry."""
-    found: dict[str, tuple[str, Entry]] = {}
+    """{name in lower case: (name as written, its entry)}"""
+    names: dict[str, tuple[str, Entry]] = {}
     for entry in entries():
         if "autopilot" in entry.kinds:
             own = (entry.autopilot.name,) if entry.autopilot else ()
             for name in (*own, *jumpstart.jumpstart_ids(entry)):
-                found[name.lower()] = (name, entry)
-    return found
+                names[name.lower()] = (name, entry)
+    return names
 
 
 def eula_accepted(parameters: Mapping[str, Any]) -> bool:
@@ -116,24 +116,24 @@ def _model_source(parameters: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return None
 
 
-def _of_source(source: Mapping[str, Any]) -> BaseModel | None:
+def _model_of_source(source: Mapping[str, Any]) -> BaseModel | None:
     """The model of a hub content, or of a JumpStart artifact's key."""
     content = source.get("HubAccessConfig", {}).get("HubContentArn", "")
     if content:
-        return BaseModel(*_known(jumpstart.content_name(content), "channel model, HubContentArn"))
+        return BaseModel(*_find_entry(jumpstart.content_name(content), "channel model, HubContentArn"))
     entry = jumpstart.base_model_of_key(source["S3Uri"])
     return BaseModel(entry.id, entry) if entry else None
 
 
-def _free(name: str) -> BaseModel:
-    """LUTHIER_MODEL: an entry, or a repository of the Hub. A path is none: requests reach no folder of the server's."""
+def _model_of_variable(name: str) -> BaseModel:
+    """The model of LUTHIER_MODEL: an entry or a Hub repository; no path, so requests cannot read server folders."""
     entry = jumpstart.entry_of(name)
     if entry is None and REPOSITORY.fullmatch(name):
         return BaseModel(name, None)
-    return BaseModel(*_known(name, f"Environment {VARIABLE}"))
+    return BaseModel(*_find_entry(name, f"Environment {VARIABLE}"))
 
 
-def _known(name: str, where: str) -> tuple[str, Entry]:
+def _find_entry(name: str, where: str) -> tuple[str, Entry]:
     entry = jumpstart.entry_of(name)
     if entry is None:
         names = (known for entry in entries() for known in (*jumpstart.jumpstart_ids(entry), *entry.names))
@@ -141,7 +141,7 @@ def _known(name: str, where: str) -> tuple[str, Entry]:
     return entry.id, entry
 
 
-def _agreed(named: Mapping[str, BaseModel]) -> BaseModel | None:
+def _only_model(named: Mapping[str, BaseModel]) -> BaseModel | None:
     models = list(named.items())
     for where, other in models[1:]:
         if other.name != models[0][1].name:

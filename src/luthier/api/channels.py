@@ -1,4 +1,4 @@
-"""The channels of a training job: their names, what each may be, and the addresses of the rows."""
+"""Validates the channels of a training job and returns the addresses of their rows."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from luthier.errors import UserError
 from luthier.jobfolder import CHANNEL_ALIASES
 
 MODEL = "model"
-SCRIPTS = ("code", "sm_drivers")  # what the SDKs send for a container that is not started here
+SCRIPTS = ("code", "sm_drivers")  # the SDKs' own, for a container; ignored
 
 
 def resolve(channels: Sequence[Mapping[str, Any]], hyperparameters: Mapping[str, str]) -> dict[str, str]:
-    """The address of each channel of rows, by the engine's name of it; UserError, one line, for the first fault."""
+    """Return the address of each channel of rows by the engine's channel name; UserError for the first fault."""
     for fault in (*_faults(channels), *_script_faults(channels, hyperparameters)):
         raise UserError(fault)
     return {
@@ -29,12 +29,12 @@ def _faults(channels: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for channel in channels:
         name = channel["ChannelName"]
         place = f"InputDataConfig, channel {name}"
-        meant = CHANNEL_ALIASES.get(name, name)
+        canonical = CHANNEL_ALIASES.get(name, name)
         if name not in (*CHANNEL_ALIASES, MODEL, *SCRIPTS):
             yield f"{place}: no such channel; expected one of {', '.join((*CHANNEL_ALIASES, MODEL))}"
-        if meant in seen:
-            yield f"{place}: given twice (as {seen[meant]} and as {name}); keep one of them"
-        seen[meant] = name
+        if canonical in seen:
+            yield f"{place}: given twice (as {seen[canonical]} and as {name}); keep one of them"
+        seen[canonical] = name
         yield from _source_faults(place, channel)
     if "training" not in seen:
         yield "InputDataConfig: no channel training (or train) is given; it holds the rows to train on"
@@ -43,8 +43,8 @@ def _faults(channels: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 def _source_faults(place: str, channel: Mapping[str, Any]) -> Iterator[str]:
     source = channel["DataSource"].get("S3DataSource")
     if source is None:
-        found = ", ".join(channel["DataSource"]) or "nothing"
-        yield f"{place}: DataSource holds {found}; expected S3DataSource"
+        sources = ", ".join(channel["DataSource"]) or "nothing"
+        yield f"{place}: DataSource holds {sources}; expected S3DataSource"
         return
     if source["S3DataType"] != "S3Prefix":
         yield f"{place}: S3DataType {source['S3DataType']} is not supported; expected S3Prefix"
@@ -57,7 +57,7 @@ def _source_faults(place: str, channel: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _script_faults(channels: Sequence[Mapping[str, Any]], hyperparameters: Mapping[str, str]) -> Iterator[str]:
-    """A script of the user's own: it would not run, and the job would train something else than it says."""
+    """Refuse a user's own script: it would not run, so the job would train something else."""
     script = hyperparameters.get("sagemaker_submit_directory", "").strip('"')
     if script and not jumpstart.is_cache_uri(script):
         yield (

@@ -1,4 +1,4 @@
-"""What a Describe answers: the stored request, as far as the answer's shape has its members, and what became of it."""
+"""Parts of Describe responses: members of the stored request, timestamps and the failure reason."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from luthier.protocol import model
 
 
 def request_members(resource: Resource, operation: str) -> dict[str, Any]:
-    """The members of the stored request that the answer of SageMaker's `operation` has, too."""
+    """The members of the stored request that the response of SageMaker's `operation` also has."""
     members = _members(operation)
     return {name: value for name, value in resource.request.items() if name in members}
 
@@ -25,17 +25,17 @@ def _members(operation: str) -> frozenset[str]:
 
 
 def drop_none(members: Mapping[str, Any]) -> dict[str, Any]:
-    """The members that are known: those that are not None."""
+    """The members without those that are None."""
     return {name: value for name, value in members.items() if value is not None}
 
 
 def to_timestamp(moment: Any) -> float | None:
-    """A timestamp of a request as seconds since 1970; None where it was left out."""
+    """A timestamp of a request as seconds since 1970; None for None."""
     if isinstance(moment, datetime):
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     return None if moment is None else float(moment)
 
 
 def failure_reason(text: str | None) -> str | None:
-    """A FailureReason of bounded length; the whole text is in the job's log."""
+    """The FailureReason, shortened to the API's limit; the log has the whole text."""
     return shorten_failure(text) if text else None

@@ -19,7 +19,7 @@ from luthier.protocol.errors import WireError
 
 log = logging.getLogger(__name__)
 
-_OWN_NAMES = ("HyperParameters", "Environment", "Tags")  # hold names of the caller's, not of the API
+_OWN_NAMES = ("HyperParameters", "Environment", "Tags")  # their keys are the caller's, not the API's
 # Environment variables of a training job that have an effect.
 _VARIABLES_WITH_EFFECT = ("LUTHIER_MODEL", "accept_eula")
 FIELDS: Mapping[str, Mapping[str, str]] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
@@ -46,12 +46,12 @@ def refuse_encryption_keys(call: Call) -> None:
 
 
 def _is_set(value: Any) -> bool:
-    """Whether a value requests something: not one that is empty, zero or False, nor a variable that has an effect."""
+    """Whether a value is set: not empty, zero or False; of environment variables, only those without effect count."""
     return bool(value.keys() - set(_VARIABLES_WITH_EFFECT)) if isinstance(value, Mapping) else bool(value)
 
 
 def _values_at(node: Any, path: list[str]) -> Iterator[Any]:
-    """The values at a path that goes through lists."""
+    """Yield the values at a path, descending into the items of lists."""
     if isinstance(node, list):
         for item in node:
             yield from _values_at(item, path)

@@ -1,4 +1,4 @@
-"""SageMaker's public hub, made of the catalogue: its contents are the base models, under their JumpStart ids."""
+"""SageMaker's public hub: its contents are the catalogue's base models, under their JumpStart ids."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def describe_hub(call: Call, service: Service) -> dict[str, Any]:
 
 
 def list_hubs(call: Call, service: Service) -> dict[str, Any]:
-    hubs = [_hub(call)] if call.parameters.get("NameContains", "") in names.HUB and _timely(call) else []
+    hubs = [_hub(call)] if call.parameters.get("NameContains", "") in names.HUB and _matches_time_filters(call) else []
     items, token = slice_page(call, hubs, MOST)
     return {"HubSummaries": items} | token
 
@@ -59,7 +59,7 @@ def describe_content(call: Call, service: Service) -> dict[str, Any]:
 def list_contents(call: Call, service: Service) -> dict[str, Any]:
     _check_hub(call)
     request = call.parameters
-    known = names.hub_contents() if request["HubContentType"] == "Model" and _timely(call) else {}
+    known = names.hub_contents() if request["HubContentType"] == "Model" and _matches_time_filters(call) else {}
     ordered = sorted((name for name in known if request.get("NameContains", "") in name),
                      reverse=request.get("SortOrder") == "Descending")  # fmt: skip
     items, token = slice_page(call, ordered, MOST)
@@ -79,7 +79,7 @@ def _hub(call: Call) -> dict[str, Any]:
 
 
 def _content(call: Call, name: str, entry: Entry, version: str) -> dict[str, Any]:
-    """What a description and a list say of a content alike."""
+    """The members that a description and a list of a content share."""
     return {
         "HubContentName": name,
         "HubContentArn": names.content_arn(name, version, call.region),
@@ -95,8 +95,8 @@ def _content(call: Call, name: str, entry: Entry, version: str) -> dict[str, Any
     }
 
 
-def _timely(call: Call) -> bool:
-    """Whether the time filters let through what has been there since SINCE."""
+def _matches_time_filters(call: Call) -> bool:
+    """Whether the request's time filters include SINCE."""
     request = call.parameters
     after = (to_timestamp(request.get(name)) for name in ("CreationTimeAfter", "LastModifiedTimeAfter"))
     before = (to_timestamp(request.get(name)) for name in ("CreationTimeBefore", "LastModifiedTimeBefore"))
@@ -106,10 +106,10 @@ def _timely(call: Call) -> bool:
 
 
 def _check_hub(call: Call) -> None:
-    """HubName is a name or an ARN; ResourceNotFound for any hub but the public one."""
-    asked = call.parameters["HubName"]
-    if asked not in (names.HUB, names.hub_arn(call.region)):
-        raise WireError("ResourceNotFound", f"Could not find hub {asked}; there is {names.HUB} only.")
+    """Raise ResourceNotFound unless HubName is the public hub's name or ARN."""
+    hub = call.parameters["HubName"]
+    if hub not in (names.HUB, names.hub_arn(call.region)):
+        raise WireError("ResourceNotFound", f"Could not find hub {hub}; there is {names.HUB} only.")
 
 
 OPERATIONS = {

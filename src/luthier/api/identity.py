@@ -1,7 +1,6 @@
-"""STS and IAM, as far as clients ask them before they use SageMaker: who calls, and what its role may do.
+"""The operations of STS and IAM that clients call before SageMaker: who calls, and what its role may do.
 
-There are no roles here: whoever holds an access key may do everything in its account. Every role that is asked for is
-therefore there, and may do what it is asked for.
+Luthier has no roles: an access key may do everything in its account. So every role exists and every action is allowed.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ SINCE = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def get_caller_identity(call: Call, service: Service) -> dict[str, Any]:
-    """A session of the role in the SDKs' defaults: their get_execution_role() takes nothing but a role."""
+    """Return an assumed-role session, because the SDKs' get_execution_role() accepts only that."""
     name = call.principal.arn.rsplit("/", 1)[-1] if "/" in call.principal.arn else call.account
     role = ROLE.rpartition("/")[2]
     return {

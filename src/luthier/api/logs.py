@@ -1,4 +1,4 @@
-"""CloudWatch Logs, as far as it shows the logs of jobs and endpoints. Where they lie is for service/logs.py to know."""
+"""CloudWatch Logs operations on the logs of jobs and endpoints, which jobs/logs.py reads."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def describe_groups(call: Call, service: Service) -> dict[str, Any]:
     groups = [
         group
         for group in _logs(service).groups(_owner(call), request.get("logGroupNamePrefix", ""))
-        if pattern in group.name.lower() and _wanted(group, request.get("logGroupIdentifiers"))
+        if pattern in group.name.lower() and _is_selected(group, request.get("logGroupIdentifiers"))
     ]
     items, token = slice_page(call, groups, MOST, _PAGE)
-    return {"logGroups": [_group(call, group) for group in items]} | token
+    return {"logGroups": [_describe_group(call, group) for group in items]} | token
 
 
 def describe_streams(call: Call, service: Service) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def describe_streams(call: Call, service: Service) -> dict[str, Any]:
         reverse=request.get("descending", False),
     )
     items, token = slice_page(call, streams, MOST, _PAGE)
-    return {"logStreams": [_stream(call, stream) for stream in items]} | token
+    return {"logStreams": [_describe_stream(call, stream) for stream in items]} | token
 
 
 def get_events(call: Call, service: Service) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def _window(request: dict[str, Any]) -> Window:
 
 
 def _group_name(call: Call) -> str:
-    """The group that is named, by its name or by its ARN."""
+    """The group's name, which the request gives as a name or an ARN."""
     request = call.parameters
     if ("logGroupName" in request) == ("logGroupIdentifier" in request):
         raise WireError("InvalidParameterException", "Expected one of logGroupName and logGroupIdentifier.")
@@ -96,11 +96,11 @@ def _group_name(call: Call) -> str:
     return name.removeprefix(f"arn:aws:logs:{call.region}:{call.account}:log-group:").removesuffix(":*")
 
 
-def _wanted(group: LogGroup, identifiers: list[str] | None) -> bool:
-    return identifiers is None or any(one.endswith(group.name) for one in identifiers)
+def _is_selected(group: LogGroup, identifiers: list[str] | None) -> bool:
+    return identifiers is None or any(name.endswith(group.name) for name in identifiers)
 
 
-def _group(call: Call, group: LogGroup) -> dict[str, Any]:
+def _describe_group(call: Call, group: LogGroup) -> dict[str, Any]:
     arn = group_arn(call, group.name)
     return {
         "logGroupName": group.name, "creationTime": group.created, "arn": f"{arn}:*", "logGroupArn": arn,
@@ -109,11 +109,11 @@ def _group(call: Call, group: LogGroup) -> dict[str, Any]:
 
 
 def group_arn(call: Call, name: str) -> str:
-    """The ARN of a log group of the caller's."""
+    """The ARN of the caller's log group."""
     return f"arn:aws:logs:{call.region}:{call.account}:log-group:{name}"
 
 
-def _stream(call: Call, stream: LogStream) -> dict[str, Any]:
+def _describe_stream(call: Call, stream: LogStream) -> dict[str, Any]:
     return drop_none({
         "logStreamName": stream.name,
         "creationTime": stream.created,

@@ -1,7 +1,7 @@
 """Pages of a list: the filters and sort keys that every List operation shares, MaxResults, and the NextToken.
 
-A token holds the place where the page before it ended and a digest of the list it belongs to: given to another list, or
-changed by a character, it is refused.
+A token holds the position where the previous page ended and a digest of the list it belongs to; a token of another
+list, or a changed one, is refused.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _PAGE = ("NextToken", "MaxResults", "nextToken", "limit")
 
 @dataclass(frozen=True, slots=True)
 class SortOrder:
-    """How a List operation sorts when it is not told, and how many it answers at once."""
+    """The default sort order and page size of a List operation."""
 
     sort: str = "CreationTime"
     descending: bool = True
@@ -37,7 +37,7 @@ class SortOrder:
 def list_page(
     call: Call, service: Service, kind: str, order: SortOrder, summary: Callable[[Resource], dict[str, Any]]
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """One page of the caller's resources of a kind, each as `summary`, and the page's NextToken, if there is one."""
+    """Return one page of the caller's resources of a kind, each as its `summary`, and its NextToken, if any."""
     request = call.parameters
     statuses = (request["StatusEquals"],) if request.get("StatusEquals") else ()
     sort = SORTS[request.get("SortBy", order.sort)]
@@ -48,15 +48,12 @@ def list_page(
             region=call.region,
             name_contains=request.get("NameContains", ""),
             statuses=statuses,
-            created=(to_timestamp(request.get("CreationTimeAfter")), to_timestamp(request.get("CreationTimeBefore"))),
-            modified=(
-                to_timestamp(request.get("LastModifiedTimeAfter")),
-                to_timestamp(request.get("LastModifiedTimeBefore")),
-            ),
+            created=_bounds(request, "CreationTime"),
+            modified=_bounds(request, "LastModifiedTime"),
             sort=sort,
             descending=_descending(request, order),
             limit=request.get("MaxResults", order.limit),
-            after=_place(call, str if sort != "created" else float),
+            after=_position(call, str if sort != "created" else float),
         )
     )
     return [summary(resource) for resource in page.items], _token(call, page.after)
@@ -65,18 +62,18 @@ def list_page(
 def slice_page(
     call: Call, items: Sequence[Any], limit: int, names: tuple[str, str] = ("NextToken", "MaxResults")
 ) -> tuple[list[Any], dict[str, Any]]:
-    """One page of a list that is at hand as a whole, in its order, and the page's token, if there is one.
+    """Return one page of `items`, in their order, and its token, if any.
 
-    `names` are those of the token and of the page's size in the service at hand.
+    `names` are the service's names of the token and of the page size.
     """
-    place = _place(call, int, names[0])
-    start = place[0] if place else 0
+    position = _position(call, int, names[0])
+    start = position[0] if position else 0
     end = start + call.parameters.get(names[1], limit)
     return list(items[start:end]), _token(call, (end, "") if end < len(items) else None, names[0])
 
 
 def _token(call: Call, after: tuple[Any, str] | None, name: str = "NextToken") -> dict[str, Any]:
-    """The token of the page after `after`, by its name; nothing where there is none."""
+    """{name: token of the page after `after`}; empty on the last page."""
     if after is None:
         return {}
     text = json.dumps([*after, _digest(call, after)], separators=(",", ":"))
@@ -91,8 +88,8 @@ def _descending(request: Mapping[str, Any], order: SortOrder) -> bool:
     return bool(request["SortOrder"] == "Descending") if "SortOrder" in request else order.descending
 
 
-def _place(call: Call, kind: type, name: str = "NextToken") -> tuple[Any, str] | None:
-    """The place that the call's token names; ValidationException for one that is not this list's."""
+def _position(call: Call, kind: type, name: str = "NextToken") -> tuple[Any, str] | None:
+    """The position that the call's token holds; ValidationException for a token of another list."""
     token = call.parameters.get(name)
     if not token:
         return None
@@ -106,7 +103,7 @@ def _place(call: Call, kind: type, name: str = "NextToken") -> tuple[Any, str] |
 
 
 def _digest(call: Call, after: tuple[Any, str]) -> str:
-    """Of the caller, the list's filters and the place; MaxResults may change from page to page."""
+    """Digest of the caller, the list's filters and the position; MaxResults may change between pages."""
     filters = {name: str(value) for name, value in call.parameters.items() if name not in _PAGE}
     text = json.dumps([call.operation, call.account, call.region, filters, *after], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

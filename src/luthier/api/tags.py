@@ -18,43 +18,43 @@ _ARN = re.compile(r"arn:aws[a-z-]*:sagemaker:([a-z0-9-]+):(\d{12}):([a-z-]+)/([A
 
 
 def request_tags(call: Call) -> dict[str, str]:
-    """The tags that a call gives; ValidationException for a key that is given twice."""
-    list_page = call.parameters.get("Tags", [])
-    for key, count in Counter(tag["Key"] for tag in list_page).items():
+    """The tags of a request; ValidationException for a repeated key."""
+    tags = call.parameters.get("Tags", [])
+    for key, count in Counter(tag["Key"] for tag in tags).items():
         if count > 1:
             raise WireError("ValidationException", f"Tag keys must be unique: {key!r} is given {count} times.")
-    return {tag["Key"]: tag["Value"] for tag in list_page}
+    return {tag["Key"]: tag["Value"] for tag in tags}
 
 
 def add(call: Call, service: Service) -> dict[str, Any]:
-    resource = _tagged(call, service)
+    resource = _find_resource(call, service)
     added = request_tags(call)
-    before = service.store.tags(resource.arn)
-    if len(before | added) > MOST:
-        count = len(before | added)
+    present = service.store.tags(resource.arn)
+    if len(present | added) > MOST:
+        count = len(present | added)
         raise WireError(
             "ResourceLimitExceeded", f"{resource.arn} would have {count} tags; a resource has at most {MOST}"
         )
     service.store.add_tags(resource.arn, added)
-    return {"Tags": _listed(before | added)}
+    return {"Tags": _to_members(present | added)}
 
 
 def list_(call: Call, service: Service) -> dict[str, Any]:
-    items, token = slice_page(call, _listed(service.store.tags(_tagged(call, service).arn)), MOST)
+    items, token = slice_page(call, _to_members(service.store.tags(_find_resource(call, service).arn)), MOST)
     return {"Tags": items} | token
 
 
 def delete(call: Call, service: Service) -> dict[str, Any]:
-    service.store.delete_tags(_tagged(call, service).arn, call.parameters["TagKeys"])
+    service.store.delete_tags(_find_resource(call, service).arn, call.parameters["TagKeys"])
     return {}
 
 
-def _listed(labels: dict[str, str]) -> list[dict[str, str]]:
-    return [{"Key": key, "Value": value} for key, value in sorted(labels.items())]
+def _to_members(tags: dict[str, str]) -> list[dict[str, str]]:
+    return [{"Key": key, "Value": value} for key, value in sorted(tags.items())]
 
 
-def _tagged(call: Call, service: Service) -> Resource:
-    """The caller's resource of the ARN; ValidationException for any other."""
+def _find_resource(call: Call, service: Service) -> Resource:
+    """The caller's resource with the request's ARN; ValidationException if there is none."""
     arn = call.parameters["ResourceArn"]
     match = _ARN.fullmatch(arn)
     if match is None or match[3] not in STATES or (match[1], match[2]) != (call.region, call.account):

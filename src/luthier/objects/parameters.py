@@ -18,9 +18,9 @@ from luthier.objects.names import parse_copy_source
 from luthier.objects.queries import Attributes, StoredObject
 from luthier.objects.reader import ObjectReader
 from luthier.objects.store import EmbeddedObjectStore, ObjectStore
+from luthier.protocol.aws_chunked import MAX_BODY_BYTES
 from luthier.protocol.call import Call
 
-MAX_BODY_BYTES = 5 * 1024**3  # of one request, S3's limit
 STORED_MEMBERS = ("CacheControl", "ContentDisposition", "ContentEncoding", "ContentLanguage", "ContentType", "Expires",
         "WebsiteRedirectLocation", "StorageClass")  # fmt: skip
 METADATA_BYTES = 2048

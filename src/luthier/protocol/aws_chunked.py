@@ -17,7 +17,7 @@ from luthier.protocol.message import Request
 
 HASH = "x-amz-content-sha256"
 MAX_LINE_BYTES = 16 * 1024
-MAX_CHUNK_BYTES = 5 * 1024**3
+MAX_BODY_BYTES = 5 * 1024**3  # of one request, S3's limit
 UNSIGNED = "UNSIGNED-PAYLOAD"
 STREAMING = "STREAMING-"
 SIGNED_CHUNKS = ("STREAMING-AWS4-HMAC-SHA256-PAYLOAD", "STREAMING-AWS4-HMAC-SHA256-PAYLOAD-TRAILER")
@@ -120,7 +120,7 @@ class _ChunkDecoder:
         if not match or (self.signed and match[2] is None):
             raise _malformed("expected a chunk's size" + (" and signature" if self.signed else ""))
         size = int(match[1], 16)
-        if size > MAX_CHUNK_BYTES:
+        if size > MAX_BODY_BYTES:
             raise _malformed("a chunk is too large")
         return size, (match[2] or b"").decode()
 

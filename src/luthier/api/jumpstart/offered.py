@@ -1,7 +1,7 @@
 """The hyperparameters that JumpStart's lists offer for an entry: its own names, types, ranges and defaults.
 
-SDK v2 sends the default of every one that is listed here with each job, so that what is listed is what is trained with;
-names that are not listed may be set all the same.
+SDK v2 sends the default of every listed hyperparameter with each job, so training uses these defaults. Jobs may set
+other hyperparameters, too.
 """
 
 from __future__ import annotations
@@ -14,25 +14,24 @@ from luthier.catalog.entry import Entry
 from luthier.catalog.hyperparameters import TABLE, Hyperparameter
 from luthier.catalog.jumpstart import slug
 
-# What every family offers, as AWS documents it for text generation.
+# Hyperparameters of every family, as AWS documents them for text generation.
 _DOCUMENTED = (
     "epoch", "learning_rate", "instruction_tuned", "chat_dataset", "per_device_train_batch_size",
     "per_device_eval_batch_size", "max_train_samples", "max_val_samples", "max_input_length", "validation_split_ratio",
     "train_data_split_seed", "preprocessing_num_workers", "peft_type", "lora_r", "lora_alpha", "lora_dropout",
     "int8_quantization", "enable_fsdp", "add_input_output_demarcation_key", "seed",
 )  # fmt: skip
-# What the families offer beside these whose scripts are built on transformers' Trainer: those whose defaults say when
-# it evaluates.
-_TRAINER_SIGN = "evaluation_strategy"
+# Additional names of the families whose scripts use transformers' Trainer, recognised by this default.
+_TRAINER_MARKER = "evaluation_strategy"
 _TRAINER = (
     "max_steps", "warmup_ratio", "warmup_steps", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm",
     "label_smoothing_factor", "load_best_model_at_end", "early_stopping_threshold",
 )  # fmt: skip
-# A model that reads one text and writes another has its scripts' own names, and no choice of the kind of its rows.
+# An encoder-decoder model has its scripts' own names, and its rows are of one kind.
 _PAIRS = "T5ForConditionalGeneration"
 _PAIR_NAMES = {"epoch": "epochs", "per_device_train_batch_size": "batch_size", "max_val_samples": "max_eval_samples"}
 _NOT_OF_PAIRS = ("instruction_tuned", "chat_dataset", "enable_fsdp", "add_input_output_demarcation_key")
-# The kind of rows that a model is tuned on when it is not said, where that is not plain text.
+# The default kind of rows of models whose default is not plain text.
 _KINDS: tuple[tuple[str, Mapping[str, str]], ...] = (
     (r"huggingface-llm-mistral-7b.*", {"instruction_tuned": "True"}),
     (r"huggingface-llm-gemma-.*", {"chat_dataset": "True"}),
@@ -47,14 +46,14 @@ def is_pairs(entry: Entry) -> bool:
 
 
 def hyperparameters(entry: Entry, identity: str) -> list[dict[str, Any]]:
-    """Each as SDK v2 reads it: name, type, default, scope, and its bounds or options."""
-    return [_written(entry, identity, row) for row in _rows(entry)]
+    """The entry's hyperparameters as SDK v2 reads them: name, type, default, scope, bounds or options."""
+    return [_to_json(entry, identity, row) for row in _rows(entry)]
 
 
 def _rows(entry: Entry) -> Iterator[Hyperparameter]:
-    """In the table's order, the entry's ranges applied."""
+    """Yield the entry's hyperparameters in the table's order, with the entry's ranges."""
     names = {*_DOCUMENTED, *entry.default_hyperparameters, *entry.hyperparameter_ranges}
-    if _TRAINER_SIGN in entry.default_hyperparameters:
+    if _TRAINER_MARKER in entry.default_hyperparameters:
         names.update(_TRAINER)
     if is_pairs(entry):
         names -= set(_NOT_OF_PAIRS)
@@ -64,32 +63,32 @@ def _rows(entry: Entry) -> Iterator[Hyperparameter]:
             yield row.with_bounds(entry.hyperparameter_ranges.get(name, {}), "")
 
 
-def _written(entry: Entry, identity: str, row: Hyperparameter) -> dict[str, Any]:
+def _to_json(entry: Entry, identity: str, row: Hyperparameter) -> dict[str, Any]:
     default = entry.default_hyperparameters.get(row.name, row.default)
     shown = _PAIR_NAMES.get(row.name, row.name) if is_pairs(entry) else row.name
-    written: dict[str, Any] = {"name": shown, "type": _TYPES.get(row.type, "text"), "scope": "algorithm"}
+    row_json: dict[str, Any] = {"name": shown, "type": _TYPES.get(row.type, "text"), "scope": "algorithm"}
     if row.type in _TYPES:
-        return written | {"default": default} | _bounds(row)
+        return row_json | {"default": default} | _bounds(row)
     kinds = (kinds for form, kinds in _KINDS if re.fullmatch(form, identity))
     text = next((known[row.name] for known in kinds if row.name in known), str(default))
     options = ("True", "False") if row.type == "bool" else row.choices
-    return written | {"default": text} | ({"options": list(options)} if options else {})
+    return row_json | {"default": text} | ({"options": list(options)} if options else {})
 
 
 def _bounds(row: Hyperparameter) -> dict[str, float]:
     low, high = row.minimum, row.maximum
-    found: dict[str, float] = {}
+    bounds: dict[str, float] = {}
     if row.sentinel is not None:
-        low = row.sentinel if low is None else min(low, row.sentinel)  # what lies between is refused by the job
+        low = row.sentinel if low is None else min(low, row.sentinel)  # the job refuses the values in between
     if low is not None:
-        found["exclusive_min" if row.exclusive_minimum else "min"] = low
+        bounds["exclusive_min" if row.exclusive_minimum else "min"] = low
     if high is not None:
-        found["exclusive_max" if row.exclusive_maximum else "max"] = high
-    return found
+        bounds["exclusive_max" if row.exclusive_maximum else "max"] = high
+    return bounds
 
 
 def metrics(entry: Entry) -> list[dict[str, str]]:
-    """JumpStart's metric definitions. The values are taken from the engine's own record, by these names."""
+    """JumpStart's metric definitions. The supervisor reads their values by name from the engine's metrics."""
     task = "huggingface-text2text" if is_pairs(entry) else "huggingface-textgeneration"
     return [
         {"Name": f"{task}:eval-loss", "Regex": r"'eval_loss': ([0-9\.]+)"},
@@ -99,5 +98,5 @@ def metrics(entry: Entry) -> list[dict[str, str]]:
 
 
 def name_base(entry: Entry) -> str:
-    """What the SDK begins the names of its jobs with."""
+    """The prefix of the SDK's job names."""
     return slug(entry)[:30].rstrip("-")
