@@ -45,7 +45,7 @@ def test_equals_autograd(
     with torch.no_grad():
         found, kept = linear(x, layers, added)
     masks = list(module._masks(x, layers, kept.seed))
-    shares = list(module._kept_shares(layers))
+    shares = list(module._keep_probabilities(layers))
     expected = [plain(x, of, mask, keep) for of, mask, keep in zip(layers, masks, shares, strict=True)]
     if added is not None:
         expected = [expected[0] + added]

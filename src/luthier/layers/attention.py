@@ -1,10 +1,10 @@
-"""Attention over rows packed, none of which sees another.
+"""Attention over packed rows; no row attends to another.
 
     rows      | a a a a | b b | c c c |        one sequence of T tokens, no padding
-    attention each row over itself alone; in cross-attention, over its own source alone
+    attention within each row; in cross-attention, over the row's own source
 
 It is registered with transformers under `PACKED_ATTENTION` and receives the row lengths as a keyword argument,
-so no mask of T x T is ever built and no position trick has to be trusted. The reference is the same model called
+so no T x T mask is built and rows are not inferred from position ids. The reference is the same model called
 once per row (tests/layers/test_attention.py, tests/architectures/).
 
 Shapes: B batch (1 when packed), H heads, K key/value heads, T tokens, L longest row, D head size.
@@ -24,7 +24,7 @@ from luthier.layers.varlen_attention import attend_rows, can_use_varlen_kernel
 
 PACKED_ATTENTION = "luthier_packed"
 
-# Architectures whose packed rows were proved equal to the rows alone (tests/architectures/test_forward.py).
+# Architectures whose packed rows are tested to equal the rows run one by one (tests/architectures/test_forward.py).
 PACKABLE_ARCHITECTURES = frozenset(
     {
         "GPT2LMHeadModel", "GPTNeoXForCausalLM", "Gemma2ForCausalLM", "Gemma3ForCausalLM", "GemmaForCausalLM",
@@ -46,10 +46,9 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """Attend within each row of `context["row_lengths"]`; returns (B, T, H, D).
 
-    Of the other keywords that transformers passes, these count: `sliding_window` in rows longer than it, `softcap` on
-    the scores (Gemma 2), `position_bias` (1, H, L, L) added to them (T5), and `source_lengths`, the rows of the keys
-    in cross-attention. All but capped scores take row_attention's way on a CPU; on a GPU, where nothing is added to the
-    scores, they take the varlen kernel's if it was proved there.
+    It also uses these keywords of transformers: `sliding_window`, `softcap` on the scores (Gemma 2), `position_bias`
+    (1, H, L, L) added to them (T5), and `source_lengths`, the row lengths of the keys in cross-attention. Without a
+    softcap, a CPU computes it with row_attention, and a GPU without a bias with the varlen kernel if its probe passed.
     """
     lengths: tuple[int, ...] = context["row_lengths"]
     causal: bool = getattr(module, "is_causal", True)
@@ -73,12 +72,12 @@ def packed_attention(
         key_BKTD = key_BKTD.repeat_interleave(groups, dim=1)
         value_BKTD = value_BKTD.repeat_interleave(groups, dim=1)
     key_lengths = source_lengths or lengths
-    apart = zip(
+    rows_qkv = zip(
         query_BHTD.split(lengths, dim=2), key_BKTD.split(key_lengths, dim=2), value_BKTD.split(key_lengths, dim=2),
         strict=True,
     )  # fmt: skip
     attended = []
-    for query, key, value in apart:
+    for query, key, value in rows_qkv:
         mask = _mask(query.shape[2], causal, window, bias, query)
         if softcap is None:
             whole = causal and mask is None
@@ -86,31 +85,31 @@ def packed_attention(
                 F.scaled_dot_product_attention(query, key, value, mask, dropout, is_causal=whole, scale=scaling)
             )
         else:
-            attended.append(_capped(query, key, value, mask, dropout, scaling, softcap))
+            attended.append(_softcapped_attention(query, key, value, mask, dropout, scaling, softcap))
     return torch.cat(attended, dim=2).transpose(1, 2).contiguous(), None
 
 
 def _in_compute_type(x_BHTD: Tensor) -> Tensor:
-    """The one sequence (T, H, D): under autocast rotary angles leave fp32 queries beside bf16 values."""
+    """The sequence as (T, H, D) in one dtype: under autocast rotary angles leave fp32 queries beside bf16 values."""
     device = x_BHTD.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_BHTD.dtype
     return x_BHTD[0].transpose(0, 1).to(dtype)
 
 
 def _mask(length: int, causal: bool, window: int | None, bias: Tensor | None, like: Tensor) -> Tensor | None:
-    """What is added to a row's scores; None when plain (causal) attention says it all."""
-    reach = length if window is None else min(window, length)
-    if bias is None and reach == length:
+    """The mask added to a row's scores; None when full or causal attention needs none."""
+    span = length if window is None else min(window, length)
+    if bias is None and span == length:
         return None
     mask = like.new_zeros(()) if bias is None else bias[:, :, :length, :length].to(like.dtype)
     if not causal:
         return mask
-    places = torch.arange(length, device=like.device)
-    distance = places[:, None] - places[None, :]
-    return mask.masked_fill((distance < 0) | (distance >= reach), float("-inf"))
+    positions = torch.arange(length, device=like.device)
+    distance = positions[:, None] - positions[None, :]
+    return mask.masked_fill((distance < 0) | (distance >= span), float("-inf"))
 
 
-def _capped(
+def _softcapped_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, scaling: float | None, cap: float
 ) -> Tensor:
     """Attention with scores cap * tanh(score / cap), causal when `mask` is None."""

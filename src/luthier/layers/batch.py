@@ -1,6 +1,6 @@
-"""A micro-batch as the model sees it: tokens, who belongs together, and where a label is.
+"""A micro-batch as the model reads it: tokens, row lengths, and the positions of labels.
 
-Shapes: B lines (1 when packed), R rows, T tokens of a line, S tokens of a source line, N positions that carry loss.
+Shapes: B lines (1 when packed), R rows, T tokens of a line, S tokens of a source line, N label positions.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What an encoder reads: one source for each row of the batch."""
+    """The encoder's input: one source for each row of the batch."""
 
     input_ids_BS: Tensor
     attention_mask_BS: Tensor | None  # None when packed
@@ -30,12 +30,12 @@ class Source:
 class Batch:
     """`positions_N` index the flattened (B*T) tokens whose next token is `labels_N`.
 
-    Of an encoder-decoder, `source` is what the encoder reads and the other fields are the decoder's.
+    For an encoder-decoder, `source` is the encoder's input and the other fields are the decoder's.
     """
 
     input_ids_BT: Tensor
     position_ids_BT: Tensor
-    attention_mask_BT: Tensor | None  # None when packed: row_lengths say what belongs together
+    attention_mask_BT: Tensor | None  # None when packed: row_lengths delimit the rows
     row_lengths: tuple[int, ...]
     positions_N: Tensor
     labels_N: Tensor
@@ -45,7 +45,7 @@ class Batch:
 
     @property
     def tokens(self) -> int:
-        """Tokens that the model reads, padding left out."""
+        """Tokens that the model reads, without padding."""
         return sum(self.row_lengths) + (sum(self.source.row_lengths) if self.source else 0)
 
     @property

@@ -1,7 +1,7 @@
-"""A stack of decoder layers token by token: prompts into slots, then one token for every active row.
+"""A stack of decoder layers with a KV cache: prefill prompts into slots, then one token for every active row.
 
-    fill    prompts packed side by side  -->  slots; hidden states at each prompt's last token
-    step    one token of each row        -->  slots; hidden states at it
+    fill    packed prompts               -->  slots; hidden states at each prompt's last token
+    step    one token of each row        -->  slots; hidden states of that token
 
 The same layers as decoder.py, without gradients, with the weights prepared once for many steps (projection.py). The
 reference is transformers' own model with its cache (tests/weights/test_generate.py).
@@ -28,7 +28,7 @@ Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
 class CachedDecoder:
-    """A stack to be run many times in its present state. `packed`: see projection.py."""
+    """A stack with its weights prepared for many steps; `packed`: see projection.py."""
 
     def __init__(self, stack: FusedStack, dtype: torch.dtype, packed: bool) -> None:
         self._stack = stack
@@ -36,53 +36,53 @@ class CachedDecoder:
         self._layers = [layer.for_inference(dtype, packed) for layer in stack.layers]
 
     def slots(self, count: int) -> CacheSlots:
-        """Room for `count` rows at once."""
+        """A KV cache for `count` rows at once."""
         return CacheSlots(count, len(self._layers))
 
-    def fill(self, slots: CacheSlots, places: Sequence[int], ids_T: Tensor, lengths: Sequence[int]) -> Tensor:
-        """Read prompts of `lengths` tokens, side by side in `ids_T`, into the slots at `places`; hidden states after
-        the last norm at the last token of each.
+    def fill(self, slots: CacheSlots, slot_ids: Sequence[int], ids_T: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Prefill the slots `slot_ids` with packed prompts of `lengths` tokens; returns hidden states (R, D) after the
+        last norm at the last token of each prompt.
         """
         positions_T = torch.cat([torch.arange(length, device=ids_T.device) for length in lengths])
         last_R = torch.tensor(list(accumulate(lengths)), device=ids_T.device) - 1
 
-        def attend(number: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
-            layer = self._stack.layers[number]
-            slots.fill(number, places, k_TKD, v_TKD, lengths)
+        def attend(index: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
+            layer = self._stack.layers[index]
+            slots.fill(index, slot_ids, k_TKD, v_TKD, lengths)
             spec = AttentionSpec(lengths=tuple(lengths), scale=layer.scale, window=layer.window)
             return attend_rows(q_THD, k_TKD, v_TKD.contiguous(), spec)
 
         hidden_RD = self._run(ids_T, positions_T, attend, last_R)
-        slots.begin(places, lengths)
+        slots.begin(slot_ids, lengths)
         return hidden_RD
 
     def step(self, slots: CacheSlots, ids_R: Tensor) -> Tensor:
-        """Append one token to each active row; hidden states after the last norm at it."""
+        """Append one token to each active row; returns its hidden states (R, D) after the last norm."""
 
-        def attend(number: int, q_RHD: Tensor, k_RKD: Tensor, v_RKD: Tensor) -> Tensor:
-            layer = self._stack.layers[number]
-            return slots.attend(number, q_RHD, k_RKD, v_RKD, layer.scale, layer.window)
+        def attend(index: int, q_RHD: Tensor, k_RKD: Tensor, v_RKD: Tensor) -> Tensor:
+            layer = self._stack.layers[index]
+            return slots.attend(index, q_RHD, k_RKD, v_RKD, layer.scale, layer.window)
 
         return self._run(ids_R, slots.begin_step(ids_R.device), attend, None)
 
-    def _run(self, ids_T: Tensor, positions_T: Tensor, attend: Attend, wanted_R: Tensor | None) -> Tensor:
+    def _run(self, ids_T: Tensor, positions_T: Tensor, attend: Attend, output_R: Tensor | None) -> Tensor:
         with torch.autocast(ids_T.device.type, enabled=False):
             x_TD = self._stack.embed(ids_T[None])[0]
             cos_sin = self._stack.rotary(x_TD[None].to(self._dtype), position_ids=positions_T[None])
             angles = RotaryAngles.from_cos_sin(*cos_sin)
-            for number, laid in enumerate(self._layers):
-                x_TD = self._layer(number, laid, x_TD, angles, attend, wanted_R)
+            for index, layer in enumerate(self._layers):
+                x_TD = self._layer(index, layer, x_TD, angles, attend, output_R)
             return self._stack.norm(x_TD, self._dtype)
 
     def _layer(
-        self, number: int, laid: InferenceLayer, x_TD: Tensor, angles: RotaryAngles, attend: Attend,
-        wanted_R: Tensor | None,
+        self, index: int, layer: InferenceLayer, x_TD: Tensor, angles: RotaryAngles, attend: Attend,
+        output_R: Tensor | None,
     ) -> Tensor:  # fmt: skip
-        """The layer's output; of the last layer, at the wanted tokens only."""
-        attended_THD = attend(number, *laid.project_qkv(x_TD, angles))
-        if wanted_R is not None and number == len(self._layers) - 1:
-            attended_THD, x_TD = attended_THD.index_select(0, wanted_R), x_TD.index_select(0, wanted_R)
-        return laid.apply_output_and_mlp(attended_THD, x_TD)
+        """The layer's output; for the last layer, only at tokens `output_R`."""
+        attended_THD = attend(index, *layer.project_qkv(x_TD, angles))
+        if output_R is not None and index == len(self._layers) - 1:
+            attended_THD, x_TD = attended_THD.index_select(0, output_R), x_TD.index_select(0, output_R)
+        return layer.apply_output_and_mlp(attended_THD, x_TD)
 
 
 def linear_layers_of(stack: FusedStack) -> list[Linear]:

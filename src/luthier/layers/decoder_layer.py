@@ -1,11 +1,11 @@
-"""A decoder layer of the Llama family, forward and backward by hand: four pieces, each keeps only what it must.
+"""A decoder layer of the Llama family, with manual backward passes that save as little as possible.
 
     x --norm--q, k, v--rope-->  attention  --o--> + x = h --norm--gate, up--act--down--> + h
       \\______ LlamaQkv ______/   row_attention  \\_Output_/   \\____________ LlamaMlp ____________/
-      keeps x                   q, k, v          attended      h, gate, up
+      saves x                   q, k, v          attended      h, gate, up
 
-Norms, activations and their products are computed again in the backward pass. It knows tensors and numbers, not where
-they come from (fused_models.py). The reference is transformers' own layer (tests/architectures/test_fused_layers.py).
+The backward pass recomputes norms, activations and their products. fused_models.py builds the layer from transformers'
+modules. The reference is transformers' own layer (tests/architectures/test_fused_layers.py).
 
 Shapes: T packed tokens, D hidden size, H heads, K key/value heads, I intermediate size.
 """
@@ -30,7 +30,7 @@ Grads = tuple[Tensor | None, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LlamaLayer:
-    """A `FusedLayer` of the Llama family. `head_norms` are the norms of queries and keys (Qwen 3)."""
+    """A `FusedLayer` of the Llama family. `head_norms` normalize queries and keys (Qwen 3)."""
 
     norm: RmsNorm
     qkv: tuple[Linear, Linear, Linear]
@@ -68,7 +68,7 @@ class LlamaLayer:
 
 
 class LlamaInferenceLayer:
-    """The layer with its weights laid out (fused_stack.py's `InferenceLayer`)."""
+    """The layer with its weights prepared for inference (fused_stack.py's `InferenceLayer`)."""
 
     def __init__(self, layer: LlamaLayer, dtype: torch.dtype, packed: bool) -> None:
         self._layer, self._dtype = layer, dtype
@@ -99,7 +99,7 @@ class LlamaInferenceLayer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LlamaQkv:
-    """From hidden states to queries, keys and values. `head_norms` are those of queries and keys (Qwen 3)."""
+    """Project hidden states to queries, keys and values; `head_norms` normalize queries and keys (Qwen 3)."""
 
     norm: RmsNorm
     qkv: tuple[Linear, Linear, Linear]
@@ -110,11 +110,11 @@ class LlamaQkv:
 
     @property
     def parameters(self) -> tuple[Tensor | None, ...]:
-        heads = [norm.weight_D for norm in self.head_norms or ()]
-        return self.norm.weight_D, *_parameters(self.qkv), *heads
+        head_norms = [norm.weight_D for norm in self.head_norms or ()]
+        return self.norm.weight_D, *_parameters(self.qkv), *head_norms
 
     def __call__(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """LlamaQkv (T, H, D), keys and values (T, K, D); and `x_TD`, for what is added to it later."""
+        """Queries (T, H, D), keys and values (T, K, D), and `x_TD` for the residual connection."""
         apply: Any = _LlamaQkvFunction.apply
         q_THD, k_TKD, v_TKD, same_TD = apply(x_TD, self, *self.parameters)
         return q_THD, k_TKD, v_TKD, same_TD
@@ -122,46 +122,46 @@ class LlamaQkv:
 
 class _LlamaQkvFunction(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_TD: Tensor, of: LlamaQkv, *_: Tensor) -> tuple[Tensor, ...]:
-        flat, kept = linear(rms_norm(x_TD, of.norm, of.dtype), of.qkv)
-        q_THD, k_TKD, v_TKD = (y_TO.view(len(y_TO), -1, of.head_size) for y_TO in flat)
-        raw = (q_THD, k_TKD) if of.head_norms else (None, None)
-        ctx.save_for_backward(x_TD, *raw, *kept.lora_inner_TR)
-        ctx.of, ctx.seed = of, kept.seed
-        if of.head_norms:
+    def forward(ctx: Any, x_TD: Tensor, op: LlamaQkv, *_: Tensor) -> tuple[Tensor, ...]:
+        outputs, saved = linear(rms_norm(x_TD, op.norm, op.dtype), op.qkv)
+        q_THD, k_TKD, v_TKD = (y_TO.view(len(y_TO), -1, op.head_size) for y_TO in outputs)
+        raw = (q_THD, k_TKD) if op.head_norms else (None, None)
+        ctx.save_for_backward(x_TD, *raw, *saved.lora_inner_TR)
+        ctx.op, ctx.seed = op, saved.seed
+        if op.head_norms:
             q_THD, k_TKD = (
-                rms_norm(x.flatten(0, 1), norm, of.dtype).view_as(x)
-                for x, norm in zip((q_THD, k_TKD), of.head_norms, strict=True)
+                rms_norm(x.flatten(0, 1), norm, op.dtype).view_as(x)
+                for x, norm in zip((q_THD, k_TKD), op.head_norms, strict=True)
             )
-        return rotate(q_THD, of.angles), rotate(k_TKD, of.angles), v_TKD, x_TD
+        return rotate(q_THD, op.angles), rotate(k_TKD, op.angles), v_TKD, x_TD
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> Grads:
-        x_TD, *raw = ctx.saved_tensors  # read once: recomputed activations come out a single time
-        of, wants, kept = ctx.of, ctx.needs_input_grad, SavedForBackward(tuple(raw[2:]), ctx.seed)
+        x_TD, *raw = ctx.saved_tensors  # read once: checkpointed activations can be unpacked a single time
+        op, wants, saved = ctx.op, ctx.needs_input_grad, SavedForBackward(tuple(raw[2:]), ctx.seed)
         grad_q, grad_k, grad_v, grad_same = outputs
-        back = of.angles.inverse()
-        grads = [rotate(grad_q, back), rotate(grad_k, back)]
-        heads: list[Tensor | None] = []
-        for place, norm in enumerate(of.head_norms or ()):
+        inverse = op.angles.inverse()
+        grads = [rotate(grad_q, inverse), rotate(grad_k, inverse)]
+        norm_grads: list[Tensor | None] = []
+        for index, norm in enumerate(op.head_norms or ()):
             grad, grad_weight = rms_norm_backward(
-                grads[place].flatten(0, 1), raw[place].flatten(0, 1), norm, norm.weight_D.requires_grad
+                grads[index].flatten(0, 1), raw[index].flatten(0, 1), norm, norm.weight_D.requires_grad
             )
-            grads[place] = grad
-            heads.append(grad_weight)
-        flat = [grad.reshape(len(x_TD), -1) for grad in (*grads, grad_v)]
+            grads[index] = grad
+            norm_grads.append(grad_weight)
+        grads = [grad.reshape(len(x_TD), -1) for grad in (*grads, grad_v)]
         wants_normed = wants[0] or wants[2]
-        normed_TD = rms_norm(x_TD, of.norm, of.dtype) if _train(of.qkv) else None
-        grad_normed, found = linear_backward(flat, normed_TD, of.qkv, kept, wants_normed)
+        normed_TD = rms_norm(x_TD, op.norm, op.dtype) if _any_trainable(op.qkv) else None
+        grad_normed, param_grads = linear_backward(grads, normed_TD, op.qkv, saved, wants_normed)
         if grad_normed is None:
-            return grad_same, None, None, *found, *heads
-        grad_x, grad_norm = rms_norm_backward(grad_normed, x_TD, of.norm, wants[2], grad_same)
-        return grad_x, None, grad_norm, *found, *heads
+            return grad_same, None, None, *param_grads, *norm_grads
+        grad_x, grad_norm = rms_norm_backward(grad_normed, x_TD, op.norm, wants[2], grad_same)
+        return grad_x, None, grad_norm, *param_grads, *norm_grads
 
 
 @dataclass(frozen=True, slots=True)
 class OutputProjection:
-    """From attended values back to hidden states."""
+    """Project attended values to hidden states."""
 
     o: Linear
     dtype: torch.dtype
@@ -175,25 +175,25 @@ class OutputProjection:
 
 class _OutputProjectionFunction(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, attended_TO: Tensor, x_TD: Tensor, of: OutputProjection, *_: Tensor) -> Tensor:
-        (h_TD,), kept = linear(attended_TO, (of.o,), x_TD)
-        ctx.save_for_backward(attended_TO if of.o.is_trainable else None, *kept.lora_inner_TR)
-        ctx.of, ctx.seed = of, kept.seed
+    def forward(ctx: Any, attended_TO: Tensor, x_TD: Tensor, op: OutputProjection, *_: Tensor) -> Tensor:
+        (h_TD,), saved = linear(attended_TO, (op.o,), x_TD)
+        ctx.save_for_backward(attended_TO if op.o.is_trainable else None, *saved.lora_inner_TR)
+        ctx.op, ctx.seed = op, saved.seed
         return h_TD
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> Grads:
-        attended_TO, *lows = ctx.saved_tensors
-        grads = [outputs[0].to(ctx.of.dtype)]
-        grad, found = linear_backward(
-            grads, attended_TO, (ctx.of.o,), SavedForBackward(tuple(lows), ctx.seed), ctx.needs_input_grad[0]
+        attended_TO, *lora_inner = ctx.saved_tensors
+        grads = [outputs[0].to(ctx.op.dtype)]
+        grad, param_grads = linear_backward(
+            grads, attended_TO, (ctx.op.o,), SavedForBackward(tuple(lora_inner), ctx.seed), ctx.needs_input_grad[0]
         )
-        return grad, outputs[0], None, *found
+        return grad, outputs[0], None, *param_grads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LlamaMlp:
-    """The gated MLP behind its norm."""
+    """The gated MLP with its norm."""
 
     norm: RmsNorm
     gate_up: tuple[Linear, Linear]
@@ -214,38 +214,38 @@ class LlamaMlp:
 
 class _LlamaMlpFunction(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, h_TD: Tensor, of: LlamaMlp, *_: Tensor) -> Tensor:
-        (gate_TI, up_TI), kept = linear(rms_norm(h_TD, of.norm, of.dtype), of.gate_up)
-        (out_TD,), kept_down = linear(gated(gate_TI, up_TI, of.activation), (of.down,), h_TD)
-        ctx.save_for_backward(h_TD, gate_TI, up_TI, *kept.lora_inner_TR, *kept_down.lora_inner_TR)
-        ctx.of, ctx.seeds = of, (kept.seed, kept_down.seed)
+    def forward(ctx: Any, h_TD: Tensor, op: LlamaMlp, *_: Tensor) -> Tensor:
+        (gate_TI, up_TI), saved = linear(rms_norm(h_TD, op.norm, op.dtype), op.gate_up)
+        (out_TD,), saved_down = linear(gated(gate_TI, up_TI, op.activation), (op.down,), h_TD)
+        ctx.save_for_backward(h_TD, gate_TI, up_TI, *saved.lora_inner_TR, *saved_down.lora_inner_TR)
+        ctx.op, ctx.seeds = op, (saved.seed, saved_down.seed)
         return out_TD
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> Grads:
-        h_TD, gate_TI, up_TI, *lows = ctx.saved_tensors
-        of, wants = ctx.of, ctx.needs_input_grad
-        kept, kept_down = (
-            SavedForBackward(tuple(lows[:2]), ctx.seeds[0]),
-            SavedForBackward(tuple(lows[2:]), ctx.seeds[1]),
+        h_TD, gate_TI, up_TI, *lora_inner = ctx.saved_tensors
+        op, wants = ctx.op, ctx.needs_input_grad
+        saved, saved_down = (
+            SavedForBackward(tuple(lora_inner[:2]), ctx.seeds[0]),
+            SavedForBackward(tuple(lora_inner[2:]), ctx.seeds[1]),
         )
-        active_TI = of.activation.forward(gate_TI)
-        product_TI = active_TI * up_TI if of.down.is_trainable else None
-        grad_TI, found_down = linear_backward([outputs[0].to(of.dtype)], product_TI, (of.down,), kept_down, True)
+        active_TI = op.activation.forward(gate_TI)
+        product_TI = active_TI * up_TI if op.down.is_trainable else None
+        grad_TI, down_grads = linear_backward([outputs[0].to(op.dtype)], product_TI, (op.down,), saved_down, True)
         assert grad_TI is not None
         del product_TI
-        grad_gate, grad_up = gated_backward(grad_TI, gate_TI, up_TI, active_TI, of.activation)
-        normed_TD = rms_norm(h_TD, of.norm, of.dtype) if _train(of.gate_up) else None
-        grad_normed, found = linear_backward((grad_gate, grad_up), normed_TD, of.gate_up, kept, wants[0] or wants[2])
+        grads_TI = gated_backward(grad_TI, gate_TI, up_TI, active_TI, op.activation)
+        normed_TD = rms_norm(h_TD, op.norm, op.dtype) if _any_trainable(op.gate_up) else None
+        grad_normed, param_grads = linear_backward(grads_TI, normed_TD, op.gate_up, saved, wants[0] or wants[2])
         if grad_normed is None:
-            return outputs[0], None, None, *found, *found_down
-        grad_h, grad_norm = rms_norm_backward(grad_normed, h_TD, of.norm, wants[2], outputs[0])
-        return grad_h, None, grad_norm, *found, *found_down
+            return outputs[0], None, None, *param_grads, *down_grads
+        grad_h, grad_norm = rms_norm_backward(grad_normed, h_TD, op.norm, wants[2], outputs[0])
+        return grad_h, None, grad_norm, *param_grads, *down_grads
 
 
 def _parameters(layers: Sequence[Linear]) -> list[Tensor | None]:
     return [parameter for layer in layers for parameter in layer.parameters]
 
 
-def _train(layers: Sequence[Linear]) -> bool:
+def _any_trainable(layers: Sequence[Linear]) -> bool:
     return any(layer.is_trainable for layer in layers)

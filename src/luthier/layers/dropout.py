@@ -1,4 +1,4 @@
-"""Dropout's masks, drawn from a seed: the backward pass draws them again instead of keeping them."""
+"""Dropout masks drawn from a seed, so the backward pass redraws them instead of saving them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ LEVELS = 65536  # a mask compares 16 random bits; dropout is rounded to a multip
 
 
 class DropoutMasks:
-    """What is kept (1) and dropped (0) of one tensor after another, always the same for a seed."""
+    """A sequence of masks, 1 for kept and 0 for dropped elements, always the same for a seed."""
 
     def __init__(self, seed: int, device: torch.device) -> None:
         self.generator = torch.Generator(device).manual_seed(seed)
@@ -17,7 +17,7 @@ class DropoutMasks:
     def draw(self, like: Tensor, dropout: float) -> Tensor:
         """A mask of the shape and type of `like`.
 
-        Four elements are decided by one 64-bit number: 6 times as fast on a CPU as drawing from a distribution.
+        One 64-bit number decides four elements: 6 times as fast on a CPU as drawing from a distribution.
         """
         numbers = torch.empty(-(-like.numel() // 4), dtype=torch.int64, device=like.device)
         bits = numbers.random_(-(2**63), None, generator=self.generator).view(torch.int16)[: like.numel()]
@@ -25,15 +25,15 @@ class DropoutMasks:
 
 
 def dropped_levels(dropout: float) -> int:
-    """How many of the 65,536 levels are dropped."""
+    """The number of the 65,536 levels that are dropped."""
     return round(dropout * LEVELS)
 
 
 def keep_probability(dropout: float) -> float:
-    """The share that a mask keeps, by which what it keeps is divided."""
+    """The share of elements that a mask keeps; kept elements are divided by it."""
     return 1.0 - dropped_levels(dropout) / LEVELS
 
 
 def draw_seed() -> int:
-    """A seed from torch's own random numbers."""
+    """Draw a seed from torch's default generator."""
     return int(torch.randint(2**62, ()))

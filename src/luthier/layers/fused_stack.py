@@ -1,9 +1,9 @@
-"""A model's decoder layers as Luthier's fused layers hold them: the same few doors for every family.
+"""A model's decoder layers in the fused form: protocols that every model family implements.
 
-    packed rows (decoder.py)          queries --> attention --> rest             with a graph
-    token by token (decode.py)        the same, of a layer whose weights are prepared once
+    FusedLayer      project_qkv --> attention --> apply_output_and_mlp    packed rows, with autograd (decoder.py)
+    InferenceLayer  the same steps with prepared weights                  token by token (cached_decoder.py)
 
-What a layer is made of only its family knows (decoder_layer.py, neox_layer.py).
+The implementations are in decoder_layer.py and neox_layer.py.
 
 Shapes: T tokens, D hidden size (of a head: head size), H heads, K key/value heads.
 """
@@ -22,8 +22,8 @@ from luthier.layers.rope import RotaryAngles
 
 
 class FusedLayer(Protocol):
-    """One decoder layer's weights and numbers. `window` is None where a token sees all of its row before it;
-    `recomputed`: nothing is kept for the backward pass but the layer's input.
+    """One decoder layer. `window`: None if a token attends to its whole row so far; `checkpointed`: only the input is
+    saved for the backward pass.
     """
 
     @property
@@ -42,29 +42,29 @@ class FusedLayer(Protocol):
     def project_qkv(
         self, x_TD: Tensor, angles: RotaryAngles, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Queries (T, H, D), keys and values (T, K, D), and `x_TD` as `rest` is to be given it."""
+        """Queries (T, H, D), keys and values (T, K, D), and the `x_TD` to pass to `apply_output_and_mlp`."""
 
     def apply_output_and_mlp(self, attended_THD: Tensor, x_TD: Tensor, dtype: torch.dtype) -> Tensor:
-        """The layer's output (T, D) from what its queries found."""
+        """The layer's output (T, D) from the attention's result."""
 
     def for_inference(self, dtype: torch.dtype, packed: bool) -> InferenceLayer:
-        """The layer in its present state, to be run many times without gradients. `packed`: see projection.py."""
+        """The layer in its present state with prepared weights, without gradients; `packed`: see projection.py."""
 
 
 class InferenceLayer(Protocol):
-    """A layer with its weights laid out, without dropout."""
+    """A layer with prepared weights, without dropout."""
 
     def project_qkv(self, x_TD: Tensor, angles: RotaryAngles) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (T, H, D), keys and values (T, K, D)."""
 
     def apply_output_and_mlp(self, attended_THD: Tensor, x_TD: Tensor) -> Tensor:
-        """The layer's output (T, D) from what its queries found."""
+        """The layer's output (T, D) from the attention's result."""
 
 
 @dataclass(frozen=True, slots=True)
 class FusedStack:
-    """All layers of a model and the norm behind them, which gives its input normed in a type, differentiable;
-    embedding and rotary angles are the model's own modules.
+    """A model's layers and final norm (called with hidden states and an output dtype, differentiable); embedding and
+    rotary angles are the model's own modules.
     """
 
     embed: nn.Module

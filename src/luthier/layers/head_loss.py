@@ -1,4 +1,4 @@
-"""Output head and cross-entropy at the positions that carry loss, without ever holding all logits.
+"""Output head and cross-entropy at the label positions, without storing all logits at once.
 
     hidden (N, D) --chunks of C rows--> logits (C, V) --> loss, hits, and the gradients of hidden and head at once
 
@@ -6,7 +6,7 @@ The gradients are computed in the forward pass, chunk by chunk, so memory is C x
 recomputed (the idea: Liger Kernel's fused linear cross-entropy, arXiv:2410.10989). The reference is
 `F.cross_entropy(hidden @ weight.T, labels, reduction="sum")`.
 
-Shapes: N loss positions of a micro-batch, D hidden size, V vocabulary, C positions of a chunk.
+Shapes: N label positions of a micro-batch, D hidden size, V vocabulary, C positions of a chunk.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from torch import Tensor
 from luthier.layers.product import matmul_nt
 
 CHUNK_ELEMENTS = 8 * 1024 * 1024  # logits of one chunk
-CACHED_ELEMENTS = 256 * 1024  # of a chunk in fp32 at once, on a CPU: 1 MB, which its cache holds
-CHUNKS_AT_ONCE = 8  # whose gradients reach the weight by one product: each product writes as much as the weight holds
+CACHED_ELEMENTS = 256 * 1024  # of a chunk in fp32 at once, on a CPU: 1 MB, which fits in its cache
+CHUNKS_AT_ONCE = 8  # whose weight gradient is one product: each product writes a tensor as large as the weight
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,14 +43,14 @@ class OutputHead:
         return self.capped(self.products(hidden_CD))
 
     def products(self, hidden_CD: Tensor) -> Tensor:
-        """Logits (C, V) in the compute type and not capped, without autograd."""
+        """Logits (C, V) before the softcap, in the compute type, without autograd."""
         hidden, weight_VD = self._scaled(hidden_CD), self.weight_VD.to(self.dtype)
         if self.bias_V is None:
             return matmul_nt(hidden, weight_VD)
         return F.linear(hidden, weight_VD, self.bias_V.to(self.dtype))
 
     def capped(self, products_CV: Tensor) -> Tensor:
-        """Logits in fp32; `products_CV` are used up."""
+        """Logits in fp32; may overwrite `products_CV`."""
         logits = products_CV.float()
         return logits if self.softcap is None else logits.div_(self.softcap).tanh_().mul_(self.softcap)
 
@@ -86,12 +86,12 @@ def _chunks(positions: int, vocabulary: int, elements: int) -> list[slice]:
     return [slice(start, min(start + size, positions)) for start in range(0, positions, size)]
 
 
-def _into_gradient(
+def _write_gradient(
     products_CV: Tensor, head: OutputHead, labels_C: Tensor, smoothing: float, grad_bias: Tensor | None
 ) -> Tensor:
-    """Write the loss's gradient over a head's products, add the bias's to `grad_bias`, and return the summed loss.
+    """Overwrite a head's products with the loss's gradient, add the bias's to `grad_bias`, and return the summed loss.
 
-    A few rows at a time, which pass through fp32 without leaving the processor's cache.
+    It processes a few rows at a time, so that their fp32 copy fits in the processor's cache.
     """
     total = products_CV.new_zeros((), dtype=torch.float32)
     size = CACHED_ELEMENTS if products_CV.device.type == "cpu" else products_CV.numel()
@@ -108,48 +108,48 @@ def _into_gradient(
 
 
 def _gradient(logits: Tensor, labels: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
-    """Summed loss, and its gradient in the logits: softmax - target.
+    """Summed loss, and its gradient with respect to the logits: softmax - target.
 
-    torch's softmax goes over the vocabulary once where logsumexp and exp do it twice (and, on a CPU, crawl where
-    weights underflow). The largest weight is exp(0) / sum, so the sum's logarithm comes from it without loss.
+    torch's softmax reads the vocabulary once where logsumexp and exp read it twice (and, on a CPU, are slow where
+    weights underflow). The largest weight is exp(0) / sum, so it gives the sum's logarithm without rounding loss.
     """
     gradient = torch.softmax(logits, dim=-1)
     log_sum = logits.amax(-1) - gradient.amax(-1).log()
-    picked = logits.gather(1, labels[:, None])[:, 0]
-    loss = (log_sum - (1.0 - smoothing) * picked).sum()
+    label_logits = logits.gather(1, labels[:, None])[:, 0]
+    loss = (log_sum - (1.0 - smoothing) * label_logits).sum()
     if smoothing:
         loss = loss - smoothing * logits.mean(-1).sum()
     if smoothing:
         gradient.sub_(smoothing / logits.shape[1])
-    gradient.scatter_add_(1, labels[:, None], torch.full_like(picked[:, None], smoothing - 1.0))
+    gradient.scatter_add_(1, labels[:, None], torch.full_like(label_logits[:, None], smoothing - 1.0))
     return loss, gradient
 
 
 class _WeightGradient:
-    """The weight's gradient in fp32, from the gradients of chunk after chunk."""
+    """Accumulates the weight's gradient in fp32 from the gradients of the chunks."""
 
     def __init__(self) -> None:
-        self.waiting: list[tuple[Tensor, Tensor]] = []
+        self.pending: list[tuple[Tensor, Tensor]] = []
         self.total_VD: Tensor | None = None
 
     def add(self, gradient_CV: Tensor, hidden_CD: Tensor) -> None:
-        """Take in one chunk; both tensors are kept until enough of them wait."""
-        self.waiting.append((gradient_CV, hidden_CD))
-        if len(self.waiting) == CHUNKS_AT_ONCE:
+        """Add one chunk; both tensors are kept until the next flush."""
+        self.pending.append((gradient_CV, hidden_CD))
+        if len(self.pending) == CHUNKS_AT_ONCE:
             self._flush()
 
     def of(self, weight_VD: Tensor) -> Tensor:
-        """All of it, in the weight's type."""
+        """The total, in the weight's type."""
         self._flush()
         return torch.zeros_like(weight_VD) if self.total_VD is None else self.total_VD.to(weight_VD.dtype)
 
     def _flush(self) -> None:
-        if not self.waiting:
+        if not self.pending:
             return
-        gradients, hidden = (torch.cat(parts) for parts in zip(*self.waiting, strict=True))
-        self.waiting.clear()
-        found_VD = matmul_nt(gradients.t(), hidden.t()).float()
-        self.total_VD = found_VD if self.total_VD is None else self.total_VD.add_(found_VD)
+        gradients, hidden = (torch.cat(parts) for parts in zip(*self.pending, strict=True))
+        self.pending.clear()
+        gradient_VD = matmul_nt(gradients.t(), hidden.t()).float()
+        self.total_VD = gradient_VD if self.total_VD is None else self.total_VD.add_(gradient_VD)
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -172,7 +172,7 @@ class _HeadLoss(torch.autograd.Function):
         total = hidden.new_zeros((), dtype=torch.float32)
         for rows in _chunks(len(labels), weight.shape[0], CHUNK_ELEMENTS):
             gradient = chunked.products(hidden[rows])
-            total += _into_gradient(gradient, chunked, labels[rows], smoothing, grad_bias)
+            total += _write_gradient(gradient, chunked, labels[rows], smoothing, grad_bias)
             if grad_hidden is not None:
                 grad_hidden[rows] = matmul_nt(gradient, matrix.t()).mul_(head.scale).to(hidden.dtype)
             if weight_gradient is not None:

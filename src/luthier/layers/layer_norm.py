@@ -1,5 +1,5 @@
-"""Layer norm (Ba et al. 2016, arXiv:1607.06450) by torch's fused kernels, with a backward pass that keeps its input
-alone.
+"""Layer norm (Ba et al. 2016, arXiv:1607.06450) by torch's fused kernels, with a backward pass that saves
+little more than its input.
 
     y = (x - mean(x)) / sqrt(variance(x) + epsilon) * weight + bias        in fp32, rounded once
 
@@ -34,22 +34,22 @@ class LayerNorm:
         return normed_TD
 
     def like(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
-        """Weight and bias as the kernels want them: fp32 on a CPU, where that keeps the moments in fp32; elsewhere of
-        the input's type, where the moments are in fp32 anyway.
+        """Weight and bias in the dtype that the kernels expect: fp32 on a CPU, so that the moments are fp32; elsewhere
+        the input's, since the moments are in fp32 anyway.
         """
         dtype = torch.float32 if x_TD.device.type == "cpu" else x_TD.dtype
         return self.weight_D.detach().to(dtype), self.bias_D.detach().to(dtype)
 
 
 class Moments(NamedTuple):
-    """Mean of each token, and the inverse of its deviation."""
+    """Mean of each token, and the inverse of its standard deviation."""
 
     mean_T1: Tensor
     inverse_T1: Tensor
 
 
 def layer_norm(x_TD: Tensor, norm: LayerNorm, dtype: torch.dtype) -> tuple[Tensor, Moments]:
-    """The normed input in `dtype`, without autograd, and what its backward pass needs beside the input."""
+    """The normed input in `dtype`, without autograd, and its moments for the backward pass."""
     normed_TD, *moments = _aten.native_layer_norm(x_TD, x_TD.shape[1:], *norm.like(x_TD), norm.epsilon)
     return normed_TD.to(dtype), Moments(*moments)
 
@@ -57,8 +57,8 @@ def layer_norm(x_TD: Tensor, norm: LayerNorm, dtype: torch.dtype) -> tuple[Tenso
 def layer_norm_backward(
     grad_TD: Tensor, x_TD: Tensor, norm: LayerNorm, moments: Moments, wants: tuple[bool, bool]
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Gradients of the input, of its type, and where wanted of weight and bias. The first is the caller's to change."""
-    # On a CPU torch sums the gradients of weight and bias up in the input's type: in bf16, 5 % off after 1,800 tokens.
+    """Gradients of the input (a new tensor of its type) and, if `wants`, of weight and bias."""
+    # On a CPU torch sums the gradients of weight and bias in the input's type: in bf16, 5 % off after 1,800 tokens.
     wide_TD = x_TD.float() if any(wants) else x_TD
     grad_x_TD, grad_weight_D, grad_bias_D = _aten.native_layer_norm_backward(
         grad_TD.to(wide_TD.dtype), wide_TD, x_TD.shape[1:], *moments, *norm.like(wide_TD), [True, *wants]

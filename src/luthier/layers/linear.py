@@ -2,10 +2,9 @@
 
     y = x W' + bias + scale * (dropped x) A' B'          W in its own type, multiplied in the compute type
 
-Only what training changes gets a gradient: under an adapter no weight gradient of W is ever computed. Kept for the
-backward pass are the small products x A' alone; the input is the caller's to keep or to compute again. Dropout masks
-are drawn from a seed, and drawn again in the backward pass. The reference is nn.Linear, and PEFT's layer round it
-(tests/layers/test_linear.py).
+Only trainable parameters get a gradient: under an adapter no gradient of W is computed. Only the small products x A'
+are saved for the backward pass; the caller saves or recomputes the input. Dropout masks are drawn from a seed, and
+redrawn in the backward pass. The reference is nn.Linear, wrapped by PEFT's LoRA layer (tests/layers/test_linear.py).
 
 Shapes: T tokens, I inputs, O outputs, R rank.
 """
@@ -24,7 +23,7 @@ from luthier.layers.product import matmul_nt
 
 @dataclass(frozen=True, slots=True)
 class LoraMatrices:
-    """A LoRA adapter's two matrices. `dropout` is 0 while the model does not train."""
+    """A LoRA adapter's two matrices. `dropout` is 0 in evaluation."""
 
     a_RI: Tensor
     b_OR: Tensor
@@ -42,7 +41,7 @@ class Linear:
 
     @property
     def parameters(self) -> tuple[Tensor | None, ...]:
-        """Weight, bias, A and B: the order in which gradients come back."""
+        """Weight, bias, A and B: the order of the gradients of `linear_backward`."""
         adapter = self.adapter
         return self.weight_OI, self.bias_O, *((adapter.a_RI, adapter.b_OR) if adapter else (None, None))
 
@@ -53,33 +52,33 @@ class Linear:
 
 @dataclass(frozen=True, slots=True)
 class SavedForBackward:
-    """What a forward pass leaves for the backward pass: x A' of each layer (None without adapter), and the seed."""
+    """Saved by the forward pass: x A' of each layer (None without adapter), and the seed of the dropout masks."""
 
     lora_inner_TR: tuple[Tensor | None, ...]
     seed: int
 
 
 def seed_of(layers: Sequence[Linear]) -> int:
-    """A seed for the layers' masks; 0, and nothing drawn, where nothing is dropped."""
+    """Draw a seed for the layers' masks; 0, without drawing, if no layer has dropout."""
     return draw_seed() if any(map(_dropout, layers)) else 0
 
 
 def linear(
     x_TI: Tensor, layers: Sequence[Linear], residual_TO: Tensor | None = None
 ) -> tuple[list[Tensor], SavedForBackward]:
-    """The outputs of the layers, without autograd. With `residual_TO`, each is added to it and has its type, which may
-    be wider than the input's.
+    """The outputs of the layers, without autograd; `residual_TO` is added to each, which then has its type (which may
+    be wider than the input's).
     """
     seed, dtype = seed_of(layers), x_TI.dtype
     outputs: list[Tensor] = []
-    lows: list[Tensor | None] = []
-    for layer, mask_TI, keep in zip(layers, _masks(x_TI, layers, seed), _kept_shares(layers), strict=True):
-        low_TR = None
+    lora_inner: list[Tensor | None] = []
+    for layer, mask_TI, keep_prob in zip(layers, _masks(x_TI, layers, seed), _keep_probabilities(layers), strict=True):
+        inner_TR = None
         if layer.adapter:
-            low_TR = matmul_nt(x_TI if mask_TI is None else x_TI * mask_TI, layer.adapter.a_RI.to(dtype))
-            # The small one first: added to a rounded result, it would be rounded away.
-            small_TO = matmul_nt(low_TR, _scaled_b(layer.adapter, keep, dtype))
-            y_TO = matmul_nt(x_TI, layer.weight_OI.to(dtype), small_TO, inplace=True)
+            inner_TR = matmul_nt(x_TI if mask_TI is None else x_TI * mask_TI, layer.adapter.a_RI.to(dtype))
+            # The small LoRA term first: added to a rounded result, it would be rounded away.
+            lora_TO = matmul_nt(inner_TR, _scaled_b(layer.adapter, keep_prob, dtype))
+            y_TO = matmul_nt(x_TI, layer.weight_OI.to(dtype), lora_TO, inplace=True)
         elif residual_TO is not None and residual_TO.dtype is dtype:
             y_TO = matmul_nt(x_TI, layer.weight_OI.to(dtype), residual_TO)
         else:
@@ -89,49 +88,49 @@ def linear(
         if residual_TO is not None and (layer.adapter or residual_TO.dtype is not dtype):
             y_TO = residual_TO + y_TO
         outputs.append(y_TO)
-        lows.append(low_TR)
-    return outputs, SavedForBackward(tuple(lows), seed)
+        lora_inner.append(inner_TR)
+    return outputs, SavedForBackward(tuple(lora_inner), seed)
 
 
 def linear_backward(
-    grads_TO: Sequence[Tensor], x_TI: Tensor | None, layers: Sequence[Linear], kept: SavedForBackward, wants_input: bool
+    grads_TO: Sequence[Tensor], x_TI: Tensor | None, layers: Sequence[Linear], ctx: SavedForBackward, wants_input: bool
 ) -> tuple[Tensor | None, list[Tensor | None]]:
-    """Gradients of the input and of the layers' parameters, four for each. The input may be None where none trains."""
+    """Gradients of the input and of the layers' parameters, four for each; `x_TI` may be None if none trains."""
     grad_x_TI: Tensor | None = None
-    found: list[Tensor | None] = []
-    masks = _masks(x_TI, layers, kept.seed)
-    for layer, grad_TO, low_TR, mask_TI, keep in zip(
-        layers, grads_TO, kept.lora_inner_TR, masks, _kept_shares(layers), strict=True
+    param_grads: list[Tensor | None] = []
+    masks = _masks(x_TI, layers, ctx.seed)
+    for layer, grad_TO, inner_TR, mask_TI, keep_prob in zip(
+        layers, grads_TO, ctx.lora_inner_TR, masks, _keep_probabilities(layers), strict=True
     ):
         weight, bias, adapter = layer.weight_OI, layer.bias_O, layer.adapter
-        found.append(matmul_nt(grad_TO.t(), _present(x_TI).t()) if weight.requires_grad else None)
-        found.append(grad_TO.sum(0) if bias is not None and bias.requires_grad else None)
+        param_grads.append(matmul_nt(grad_TO.t(), _not_none(x_TI).t()) if weight.requires_grad else None)
+        param_grads.append(grad_TO.sum(0) if bias is not None and bias.requires_grad else None)
         if adapter is None:
-            found += (None, None)
+            param_grads += (None, None)
             continue
-        grad_low_TR = matmul_nt(grad_TO, _scaled_b(adapter, keep, grad_TO.dtype).t())
-        read_TI = _present(x_TI) if mask_TI is None else _present(x_TI) * mask_TI
-        found.append(matmul_nt(grad_low_TR.t(), read_TI.t()))
-        found.append(matmul_nt(grad_TO.t(), _present(low_TR).t()).mul_(adapter.scale / keep))
+        grad_inner_TR = matmul_nt(grad_TO, _scaled_b(adapter, keep_prob, grad_TO.dtype).t())
+        dropped_TI = _not_none(x_TI) if mask_TI is None else _not_none(x_TI) * mask_TI
+        param_grads.append(matmul_nt(grad_inner_TR.t(), dropped_TI.t()))
+        param_grads.append(matmul_nt(grad_TO.t(), _not_none(inner_TR).t()).mul_(adapter.scale / keep_prob))
         if wants_input:
-            low_a = adapter.a_RI.to(grad_TO.dtype)
+            a_RI = adapter.a_RI.to(grad_TO.dtype)
             if grad_x_TI is None or mask_TI is not None:
-                small_TI = matmul_nt(grad_low_TR, low_a.t())
-                small_TI = small_TI if mask_TI is None else small_TI.mul_(mask_TI)
-                grad_x_TI = small_TI if grad_x_TI is None else grad_x_TI.add_(small_TI)
+                lora_TI = matmul_nt(grad_inner_TR, a_RI.t())
+                lora_TI = lora_TI if mask_TI is None else lora_TI.mul_(mask_TI)
+                grad_x_TI = lora_TI if grad_x_TI is None else grad_x_TI.add_(lora_TI)
             else:
-                grad_x_TI = matmul_nt(grad_low_TR, low_a.t(), grad_x_TI, inplace=True)
+                grad_x_TI = matmul_nt(grad_inner_TR, a_RI.t(), grad_x_TI, inplace=True)
     for layer, grad_TO in zip(layers, grads_TO, strict=True) if wants_input else ():
         weight_OI = layer.weight_OI.to(grad_TO.dtype)
         grad_x_TI = matmul_nt(grad_TO, weight_OI.t(), grad_x_TI, inplace=True)
-    return grad_x_TI, found
+    return grad_x_TI, param_grads
 
 
-def _scaled_b(adapter: LoraMatrices, keep: float, dtype: torch.dtype) -> Tensor:
-    return (adapter.b_OR.detach() * (adapter.scale / keep)).to(dtype)
+def _scaled_b(adapter: LoraMatrices, keep_prob: float, dtype: torch.dtype) -> Tensor:
+    return (adapter.b_OR.detach() * (adapter.scale / keep_prob)).to(dtype)
 
 
-def _kept_shares(layers: Sequence[Linear]) -> Iterator[float]:
+def _keep_probabilities(layers: Sequence[Linear]) -> Iterator[float]:
     return (keep_probability(_dropout(layer)) for layer in layers)
 
 
@@ -140,18 +139,18 @@ def _dropout(layer: Linear) -> float:
 
 
 def _masks(like_TI: Tensor | None, layers: Sequence[Linear], seed: int) -> Iterator[Tensor | None]:
-    """For each layer what its adapter reads of the input (1) and what is dropped (0), always the same for a seed."""
+    """Each adapter's dropout mask of its input (1 kept, 0 dropped), always the same for a seed; None: no dropout."""
     masks: DropoutMasks | None = None
     for layer in layers:
         if not dropped_levels(_dropout(layer)):
             yield None
             continue
-        like = _present(like_TI)
+        like = _not_none(like_TI)
         if masks is None:
             masks = DropoutMasks(seed, like.device)
         yield masks.draw(like, _dropout(layer))
 
 
-def _present(tensor: Tensor | None) -> Tensor:
+def _not_none(tensor: Tensor | None) -> Tensor:
     assert tensor is not None
     return tensor
