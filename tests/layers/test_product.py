@@ -70,7 +70,7 @@ def test_without_room_for_another_program_the_other_library_computes(monkeypatch
         raise RuntimeError(words)
 
     monkeypatch.setattr(product, "is_mkl_slow", lambda: True)
-    monkeypatch.setattr(product, "_by_onednn", refuses)
+    monkeypatch.setattr(product, "_onednn_matmul", refuses)
     a, b, onto = torch.randn(7, 64), torch.randn(33, 64), torch.randn(7, 33)
     words = "could not create a primitive"
     assert torch.equal(matmul_nt(a, b), a @ b.t())

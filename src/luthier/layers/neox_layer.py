@@ -1,16 +1,16 @@
-"""A decoder layer of the GPT-NeoX family, forward and backward by hand.
+"""A decoder layer of the GPT-NeoX family, with manual backward passes.
 
-    x --norm--query_key_value--rope-->  attention  --dense--> + y        y: x, in sequence; else what the MLP made of x
+    x --norm--query_key_value--rope-->  attention  --dense--> + y        y: x, if sequential; else the MLP's output
       \\__________ NeoxQkv _________/   row_attention  \\_ Output _/
-      keeps x                          q, k, v          attended
+      saves x                          q, k, v          attended
 
-    x --norm--up--act--down--> + x                                       x: the attention's output, in sequence
+    x --norm--up--act--down--> + x                                       x: the attention's output, if sequential
       \\__________ NeoxMlp _________/
-      keeps x, up
+      saves x, up
 
-Attention and MLP read the same x side by side (GPT-J's form), or one after the other. Norms and activations are
-computed again in the backward pass. It knows tensors and numbers, not where they come from (fused_models.py). The
-reference is transformers' own layer (tests/layers/test_neox_layer.py, tests/architectures/test_fused_layers.py).
+Attention and MLP run in parallel on the same x (GPT-J's form), or sequentially. The backward pass recomputes norms and
+activations. fused_models.py builds the layer from transformers' modules. The reference is transformers' own layer
+(tests/layers/test_neox_layer.py, tests/architectures/test_fused_layers.py).
 
 Shapes: T packed tokens, D hidden size (of a head: head size), H heads, O = 3 * H * head size, I intermediate size.
 """
@@ -33,7 +33,7 @@ from luthier.layers.swiglu import Activation
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NeoxLayer:
-    """One layer's weights and numbers (fused_stack.py's `FusedLayer`). `parallel`: attention and MLP read the same."""
+    """A `FusedLayer` of the GPT-NeoX family. `parallel`: attention and MLP read the same input."""
 
     norm: LayerNorm
     qkv: Linear
@@ -67,7 +67,7 @@ class NeoxLayer:
 
 
 class NeoxInferenceLayer:
-    """The layer with its weights laid out (fused_stack.py's `InferenceLayer`)."""
+    """The layer with its weights prepared for inference (fused_stack.py's `InferenceLayer`)."""
 
     def __init__(self, layer: NeoxLayer, dtype: torch.dtype, packed: bool) -> None:
         self._layer, self._dtype = layer, dtype
@@ -77,7 +77,7 @@ class NeoxInferenceLayer:
 
     def project_qkv(self, x_TD: Tensor, angles: RotaryAngles) -> tuple[Tensor, Tensor, Tensor]:
         (y_TO,) = self._qkv(layer_norm(x_TD, self._layer.norm, self._dtype)[0])
-        return _apart(y_TO, self._layer.head_size, angles)
+        return _split_qkv(y_TO, self._layer.head_size, angles)
 
     def apply_output_and_mlp(self, attended_THD: Tensor, x_TD: Tensor) -> Tensor:
         parallel = self._layer.parallel
@@ -92,7 +92,7 @@ class NeoxInferenceLayer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NeoxQkv:
-    """From hidden states to queries, keys and values, by one linear layer whose outputs lie head by head."""
+    """Project hidden states to queries, keys and values by one linear layer, whose outputs are grouped by head."""
 
     norm: LayerNorm
     qkv: Linear
@@ -101,7 +101,7 @@ class NeoxQkv:
     dtype: torch.dtype
 
     def __call__(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """NeoxQkv, keys and values (T, H, D); and `x_TD`, for what is added to it later."""
+        """Queries, keys and values (T, H, D), and `x_TD` for the residual connection."""
         apply: Any = _NeoxQkvFunction.apply
         q_THD, k_THD, v_THD, same_TD = apply(x_TD, self, self.norm.weight_D, self.norm.bias_D, *self.qkv.parameters)
         return q_THD, k_THD, v_THD, same_TD
@@ -109,37 +109,37 @@ class NeoxQkv:
 
 class _NeoxQkvFunction(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_TD: Tensor, of: NeoxQkv, *_: Tensor) -> tuple[Tensor, ...]:
-        (y_TO,), kept = linear(layer_norm(x_TD, of.norm, of.dtype)[0], (_biased(of.qkv, of.dtype),))
-        ctx.save_for_backward(x_TD, *kept.lora_inner_TR)
-        ctx.of, ctx.seed = of, kept.seed
-        return *_apart(y_TO, of.head_size, of.angles), x_TD
+    def forward(ctx: Any, x_TD: Tensor, op: NeoxQkv, *_: Tensor) -> tuple[Tensor, ...]:
+        (y_TO,), saved = linear(layer_norm(x_TD, op.norm, op.dtype)[0], (_cast_bias(op.qkv, op.dtype),))
+        ctx.save_for_backward(x_TD, *saved.lora_inner_TR)
+        ctx.op, ctx.seed = op, saved.seed
+        return *_split_qkv(y_TO, op.head_size, op.angles), x_TD
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> Grads:
-        x_TD, *lows = ctx.saved_tensors  # read once: recomputed activations come out a single time
-        of, wants = ctx.of, ctx.needs_input_grad
-        grad_TO = _together(outputs[:3], of.angles)
+        x_TD, *lora_inner = ctx.saved_tensors  # read once: checkpointed activations can be unpacked a single time
+        op, wants = ctx.op, ctx.needs_input_grad
+        grad_TO = _join_qkv_grads(outputs[:3], op.angles)
         wants_normed = wants[0] or wants[2] or wants[3]
-        normed_TD, moments = layer_norm(x_TD, of.norm, of.dtype)
-        grad_normed, found = linear_backward(
-            [grad_TO], normed_TD, (of.qkv,), SavedForBackward(tuple(lows), ctx.seed), wants_normed
+        normed_TD, moments = layer_norm(x_TD, op.norm, op.dtype)
+        grad_normed, param_grads = linear_backward(
+            [grad_TO], normed_TD, (op.qkv,), SavedForBackward(tuple(lora_inner), ctx.seed), wants_normed
         )
         if grad_normed is None:
-            return outputs[3], None, None, None, *found
-        grad_x, *grad_norm = layer_norm_backward(grad_normed, x_TD, of.norm, moments, wants[2:4])
-        return grad_x.add_(outputs[3]), None, *grad_norm, *found
+            return outputs[3], None, None, None, *param_grads
+        grad_x, *grad_norm = layer_norm_backward(grad_normed, x_TD, op.norm, moments, wants[2:4])
+        return grad_x.add_(outputs[3]), None, *grad_norm, *param_grads
 
 
-def _apart(y_TO: Tensor, head_size: int, angles: RotaryAngles) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries and keys, turned, and values, each in one piece."""
+def _split_qkv(y_TO: Tensor, head_size: int, angles: RotaryAngles) -> tuple[Tensor, Tensor, Tensor]:
+    """Rotated queries and keys, and values, each contiguous."""
     qkv_3THD = y_TO.view(len(y_TO), -1, 3, head_size).permute(2, 0, 1, 3).contiguous()
     rotate_leading_(qkv_3THD[:2], angles)
     return qkv_3THD[0], qkv_3THD[1], qkv_3THD[2]
 
 
-def _together(grads_THD: tuple[Tensor, ...], angles: RotaryAngles) -> Tensor:
-    """The gradient of `_apart`'s input."""
+def _join_qkv_grads(grads_THD: tuple[Tensor, ...], angles: RotaryAngles) -> Tensor:
+    """The gradient of `_split_qkv`'s input."""
     grad_TH3D = torch.stack(grads_THD, 2)
     rotate_leading_(grad_TH3D.permute(2, 0, 1, 3)[:2], angles.inverse())
     return grad_TH3D.flatten(1)
@@ -147,7 +147,7 @@ def _together(grads_THD: tuple[Tensor, ...], angles: RotaryAngles) -> Tensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NeoxMlp:
-    """The MLP behind its norm."""
+    """The MLP with its norm."""
 
     norm: LayerNorm
     up: Linear
@@ -166,32 +166,32 @@ class NeoxMlp:
 
 class _NeoxMlpFunction(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_TD: Tensor, of: NeoxMlp, *_: Tensor) -> Tensor:
-        (up_TI,), kept = linear(layer_norm(x_TD, of.norm, of.dtype)[0], (_biased(of.up, of.dtype),))
-        (out_TD,), kept_down = linear(of.activation.forward(up_TI), (_biased(of.down, of.dtype),), x_TD)
-        ctx.save_for_backward(x_TD, up_TI, *kept.lora_inner_TR, *kept_down.lora_inner_TR)
-        ctx.of, ctx.seeds = of, (kept.seed, kept_down.seed)
+    def forward(ctx: Any, x_TD: Tensor, op: NeoxMlp, *_: Tensor) -> Tensor:
+        (up_TI,), saved = linear(layer_norm(x_TD, op.norm, op.dtype)[0], (_cast_bias(op.up, op.dtype),))
+        (out_TD,), saved_down = linear(op.activation.forward(up_TI), (_cast_bias(op.down, op.dtype),), x_TD)
+        ctx.save_for_backward(x_TD, up_TI, *saved.lora_inner_TR, *saved_down.lora_inner_TR)
+        ctx.op, ctx.seeds = op, (saved.seed, saved_down.seed)
         return out_TD
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> Grads:
-        x_TD, up_TI, low_up, low_down = ctx.saved_tensors
-        of, wants = ctx.of, ctx.needs_input_grad
-        kept, kept_down = SavedForBackward((low_up,), ctx.seeds[0]), SavedForBackward((low_down,), ctx.seeds[1])
-        active_TI = of.activation.forward(up_TI) if of.down.is_trainable else None
-        grad_TI, found_down = linear_backward([outputs[0].to(of.dtype)], active_TI, (of.down,), kept_down, True)
+        x_TD, up_TI, inner_up, inner_down = ctx.saved_tensors
+        op, wants = ctx.op, ctx.needs_input_grad
+        saved, saved_down = SavedForBackward((inner_up,), ctx.seeds[0]), SavedForBackward((inner_down,), ctx.seeds[1])
+        active_TI = op.activation.forward(up_TI) if op.down.is_trainable else None
+        grad_TI, down_grads = linear_backward([outputs[0].to(op.dtype)], active_TI, (op.down,), saved_down, True)
         assert grad_TI is not None
         del active_TI
-        grad_up = of.activation.backward(grad_TI, up_TI)
-        normed_TD, moments = layer_norm(x_TD, of.norm, of.dtype)
+        grad_up = op.activation.backward(grad_TI, up_TI)
+        normed_TD, moments = layer_norm(x_TD, op.norm, op.dtype)
         wants_normed = wants[0] or wants[2] or wants[3]
-        grad_normed, found = linear_backward([grad_up], normed_TD, (of.up,), kept, wants_normed)
+        grad_normed, param_grads = linear_backward([grad_up], normed_TD, (op.up,), saved, wants_normed)
         if grad_normed is None:
-            return outputs[0], None, None, None, *found, *found_down
-        grad_x, *grad_norm = layer_norm_backward(grad_normed, x_TD, of.norm, moments, wants[2:4])
-        return grad_x.add_(outputs[0]), None, *grad_norm, *found, *found_down
+            return outputs[0], None, None, None, *param_grads, *down_grads
+        grad_x, *grad_norm = layer_norm_backward(grad_normed, x_TD, op.norm, moments, wants[2:4])
+        return grad_x.add_(outputs[0]), None, *grad_norm, *param_grads, *down_grads
 
 
-def _biased(layer: Linear, dtype: torch.dtype) -> Linear:
-    """The layer with its bias in the compute type, which autocast adds, too: adding an fp32 one takes far longer."""
+def _cast_bias(layer: Linear, dtype: torch.dtype) -> Linear:
+    """The layer with its bias cast to the compute type, as under autocast: adding an fp32 bias takes far longer."""
     return layer if layer.bias_O is None else replace(layer, bias_O=layer.bias_O.detach().to(dtype))

@@ -1,9 +1,9 @@
-"""RMS norm (Zhang & Sennrich 2019, arXiv:1910.07467) with a backward pass that keeps its input alone.
+"""RMS norm (Zhang & Sennrich 2019, arXiv:1910.07467) with a backward pass that saves only its input.
 
-    y = x / sqrt(mean(x^2) + epsilon) * (weight + offset)        in fp32, rounded once, whatever x is kept in
+    y = x / sqrt(mean(x^2) + epsilon) * (weight + offset)        in fp32, rounded once, for any type of x
 
-A few hundred tokens are done at a time, so that the fp32 numbers stay in the processor's cache and no fp32 copy of the
-whole input is ever made. The reference is transformers' own module (tests/layers/test_rms_norm.py).
+It processes a few hundred tokens at a time, so that their fp32 copy fits in the processor's cache and the whole input
+is never copied to fp32. The reference is transformers' own module (tests/layers/test_rms_norm.py).
 
 Shapes: T tokens (of heads: tokens x heads), D size.
 """
@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CHUNK_ELEMENTS = 256 * 1024  # of one piece: 1 MB in fp32
+CHUNK_ELEMENTS = 256 * 1024  # of one chunk: 1 MB in fp32
 
 
 @dataclass(frozen=True, slots=True)
 class RmsNorm:
-    """One RMS norm; `offset` is 1 where the stored weight is the distance from one (Gemma)."""
+    """One RMS norm; `offset` is 1 if the stored weight is the difference from 1 (Gemma)."""
 
     weight_D: Tensor
     epsilon: float
@@ -35,7 +35,7 @@ class RmsNorm:
         return normed_TD
 
     def factor_D(self) -> Tensor:
-        """What the normed input is multiplied by, in fp32."""
+        """The factor of the normed input, in fp32."""
         weight = self.weight_D.detach().float()
         return weight + self.offset if self.offset else weight
 
@@ -44,8 +44,8 @@ def rms_norm(x_TD: Tensor, norm: RmsNorm, dtype: torch.dtype) -> Tensor:
     """The normed input in `dtype`, without autograd."""
     normed_TD = torch.empty_like(x_TD, dtype=dtype)
     factor_D = norm.factor_D()
-    for rows in _pieces(x_TD):
-        unit, _ = _unit(x_TD[rows], norm.epsilon)
+    for rows in _chunks(x_TD):
+        unit, _ = _normalize(x_TD[rows], norm.epsilon)
         normed_TD[rows] = unit.mul_(factor_D)
     return normed_TD
 
@@ -53,15 +53,15 @@ def rms_norm(x_TD: Tensor, norm: RmsNorm, dtype: torch.dtype) -> Tensor:
 def rms_norm_backward(
     grad_TD: Tensor, x_TD: Tensor, norm: RmsNorm, wants_weight: bool, residual_TD: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """Gradients of the input (added to `residual_TD`, which is left as it is) and, where wanted, of the weight in fp32.
+    """Gradients of the input, in its type, and if `wants_weight` of the weight, in fp32.
 
-    The gradient of the input is of the input's type.
+    `residual_TD` is added to the gradient of the input and not changed.
     """
     grad_x_TD = torch.empty_like(x_TD)
     grad_weight_D = torch.zeros_like(norm.weight_D, dtype=torch.float32) if wants_weight else None
     factor_D = norm.factor_D()
-    for rows in _pieces(x_TD):
-        unit, scale = _unit(x_TD[rows], norm.epsilon)
+    for rows in _chunks(x_TD):
+        unit, scale = _normalize(x_TD[rows], norm.epsilon)
         grad = grad_TD[rows].float()
         slope = unit * grad
         if grad_weight_D is not None:
@@ -72,15 +72,15 @@ def rms_norm_backward(
     return grad_x_TD, grad_weight_D
 
 
-def _unit(x: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
-    """The rows scaled to a mean square of one, and what they were scaled by: both new, in fp32."""
+def _normalize(x: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """The rows scaled to a mean square of 1, and the scale: new tensors in fp32."""
     size = x.shape[1]
     wide = x.to(torch.float32, copy=True)
     scale = torch.linalg.vector_norm(wide, dim=1, keepdim=True).square_().div_(size).add_(epsilon).rsqrt_()
     return wide.mul_(scale), scale
 
 
-def _pieces(x_TD: Tensor) -> Iterator[slice]:
+def _chunks(x_TD: Tensor) -> Iterator[slice]:
     tokens, size = x_TD.shape
     step = max(1, CHUNK_ELEMENTS // size) if x_TD.device.type == "cpu" else max(1, tokens)
     return (slice(start, start + step) for start in range(0, tokens, step))

@@ -1,5 +1,4 @@
-"""The gated activation of the MLP (Shazeer 2020, arXiv:2002.05202): act(gate) * up, which is computed again in the
-backward pass instead of kept.
+"""The gated activation of the MLP (Shazeer 2020, arXiv:2002.05202): act(gate) * up, which the backward pass recomputes.
 
 The reference is the product written out under autograd (tests/layers/test_swiglu.py).
 
@@ -33,10 +32,10 @@ _KNOWN = (SILU, GELU, GELU_TANH)
 
 
 def match_activation(module: nn.Module) -> Activation | None:
-    """The known activation that a module computes, found out by trying it; None when it is another."""
-    tried = torch.linspace(-4, 4, 17)
-    found: Tensor = module(tried)
-    return next((known for known in _KNOWN if torch.equal(known.forward(tried), found)), None)
+    """The known activation that a module computes, by its output on a probe input; None if unknown."""
+    gate = torch.linspace(-4, 4, 17)
+    output: Tensor = module(gate)
+    return next((activation for activation in _KNOWN if torch.equal(activation.forward(gate), output)), None)
 
 
 def gated(gate_TI: Tensor, up_TI: Tensor, activation: Activation) -> Tensor:
@@ -47,6 +46,6 @@ def gated(gate_TI: Tensor, up_TI: Tensor, activation: Activation) -> Tensor:
 def gated_backward(
     grad_TI: Tensor, gate_TI: Tensor, up_TI: Tensor, active_TI: Tensor, activation: Activation
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of gate and up from that of the product; `grad_TI` and `active_TI`, which is act(gate), are used up."""
+    """Gradients of gate and up from that of the product; overwrites `grad_TI` and `active_TI` = act(gate)."""
     grad_up = active_TI.mul_(grad_TI)
     return activation.backward(grad_TI.mul_(up_TI), gate_TI), grad_up
