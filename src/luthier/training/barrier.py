@@ -2,8 +2,8 @@
 
     rank 1, 2, ...  --arrived-->  rank 0  --all arrived-->  rank 1, 2, ...
 
-It takes some tens of microseconds, where gloo's barrier takes most of a millisecond, and is used hundreds of times per
-step (shared_memory_reduce.py). This module knows sockets, nothing of what the ranks do.
+It takes tens of microseconds, where gloo's barrier takes almost a millisecond, and is used hundreds of times per
+step (shared_memory_reduce.py). This module depends on sockets only.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ et al. 2020, "Revisiting BFloat16 Training", arXiv:2010.06192). The second momen
 thousandth per step, a quarter of the distance to the next bf16 value, and would never decrease.
 
 Tensors pass through fp32 in chunks that fit in the processor's cache. The noise is a function of (seed, step, position
-in the full tensor), so sharded and resumed runs draw the same noise; torch's own generator is not touched. This module
-knows parameters and their gradients, nothing of models or schedules.
+in the full tensor), so sharded and resumed runs draw the same noise; torch's own generator is not used. This module
+depends on parameters and their gradients, not on models or schedules.
 
 Shapes: L lanes (numbers of a full chunk), C numbers of the part of a chunk that this rank holds.
 """
@@ -30,7 +30,7 @@ from torch.distributed.tensor import DTensor, Shard
 from luthier.training.tensor_file import local_tensor
 
 CPU_CHUNK = 128 * 1024  # numbers per chunk on a CPU: 512 kB in fp32
-DEVICE_CHUNK = 8 * 1024 * 1024  # on other devices, where the launch of each chunk is what costs
+DEVICE_CHUNK = 8 * 1024 * 1024  # on other devices, where launching each chunk dominates
 BF16_MAX = torch.finfo(torch.bfloat16).max
 _LOW_BITS = 0xFFFF  # the bits of fp32 that bf16 does not have
 
@@ -103,7 +103,7 @@ def update(
 ) -> None:
     """One step of AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) on a chunk, computed in fp32, in place.
 
-    `noises`: for the weight, and for the moments, as `round_stochastically` takes it. The weight is updated with the
+    `noises`: those of the weight and of the moments, see `round_stochastically`. The weight is updated with the
     moments before they are rounded.
     """
     beta1, beta2 = settings.betas
@@ -127,8 +127,8 @@ def round_stochastically(numbers_C: Tensor, noise_C: Tensor) -> Tensor:
     """Round fp32 numbers to the bf16 value below or above; overwrites `numbers_C`.
 
     `noise_C`: int32, uniform in 0 to 65535. Added to the bits that are then cut off, it carries into the upper bits
-    with the probability that stochastic rounding needs. Values of bf16 are unchanged; no finite number becomes
-    infinite, and no other one finite.
+    with the probability that stochastic rounding needs. Values of bf16 are unchanged; finite numbers stay finite
+    and others stay as they are.
     """
     lowest, highest = torch.aminmax(numbers_C)
     if lowest.item() >= -BF16_MAX and highest.item() <= BF16_MAX:  # false where there is a NaN

@@ -33,7 +33,7 @@ class ResourceEstimate:
 def estimate_resources(model: Model, checkpoints_kept: int) -> ResourceEstimate:
     """Compute what a run needs. A checkpoint holds the trained weights and two moments of the same dtype.
 
-    Beside those kept, the best checkpoint and the one being written are on disk.
+    The best checkpoint and the one being written are on disk as well.
     """
     trained = model.trainable_parameters().values()
     all_weights = sum(_bytes(local_tensor(parameter)) for parameter in model.network.parameters())
@@ -62,7 +62,7 @@ def check_capacity(needed: ResourceEstimate, folder: Path, device: torch.device,
         )
     on_gpu = device.type == "cuda"
     free_memory = torch.cuda.mem_get_info(device)[0] if on_gpu else psutil.virtual_memory().available
-    in_use = 0 if on_gpu else psutil.Process().memory_info().rss * ranks  # it holds the weights already
+    in_use = 0 if on_gpu else psutil.Process().memory_info().rss * ranks  # it already holds the weights
     memory = needed.memory * (1 if on_gpu else ranks)
     if memory > free_memory + in_use:
         raise CapacityError(

@@ -6,9 +6,9 @@
       state.json              step, best validation so far, counters, and the hashes of the two files above
 
 A checkpoint is written under a temporary name and renamed, so it is complete or absent; the hashes are verified when it
-is read, and a damaged one is skipped for the one before. Tensors are written and read one at a time, all-gathered from
-their shards: the format does not depend on the number of ranks, and rank 0 needs memory for one full tensor. Random
-generators are not stored: they are seeded from (seed, step, rows).
+is read, and instead of a damaged one the previous one is read. Tensors are written and read one at a time, all-gathered
+from their shards: the format does not depend on the number of ranks, and rank 0 needs memory for one full tensor.
+Random generators are not stored: they are seeded from (seed, step, rows).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class TrainingState:
 
     `stale_validations` counts the validations without improvement. `loss_scale` and `steady_steps` belong to float16,
     see loss_scale.py. `micro_batches` per step over all ranks: a run that resumes on another number of ranks shards the
-    same ones (0: as the settings say for one rank). `rows_at_once`: the most rows that fit in memory, where not all do.
+    same ones (0: the settings' number for one rank). `rows_at_once`: the most rows that fit in memory, if not all do.
     """
 
     step: int = 0
@@ -97,7 +97,7 @@ class Checkpoints:
         self, target: Path, state: TrainingState, weights: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]
     ) -> None:
         temporary = self.folder / f".writing-{os.getpid()}"
-        for incomplete in self.folder.glob(".writing-*"):  # of a killed run: this one holds the folder's lock
+        for incomplete in self.folder.glob(".writing-*"):  # left by a killed run: this one holds the folder's lock
             shutil.rmtree(incomplete)
         temporary.mkdir(parents=True)
         both = zip(FILES, (weights, optimizer), strict=True)

@@ -118,7 +118,7 @@ class ValidationSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingSettings:
-    """All settings; `ineffective` says, in words, which of the given ones have no effect."""
+    """All settings; `ineffective` describes which of the given ones have no effect."""
 
     run: RunSettings
     method: MethodSettings
@@ -133,7 +133,7 @@ def read_settings(values: Hyperparameters) -> TrainingSettings:
     v = cast(dict[str, Any], dict(values))
     v |= {strategy: _strategy(values, strategy, interval) for strategy, interval in _INTERVALS.items()}
     run = _run_settings(v)
-    run.accumulation_steps()  # a size that one rank cannot divide evenly, no number of ranks can
+    run.accumulation_steps()  # a size that one rank cannot divide evenly fails for any world size
     return TrainingSettings(
         run=run, method=_method_settings(v), optimizer=_optimizer_settings(v), validation=_validation_settings(v),
         ineffective=_ineffective(values, v),
@@ -191,8 +191,8 @@ _DECAYING = ("linear", "cosine", "CosineAnnealing")  # schedules that decay to m
 
 def _check_combinations(values: Hyperparameters) -> None:
     v = cast(dict[str, Any], dict(values))
-    scheduler, given = v["lr_scheduler_type"], values.explicit
-    if scheduler == "constant" and any(v[name] for name in given & {"warmup_steps", "warmup_ratio"}):
+    scheduler, explicit = v["lr_scheduler_type"], values.explicit
+    if scheduler == "constant" and any(v[name] for name in explicit & {"warmup_steps", "warmup_ratio"}):
         raise SettingError("lr_scheduler_type=constant has no warm-up; use constant_with_warmup")
     if v["min_learning_rate"] > v["learning_rate"]:
         raise SettingError(
@@ -209,7 +209,7 @@ def _check_combinations(values: Hyperparameters) -> None:
             "train_from_scratch=True with peft_type=lora: the artifact would be an adapter for random weights that are "
             "not saved; set peft_type=none"
         )
-    if v["peft_type"] == "none" and v["int8_quantization"] and "int8_quantization" in given:
+    if v["peft_type"] == "none" and v["int8_quantization"] and "int8_quantization" in explicit:
         raise SettingError(
             "int8_quantization=True with peft_type=none: 8-bit weights cannot be trained directly; set peft_type=lora"
         )
@@ -289,8 +289,8 @@ def _describe(rules: list[NoEffectRule], values: Hyperparameters) -> tuple[str, 
 def _enabled(names: tuple[str, ...], values: Hyperparameters) -> list[str]:
     """Those of `names` that were given, except to switch off what is off by default."""
     off = (False, "False", "auto", None)
-    given = [name for name in names if name in values.explicit and (name, values[name]) != ("bits", 16)]
-    return [name for name in given if values[name] not in off or TABLE[name].default is True]
+    explicit = [name for name in names if name in values.explicit and (name, values[name]) != ("bits", 16)]
+    return [name for name in explicit if values[name] not in off or TABLE[name].default is True]
 
 
 def _subject(names: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""What a run prints: the job, its data, its result."""
+"""Prints the job, its data and its result."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def print_job(console: Console, job: ResolvedJob, world_size: int) -> None:
     device = job.device.type if world_size > 1 else job.device
     console.print(f"[bold]{job.location.name}[/]  {trained}  {job.dtype_name} on {device}", highlight=False)
     if world_size > 1:
-        holding = "each tensor sharded over them" if job.settings.run.fsdp else "each with a copy of the model"
-        console.print(f"{world_size} ranks, {holding}", highlight=False)
+        placement = "each tensor sharded over them" if job.settings.run.fsdp else "each with a copy of the model"
+        console.print(f"{world_size} ranks, {placement}", highlight=False)
 
 
 def print_data(console: Console, dataset: Dataset, warnings: Sequence[str]) -> None:

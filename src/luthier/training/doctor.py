@@ -33,7 +33,7 @@ CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile", "asimd
 
 
 def survey() -> dict[str, dict[str, Any]]:
-    """Everything this machine offers, by group."""
+    """The machine's hardware and software, by group."""
     return {
         "luthier": {"version": __version__, "python": platform.python_version(), "platform": platform.platform()},
         "devices": _devices(),
@@ -118,7 +118,7 @@ def _existing(path: Path) -> Path:
 
 
 def _is_writable(folder: Path) -> bool:
-    """Write a file: permissions do not tell of read-only or full file systems."""
+    """Write a file: permissions do not reveal read-only or full file systems."""
     try:
         with tempfile.TemporaryFile(dir=_existing(folder)):
             return True

@@ -1,4 +1,4 @@
-"""metrics.json: what the run improved and what it cost, computed from the folder's score files."""
+"""metrics.json: scores before and after training and the cost of the run, computed from the folder's score files."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def write_final_metrics(
 ) -> dict[str, Any]:
     """Write and return metrics.json.
 
-    `splits`: the scored ones, the one that the headline figures are of first; `epochs`: passes over the training rows;
+    `splits`: the scored ones, first that of the headline figures; `epochs`: passes over the training rows;
     `seconds`: "score_seconds" and "total_seconds"; `peaks`: each rank's peak memory.
     """
     seed = int(job.hyperparameters["train_data_split_seed"] or 0)

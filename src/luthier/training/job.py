@@ -80,7 +80,7 @@ class RunReporter:
 def run_job(
     folder: JobFolder, resume: bool, console: Console, group: ProcessGroup | None = None, locked: bool = False
 ) -> None:
-    """Run the job in `folder` to its end. Raises a LuthierError when it fails, Interrupted when it was stopped.
+    """Run the job in `folder` to its end. Raises LuthierError on failure, Interrupted on a stop request.
 
     Every rank calls this. `locked`: the launcher of the ranks holds the folder's lock and handles signals.
     """
@@ -154,7 +154,7 @@ def _prepare(
     run, method = job.settings.run, job.settings.method
     if not resume:  # a resumed run keeps its micro-batches per step, whatever its number of ranks
         run.accumulation_steps(group.world_size)
-    quantization = method.quantization.to_record() if method.quantization else None  # fails here if it cannot be
+    quantization = method.quantization.to_record() if method.quantization else None  # raises if unsupported
     print_job(console, job, group.world_size)
     set_threads(job.data.workers)  # before the tokenizer is loaded, which starts the threads
     tokenizer = Tokenizer.load(job.base, job.chat_template)
@@ -176,7 +176,7 @@ def _prepare(
 
 
 def _load_parallelized(job: ResolvedJob, group: ProcessGroup, say: Callable[[str], None]) -> Model:
-    """The model as it will be trained; loaded by one rank after the other where memory is too small for all at once."""
+    """The model as it will be trained; loaded rank by rank if memory is too small for all at once."""
 
     def load() -> Model:
         return parallelize(_load(job, group.world_size, say), group, job.device, job.settings)
@@ -213,12 +213,12 @@ def _load(job: ResolvedJob, world_size: int, say: Callable[[str], None]) -> Mode
 def _held_out_splits(
     job: ResolvedJob, tokenizer: Tokenizer, dataset: Dataset, limits: RowLimits
 ) -> dict[str, HeldOutScorer]:
-    """The splits to score; the headline figures are those of the first."""
+    """The splits to score; the first gives the headline figures."""
     run = job.settings.run
     settings = ScoreSettings(
         generation_rows=job.spec.score_rows, seed=int(job.hyperparameters["train_data_split_seed"] or 0),
         rows_per_batch=run.eval_batch_size, packing=run.packing, scoring_limit=limits.scoring,
-        generation_limit=limits.answering,
+        generation_limit=limits.generation,
     )  # fmt: skip
     rows = {"test": dataset.split.test, "validation": dataset.split.validation}
     return {
@@ -325,7 +325,7 @@ def _train(run: TrainingRun, state: TrainingState, folder: JobFolder, reporter: 
 
 
 def _load_best(run: TrainingRun, state: TrainingState, say: Callable[[str], None]) -> None:
-    """Load the weights of the best checkpoint, if the settings say so."""
+    """Load the weights of the best checkpoint, if load_best_model_at_end is set."""
     if run.settings.validation.load_best_at_end and state.best_step not in (None, state.step):
         assert state.best_step is not None
         load_weights(run.model, run.checkpoints.read(state.best_step)[1])
@@ -345,9 +345,9 @@ def stop_requests(console: Console) -> Iterator[Callable[[], bool]]:
         is_requested = True
         console.print(STOPPING, markup=False)
 
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield lambda: is_requested
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""Launching the ranks of a job under torchrun, and reporting for them.
+"""Launch the ranks of a job under torchrun, and report their failures.
 
     python -m luthier.training JOB           holds the job folder's lock, is torchrun's agent
       |-- the same, RANK=0                   prepares, prints, writes
@@ -9,10 +9,10 @@ Launcher and ranks communicate through files in a temporary launch folder:
     stop      a stop was requested: the ranks check it at each collective, and all save and exit after the same step
     polled    the ranks check for stop requests; before that (tokenizing) there is nothing to save, and they just exit
     alive     locked by the launcher while it runs; a rank that acquires the lock has lost its launcher, and exits
-    rank-N    why a rank exited, when it failed
+    rank-N    the reason of a rank's failure
 
-A rank that dies ends the others: the job fails with a one-line error and can be resumed from its checkpoint. Ranks are
-not restarted: those of torch 2.13 can hang after that (pytorch issue 135712).
+When a rank fails, torchrun ends the others: the job fails with a one-line error and can be resumed from its checkpoint.
+Ranks are not restarted, since they can hang after a restart in torch 2.13 (pytorch issue 135712).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from luthier.training.process_group import STOPPING, TIMEOUT, timeout
 LAUNCH_FOLDER = "LUTHIER_LAUNCH_FOLDER"
 """The environment variable that names the launch folder to the ranks."""
 
-_GRACE = 10  # seconds that the other ranks get to exit when one has
+_GRACE = 10  # seconds for the other ranks to exit after one has
 _SILENT_LOGS = ("torch.distributed.elastic", "torch.distributed.launcher")
 
 
@@ -86,7 +86,7 @@ CONNECTION_LOST, TIMED_OUT, INTERNAL_ERROR, KNOWN_ERROR = range(4)  # severities
 def launch(arguments: Sequence[str], world_size: int, say: Callable[[str], None]) -> None:
     """Run ``python -m luthier.training ARGUMENTS`` on `world_size` ranks, wait, and raise the error that ended them."""
     rank_timeout = timeout()
-    for name in _SILENT_LOGS:  # their output would surround our one-line error
+    for name in _SILENT_LOGS:  # their output would hide our one-line error
         logging.getLogger(name).addHandler(logging.NullHandler())
         logging.getLogger(name).propagate = False
     with tempfile.TemporaryDirectory(prefix="luthier-ranks-") as name, _environment(Path(name), world_size):
@@ -121,13 +121,13 @@ def _environment(folder: Path, world_size: int) -> Iterator[None]:
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
         "TORCH_CPP_LOG_LEVEL": "ERROR",
     }
-    before = dict(os.environ)
-    os.environ.update(defaults | before | {LAUNCH_FOLDER: str(folder)})
+    previous = dict(os.environ)
+    os.environ.update(defaults | previous | {LAUNCH_FOLDER: str(folder)})
     try:
         yield
     finally:
         os.environ.clear()
-        os.environ.update(before)
+        os.environ.update(previous)
 
 
 @contextmanager
@@ -147,11 +147,11 @@ def _forward_stop_requests(folder: Path, say: Callable[[str], None]) -> Iterator
         (folder / "stop").touch()
         say(STOPPING)
 
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
 
@@ -215,7 +215,7 @@ def exit_with_launcher(folder: Path) -> None:
 def report_failure(folder: Path, rank: int, error: Exception) -> int:
     """Write the reason of this rank's exit for the launcher; return the exit code to use.
 
-    A requested stop exits with 0: every rank saves and exits by itself, and torchrun must not hurry them.
+    A requested stop exits with 0: every rank saves and exits by itself, and torchrun must not kill them.
     """
     write_json(folder / f"rank-{rank}", asdict(_rank_failure(rank, error)))
     return 0 if isinstance(error, Interrupted) else 1
@@ -226,7 +226,7 @@ def _rank_failure(rank: int, error: Exception) -> RankFailure:
         return RankFailure(str(error), error.exit_code, KNOWN_ERROR)
     first_line = (str(error).strip().splitlines() or [""])[0]
     lowered = str(error).lower()
-    is_collective = isinstance(error, RuntimeError)  # gloo's and NCCL's errors, told apart by their text
+    is_collective = isinstance(error, RuntimeError)  # gloo's and NCCL's errors, distinguished by their text
     if isinstance(error, TimeoutError) or (is_collective and ("timed out" in lowered or "timeout" in lowered)):
         return RankFailure(first_line, 1, TIMED_OUT)
     is_lost = is_collective and ("connection closed" in lowered or "connection reset" in lowered)

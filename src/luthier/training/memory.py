@@ -5,7 +5,7 @@
 
 The whole step is recomputed because a failed backward pass may have accumulated part of its gradient already. The size
 that fits is kept for the run, and in its checkpoints. The load-balancing loss of a mixture of experts is not a sum over
-rows: it depends on the split, as it depends on the micro-batch size anywhere.
+rows: it depends on the split, as it always depends on the micro-batch size.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class RowLimits:
-    """How many rows fit at once in each kind of work of a run."""
+    """The number of rows that fit in memory at once, by kind of work."""
 
     training: RowLimit
     scoring: RowLimit
-    answering: RowLimit
+    generation: RowLimit
 
 
 def row_limits(settings: TrainingSettings, is_sharded: bool, warn: Callable[[str], None]) -> RowLimits:
-    """The limits of a run, none reached yet. `is_sharded`: no rank can split its rows without the others."""
+    """The initial limits of a run. `is_sharded`: no rank can split its rows without the others."""
     changes = ["lower max_input_length"]
     if not settings.run.gradient_checkpointing:
         changes.append("set gradient_checkpointing=True")

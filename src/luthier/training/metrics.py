@@ -1,4 +1,4 @@
-"""What a run reports during training: metrics.jsonl, TensorBoard events and the progress bar."""
+"""Reports training progress: metrics.jsonl, TensorBoard events and the progress bar."""
 
 from __future__ import annotations
 

@@ -3,9 +3,9 @@
     data parallel   every rank holds the model; gradients are all-reduced once per step
     sharded         every rank holds 1/N of each tensor (Zhao et al. 2023, arXiv:2304.11277). A layer is all-gathered
                     just before it computes and freed after; its gradient is reduce-scattered in the backward pass.
-                    What is outside of the layers (embeddings, last norm, head: often one tied tensor) is one more unit
+                    Parameters outside the layers (embeddings, last norm, head; often tied) are one more unit
 
-This module knows models and process groups, nothing of rows, optimizers or checkpoints.
+This module depends on models and process groups, not on rows, optimizers or checkpoints.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class DataParallelModel(Model):
 
 
 class ShardedModel(DataParallelModel):
-    """A model sharded over the ranks: every rank must compute with it equally often.
+    """A model sharded over the ranks: every rank must call it equally often.
 
     The parameters in `replicated` are left unsharded on every rank.
     """
@@ -65,7 +65,7 @@ class ShardedModel(DataParallelModel):
         sharded: list[Any] = [module for module in root.modules() if isinstance(module, FSDPModule)]
         for unit in sharded:
             unit.set_gradient_divide_factor(1.0)  # the step has already weighted each row
-            unit.set_force_sum_reduction_for_comms(True)  # the only reduction that gloo has
+            unit.set_force_sum_reduction_for_comms(True)  # gloo supports no other reduction
             if hasattr(unit, "set_reduce_scatter_unused_params"):  # torch 2.13: an expert that only one rank used
                 unit.set_reduce_scatter_unused_params(True)
 
@@ -108,7 +108,7 @@ class ShardedModel(DataParallelModel):
 
     @contextmanager
     def _reshard_after(self) -> Iterator[None]:
-        """Free the unsharded weights at the end, which only a backward pass would free."""
+        """Free the unsharded weights at the end, since without a backward pass nothing else does."""
         is_nested = self._root.is_running
         try:
             yield
@@ -166,7 +166,7 @@ def parallelize(model: Model, group: ProcessGroup, device: torch.device, setting
 
 
 def sharding_warnings(settings: TrainingSettings, world_size: int) -> list[str]:
-    """What enable_fsdp does not do with `world_size` ranks, or what has no effect because of it."""
+    """Warn of what enable_fsdp does not shard with `world_size` ranks, and of settings that it makes ineffective."""
     if not settings.run.fsdp:
         return []
     if world_size == 1:
@@ -200,6 +200,6 @@ def transformer_blocks(network: nn.Module) -> list[nn.Module]:
 
 
 def without_labels(batch: Batch) -> Batch:
-    """The same batch without labels: for a rank that must compute because others do, and contributes nothing."""
+    """The same batch without labels: for a rank that must join the others' collectives without contributing."""
     none = batch.labels_N[:0]
     return replace(batch, positions_N=none, labels_N=none, row_of_label_N=none)

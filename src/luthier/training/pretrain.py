@@ -3,8 +3,8 @@
     corpus.jsonl --BPE--> tokenizer ----.
     recipe.yaml  --shape--> config.json -+--> phase 1 (new weights) --> phase 2 --> ... --> model folder
 
-A phase is a domain-adaptation job over the whole corpus with its own hyperparameters; each goes on from the weights of
-the one before. This is how `luthier/tiny` was made (pretraining/README.md). Run as
+A phase is a domain-adaptation job over the whole corpus with its own hyperparameters; each starts from the weights of
+the previous one. This is how `luthier/tiny` was made (pretraining/README.md). Run as
 ``python -m luthier.training.pretrain`` with a JSON request on standard input.
 """
 
@@ -64,7 +64,7 @@ class Recipe:
 
 
 def pretrain(corpus: Path, out: Path, recipe: Recipe, overrides: Mapping[str, str], console: Console) -> Path:
-    """Pretrain and return the model folder (`out`/model). A second call goes on where the first was stopped."""
+    """Pretrain and return the model folder (`out`/model). A second call resumes an interrupted one."""
     if not corpus.is_file() or corpus.suffix != ".jsonl":
         raise UserError(f'{corpus}: expected a .jsonl file of {{"text": ...}} lines')
     start = out / "start"
@@ -147,7 +147,7 @@ def publish(trained: Path, folder: Path) -> Path:
 
 
 def main() -> None:
-    """Read the request, pretrain, and say where the model is."""
+    """Read the request, pretrain, and print the model folder."""
     request = json.load(sys.stdin)
     console = Console()
     recipe = Recipe.read(Path(request["config"]))

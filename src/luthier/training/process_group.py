@@ -7,7 +7,7 @@ Every collective on values also carries whether a stop was requested, so that al
 collective that waits longer than the timeout for another rank fails, so a hanging rank ends the run. Work of unbounded
 duration (tokenizing, reading a model) is awaited outside of collectives, by `wait_for`.
 
-This module knows processes and tensors, nothing of models, rows or files.
+This module depends on processes and tensors, not on models, rows or files.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Result = TypeVar("Result")
 TIMEOUT = "LUTHIER_RANK_TIMEOUT"
 DEFAULT_TIMEOUT = 1800.0
 BUCKET_BYTES = 64 * 1024**2
-STOPPING = "\nstopping; the run can be resumed (interrupt again to stop at once)"  # said at the first Ctrl-C
+STOPPING = "\nstopping; the run can be resumed (interrupt again to stop at once)"  # printed at the first Ctrl-C
 _POLL_SECONDS = 0.05
 _SOCKET = "socket"
 _log = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ class ProcessGroup:
         return self.all_gather(value)[0]
 
     def signal(self, event: str) -> None:
-        """Let the ranks that `wait_for` this event continue."""
+        """Release the ranks that `wait_for` this event."""
 
     def wait_for(self, event: str) -> None:
         """Wait without a timeout until a rank has signalled this event."""
@@ -105,7 +105,7 @@ class ProcessGroup:
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         """Apply `function` to the items, sharded over the ranks; every rank gets all results, in order.
 
-        All ranks call `function` equally often, because it may contain collectives: where items run out, the last one
+        All ranks call `function` equally often, because it may contain collectives: when items run out, the last one
         is repeated.
         """
         remaining = iter(items)
@@ -161,7 +161,7 @@ class DistributedProcessGroup(ProcessGroup):
                     tensor.copy_(sums)
 
     def _shared_memory_reducer(self) -> SharedMemoryReducer | None:
-        """The reducer over this machine's shared memory; None where that is full, and gloo sums instead."""
+        """The reducer over this machine's shared memory; None if it is full, then gloo sums instead."""
         if self._has_shared_memory is None:
             self._connect_shared_memory()
         return self._reducer

@@ -1,4 +1,4 @@
-"""Provenance, in run.json and the artifact: what was trained on which data, with which settings and versions."""
+"""Provenance, in run.json and the artifact: the model, data, settings and versions of a run."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ class ResolvedJob:
         return replace(self, device=group.local_device(self.device))
 
     def fingerprint(self, data_fingerprint: str, weights_sha256: str) -> str:
-        """Identifies everything that the run's arithmetic depends on; a checkpoint is only resumed under the same one.
+        """Hash of everything that affects the run's arithmetic; a checkpoint is resumed only under the same one.
 
         Settings at their defaults are left out, so that a later version with more settings still resumes it.
         """

@@ -6,8 +6,8 @@
                  barrier                                         │  next chunk while others still read this one
                  copies the sums back                           ─┘
 
-Each value is read and written in place, once, and moves between ranks through the processor's cache, where gloo sends
-it through a socket. All ranks get the same bits. This module knows CPU tensors and a barrier, nothing else.
+Each value is read and written in place, once, and is shared through the processor's cache, whereas gloo sends it
+through a socket. All ranks get the same bits. This module depends on CPU tensors and a barrier only.
 
 Shapes: P values of a chunk, N values of one tensor's part of a chunk.
 """
@@ -50,8 +50,8 @@ class SharedMemoryReducer:
         buffer = self._memory.view(_BUFFERS, self.world_size, CHUNK_BYTES)[self._buffer]
         sizes = [len(part_N) for part_N in chunk]
         slots_P = [slot.view(chunk[0].dtype)[: sum(sizes)] for slot in buffer]
-        for own_N, part_N in zip(slots_P[self.rank].split(sizes), chunk, strict=True):
-            own_N.copy_(part_N)
+        for slot_N, part_N in zip(slots_P[self.rank].split(sizes), chunk, strict=True):
+            slot_N.copy_(part_N)
         self._barrier()
         total, *others = (slot_P.tensor_split(self.world_size)[self.rank] for slot_P in slots_P)
         for other in others:
@@ -66,10 +66,10 @@ def _chunks(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     chunk: list[Tensor] = []
     free = capacity = CHUNK_BYTES // tensors[0].element_size()
     for tensor in tensors:
-        rest_N = tensor.view(-1)
-        while len(rest_N):
-            chunk.append(rest_N[:free])
-            free, rest_N = free - len(chunk[-1]), rest_N[free:]
+        remaining_N = tensor.view(-1)
+        while len(remaining_N):
+            chunk.append(remaining_N[:free])
+            free, remaining_N = free - len(chunk[-1]), remaining_N[free:]
             if not free:
                 yield chunk
                 chunk, free = [], capacity
@@ -78,7 +78,7 @@ def _chunks(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 
 
 def allocate(world_size: int) -> Path | None:
-    """Create a private folder with shared memory for `world_size` ranks; None where the machine has too little.
+    """Create a private folder with shared memory for `world_size` ranks; None if the machine has too little.
 
     All of it is allocated here: writing to memory that the machine does not have would kill the process (SIGBUS).
     """

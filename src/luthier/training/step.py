@@ -1,7 +1,7 @@
 """One optimizer step: the gradient accumulated over micro-batches, equal to that of one large batch.
 
 ranks     shard the micro-batches; each accumulates the gradient of its own, then the gradients are all-reduced
-weights   a micro-batch counts by its share of the label tokens of all ranks, so N ranks compute what one would
+weights   a micro-batch counts by its share of the label tokens of all ranks, so N ranks compute the gradient of one
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def _accumulate(
     group, splitter = micro_batches.group, micro_batches.splitter
     if splitter is None:
         return group.all_reduce_values(backward(micro_batches.batches))[0]
-    # Before any collective: while one rank retries, the others only wait.
+    # Before any collective, so that a rank can retry while the others wait.
     loss_sum = splitter.run(micro_batches.batches, backward, lambda: model.network.zero_grad(set_to_none=True))
     return group.all_reduce_values(loss_sum)[0]
 

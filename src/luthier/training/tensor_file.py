@@ -4,7 +4,7 @@
     header    JSON: name -> dtype, shape, [start, end) in the data
     data      the tensors end to end, little-endian
 
-So memory holds one full tensor, however large the model. Layout: github.com/huggingface/safetensors, "Format".
+Memory holds one full tensor at a time. Layout: github.com/huggingface/safetensors, "Format".
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def write_tensors(path: Path | None, tensors: Mapping[str, Tensor]) -> str:
 
 
 def _content(header: bytes, names: list[str], tensors: Mapping[str, Tensor], is_writer: bool) -> Iterator[Any]:
-    """The file's content, tensor by tensor; a rank that is not the writer only takes part in the all-gathers."""
+    """The file's content, tensor by tensor; other ranks only join the all-gathers."""
     if is_writer:
         yield len(header).to_bytes(8, "little") + header
     for name in names:

@@ -1,8 +1,8 @@
 """The training loop.
 
-    for each step:  take it, log it, validate when due, save when due, stop when requested
+    for each step:  optimizer step, log, validate when due, save when due, stop when requested
 
-Everything it needs is in a `TrainingRun`; everything it changes is in the model, the optimizer and the `TrainingState`.
+Its inputs are in `TrainingRun`; it changes the model, the optimizer and the `TrainingState`.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ class TrainingRun:
     def micro_batches(self, step: int) -> MicroBatches:
         """This rank's micro-batches of a step, counted from 0."""
         row_lists = self.sampler.micro_batches(step)
-        own = self.group.shard(row_lists)
+        shard = self.group.shard(row_lists)
         if self.settings.run.auto_find_batch_size and not self.limits.training.batch_setting:
-            own = [[row for rows in own for row in rows]][: len(own)]  # one micro-batch, split if it does not fit
-        batches = [self.collate(rows) for rows in own]
+            shard = [[row for rows in shard for row in rows]][: len(shard)]  # one micro-batch, split if it does not fit
+        batches = [self.collate(rows) for rows in shard]
         if isinstance(self.model, ShardedModel) and len(batches) < self.group.largest_shard(len(row_lists)):
             batches.append(without_labels(self.collate(row_lists[-1][:1])))
         splitter = BatchSplitter(self.limits.training, self.collate)
@@ -82,7 +82,7 @@ class TrainingRun:
 
 
 def train(run: TrainingRun, state: TrainingState, log: MetricsLog | NullMetricsLog, bar: TrainingBar) -> None:
-    """Train from `state`, which is kept current, to the end. Raises Interrupted, after saving, on a stop request."""
+    """Train from `state`, which it updates, to the end. Raises Interrupted, after saving, on a stop request."""
     parameters = run.model.trainable_parameters()
     settings = run.settings.optimizer
     optimizer = build_optimizer(parameters, settings, run.settings.run.seed)
