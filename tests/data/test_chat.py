@@ -9,7 +9,7 @@ import pytest
 from data.row_files import CHATML, make_tokenizer
 from data.small_tokenizers import metaspace_tokenizer, unigram_tokenizer
 
-from luthier.data.chat import ChatError, ChatTemplate, messages_of
+from luthier.data.chat import ChatError, ChatTemplate, read_messages
 from luthier.data.example import Example
 from luthier.data.tokenize import Tokenizer
 from luthier.errors import ModelNotFoundError
@@ -33,12 +33,12 @@ LLAMA = (
 
 @pytest.mark.parametrize("key", ["dialog", "messages", "conversations"])
 def test_each_key_and_the_documented_roles(key: str) -> None:
-    assert messages_of({key: [SYSTEM, USER, ASSISTANT, USER, ASSISTANT], "other": 1})[0] == SYSTEM
+    assert read_messages({key: [SYSTEM, USER, ASSISTANT, USER, ASSISTANT], "other": 1})[0] == SYSTEM
 
 
 def test_sharegpt_names_are_read() -> None:
     turns = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
-    assert messages_of({"conversations": turns}) == [USER, ASSISTANT]
+    assert read_messages({"conversations": turns}) == [USER, ASSISTANT]
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_sharegpt_names_are_read() -> None:
 )
 def test_bad_conversations(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ChatError, match=re.escape(message)):
-        messages_of(fields)
+        read_messages(fields)
 
 
 def test_every_assistant_turn_is_trained_up_to_its_marker(tokenizer: Tokenizer) -> None:

@@ -129,7 +129,7 @@ def test_the_queue_gives_by_age_and_only_what_is_free(store: Store) -> None:
     first = store.claim("me", [JOB], lease)
     assert first is not None
     assert (first.name, first.owner) == ("c", "me")
-    second = store.claim("you", [JOB], lease, but=[made[1].id])
+    second = store.claim("you", [JOB], lease, exclude=[made[1].id])
     assert second is not None
     assert second.name == "b"
     assert store.claim("me", ["endpoint"], lease) is None

@@ -45,7 +45,7 @@ def port(store: LiveObjects, monkeypatch: pytest.MonkeyPatch) -> Iterator[Failin
     for name, value in {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_DEFAULT_REGION": "us-east-1",
                         "AWS_MAX_ATTEMPTS": "1"}.items():  # fmt: skip
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(retry, "LONGEST_WAIT", 0.05)
+    monkeypatch.setattr(retry, "MAX_WAIT", 0.05)
     with failing_port(store.wire.port) as opened:
         yield opened
 

@@ -55,12 +55,12 @@ def test_a_file_torn_in_its_first_line_starts_over(tmp_path: Path) -> None:
 
 def test_a_line_longer_than_an_event_becomes_several(tmp_path: Path) -> None:
     log, events = tmp_path / "engine.log", tmp_path / "events.jsonl"
-    log.write_bytes(b"x" * (2 * tail.LONGEST + 5))
+    log.write_bytes(b"x" * (2 * tail.MAX_EVENT_BYTES + 5))
     follower = EventLog(log, events)
     assert follower.follow() == 1  # it has no end yet, and is too long to wait for it
     while follower.follow(last=True):
         pass
-    assert [len(message) for message in messages(events)] == [tail.LONGEST, tail.LONGEST, 5]
+    assert [len(message) for message in messages(events)] == [tail.MAX_EVENT_BYTES, tail.MAX_EVENT_BYTES, 5]
     again = EventLog(log, events)  # the last event is longer than what is read at once from the end
     assert again.follow(last=True) == 0
 
@@ -103,7 +103,7 @@ def test_a_kill_between_emptying_and_saying_so(tmp_path: Path) -> None:
 
 def test_the_oldest_events_are_dropped(tmp_path: Path) -> None:
     log, events = tmp_path / "engine.log", tmp_path / "events.jsonl"
-    follower = EventLog(log, events, kept=5_000)
+    follower = EventLog(log, events, min_bytes=5_000)
     for number in range(500):
         with open(log, "a") as handle:
             handle.write(f"line {number}\n")
@@ -113,4 +113,4 @@ def test_the_oldest_events_are_dropped(tmp_path: Path) -> None:
     assert "dropped" in lines[0]
     numbers = [int(line["message"].split()[1]) for line in lines[1:]]
     assert numbers == list(range(numbers[0], 500))
-    assert EventLog(log, events, kept=5_000).follow() == 0
+    assert EventLog(log, events, min_bytes=5_000).follow() == 0

@@ -1,4 +1,4 @@
-"""The operations of the API, by service and name: what the server knows how to do, beside S3."""
+"""The operations of the API by service and name, except those of S3."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from luthier.protocol.call import Call
 from luthier.protocol.errors import WireError
 
 SORT_ORDER = SortOrder(sort="Name")
-MOST_CANDIDATES = 10
+PAGE_SIZE = 10
 _PROBLEM = automl_request.PROBLEM
 
 
@@ -86,7 +86,7 @@ def list_(call: Call, service: Service) -> dict[str, Any]:
 
 
 def stop(call: Call, service: Service) -> dict[str, Any]:
-    """Stop the training job, which the AutoML job follows; once it has ended, only a deployment can be stopped."""
+    """Stop the training job, and with it the AutoML job; after training, only a deployment can be stopped."""
     job = _job(call, service)
     training_job = service.store.training_job_of(job)
     if job.ended:
@@ -108,8 +108,8 @@ def list_candidates(call: Call, service: Service) -> dict[str, Any]:
         candidate
         for candidate in [job.automl.candidate]
         if candidate and all(value in (None, candidate[name]) for name, value in filters.items())
-    ]  # one at most, so that SortBy and SortOrder have nothing to do
-    items, token = slice_page(call, candidates, MOST_CANDIDATES)
+    ]  # at most one, so SortBy and SortOrder have no effect
+    items, token = slice_page(call, candidates, PAGE_SIZE)
     return {"Candidates": items} | token
 
 
@@ -158,7 +158,7 @@ def _endpoint_name(job: Resource) -> str:
 
 
 def _resolved(job: Resource) -> dict[str, Any]:
-    """The defaults that stand in for what the request left out."""
+    """The defaults of members that are not in the request."""
     config = job.request["AutoMLProblemTypeConfig"][_PROBLEM]
     defaults = {"MaxCandidates": 1, "MaxRuntimePerTrainingJobInSeconds": automl.MAX_RUNTIME}
     name = config.get("BaseModelName") or base_model.AUTOPILOT_DEFAULT

@@ -16,7 +16,7 @@ PROBLEM = "TextGenerationJobConfig"
 CSV, PARQUET = "text/csv;header=present", "x-application/vnd.amazon+parquet"
 CONTENT_TYPES = {CSV: "csv", "text/csv": "csv", PARQUET: "parquet"}
 _RUNTIMES = ("MaxRuntimePerTrainingJobInSeconds", "MaxAutoMLJobRuntimeInSeconds")
-LONGEST_OUTPUT = 512
+MAX_OUTPUT_PATH = 512
 DEFAULT_FRACTION = 0.2
 
 
@@ -144,5 +144,5 @@ def _deploy_faults(deploy: Mapping[str, Any] | None) -> Iterator[str]:
 def _output_faults(path: str) -> Iterator[str]:
     if not path.startswith("s3://"):
         yield f"OutputDataConfig.S3OutputPath {path}: expected s3://BUCKET/PREFIX"
-    if len(path) > LONGEST_OUTPUT:
-        yield f"OutputDataConfig.S3OutputPath has {len(path)} characters; expected at most {LONGEST_OUTPUT}"
+    if len(path) > MAX_OUTPUT_PATH:
+        yield f"OutputDataConfig.S3OutputPath has {len(path)} characters; expected at most {MAX_OUTPUT_PATH}"

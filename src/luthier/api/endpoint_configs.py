@@ -12,7 +12,7 @@ from luthier.errors import UserError
 from luthier.jobs.states import ENDPOINT_CONFIG, MODEL
 from luthier.protocol.call import Call
 
-MOST_WEIGHT = 1e6
+MAX_WEIGHT = 1e6
 UNSUPPORTED = ("AsyncInferenceConfig", "ExplainerConfig", "ShadowProductionVariants")
 
 
@@ -42,8 +42,8 @@ def _faults(request: Mapping[str, Any]) -> Iterator[str]:
         if not variant.get("ModelName"):
             place = f"ProductionVariants, {variant['VariantName']}"
             yield f"{place}: no ModelName is given; inference components are not supported"
-        if not variant.get("InitialVariantWeight", 1.0) <= MOST_WEIGHT:
-            yield f"ProductionVariants, {variant['VariantName']}: InitialVariantWeight is above {MOST_WEIGHT:,.0f}"
+        if not variant.get("InitialVariantWeight", 1.0) <= MAX_WEIGHT:
+            yield f"ProductionVariants, {variant['VariantName']}: InitialVariantWeight is above {MAX_WEIGHT:,.0f}"
     if all(variant.get("InitialVariantWeight") == 0 for variant in variants):
         yield "ProductionVariants: every InitialVariantWeight is 0, so none would be called; give one of them a weight"
 

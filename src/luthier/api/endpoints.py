@@ -1,4 +1,4 @@
-"""Endpoints: create, update, describe, list, delete. The supervisor starts and ends what serves them."""
+"""Endpoints: create, update, describe, list, delete. The supervisor runs their processes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def create(call: Call, service: Service) -> dict[str, Any]:
 
 
 def update(call: Call, service: Service) -> dict[str, Any]:
-    """Until what the new config names is ready, the endpoint answers as before; for good, where it never is."""
+    """Start an update; the present variants keep serving until the new ones are ready, or if those fail."""
     request = call.parameters
     endpoint = _in_service(call, service)
     number = endpoint.endpoint.updates + 1
@@ -51,7 +51,7 @@ def update(call: Call, service: Service) -> dict[str, Any]:
 
 
 def update_weights(call: Call, service: Service) -> dict[str, Any]:
-    """The next request is already shared out by the new weights."""
+    """Change the variants' weights, from the next request on."""
     endpoint = _in_service(call, service)
     desired = {one["VariantName"]: one for one in call.parameters["DesiredWeightsAndCapacities"]}
     present_variants = {variant.name: variant for variant in endpoint.endpoint.variants}
@@ -93,14 +93,14 @@ def list_(call: Call, service: Service) -> dict[str, Any]:
 
 
 def delete(call: Call, service: Service) -> dict[str, Any]:
-    """The endpoint is Deleting from now on; it is gone when the supervisor has ended what serves it."""
+    """Set the endpoint to Deleting; the supervisor ends its processes and removes it."""
     endpoint = hosting.find(call, service, ENDPOINT, call.parameters["EndpointName"])
     service.store.update(endpoint.id, "Deleting")
     return {}
 
 
 def _in_service(call: Call, service: Service) -> Resource:
-    """The endpoint, which can be changed; ValidationException."""
+    """The endpoint; ValidationException if it cannot be changed now."""
     endpoint = hosting.find(call, service, ENDPOINT, call.parameters["EndpointName"])
     if endpoint.status != "InService":
         raise _busy(endpoint, f"in status {endpoint.status}")
@@ -113,7 +113,7 @@ def _busy(endpoint: Resource, how: str) -> WireError:
 
 
 def _variants(call: Call, service: Service) -> tuple[ServedVariant, ...]:
-    """The variants of the config that the call names."""
+    """The variants of the call's endpoint config."""
     config = hosting.find(call, service, ENDPOINT_CONFIG, call.parameters["EndpointConfigName"])
     return tuple(
         _variant(variant, hosting.find(call, service, MODEL, variant["ModelName"]))
@@ -122,7 +122,7 @@ def _variants(call: Call, service: Service) -> tuple[ServedVariant, ...]:
 
 
 def _pending(endpoint: Resource) -> dict[str, Any] | None:
-    """The update that is under way."""
+    """The PendingDeploymentSummary of the current update."""
     pending = endpoint.endpoint.pending
     if pending is None:
         return None

@@ -1,4 +1,4 @@
-"""What models, endpoint configs and endpoints have in common: lookup, creation, and AWS's errors for both.
+"""Lookup and creation of models, endpoint configs and endpoints, with AWS's errors.
 
 Clients match on the texts: `Could not find` and `Cannot create already existing`.
 """
@@ -22,7 +22,7 @@ WORDS = {MODEL: "model", ENDPOINT_CONFIG: "endpoint configuration", ENDPOINT: "e
 
 
 def find(call: Call, service: Service, kind: str, name: str) -> Resource:
-    """The caller's resource; ValidationException, as AWS words it, where there is none of that name."""
+    """The caller's resource; ValidationException with AWS's text if there is none."""
     resource = service.store.find(kind, (call.account, call.region), name)
     if resource is None:
         raise WireError("ValidationException", f'Could not find {WORDS[kind]} "{call.arn(kind, name)}".')
@@ -30,7 +30,7 @@ def find(call: Call, service: Service, kind: str, name: str) -> Resource:
 
 
 def create(call: Call, service: Service, kind: str, name: str, progress: Progress | None = None) -> Resource:
-    """Store the call's request as a new resource, with its tags; ValidationException when the name is taken."""
+    """Store the call's request as a new resource, with its tags; ValidationException when the name is in use."""
     request = {member: value for member, value in call.parameters.items() if member != "Tags"}
     owner, labels = (call.account, call.region), request_tags(call)
     try:
@@ -42,9 +42,9 @@ def create(call: Call, service: Service, kind: str, name: str, progress: Progres
 
 
 def describe_list_delete(kind: str, noun: str) -> Operations:
-    """Describe, List and Delete of a kind without a lifecycle: its request is all that is described.
+    """Describe, List and Delete of a kind without a lifecycle, described by its request.
 
-    Endpoints keep working when their config or model is deleted: they hold what they need of them.
+    Endpoints keep working when their config or model is deleted, because they hold copies of what they need.
     """
 
     def summary(resource: Resource) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from luthier.protocol.errors import WireError
 
 SCHEMA = "2.3.0"
 SINCE = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
-MOST = 100
+PAGE_SIZE = 100
 _KEYWORDS = 50
 
 
@@ -29,7 +29,7 @@ def describe_hub(call: Call, service: Service) -> dict[str, Any]:
 
 def list_hubs(call: Call, service: Service) -> dict[str, Any]:
     hubs = [_hub(call)] if call.parameters.get("NameContains", "") in names.HUB and _matches_time_filters(call) else []
-    items, token = slice_page(call, hubs, MOST)
+    items, token = slice_page(call, hubs, PAGE_SIZE)
     return {"HubSummaries": items} | token
 
 
@@ -62,7 +62,7 @@ def list_contents(call: Call, service: Service) -> dict[str, Any]:
     known = names.hub_contents() if request["HubContentType"] == "Model" and _matches_time_filters(call) else {}
     ordered = sorted((name for name in known if request.get("NameContains", "") in name),
                      reverse=request.get("SortOrder") == "Descending")  # fmt: skip
-    items, token = slice_page(call, ordered, MOST)
+    items, token = slice_page(call, ordered, PAGE_SIZE)
     return {"HubContentSummaries": [_content(call, name, known[name], names.LATEST) for name in items]} | token
 
 

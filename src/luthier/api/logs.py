@@ -7,11 +7,11 @@ from typing import Any
 from luthier.api.description import drop_none
 from luthier.api.paging import slice_page
 from luthier.api.service import Service
-from luthier.jobs.logs import MOST_EVENTS, LogGroup, Logs, LogStream, Window
+from luthier.jobs.logs import MAX_EVENTS, LogGroup, Logs, LogStream, Window
 from luthier.protocol.call import Call
 from luthier.protocol.errors import WireError
 
-MOST = 50  # groups or streams of a page
+PAGE_SIZE = 50  # groups or streams
 _PAGE = ("nextToken", "limit")
 
 
@@ -23,7 +23,7 @@ def describe_groups(call: Call, service: Service) -> dict[str, Any]:
         for group in _logs(service).groups(_owner(call), request.get("logGroupNamePrefix", ""))
         if pattern in group.name.lower() and _is_selected(group, request.get("logGroupIdentifiers"))
     ]
-    items, token = slice_page(call, groups, MOST, _PAGE)
+    items, token = slice_page(call, groups, PAGE_SIZE, _PAGE)
     return {"logGroups": [_describe_group(call, group) for group in items]} | token
 
 
@@ -38,7 +38,7 @@ def describe_streams(call: Call, service: Service) -> dict[str, Any]:
         key=lambda stream: (stream.last or 0 if by_time else 0, stream.name),
         reverse=request.get("descending", False),
     )
-    items, token = slice_page(call, streams, MOST, _PAGE)
+    items, token = slice_page(call, streams, PAGE_SIZE, _PAGE)
     return {"logStreams": [_describe_stream(call, stream) for stream in items]} | token
 
 
@@ -84,7 +84,7 @@ def _owner(call: Call) -> tuple[str, str]:
 
 
 def _window(request: dict[str, Any]) -> Window:
-    return Window(request.get("startTime"), request.get("endTime"), request.get("limit", MOST_EVENTS))
+    return Window(request.get("startTime"), request.get("endTime"), request.get("limit", MAX_EVENTS))
 
 
 def _group_name(call: Call) -> str:

@@ -1,7 +1,7 @@
 """InvokeEndpoint and InvokeEndpointWithResponseStream: forward a request to the process that serves the endpoint.
 
-Its errors become SageMaker's: ModelError with what the model said, ModelNotReadyException while it is loaded,
-ServiceUnavailable while it cannot take more requests.
+Errors are SageMaker's: ModelError with the model's message, ModelNotReadyException while it is loading,
+ServiceUnavailable while it is overloaded.
 """
 
 from __future__ import annotations

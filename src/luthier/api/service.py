@@ -1,4 +1,4 @@
-"""What an operation of the API may use: the store, and the settings that the service was started with."""
+"""What the operations of the API share: the store and the settings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from luthier.protocol.call import Call
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """`logged` holds the fields without effect that were logged already, by name."""
+    """`logged` holds the names of the fields without effect that were already logged."""
 
     settings: ServiceSettings
     store: Store

@@ -13,7 +13,7 @@ from luthier.jobs.states import STATES
 from luthier.protocol.call import Call
 from luthier.protocol.errors import WireError
 
-MOST = 50
+MAX_TAGS = 50
 _ARN = re.compile(r"arn:aws[a-z-]*:sagemaker:([a-z0-9-]+):(\d{12}):([a-z-]+)/([A-Za-z0-9-]{1,63})")
 
 
@@ -30,17 +30,17 @@ def add(call: Call, service: Service) -> dict[str, Any]:
     resource = _find_resource(call, service)
     added = request_tags(call)
     present = service.store.tags(resource.arn)
-    if len(present | added) > MOST:
+    if len(present | added) > MAX_TAGS:
         count = len(present | added)
         raise WireError(
-            "ResourceLimitExceeded", f"{resource.arn} would have {count} tags; a resource has at most {MOST}"
+            "ResourceLimitExceeded", f"{resource.arn} would have {count} tags; a resource has at most {MAX_TAGS}"
         )
     service.store.add_tags(resource.arn, added)
     return {"Tags": _to_members(present | added)}
 
 
 def list_(call: Call, service: Service) -> dict[str, Any]:
-    items, token = slice_page(call, _to_members(service.store.tags(_find_resource(call, service).arn)), MOST)
+    items, token = slice_page(call, _to_members(service.store.tags(_find_resource(call, service).arn)), MAX_TAGS)
     return {"Tags": items} | token
 
 

@@ -27,7 +27,7 @@ from luthier.protocol.errors import WireError
 
 MAX_RUNTIME = 24 * 3600  # seconds; CreateTrainingJob's default of StoppingCondition
 SORT_ORDER = SortOrder(descending=False)
-QUEUE_COUNT_LIMIT = 500  # jobs counted before one: to count more would make Describe slower the longer the queue is
+QUEUE_COUNT_LIMIT = 500  # earlier jobs counted, which bounds the time of Describe
 _WORDS = {TRAINING_JOB: "training job", AUTOML_JOB: "AutoML job"}
 
 
@@ -66,7 +66,7 @@ def describe(call: Call, service: Service) -> dict[str, Any]:
         "TrainingJobStatus": job.status,
         "SecondaryStatus": job.secondary,
         "SecondaryStatusTransitions": _transitions(job, service),
-        # As AWS answers it; the SDKs' attach reads KmsKeyId without asking whether it is there.
+        # As AWS does; the SDKs' attach reads KmsKeyId without checking that it exists.
         "OutputDataConfig": {"KmsKeyId": "", **job.request["OutputDataConfig"]},
         "ModelArtifacts": {"S3ModelArtifacts": progress.artifact or job.job.artifact},
         "CreationTime": job.created,
@@ -84,7 +84,7 @@ def describe(call: Call, service: Service) -> dict[str, Any]:
 def list_(call: Call, service: Service) -> dict[str, Any]:
     request = call.parameters
     if "WarmPoolStatusEquals" in request or "TrainingPlanArnEquals" in request:
-        return {"TrainingJobSummaries": []}  # there are no warm pools and no training plans, so no job has one
+        return {"TrainingJobSummaries": []}  # no job has a warm pool or a training plan
     items, token = list_page(call, service, TRAINING_JOB, SORT_ORDER, _summary)
     return {"TrainingJobSummaries": items} | token
 
@@ -131,7 +131,7 @@ def queued_progress() -> TrainingProgress:
 
 
 def engine_hyperparameters(entry: Entry | None, hyperparameters: Mapping[str, str]) -> dict[str, str]:
-    """A request's hyperparameters, checked, as the engine takes them; SettingError, UserError."""
+    """A request's hyperparameters, checked, for the engine; SettingError, UserError."""
     values = parse_for(entry, hyperparameters)
     for name, kind in (("chat_dataset", "chat"), ("instruction_tuned", "instruction")):
         if name in values.explicit and values[name]:
@@ -140,7 +140,7 @@ def engine_hyperparameters(entry: Entry | None, hyperparameters: Mapping[str, st
 
 
 def _resolve(call: Call, labels: Mapping[str, str]) -> JobSpec:
-    """The spec of a CreateTrainingJob; UserError, EulaError or ValidationException for what cannot be done."""
+    """The spec of a CreateTrainingJob; UserError, EulaError or ValidationException for an invalid request."""
     request = call.parameters
     fields_without_effect.refuse_encryption_keys(call)
     if "ServerlessJobConfig" in request:
@@ -181,8 +181,10 @@ def _job(call: Call, service: Service) -> Resource:
 
 def _transitions(job: Resource, service: Service) -> list[dict[str, Any]]:
     transitions = [
-        drop_none({"Status": one.status, "StartTime": one.started, "EndTime": one.ended, "StatusMessage": one.message})
-        for one in job.training.transitions
+        drop_none(
+            {"Status": item.status, "StartTime": item.started, "EndTime": item.ended, "StatusMessage": item.message}
+        )
+        for item in job.training.transitions
     ]
     message = _queue_position(job, service)
     if message and transitions:
@@ -191,7 +193,7 @@ def _transitions(job: Resource, service: Service) -> list[dict[str, Any]]:
 
 
 def _queue_position(job: Resource, service: Service) -> str:
-    """The place in the queue of a job that no supervisor holds yet; empty for any other."""
+    """The queue position of a job that no supervisor holds yet; "" for other jobs."""
     if not job.open or job.owner is not None or job.status != "InProgress" or job.training.started:
         return ""
     older = service.store.position(job, QUEUE_COUNT_LIMIT)
@@ -200,7 +202,7 @@ def _queue_position(job: Resource, service: Service) -> str:
 
 
 def _durations(progress: TrainingProgress) -> dict[str, int]:
-    """Seconds of training, which nobody is billed for and clients read."""
+    """Seconds of training and of billing; clients read both."""
     if not progress.started:
         return {}
     duration = max(1, round((progress.ended or time.time()) - progress.started))

@@ -58,7 +58,7 @@ class Attention:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """What is known of a base model without its weights.
+    """A base model, described without its weights.
 
     `id` is the name users type. `source` is the Hugging Face repository, ``embedded`` for weights packaged with
     Luthier, or the id of the entry with the same weights. `parameters` counts tied weights once; 0 when unknown.

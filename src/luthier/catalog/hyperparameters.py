@@ -15,7 +15,7 @@ from luthier.errors import SettingError, did_you_mean
 
 __all__ = ["TABLE", "Hyperparameter", "Hyperparameters", "Value", "parse", "precision"]
 
-# Autopilot's names for text generation: the hyperparameter each stands for, and the range it has there.
+# Autopilot's names for text generation: (hyperparameter, minimum, maximum).
 AUTOPILOT: dict[str, tuple[str, float, float]] = {
     "epochCount": ("epoch", 1, 10),
     "batchSize": ("per_device_train_batch_size", 1, 64),
@@ -26,7 +26,7 @@ AUTOPILOT_MAX_TRUNCATED = 0.6  # share of truncated rows above which Autopilot f
 RESERVED = "sagemaker_"  # SageMaker's own keys, which its SDK adds to every job
 # SageMaker's limits: hyperparameters of a job, characters of a name and of a value.
 MAX_HYPERPARAMETERS, MAX_NAME_LENGTH, MAX_VALUE_LENGTH = 100, 256, 2500
-# Of each pair only one may be on; the one that the caller sets switches the family's default of the other off.
+# Only one of each pair may be on; if the caller sets one, the family's default of the other is turned off.
 _EXCLUSIVE = (("instruction_tuned", "chat_dataset"), ("bf16", "fp16"))
 
 Ranges = Mapping[str, Mapping[str, float]]

@@ -1,6 +1,6 @@
 """Filters catalogue entries by text, kind, architecture, licence, size, and support by Autopilot.
 
-The filter values are validated at construction; which models are on this machine is not considered.
+The filter values are validated at construction. Whether a model's files are local is not considered.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from luthier.data.chat import ASSISTANT, LAST, ChatError, ChatTemplate, messages_of
+from luthier.data.chat import ASSISTANT, LAST, ChatError, ChatTemplate, read_messages
 from luthier.data.example import Example, Piece
 from luthier.data.records import Record, describe
 from luthier.data.tables import NonTextCell
@@ -111,18 +111,18 @@ class ChatFormat:
 
     def faults(self, record: Record) -> Iterator[Fault]:
         try:
-            messages_of(record.fields)
+            read_messages(record.fields)
         except ChatError as error:
             yield Fault(_NUMBER.sub("", str(error))[:24], str(error))
 
     def example(self, record: Record) -> Example:
-        return self.chat.example(messages_of(record.fields), record.source, self.turns)
+        return self.chat.example(read_messages(record.fields), record.source, self.turns)
 
     def values(self, record: Record) -> list[str]:
-        return [text for message in messages_of(record.fields) for text in (message["role"], message["content"])]
+        return [text for message in read_messages(record.fields) for text in (message["role"], message["content"])]
 
     def is_empty(self, record: Record, example: Example) -> bool:
-        replies = [message["content"] for message in messages_of(record.fields) if message["role"] == "assistant"]
+        replies = [message["content"] for message in read_messages(record.fields) if message["role"] == "assistant"]
         return not any(text.strip() for text in (replies[-1:] if self.turns == LAST else replies))
 
 

@@ -49,7 +49,7 @@ class _Text:
     """A piece of text without control tokens, and its position in the row."""
 
     text: str
-    place: Position
+    position: Position
     start: int = 0  # in the text of its piece
 
 
@@ -141,13 +141,13 @@ class Tokenizer:
         return [int(number) for number in self.encode_batch([pieces])[0][0]]
 
     def encode_batch(
-        self, batch: Sequence[Sequence[Piece]], place: Position = Position.START
+        self, batch: Sequence[Sequence[Piece]], position: Position = Position.START
     ) -> list[tuple[Array, Array]]:
         """Return ids int64 (T,) and trained bool (T,) of each sequence of pieces; the ids are those of `encode`.
 
-        `place`: position of each first piece; CONTINUING for text that continues an earlier one.
+        `position`: position of each first piece; CONTINUING for text that continues an earlier one.
         """
-        return [(row.ids, row.trained) for row in self._encode_rows(batch, [False] * len(batch), place)]
+        return [(row.ids, row.trained) for row in self._encode_rows(batch, [False] * len(batch), position)]
 
     def encode_examples(self, examples: Sequence[Example]) -> list[tuple[Array, Array]]:
         """Return the rows of `encode_rows` as ids and trained bool (T,)."""
@@ -205,15 +205,15 @@ class Tokenizer:
         return pairs
 
     def _encode_rows(
-        self, batch: Sequence[Sequence[Piece]], framed: Sequence[bool], place: Position = Position.START
+        self, batch: Sequence[Sequence[Piece]], framed: Sequence[bool], position: Position = Position.START
     ) -> list[EncodedRow]:
         """Encode rows; their ids are views of one array."""
-        segmented = [self._segments_of_row(pieces, place) for pieces in batch]
-        plain = [part for pieces in segmented for parts in pieces for part in parts if isinstance(part, _Text)]
-        encoded = iter(self._encode_plain(plain))
+        segmented = [self._segments_of_row(pieces, position) for pieces in batch]
+        texts = [part for pieces in segmented for parts in pieces for part in parts if isinstance(part, _Text)]
+        encoded = iter(self._encode_texts(texts))
         bos, eos = np.array(self.prefix_ids, dtype=np.int64), np.array([self.eos_id], dtype=np.int64)
         chunks: list[Array] = [np.empty(0, np.int64)]
-        places: list[tuple[int, int, list[Span]]] = []
+        bounds: list[tuple[int, int, list[Span]]] = []
         end = 0
         for pieces, parts_of, is_framed in zip(batch, segmented, framed, strict=True):
             start, spans = end, list[Span]()
@@ -232,20 +232,20 @@ class Tokenizer:
                 chunks.append(eos)
                 _add_span(spans, end - start, end - start + 1)
                 end += 1
-            places.append((start, end, spans))
+            bounds.append((start, end, spans))
         ids = np.concatenate(chunks)
-        return [EncodedRow(ids[start:end], spans) for start, end, spans in places]
+        return [EncodedRow(ids[start:end], spans) for start, end, spans in bounds]
 
-    def _segments_of_row(self, pieces: Sequence[Piece], place: Position) -> list[list[_Segment]]:
+    def _segments_of_row(self, pieces: Sequence[Piece], position: Position) -> list[list[_Segment]]:
         row = []
         for piece in pieces:
-            parts = self._split_at_controls(piece, place)
+            parts = self._split_at_controls(piece, position)
             row.append(parts)
             if parts:
-                place = Position.CONTINUING if isinstance(parts[-1], _Text) else Position.AFTER_CONTROL
+                position = Position.CONTINUING if isinstance(parts[-1], _Text) else Position.AFTER_CONTROL
         return row
 
-    def _split_at_controls(self, piece: Piece, place: Position) -> list[_Segment]:
+    def _split_at_controls(self, piece: Piece, position: Position) -> list[_Segment]:
         """Split a piece at the special-token strings wholly inside one of its control spans."""
         parts: list[_Segment] = []
         done = 0
@@ -253,12 +253,12 @@ class Tokenizer:
             name = piece.text[start:end]
             strips_left, strips_right = self._flags[name]
             before = piece.text[done:start]
-            parts.append(_Text(before.rstrip() if strips_left else before, place, done))
+            parts.append(_Text(before.rstrip() if strips_left else before, position, done))
             parts.append(self._control_ids[name])
-            place, done = Position.AFTER_CONTROL, end
+            position, done = Position.AFTER_CONTROL, end
             while strips_right and done < len(piece.text) and piece.text[done].isspace():
                 done += 1
-        parts.append(_Text(piece.text[done:], place, done))
+        parts.append(_Text(piece.text[done:], position, done))
         return [part for part in parts if not isinstance(part, _Text) or part.text]
 
     def _control_spans(self, piece: Piece) -> list[Span]:
@@ -266,26 +266,27 @@ class Tokenizer:
             match.span() for start, end in piece.controls for match in self._markers.finditer(piece.text, start, end)
         ]
 
-    def _encode_plain(self, texts: Sequence[_Text]) -> list[Array]:
+    def _encode_texts(self, texts: Sequence[_Text]) -> list[Array]:
         """Tokenize texts so that no control token results."""
         result: list[Array] = [np.empty(0, np.int64)] * len(texts)
-        prefix_length, prefix_ids = self._shared_prefix([text.text for text in texts if text.place is Position.START])
+        starts = [text.text for text in texts if text.position is Position.START]
+        prefix_length, prefix_ids = self._shared_prefix(starts)
         for backend in dict.fromkeys(self._backends):
-            places = [place for place, text in enumerate(texts) if self._backends[text.place] is backend]
-            if not places:
+            indices = [index for index, text in enumerate(texts) if self._backends[text.position] is backend]
+            if not indices:
                 continue
-            skipped_lengths = [prefix_length if texts[place].place is Position.START else 0 for place in places]
-            rests = [texts[place].text[start:] for place, start in zip(places, skipped_lengths, strict=True)]
+            skipped_lengths = [prefix_length if texts[index].position is Position.START else 0 for index in indices]
+            rests = [texts[index].text[start:] for index, start in zip(indices, skipped_lengths, strict=True)]
             encodings = backend.encode_batch_fast(rests, add_special_tokens=False)
             lists = [encoding.ids for encoding in encodings]
             ends = list(itertools.accumulate(map(len, lists)))
             ids = np.fromiter(itertools.chain.from_iterable(lists), np.int64, ends[-1])
             forbidden = np.flatnonzero(self._forbidden[ids])
-            for place, skipped, start, end in zip(places, skipped_lengths, [0, *ends], ends, strict=False):
-                result[place] = np.concatenate((prefix_ids, ids[start:end])) if skipped else ids[start:end]
+            for index, skipped, start, end in zip(indices, skipped_lengths, [0, *ends], ends, strict=False):
+                result[index] = np.concatenate((prefix_ids, ids[start:end])) if skipped else ids[start:end]
             for number in np.unique(np.searchsorted(ends, forbidden, "right")).tolist():
-                place = places[number]
-                result[place] = np.array(self._encode_guarded(texts[place]), dtype=np.int64)
+                index = indices[number]
+                result[index] = np.array(self._encode_guarded(texts[index]), dtype=np.int64)
         return result
 
     def _shared_prefix(self, texts: Sequence[str]) -> tuple[int, Array]:
@@ -303,9 +304,9 @@ class Tokenizer:
         For vocabularies that have a control token as an ordinary piece (Unigram).
         """
         cuts = [0, *(match.start() + 1 for match in self._markers.finditer(text.text)), len(text.text)]
-        places = [(start, end) for start, end in itertools.pairwise(cuts) if start < end]
-        for number, (start, end) in enumerate(places):
-            backend = self._backends[text.place if number == 0 else Position.CONTINUING]
+        bounds = [(start, end) for start, end in itertools.pairwise(cuts) if start < end]
+        for number, (start, end) in enumerate(bounds):
+            backend = self._backends[text.position if number == 0 else Position.CONTINUING]
             yield start, backend.encode(text.text[start:end], add_special_tokens=False)
 
     def user_mask(self, pieces: Sequence[Piece]) -> Array:
@@ -320,7 +321,7 @@ class Tokenizer:
 
     def _token_spans(self, text: _Text) -> list[Span]:
         """Return the character span of each token of a text in its piece."""
-        whole = self._backends[text.place].encode(text.text, add_special_tokens=False)
+        whole = self._backends[text.position].encode(text.text, add_special_tokens=False)
         parts = self._encode_parts(text) if self._forbidden[whole.ids].any() else [(0, whole)]
         return [
             (text.start + start + first, text.start + start + last)

@@ -34,7 +34,7 @@ _SECONDARY: Mapping[str, str] = {
 
 
 def training_job_name(name: str) -> str:
-    """The training job's name, given the AutoML job's."""
+    """The name of the training job of the AutoML job `name`."""
     return name + _SUFFIX
 
 
@@ -43,19 +43,19 @@ def automl_job_name(training_job: Resource) -> str:
 
 
 def automl_job_arn(training_job: Resource) -> str | None:
-    """The ARN of the AutoML job that a training job belongs to; None for one of its own."""
+    """The ARN of the AutoML job that a training job belongs to; None if there is none."""
     if training_job.parent is None:
         return None
     return sagemaker_arn(training_job.region, training_job.account, AUTOML_JOB, automl_job_name(training_job))
 
 
 def candidate_name(name: str) -> str:
-    """The name of the candidate, and of the model that is created from it, given the AutoML job's."""
+    """The name of the candidate of the AutoML job `name`, and of the model created from it."""
     return f"{name}-trial-1"
 
 
 def training_request(request: Mapping[str, Any], region: str) -> dict[str, Any]:
-    """The CreateTrainingJob request that a CreateAutoMLJobV2 request amounts to."""
+    """The CreateTrainingJob request of a CreateAutoMLJobV2 request's training job."""
     name = request["AutoMLJobName"]
     config = request["AutoMLProblemTypeConfig"].get("TextGenerationJobConfig", {})
     runtime = config.get("CompletionCriteria", {}).get("MaxRuntimePerTrainingJobInSeconds", MAX_RUNTIME)
@@ -73,8 +73,8 @@ def training_request(request: Mapping[str, Any], region: str) -> dict[str, Any]:
 
 
 def _channel(channel: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {name: channel[name] for name in ("ContentType", "CompressionType", "DataSource") if name in channel}
-    return {"ChannelName": channel.get("ChannelType", "training"), **kept}
+    members = {name: channel[name] for name in ("ContentType", "CompressionType", "DataSource") if name in channel}
+    return {"ChannelName": channel.get("ChannelType", "training"), **members}
 
 
 def update_parent(parent: Resource, member: Resource, now: float) -> Resource:
@@ -98,7 +98,7 @@ def _after_training(parent: Resource, job: Resource, now: float) -> Resource:
     if status == "Completed" and progress.endpoint:
         if parent.status == "InProgress":
             return replace(parent, secondary=DEPLOYING, progress=progress)
-        status = secondary = "Stopped"  # a stop that came too late for the training, and in time for the deployment
+        status = secondary = "Stopped"  # stopped after the training, before the deployment
     elif secondary == "MaxAutoMLJobRuntimeReached" and training.artifact:
         status = "Completed"
     return replace(

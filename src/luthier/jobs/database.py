@@ -61,13 +61,13 @@ def _sqlite(url: sa.URL) -> sa.Engine:
         raise SettingError("--database sqlite: expected sqlite:///FILE: a database in memory would forget every job")
     path = Path(url.database)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Made by us, so that nobody else can read the access keys in it from the first moment on.
+    # Created here with its mode, so that nobody else can ever read the access keys in it.
     os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
     engine = sa.create_engine(url, connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False}, pool_size=20)
 
     @sa.event.listens_for(engine, "connect")
-    def settle(connection: Any, record: Any) -> None:
-        # The driver would begin transactions by itself, and later than `begin_writing` wants.
+    def configure(connection: Any, record: Any) -> None:
+        # Otherwise the driver begins transactions itself, later than `begin_writing`.
         connection.isolation_level = None
         busy = f"busy_timeout={BUSY_SECONDS * 1000}"
         for pragma in (busy, "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):

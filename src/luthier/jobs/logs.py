@@ -3,9 +3,8 @@
     /aws/sagemaker/TrainingJobs             <job>/algo-1-<seconds>          training jobs and AutoML jobs
     /aws/sagemaker/Endpoints/<endpoint>     <variant>/i-<id>                each variant of an endpoint
 
-The events lie in the folders that the supervisor keeps (events.jsonl: one JSON line each, times never going back).
-Tokens are places in that file (lines.py), so a page is found without reading those before it. Knows files and names, no
-wire.
+The supervisor writes the events (events.jsonl: one JSON line each, in order of time). Tokens are offsets in that file
+(lines.py), so a page is read without those before it.
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ from luthier.protocol.errors import WireError
 
 TRAINING = "/aws/sagemaker/TrainingJobs"
 ENDPOINTS = "/aws/sagemaker/Endpoints/"
-MOST_EVENTS = 10_000
-MOST_BYTES = 1 << 20  # of a page's events
-MOST_READ = 16 << 20  # bytes that one call of `filter` looks through
+MAX_EVENTS = 10_000
+MAX_BYTES = 1 << 20  # of a page's events
+MAX_READ = 16 << 20  # bytes that one call of `filter` searches
 _TOKEN = re.compile(r"([fb])/(\d{1,20})")
 
 
@@ -67,16 +66,16 @@ class LogEvent:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """What of a log is wanted: from `start` on, before `end` (ms, None: no bound), at most `limit` events."""
+    """The requested part of a log: `start` <= time < `end` (ms, None: no bound), at most `limit` events."""
 
     start: int | None = None
     end: int | None = None
-    limit: int = MOST_EVENTS
+    limit: int = MAX_EVENTS
 
 
 @dataclass(frozen=True, slots=True)
 class EventPage:
-    """Events, oldest first, and the tokens of the pages after and before; at an end it is the token that was given."""
+    """Events, oldest first, and the tokens of the next and previous page; at an end, the request's own token."""
 
     events: list[LogEvent]
     forward: str
@@ -85,7 +84,7 @@ class EventPage:
 
 @dataclass(frozen=True, slots=True)
 class FilteredPage:
-    """Events that match, the names of the streams that were looked through, and the token to go on; None at the end."""
+    """Matching events, the names of the streams that were searched, and the next page's token; None at the end."""
 
     events: list[LogEvent]
     searched: list[str]
@@ -105,44 +104,44 @@ class Logs:
         if TRAINING.startswith(prefix):
             groups += [
                 LogGroup(TRAINING, int(oldest.created * 1000))
-                for oldest in self._listed(owner, TRAINING_JOB, "", 1, descending=False)
+                for oldest in self._list_all(owner, TRAINING_JOB, "", 1, descending=False)
             ]
         name_prefix = prefix[len(ENDPOINTS) :] if prefix.startswith(ENDPOINTS) else ""
         if prefix.startswith(ENDPOINTS) or ENDPOINTS.startswith(prefix):
-            for endpoint in self._listed(owner, ENDPOINT, name_prefix):
+            for endpoint in self._list_all(owner, ENDPOINT, name_prefix):
                 if endpoint.name.startswith(name_prefix):
                     groups.append(LogGroup(ENDPOINTS + endpoint.name, int(endpoint.created * 1000)))
         return sorted(groups, key=lambda group: group.name)
 
     def streams(self, owner: Owner, group: str, prefix: str = "") -> list[LogStream]:
-        """The streams of a group whose names begin with `prefix`, by name. WireError where there is no such group."""
+        """The streams of a group whose names begin with `prefix`, by name. WireError for an unknown group."""
         if group == TRAINING:
             streams = [stream for name, job in self._jobs(owner, prefix) for stream in self._of_job(name, job)]
         else:
             streams = self._of_endpoint(self._endpoint(owner, group))
-        return sorted((one for one in streams if one.name.startswith(prefix)), key=lambda stream: stream.name)
+        return sorted((stream for stream in streams if stream.name.startswith(prefix)), key=lambda stream: stream.name)
 
     def stream(self, owner: Owner, group: str, name: str) -> LogStream:
-        """One stream; WireError where there is none of that name."""
+        """One stream; WireError for an unknown name."""
         for stream in self.streams(owner, group, name):
             if stream.name == name:
                 return stream
         raise WireError("ResourceNotFoundException", "The specified log stream does not exist.")
 
     def events(self, stream: LogStream, window: Window, token: str | None = None, from_head: bool = False) -> EventPage:
-        """A page of a stream: the newest events, or from the oldest on, or where a token of an earlier page says."""
-        lines = Lines(stream.path, MOST_BYTES)
+        """A page of a stream: the newest events, the oldest (`from_head`), or those at the `token` of another page."""
+        lines = Lines(stream.path, MAX_BYTES)
         low, high = lines.bounds(window.start, window.end)
-        backwards, place = not from_head, high if not from_head else low
+        backwards, offset = not from_head, high if not from_head else low
         if token is not None:
             match = _TOKEN.fullmatch(token)
             if match is None:
                 raise WireError("InvalidParameterException", "The specified nextToken is invalid.")
-            backwards, place = match[1] == "b", int(match[2])
-        place = min(max(place, low), max(low, high))
-        limit = min(window.limit, MOST_EVENTS)
-        page = list(lines.before(place, low, limit) if backwards else lines.after(place, high, limit))
-        first, last = (page[0][0], page[-1][1]) if page else (place, place)
+            backwards, offset = match[1] == "b", int(match[2])
+        offset = min(max(offset, low), max(low, high))
+        limit = min(window.limit, MAX_EVENTS)
+        page = list(lines.before(offset, low, limit) if backwards else lines.after(offset, high, limit))
+        first, last = (page[0][0], page[-1][1]) if page else (offset, offset)
         events = [_event(stream, start, text) for start, _, text in page]
         return EventPage(events, f"f/{last:020d}", f"b/{first:020d}")
 
@@ -151,26 +150,26 @@ class Logs:
     ) -> FilteredPage:
         """Events of several streams that match `pattern`, stream by stream, by time within each.
 
-        A page may hold fewer than there are, or none, and still have a token: a call looks through a bounded amount.
+        A page with a token may hold few events or none, because one call searches at most MAX_READ bytes.
         """
         match = Pattern(pattern)
-        name, place = _filter_token(token)
+        name, offset = _filter_token(token)
         matches: list[LogEvent] = []
         searched: list[str] = []
         read = size = 0
-        for stream in sorted(streams, key=lambda one: one.name):
+        for stream in sorted(streams, key=lambda stream: stream.name):
             if name is not None and stream.name < name:
                 continue
             lines = Lines(stream.path)
             low, high = lines.bounds(window.start, window.end)
-            start = max(low, place) if stream.name == name else low
+            start = max(low, offset) if stream.name == name else low
             for begin, end, text in lines.after(start, high):
                 read += end - begin
                 event = _event(stream, begin, text)
                 if match(event.message):
                     matches.append(event)
                     size += len(text)
-                if len(matches) >= min(window.limit, MOST_EVENTS) or size >= MOST_BYTES or read >= MOST_READ:
+                if len(matches) >= min(window.limit, MAX_EVENTS) or size >= MAX_BYTES or read >= MAX_READ:
                     return FilteredPage(matches, searched, f"{end}/{stream.name}")
             searched.append(stream.name)
         return FilteredPage(matches, searched, None)
@@ -178,21 +177,21 @@ class Logs:
     def _jobs(self, owner: Owner, prefix: str) -> Iterator[tuple[str, Resource]]:
         """Training jobs whose streams may begin with `prefix`, each with the name of its stream.
 
-        Lists show the training job of an AutoML job once, under the AutoML job's name; both names are found.
+        Lists show the training job of an AutoML job once, under the AutoML job's name; streams of both names exist.
         """
         name, slash, _ = prefix.partition("/")
         if not slash:
-            for job in self._listed(owner, TRAINING_JOB, prefix):
+            for job in self._list_all(owner, TRAINING_JOB, prefix):
                 yield automl.automl_job_name(job) if job.parent else job.name, job
             return
-        job_of_that_name = self.store.find(TRAINING_JOB, owner, name)
+        training_job = self.store.find(TRAINING_JOB, owner, name)
         automl_job = self.store.find(AUTOML_JOB, owner, name)
-        if job_of_that_name is not None:
-            yield job_of_that_name.name, job_of_that_name
+        if training_job is not None:
+            yield training_job.name, training_job
         if automl_job is not None and (child := self.store.training_job_of(automl_job)) is not None:
             yield automl_job.name, child
 
-    def _listed(
+    def _list_all(
         self, owner: Owner, kind: str, contains: str, limit: int | None = None, descending: bool = True
     ) -> list[Resource]:
         items: list[Resource] = []
@@ -228,7 +227,7 @@ class Logs:
         return streams
 
     def _stream(self, group: str, name: str, path: Path, created: float) -> Iterator[LogStream]:
-        """The stream of a file, where there is one with events."""
+        """Yield the stream of a file, if it has events."""
         size = path.stat().st_size if path.is_file() else 0
         low, high = Lines(path).bounds() if size else (0, 0)
         first = next(Lines(path).after(low, high, 1), None) if size else None
@@ -241,7 +240,7 @@ class Logs:
 
 
 class Pattern:
-    """A filter pattern: terms that a message must hold, `-term` that it must not, `?term` of which one suffices.
+    """A filter pattern: `term` must be in the message, `-term` must not, and of `?term`s one must.
 
     "Words in quotes" are one term. CloudWatch's patterns of JSON and of columns are refused.
     """
@@ -282,7 +281,7 @@ def _event(stream: LogStream, start: int, text: bytes) -> LogEvent:
 def _filter_token(token: str | None) -> tuple[str | None, int]:
     if token is None:
         return None, 0
-    place, slash, name = token.partition("/")
-    if not slash or not place.isdigit() or len(place) > 20:
+    offset, slash, name = token.partition("/")
+    if not slash or not offset.isdigit() or len(offset) > 20:
         raise WireError("InvalidParameterException", "The specified nextToken is invalid.")
-    return name, int(place)
+    return name, int(offset)

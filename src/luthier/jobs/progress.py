@@ -1,4 +1,4 @@
-"""What happens to a resource after it was created: one frozen dataclass per kind, stored as JSON beside its spec."""
+"""The progress of a resource: one frozen dataclass per kind, stored as JSON beside its spec."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Transition:
 class TrainingProgress:
     """`step` is SageMaker's ProgressInfo; `metrics` are its FinalMetricDataList and `candidate_metrics` Autopilot's.
 
-    `artifact` is the address of the uploaded model, empty until it is there.
+    `artifact` is the address of the model, empty until it is uploaded.
     """
 
     started: float | None = None
@@ -74,10 +74,10 @@ class AutoMLProgress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServedVariant:
-    """A production variant with what is needed of its model, so that it outlives config and model.
+    """A production variant with a copy of its model's data, so that config and model can be deleted.
 
-    `artifact` is the address of the model, `folder` where it lies below the endpoint's folder (empty: the variant's
-    name), `address` the socket that answers, once there is one.
+    `artifact` is the address of the model, `folder` its folder in the endpoint's folder (empty: the variant's name),
+    `address` the socket of its process, empty until it is ready.
     """
 
     name: str
@@ -93,7 +93,7 @@ class ServedVariant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PendingUpdate:
-    """The update of an endpoint that is under way."""
+    """The current update of an endpoint."""
 
     number: int
     config: str
@@ -103,7 +103,7 @@ class PendingUpdate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EndpointProgress:
-    """`failure` says why the endpoint failed, or why its last update was given up; `updates` counts all updates."""
+    """`failure` is the reason why the endpoint or its last update failed; `updates` counts all updates."""
 
     variants: tuple[ServedVariant, ...] = ()
     failure: str = ""
@@ -152,4 +152,4 @@ def progress_from_json(kind: str, stored: Mapping[str, Any] | None) -> Progress 
 
 
 def _variants(stored: Sequence[Mapping[str, Any]]) -> tuple[ServedVariant, ...]:
-    return tuple(ServedVariant(**one) for one in stored)
+    return tuple(ServedVariant(**variant) for variant in stored)

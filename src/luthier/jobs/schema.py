@@ -1,4 +1,4 @@
-"""The tables of the store, for SQLite and PostgreSQL alike. What they mean is for store.py and objects/ to say."""
+"""The tables of the store, for SQLite and PostgreSQL alike. store.py and objects/ query them."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ tags = sa.Table(
     sa.Column("value", sa.String(256), nullable=False),
 )
 
-# The secret is kept as it is: a signature cannot be checked without it. The database file is its owner's alone (0600).
+# The secret is stored in clear text: checking a signature needs it. Only the owner may read the database file (0600).
 access_keys = sa.Table(
     "access_keys",
     metadata,

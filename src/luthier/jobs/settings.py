@@ -1,4 +1,4 @@
-"""How the service was started: the settings that its API, its supervisor and its logs read."""
+"""The settings of the service, which its API, supervisor and logs share."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from luthier.defaults import DEFAULT_HOST, DEFAULT_PORT
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceSettings:
-    """How a server was started.
+    """The options of `luthier serve`.
 
-    `database` is an SQLAlchemy URL; empty: HOME/luthier.sqlite. `objects` is the endpoint of an S3 elsewhere; empty:
-    the embedded store. `slots` are the devices of one job each: "cpu", or GPU ids joined by "+" ("0+1").
-    `serving_device` is where endpoints compute, in the same words. `stall_seconds` without progress end a job;
-    `stop_seconds` is what an engine has for its checkpoint when it is to end. `limits` are resource limits of engines
-    and endpoints' processes, by the names of the `resource` module.
+    `database` is an SQLAlchemy URL; empty: HOME/luthier.sqlite. `objects` is the URL of an external S3; empty: the
+    embedded store. `slots` are the devices of one job each: "cpu", or GPU ids joined by "+" ("0+1").
+    `serving_device` is the device of endpoints. A job fails after `stall_seconds` without progress; an engine that is
+    stopped has `stop_seconds` to write its checkpoint. `limits` are resource limits of the processes of jobs and
+    endpoints, by their names in the `resource` module.
     """
 
     home: Path

@@ -1,7 +1,7 @@
 """The SQL store: resources and their status transitions, tags, and the supervisor's queue.
 
 SQLite (WAL, full fsync) and PostgreSQL run the same statements. Every method is one transaction, durable when it
-returns. Of the operations' meaning the store knows only that an AutoML job follows what belongs to it (automl.py).
+returns. The store also updates an AutoML job when its training job or endpoint changes (automl.py).
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Listing:
 
 @dataclass(frozen=True, slots=True)
 class ResourcePage:
-    """Resources of one page and the cursor of the next; None where this was the last."""
+    """Resources of one page and the cursor of the next page; None on the last."""
 
     items: list[Resource] = field(default_factory=list)
     after: tuple[Any, str] | None = None
@@ -80,7 +80,7 @@ class Store:
 
     @contextmanager
     def write(self) -> Iterator[sa.Connection]:
-        """One transaction that writes; SQLite takes its lock at once, so that no reader has to become a writer."""
+        """One write transaction; SQLite locks at its start, so that no reader is upgraded to a writer."""
         with database.writing(self.engine) as connection:
             yield connection
 
@@ -125,7 +125,7 @@ class Store:
         return _resource(row) if row else None
 
     def of_arn(self, arn: str) -> Resource | None:
-        """The resource of that ARN, in which its name is in lower case; None where there is none."""
+        """The resource with this ARN, ignoring the case of its name; None if there is none."""
         _, _, _, region, account, path = arn.split(":", 5)
         kind, _, name = path.partition("/")
         query = sa.select(resources).where(
@@ -165,7 +165,7 @@ class Store:
             return after
 
     def delete(self, resource_id: str) -> bool:
-        """Remove a resource and its tags; False when it was gone before."""
+        """Remove a resource and its tags; False if it does not exist."""
         with self.write() as connection:
             removed = resources.delete().where(resources.c.id == resource_id).returning(resources)
             row = connection.execute(removed).one_or_none()
@@ -175,7 +175,7 @@ class Store:
             return True
 
     def list(self, listing: Listing) -> ResourcePage:
-        """One page of resources, by a cursor that stays right while others come and go."""
+        """One page of resources; the cursor stays valid while resources are created and deleted."""
         column: Any = resources.c[listing.sort]
         query = sa.select(resources).where(*_conditions(listing))
         if listing.after is not None:
@@ -207,16 +207,17 @@ class Store:
     # The queue
 
     def claim(
-        self, owner: str, kinds: Sequence[str], lease: float, but: Sequence[str] = (), only: Sequence[str] | None = None
-    ) -> Resource | None:
-        """Give `owner` the oldest open resource that nobody holds, until the time `lease`; None when there is none.
+        self, owner: str, kinds: Sequence[str], lease: float, exclude: Sequence[str] = (),
+        only: Sequence[str] | None = None,
+    ) -> Resource | None:  # fmt: skip
+        """Lease the oldest open resource that nobody holds to `owner` until the time `lease`; None if there is none.
 
-        Never one of the ids `but`; one of the ids `only`, if they are given.
+        Ids in `exclude` are skipped; with `only`, all ids that are not in it.
         """
-        ids = [resources.c.id.not_in(list(but))] + ([] if only is None else [resources.c.id.in_(list(only))])
+        ids = [resources.c.id.not_in(list(exclude))] + ([] if only is None else [resources.c.id.in_(list(only))])
         oldest = (
             sa.select(resources.c.id)
-            .where(*_free(kinds), *ids)
+            .where(*_claimable(kinds), *ids)
             .order_by(resources.c.created, resources.c.id)
             .limit(1)
             .with_for_update(skip_locked=True)
@@ -234,7 +235,7 @@ class Store:
 
         With `to_stop`, only those whose stop was requested.
         """
-        query = sa.select(resources.c.id).where(*_free(kinds))
+        query = sa.select(resources.c.id).where(*_claimable(kinds))
         if to_stop:
             query = query.where(resources.c.stop_requested.is_not(None))
         with self.engine.connect() as connection:
@@ -242,7 +243,7 @@ class Store:
             return list(connection.execute(ordered).scalars())
 
     def known(self, ids: Sequence[str]) -> set[str]:
-        """Those of `ids` that are resources'."""
+        """The `ids` that exist as resources."""
         known: set[str] = set()
         with self.engine.connect() as connection:
             for start in range(0, len(ids), 500):
@@ -251,22 +252,22 @@ class Store:
         return known
 
     def held(self, owner: str, among: Sequence[str] | None = None) -> Sequence[Resource]:
-        """What `owner` holds (of the ids `among`), as it stands now: a deleted one is missing."""
+        """The resources that `owner` holds now, of the ids `among` if not None."""
         mine = sa.select(resources).where(resources.c.owner == owner)
-        if among is not None:  # found by their ids, without a look at the whole queue
+        if among is not None:  # by primary key, instead of a scan
             mine = mine.where(resources.c.id.in_(list(among)))
         with self.engine.connect() as connection:
             rows = connection.execute(mine).all()
         return [_resource(row) for row in rows]
 
     def held_by_others(self, owner: str) -> Sequence[Resource]:
-        """What anybody but `owner` holds."""
+        """The resources that other owners hold."""
         others = sa.select(resources).where(resources.c.owner.is_not(None), resources.c.owner != owner)
         with self.engine.connect() as connection:
             return [_resource(row) for row in connection.execute(others)]
 
     def beat(self, owner: str, lease: float) -> None:
-        """Keep everything that `owner` holds until the time `lease`."""
+        """Extend the leases of `owner` until the time `lease`."""
         with self.write() as connection:
             connection.execute(resources.update().where(resources.c.owner == owner).values(lease=lease))
 
@@ -277,7 +278,7 @@ class Store:
             connection.execute(mine.values(owner=None, lease=None))
 
     def release_others(self, owner: str) -> int:
-        """Free what any other owner holds; only for the one supervisor of this store, when it starts."""
+        """Release the resources of all other owners; called when the store's only supervisor starts."""
         others = resources.update().where(resources.c.owner.is_not(None), resources.c.owner != owner)
         with self.write() as connection:
             return connection.execute(others.values(owner=None, lease=None)).rowcount
@@ -308,10 +309,10 @@ def _key(kind: str, name: str) -> str:
     return name.lower() if kind == AUTOML_JOB else name
 
 
-def _free(kinds: Sequence[str]) -> tuple[Any, ...]:
+def _claimable(kinds: Sequence[str]) -> tuple[Any, ...]:
     """The conditions of an open resource of these kinds that nobody holds."""
-    unheld = sa.or_(resources.c.lease.is_(None), resources.c.lease < time.time())
-    return (resources.c.open, resources.c.kind.in_(list(kinds)), unheld)
+    is_unheld = sa.or_(resources.c.lease.is_(None), resources.c.lease < time.time())
+    return (resources.c.open, resources.c.kind.in_(list(kinds)), is_unheld)
 
 
 def _resource(row: Any) -> Resource:

@@ -1,7 +1,4 @@
-"""A child process that runs as long as its parent: restarted when it ends, terminated when the parent exits.
-
-Knows nothing of what the program does.
-"""
+"""A child process that runs as long as its parent: restarted when it ends, terminated when the parent exits."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ import time
 from collections.abc import Callable
 
 FIRST_DELAY, MAX_DELAY = 0.5, 30.0  # seconds before the next start; doubled each time
-STEADY_SECONDS = 60.0  # of running, after which the delays start over
+STEADY_SECONDS = 60.0  # of running, after which the delay is reset
 _log = logging.getLogger(__name__)
 
 
@@ -28,7 +25,7 @@ class ChildProcess:
 
     @property
     def pid(self) -> int | None:
-        """The running process; None while there is none."""
+        """The id of the running process; None if there is none."""
         process = self._process
         return process.pid if process is not None and process.poll() is None else None
 

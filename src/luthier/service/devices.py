@@ -1,4 +1,4 @@
-"""The devices that jobs run on, as slots of one job each; found without loading any library."""
+"""The devices of jobs, as slots of one job each; detected without loading any library."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _GPUS = re.compile(r"[0-9]+(\+[0-9]+)*")
 
 
 def parse_slots(text: str | None) -> tuple[str, ...]:
-    """The slots of `--slots` (cpu, or ids of GPUs joined by "+"); without it, one for each GPU, else one of the CPU."""
+    """The slots of `--slots` (cpu, or ids of GPUs joined by "+"); by default one per GPU, else one of the CPU."""
     if text is None:
         return find_gpus() or (CPU,)
     names = tuple(name.strip() for name in text.split(","))

@@ -1,7 +1,7 @@
 """The server's log: one JSON object per line, to stderr or to a file that is rotated by size.
 
 Each request has one line: time, request id, service, operation, status, milliseconds, caller. Bodies, headers and
-query strings never get here, so the log holds no secrets and no user data.
+query strings are never logged, so the log holds no secrets and no user data.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from typing import Any
 from luthier.errors import UserError
 
 FILE_BYTES, FILES = 20_000_000, 5
-# Extra fields of the record of an answered request.
+# Extra fields of the log record of a request.
 REQUEST = ("request_id", "service", "operation", "status", "caller")
 
 
 class JsonFormatter(logging.Formatter):
-    """A record as one line of JSON; that of an answered request has fields instead of a message."""
+    """Formats a record as one line of JSON; the record of a request has fields instead of a message."""
 
     def format(self, record: logging.LogRecord) -> str:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
@@ -38,10 +38,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure_logging(file: Path | None) -> None:
-    """Log to `file`, or to stderr where it is None.
-
-    UserError when the file cannot be written.
-    """
+    """Log to `file`, or to stderr if it is None; UserError when the file cannot be written."""
     handler: logging.Handler
     if file is None:
         handler = logging.StreamHandler(sys.stderr)
@@ -55,11 +52,11 @@ def configure_logging(file: Path | None) -> None:
             raise UserError(f"--log {file}: {error.strerror}; expected a file that this user may write, or -") from None
     handler.setFormatter(JsonFormatter())
     root = logging.getLogger()
-    for old in root.handlers[:]:
-        root.removeHandler(old)
-        old.close()
+    for previous in root.handlers[:]:
+        root.removeHandler(previous)
+        previous.close()
     root.addHandler(handler)
     root.setLevel(logging.INFO)
-    # One line for each request to an external S3 would drown our own.
-    for noisy in ("botocore", "boto3", "urllib3", "s3transfer", "alembic"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    # These log every request to an external S3.
+    for name in ("botocore", "boto3", "urllib3", "s3transfer", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,8 +1,8 @@
 """JumpStart's cache buckets, whose objects are generated when they are read.
 
 jumpstart-cache-prod-<region>            models_manifest.json, proprietary-sdk-manifest.json, a spec for each id and
-                                         version, and what stands for artifacts and scripts
-jumpstart-private-cache-prod-<region>    what stands for the artifacts of gated models
+                                         version, and placeholders for artifacts and scripts
+jumpstart-private-cache-prod-<region>    placeholders for the artifacts of gated models
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _EMPTY_TAR = gzip.compress(bytes(10240), mtime=0)
 
 
 def bucket() -> VirtualBucket:
-    """All of the cache buckets, of every region."""
+    """The cache buckets of all regions."""
     return VirtualBucket(pattern=BUCKETS, read=_read, keys=_keys)
 
 
 def manifest() -> list[dict[str, str]]:
-    """Every id in every version, as SDK v2 reads it."""
+    """All ids in all versions, as SDK v2 reads them."""
     return [
         {"model_id": identity, "version": version, "min_version": MIN_SDK,
          "spec_key": object_key(identity, version, "spec.json")}
@@ -49,7 +49,7 @@ def _keys(bucket: str) -> Iterable[str]:
 
 @functools.lru_cache(maxsize=8)
 def _objects(bucket: str, entries: str) -> Mapping[str, Callable[[], bytes]]:
-    """How each object of a cache bucket is made; `entries` is the folder that the catalogue was read from."""
+    """{key: function that returns the object} of a cache bucket; `entries`: the folder of the user's entries."""
     region = region_of(bucket) or ""
     readers: dict[str, Callable[[], bytes]] = {}
     if not is_private(bucket):

@@ -1,8 +1,8 @@
 """Access keys. `luthier keys` runs `python -P -m luthier.service.keys` with its request on stdin.
 
 Until the first key is created, authentication is off, which server.py allows on loopback only. From then on every
-request must be signed, also after the last key is disabled: disabling a key must not turn authentication off. This
-module knows who signs, nothing of how a signature is computed (protocol/signature.py).
+request must be signed, also after the last key is disabled: disabling a key must not turn authentication off.
+protocol/signature.py checks the signatures.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Keys:
         self.store = store
 
     def create(self, user: str, account: str = ACCOUNT) -> AccessKey:
-        """Make a key for `user`; SettingError for a name that IAM does not allow."""
+        """Create a key for `user`; SettingError for a name that IAM does not allow."""
         if not USER.fullmatch(user):
             raise SettingError(f"--user {user!r}: expected 1 to 64 letters, digits or any of _+=,.@-")
         name = PREFIX + "".join(secrets.choice(string.ascii_uppercase + "234567") for _ in range(16))
@@ -96,7 +96,7 @@ class Keys:
         return _key(row)
 
     def required(self) -> bool:
-        """Whether requests have to be signed: from the first key on."""
+        """Whether requests must be signed: once a key was created."""
         with self.store.engine.connect() as connection:
             return connection.execute(sa.select(access_keys.c.id).limit(1)).first() is not None
 
@@ -119,16 +119,16 @@ def authenticator(keys: Keys, disabled: bool = False) -> Callable[[Request, str]
         if disabled or not keys.required():
             _check_local(request)
             return Principal()
-        known: dict[str, AccessKey] = {}
+        checked_keys: dict[str, AccessKey] = {}
 
         def secret_of(key_id: str) -> str | None:
             key = keys.find(key_id)
             if key is None:
                 return None
-            known[key_id] = key
+            checked_keys[key_id] = key
             return key.secret
 
-        return known[verify(request, secret_of, datetime.now(UTC))].principal
+        return checked_keys[verify(request, secret_of, datetime.now(UTC))].principal
 
     return authenticate
 

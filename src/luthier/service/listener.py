@@ -1,7 +1,4 @@
-"""The listening sockets, and uvicorn on one of them: headers bounded in size and time, and a graceful shutdown.
-
-Knows nothing of what is answered.
-"""
+"""The listening sockets, and uvicorn on one of them: headers bounded in size and time, and a graceful shutdown."""
 
 from __future__ import annotations
 
@@ -24,7 +21,7 @@ from luthier.errors import UserError
 BACKLOG = 512
 HEAD_BYTES = 64 * 1024  # of a request's line and headers; botocore's largest are a few KiB
 HEAD_SECONDS = 60.0  # to receive them
-KEEP_ALIVE = 75  # seconds; clients keep connections for a minute, and a race with our closing costs them a retry
+KEEP_ALIVE = 75  # seconds; clients keep connections for a minute; a request that meets a closing one is retried
 GRACE = 30  # seconds that requests have to finish at shutdown
 _FAULTS = {
     errno.EADDRINUSE: "in use; stop what listens there, or choose another {option}",
@@ -34,7 +31,7 @@ _FAULTS = {
 
 
 def listen(host: str, port: int, option: str = "--port") -> socket.socket:
-    """A socket that listens; UserError in one line when it cannot, naming `option` as what to change."""
+    """Return a listening socket; UserError, naming the `option` to change, when the address cannot be used."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -114,19 +111,19 @@ def serve(application: Callable[..., Any], listener: socket.socket, begin: Calla
     )  # fmt: skip
     server = _Uvicorn(config)
     # A thread that serves a request cannot be cancelled, but must not block the shutdown forever.
-    late = threading.Timer(GRACE + 10, os._exit, (1,))
-    late.daemon = True
+    exit_timer = threading.Timer(GRACE + 10, os._exit, (1,))
+    exit_timer.daemon = True
 
     def end(number: int, frame: FrameType | None) -> None:
         if not server.should_exit:
-            late.start()
+            exit_timer.start()
         server.handle_exit(number, frame)
 
-    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+    previous = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         begin()
         server.run([listener])
     finally:
-        late.cancel()
-        for number, handler in before.items():
+        exit_timer.cancel()
+        for number, handler in previous.items():
             signal.signal(number, handler)

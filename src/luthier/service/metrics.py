@@ -1,4 +1,4 @@
-"""Prometheus metrics: requests answered, and the jobs in the store at that moment."""
+"""Prometheus metrics: requests, and the jobs now in the store."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ class Metrics:
         self._registry.register(_StoreCollector(store, heartbeat_age))
 
     def observe(self, service: str, operation: str, code: int, seconds: float) -> None:
-        """Count one answered request; `operation` is one of botocore's, or "unknown", so that labels stay few."""
+        """Count one request; `operation` is one of botocore's, or "unknown", which bounds the number of labels."""
         self._requests.labels(service, operation, str(code)).inc()
         self._seconds.labels(service, operation).observe(seconds)
 
     def page(self) -> bytes:
-        """Prometheus' text form of all of it."""
+        """All metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
 
 class _StoreCollector(Collector):
-    """Counted in the database at each scrape, so that they are right after a restart."""
+    """Counts jobs in the database at each scrape, so that the numbers are right after a restart."""
 
     def __init__(self, store: Store, heartbeat_age: Callable[[], float | None]) -> None:
         self._store, self._heartbeat_age = store, heartbeat_age

@@ -1,10 +1,10 @@
-"""The HTTPS proxy: directs clients that insist on https://*.amazonaws.com to this server, by environment variables.
+"""The HTTPS proxy: directs clients that always use https://*.amazonaws.com to this server, by environment variables.
 
     client ── CONNECT sts.us-west-2.amazonaws.com:443 ──► proxy      only AWS's host names; others get 403
            ◄─ 200, then TLS with a leaf of this install's own CA ─►
-           ── the bytes inside ──────────────────────────────► the server's plain port
+           ── the bytes inside ──────────────────────────────► the server's HTTP port
 
-Inside the tunnel it copies bytes without parsing them, so keep-alive, HEAD and streams work as on the plain port. It
+Inside the tunnel it copies bytes without parsing them, so keep-alive, HEAD and streams work as on the HTTP port. It
 listens on loopback only. The CA is created once per home, its key is readable by its owner only, and name constraints
 limit it to AWS's host names.
 """
@@ -84,7 +84,7 @@ class Authority:
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.set_alpn_protocols(["http/1.1"])
         pem = _private(self._leaf_key) + self.leaf(host).public_bytes(serialization.Encoding.PEM)
-        # The ssl module reads files only; this one is in our own folder, 0600, and removed at once.
+        # The ssl module reads only files; this one is in the CA's folder, 0600, and removed at once.
         with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".pem") as handle:
             handle.write(pem)
             handle.flush()
@@ -116,8 +116,8 @@ def _name(text: str) -> x509.Name:
 
 
 def _private(key: ec.EllipticCurvePrivateKey) -> bytes:
-    plain = serialization.NoEncryption()
-    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
+    no_encryption = serialization.NoEncryption()
+    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, no_encryption)
 
 
 def _make_authority(key_file: Path, certificate_file: Path) -> None:

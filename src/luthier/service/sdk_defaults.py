@@ -1,6 +1,6 @@
-"""The SageMaker SDKs' own defaults, from a bucket of ours: `luthier env` points SAGEMAKER_ADMIN_CONFIG_OVERRIDE at it.
+"""A bucket with the SageMaker SDKs' defaults, to which `luthier env` points SAGEMAKER_ADMIN_CONFIG_OVERRIDE.
 
-With a default bucket and roles in it, the SDKs do not call STS, whose address is built in, for the account.
+With a default bucket and roles in it, the SDKs do not ask STS, whose address is built in, for the account.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _CONTENT = {
         "PythonSDK": {
             "Modules": {
                 "Session": {"DefaultS3Bucket": DEFAULT_BUCKET},
-                # Their telemetry is a request to a bucket of AWS, and a traceback in the log where there is none.
+                # The SDKs' telemetry sends a request to an AWS bucket, and logs a traceback when that fails.
                 "TelemetryOptOut": True,
             }
         },
@@ -33,7 +33,7 @@ _CONTENT = {
 
 
 def bucket() -> VirtualBucket:
-    """The bucket with the one file."""
+    """The bucket, which holds one file."""
 
     def read(name: str, key: str) -> bytes | None:
         return CONFIG if key == KEY else None
@@ -41,11 +41,11 @@ def bucket() -> VirtualBucket:
     return VirtualBucket(pattern=BUCKET, read=read, keys=lambda name: [KEY], content_type="application/yaml")
 
 
-class _Plain(yaml.SafeDumper):
-    """Without anchors, which people find hard to read."""
+class _NoAliasDumper(yaml.SafeDumper):
+    """Writes no anchors and aliases, for readability."""
 
     def ignore_aliases(self, data: object) -> bool:
         return True
 
 
-CONFIG = yaml.dump(_CONTENT, Dumper=_Plain, sort_keys=False).encode()
+CONFIG = yaml.dump(_CONTENT, Dumper=_NoAliasDumper, sort_keys=False).encode()

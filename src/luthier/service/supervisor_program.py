@@ -62,7 +62,7 @@ def supervise(settings: ServiceSettings, should_exit: Callable[[], bool]) -> Non
 
 
 def open_objects(settings: ServiceSettings, store: Store) -> ObjectStore:
-    """The objects where the server keeps them."""
+    """The object store of the server: external or embedded."""
     if settings.objects:
         return RemoteObjectStore(settings.objects)
     return EmbeddedObjectStore(store.engine, settings.home / "objects")

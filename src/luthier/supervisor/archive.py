@@ -1,6 +1,6 @@
 """Downloads a model's artifact into a folder and unpacks it, as untrusted input.
 
-It may come from anybody who can write to a bucket: no member is written outside the folder, only regular files and
+Anybody who can write to the bucket can replace it: so no member is written outside the folder, only regular files and
 folders are created, and no more than fits on the disk.
 """
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from luthier.supervisor.layout import ArtifactStore
 
 MAX_MEMBERS = 100_000
-MAX_READ = 4 << 20  # bytes that are read in one piece
+MAX_READ = 4 << 20  # bytes of one read
 RESERVE = 256 << 20  # bytes of disk that are left free
 _SUFFIXES = (".tar.gz", ".tgz", ".tar")
 
@@ -48,13 +48,13 @@ def fetch(objects: ArtifactStore, uri: str, folder: Path) -> None:
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpack a tar, gzipped or not. UserError for a broken one and for members that are no plain files inside it."""
+    """Unpack a tar, gzipped or not. UserError for damage, and for members other than regular files and folders."""
     folder.mkdir(parents=True)
     free_bytes = shutil.disk_usage(folder).free - RESERVE
     try:
         with _open_tar(archive) as handle, tarfile.open(fileobj=cast(IO[bytes], _Bounded(handle)), mode="r:") as tar:
             tar.extractall(folder, members=_check_members(tar, free_bytes, archive.name), filter=_regular_file)  # noqa: S202 - see _regular_file
-            while handle.read(MAX_READ):  # the checksum stands behind the last member
+            while handle.read(MAX_READ):  # so that the checksum after the last member is checked
                 pass
     except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{archive.name}: not a sound model archive: {error}") from error
@@ -67,7 +67,7 @@ def _open_tar(archive: Path) -> BufferedIOBase:
 
 
 class _Bounded:
-    """An archive's bytes, never many at once: tarfile takes a name, or a header's fields, of any size into memory."""
+    """Limits the size of one read, because tarfile reads names and header fields of any size into memory."""
 
     def __init__(self, handle: BufferedIOBase) -> None:
         self._handle = handle
@@ -91,7 +91,7 @@ def _check_members(tar: tarfile.TarFile, free_bytes: int, name: str) -> Iterator
 
 
 def _regular_file(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
-    """Python's filter for data, and no links at all: a model needs none."""
+    """Python's data filter, which here refuses links, too."""
     if not (member.isfile() or member.isdir()):
         raise tarfile.TarError(f"{member.name!r} is neither a file nor a folder")
     return tarfile.data_filter(member, folder)

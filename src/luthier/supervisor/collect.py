@@ -1,4 +1,4 @@
-"""Uploads what a finished job leaves: its model, report, metrics and ledger."""
+"""Uploads the results of a finished job: model, report, metrics and ledger."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _uploads(folder: ServiceFolder, spec: JobSpec) -> Iterator[tuple[Path, str]]
 
 
 def sweep(folder: ServiceFolder) -> None:
-    """Free the disk of what was uploaded or can be downloaded again; logs, metrics and report stay."""
+    """Delete the files that were uploaded or can be downloaded again; logs, metrics and report stay."""
     for path in (folder.job.checkpoints, folder.job.model, folder.root / "input" / "data", folder.downloads,
                  folder.root / "input" / "base"):  # fmt: skip
         shutil.rmtree(path, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""What every part of the supervisor shares: settings, store, artifact store, launcher and devices."""
+"""Settings, stores, launcher and devices, which all parts of the supervisor share."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from luthier.jobs.store import Store
 from luthier.launchers.launcher import CPU, Launcher, LaunchSpec
 from luthier.supervisor.layout import ArtifactStore
 
-# No core files: they would hold the user's rows and fill the disk.
+# No core files, which would contain the user's rows and fill the disk.
 LIMITS: Mapping[str, int] = {"RLIMIT_CORE": 0}
 
 
 class DevicePool:
-    """The devices that jobs run on, one job each, and which job holds which. A name may occur twice ("cpu", "cpu")."""
+    """The devices of jobs, one job each, and their holders. A name may occur twice ("cpu", "cpu")."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = tuple(names)
@@ -28,7 +28,7 @@ class DevicePool:
         return bool(self._free)
 
     def acquire(self, job: str) -> str | None:
-        """The device of this job, acquired now unless it holds one; None when none is free."""
+        """Return the job's device, acquiring one if it holds none; None when none is free."""
         if job not in self._held:
             if not self._free:
                 return None
@@ -63,7 +63,7 @@ class SupervisorContext:
     max_crashes: int = 3
 
     def training_spec(self, folder: Path, device: str, resume: bool) -> LaunchSpec:
-        """How the engine is started on a job folder."""
+        """The launch spec of the engine for a job folder."""
         arguments = [str(folder), *(["--resume"] if resume else [])]
         return LaunchSpec(
             program="training", arguments=arguments, folder=folder, device=device,
@@ -71,7 +71,7 @@ class SupervisorContext:
         )  # fmt: skip
 
     def serving_spec(self, folder: Path, model: str) -> LaunchSpec:
-        """How the process that serves `model` (a folder, or the name of a base model) is started."""
+        """The launch spec of the process that serves `model`: a folder, or the name of a base model."""
         device = self.settings.serving_device
         arguments = [model, "--device", CPU if device == CPU else "cuda"]
         return LaunchSpec(program="serving", arguments=arguments, folder=folder, device=device, limits=self.limits)

@@ -2,7 +2,7 @@
 
 Creating ─► InService ⇄ SystemUpdating      a variant crashed and is restarted
     │           ⇅
-    │       Updating                        new variants are started beside those that answer, to replace them
+    │       Updating                        new variants start and then replace the present ones
     └────────── Failed                      a variant cannot be fetched or loaded, or crashes repeatedly
 """
 
@@ -25,7 +25,7 @@ from luthier.supervisor.context import SupervisorContext
 from luthier.supervisor.failure import service_failure
 from luthier.supervisor.serving import VariantProcess
 
-LINGER = 2.0  # seconds that replaced processes keep running, for callers that have just read their address
+LINGER = 2.0  # seconds that replaced processes keep running, for requests under way
 _log = logging.getLogger(__name__)
 
 
@@ -51,7 +51,7 @@ class EndpointWork:
         self._replaced: list[_Replaced] = []
 
     def step(self, resource: Resource | None) -> bool:
-        """Go on without waiting; True when the endpoint needs no supervisor any more."""
+        """Continue without waiting; True when the endpoint needs no supervisor any more."""
         if resource is None or resource.status == "Deleting":
             return self._remove(resource)
         self.resource = resource
@@ -78,7 +78,7 @@ class EndpointWork:
 
     @property
     def _all(self) -> list[VariantProcess]:
-        return [*(self._variants or ()), *self._next, *(one.variant for one in self._replaced)]
+        return [*(self._variants or ()), *self._next, *(replaced.variant for replaced in self._replaced)]
 
     def heartbeat(self) -> None:
         """An endpoint has nothing to save."""
@@ -104,7 +104,7 @@ class EndpointWork:
         return False
 
     def _replace(self, pending: PendingUpdate, failed: Sequence[str]) -> bool:
-        """Start the variants of an update; `failed` are the failures of those that serve now."""
+        """Start the variants of an update; `failed` are the failures of the present ones."""
         if self._update_number != pending.number:
             self._drop(self._next)
             self._next, self._update_number = self._create_variants(pending.variants), pending.number
@@ -130,18 +130,18 @@ class EndpointWork:
 
     def _stop_replaced(self) -> None:
         """Let replaced variants finish their requests, and stop them."""
-        for one in list(self._replaced):
-            age = time.monotonic() - one.since - LINGER
-            if age > 0 and not one.is_stopping:
-                one.variant.request_stop()
-                one.is_stopping = True
-            if age > self.context.settings.stop_seconds or (one.is_stopping and one.variant.is_stopped()):
-                self._drop([one.variant])
-                self._replaced.remove(one)
+        for replaced in list(self._replaced):
+            age = time.monotonic() - replaced.since - LINGER
+            if age > 0 and not replaced.is_stopping:
+                replaced.variant.request_stop()
+                replaced.is_stopping = True
+            if age > self.context.settings.stop_seconds or (replaced.is_stopping and replaced.variant.is_stopped()):
+                self._drop([replaced.variant])
+                self._replaced.remove(replaced)
 
     def _create_variants(self, variants: Sequence[ServedVariant]) -> list[VariantProcess]:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return [VariantProcess(self.folder, one, self.context) for one in variants]
+        return [VariantProcess(self.folder, variant, self.context) for variant in variants]
 
     def _drop(self, variants: Sequence[VariantProcess]) -> None:
         for variant in variants:
@@ -149,12 +149,12 @@ class EndpointWork:
             shutil.rmtree(variant.folder, ignore_errors=True)
 
     def _remove_stale_folders(self) -> None:
-        """Remove the folders that an earlier supervisor left of replaced or failed variants."""
+        """Remove the folders of replaced or failed variants of an earlier supervisor."""
         pending = self.resource.endpoint.pending
         known = [*(self._variants or ()), *self._create_variants(pending.variants if pending else ())]
-        kept = {variant.folder for variant in known}
+        present = {variant.folder for variant in known}
         for path in self.folder.iterdir():
-            if path.is_dir() and path not in kept:
+            if path.is_dir() and path not in present:
                 shutil.rmtree(path, ignore_errors=True)
 
     def _fail(self, failure: str) -> bool:

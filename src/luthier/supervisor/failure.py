@@ -1,7 +1,7 @@
-"""Why a job failed, in words its user understands: the FailureReason of a job.
+"""The FailureReason of a job, written for its user.
 
-SageMaker's prefixes name whose turn it is: ClientError the user's (rows, settings), AlgorithmError the engine's,
-InternalServerError ours.
+SageMaker's prefixes name what failed: ClientError the request (rows, settings), AlgorithmError the engine,
+InternalServerError the service.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from luthier.launchers.launcher import ExitStatus
 from luthier.supervisor.folder import ServiceFolder
 
 INTERRUPTED = 130  # the engine's exit code after a SIGTERM that it handled
-RESUMABLE = "--resume continues from it"  # how training/launch.py ends the reasons of failures that can be resumed
+RESUMABLE = "--resume continues from it"  # ends the reasons of resumable failures, see training/launch.py
 _FULL = 64 << 20  # bytes of free space, below which a disk counts as full
 _PREFIXES = ("ClientError:", "AlgorithmError:", "InternalServerError:")
 _SIGNALS = {
@@ -34,7 +34,7 @@ def is_interrupted(status: ExitStatus) -> bool:
 
 
 def has_lost_rank(folder: ServiceFolder) -> bool:
-    """Whether the engine failed because one of several ranks was killed, or could not be reached any more."""
+    """Whether the engine failed because one of several ranks was killed or became unreachable."""
     return RESUMABLE in _engine_reason(folder)
 
 
@@ -83,7 +83,7 @@ def is_disk_full(error: BaseException) -> bool:
 
 
 def service_failure(error: BaseException) -> str:
-    """What failed on the service's side: in downloading, launching or uploading."""
+    """The reason of a failed download, launch or upload."""
     text = " ".join(str(error).split()) or type(error).__name__
     if is_disk_full(error):
         text = f"InternalServerError: the disk is full: {text}; free some space, and start the job again"

@@ -1,9 +1,9 @@
 """The folder of a service job: the engine's job folder, with the supervisor's own files beside it.
 
-request.json          the request, for whoever looks into the folder
-service.json          how far the job is (JobState), which makes each stage repeatable after a kill
-logs/engine.log       what the engine writes
-logs/events.jsonl     the same, line by line, with the time of each
+request.json          the request, for information
+service.json          the job's state (JobState), with which its stages continue after a kill
+logs/engine.log       the engine's output
+logs/events.jsonl     its lines with their times
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _SECONDARIES = {"MaxAutoMLJobRuntimeReached": "MaxRuntimeExceeded", "ModelDeploy
 
 @dataclass(slots=True, kw_only=True)
 class JobState:
-    """How far a job is.
+    """The state of a job.
 
     `stage` is the current one; all before it are done. `handle` names the engine's run, from its start until its
     results are collected. `stop_reason` says why the engine has to stop before its work is done: "requested",
@@ -75,18 +75,18 @@ class ServiceFolder:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the engine has done all its work; the report is the last that it writes, each file in one move."""
+        """Whether the engine has done all its work; it writes the report last, and each file atomically."""
         return all(path.is_file() for path in (self.job.artifact, self.job.metrics, self.job.report))
 
     @property
     def progress(self) -> int:
-        """A number that grows with what a resumed engine need not do again."""
+        """A number that grows with the work that a resumed engine does not repeat."""
         steps = [int(path.name[5:]) for path in self.job.checkpoints.glob("step-*")]
         scored = len(list(self.job.scores.glob("base.*.jsonl")))
         return max(steps, default=0) * 10 + scored
 
     def create(self, request: Any) -> None:
-        """Make the folder, nobody else's to read, with its request."""
+        """Create the folder (0700) with its request."""
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         (self.root / "logs").mkdir(exist_ok=True)
         write_json(self.root / "request.json", request)
@@ -97,7 +97,7 @@ class ServiceFolder:
 
 
 def read_state(root: Path) -> JobState:
-    """The state in a folder, also one that version 0.3 wrote; that of a job not yet begun where there is none."""
+    """The state stored in a folder, also by version 0.3; a new job's state if there is none."""
     path = root / "service.json"
     stored = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     state = JobState(**{_RENAMED.get(name, name): value for name, value in stored.items()} | {"format_version": 2})

@@ -1,10 +1,10 @@
-"""One job, from the queue to its end: each stage can be repeated, and is recorded before the next begins.
+"""Runs one job from the queue to its end: stages are repeatable, and each is recorded before the next begins.
 
     prepare ─► download ─► train ─► upload ─► finish
                   │          │                   ▲
                   └──────────┴─ stopped, failed ─┘
 
-A stage is a method that goes as far as it can without waiting, and returns whether the next step can follow at once.
+A stage is a method that never waits, and returns whether the next step can follow at once.
 """
 
 from __future__ import annotations
@@ -65,9 +65,9 @@ class JobWork:
         }  # fmt: skip
 
     def step(self, resource: Resource | None) -> bool:
-        """Go on as far as is possible without waiting; True when the job needs no supervisor any more.
+        """Continue without waiting; True when the job needs no supervisor any more.
 
-        `resource` is the job as it stands in the store now, None when it was deleted or taken over.
+        `resource` is the job's current row in the store; None when it was deleted or taken over.
         """
         if resource is None:
             self.kill()
@@ -93,7 +93,7 @@ class JobWork:
 
     @property
     def needs_device(self) -> bool:
-        """Whether an engine is still to run."""
+        """Whether the engine has work left."""
         return self.folder.state.stage in ("prepare", "download", "train")
 
     # Stages
@@ -197,7 +197,7 @@ class JobWork:
 
     def _engine_ended(self, status: ExitStatus) -> bool:
         if self.folder.state.handle is not None:
-            self.context.launcher.kill(self.folder.state.handle)  # processes that outlived the first one
+            self.context.launcher.kill(self.folder.state.handle)  # its child processes
         if not self._is_collected():
             return False
         if self._monitor is not None:
@@ -224,7 +224,7 @@ class JobWork:
         return True
 
     def _restart(self, status: ExitStatus, how: str) -> bool:
-        """Restart an engine that did not fail itself from its checkpoint, unless it makes no progress between."""
+        """Restart an interrupted engine from its checkpoint; fail after `max_crashes` ends without progress."""
         state = self.folder.state
         if self.folder.progress > state.progress:
             state.progress, state.crashes = self.folder.progress, 0
@@ -256,7 +256,7 @@ class JobWork:
             self._monitor.request_stop(self.context.settings.stop_seconds)
 
     def is_stopped(self) -> bool:
-        """Whether nothing of this job is running any more; the next supervisor collects what it wrote."""
+        """Whether none of the job's processes runs any more; the next supervisor collects the results."""
         if self._monitor is not None and self._monitor.poll() is not None:
             self.context.launcher.kill(self._monitor.handle)
             self._monitor = None
@@ -264,7 +264,7 @@ class JobWork:
         return self._monitor is None
 
     def kill(self) -> None:
-        """End what runs, at once."""
+        """Kill the engine, if it runs."""
         if self._monitor is not None:
             self.context.launcher.kill(self._monitor.handle)
             self._monitor.poll()
@@ -291,7 +291,7 @@ class JobWork:
         return limit is not None and self._seconds_worked > limit
 
     def _is_done(self, work: Callable[[], None]) -> bool:
-        """Whether `work`, started in a thread unless it was, is done. Raises what it raised once it is not retried."""
+        """Start `work` in a thread, once, and return whether it is done; raise its error when it is not retried."""
         if self._transfer is None:
             if self._retry.is_waiting:
                 return False
@@ -314,7 +314,7 @@ class JobWork:
         return True
 
     def _decide(self, status: str, secondary: str = "", reason: str = "") -> bool:
-        """Decide the job's outcome; what is left is to write it to the store."""
+        """Set the job's outcome, which the finish stage writes to the store."""
         self._transfer = None
         state = self.folder.state
         state.status, state.secondary, state.failure = status, secondary or status, reason
@@ -360,7 +360,7 @@ class JobWork:
         return list(algorithm.get("MetricDefinitions", []))
 
     def _publish(self, progress: Mapping[str, Any] | None = None) -> None:
-        """Write the current stage to the store, where it is not there yet, with the fields `progress`."""
+        """Write the current stage, if it changed, and the fields `progress` to the store."""
         secondary = SECONDARY_STATUSES.get(self.folder.state.stage, "")
         before = self.resource.training
         is_behind = self.resource.status == "InProgress" and self.resource.secondary != secondary
@@ -391,7 +391,7 @@ class JobWork:
             _log.warning("%s: cannot write its log: %s", self.resource.name, error)
 
     def _save(self) -> None:
-        """Write the state to disk. Where that fails the job goes on, and a kill costs the repetition of a stage."""
+        """Write the state to disk. If that fails, the job continues; after a kill it would repeat a stage."""
         now = time.monotonic()
         self.folder.state.seconds += now - self._since
         self._since = now

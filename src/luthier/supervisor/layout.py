@@ -1,6 +1,6 @@
-"""Lays a job folder out: downloads the channels and writes the spec where the engine reads it.
+"""Creates the job folder: downloads the channels and writes the spec for the engine.
 
-It starts anew each time, so a kill in the middle of it leaves nothing to repair.
+It starts from scratch each time, so it can be repeated after a kill.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from luthier.supervisor.folder import ServiceFolder
 
 
 class ArtifactStore(Protocol):
-    """What the supervisor needs of the object store. UserError for what is not there or may not be."""
+    """What the supervisor needs of the object store. UserError for missing or invalid objects."""
 
     def download_prefix(self, uri: str, folder: Path) -> Any:
         """Copy the object, or all objects below an address, into `folder`, under their names below it."""
@@ -50,7 +50,7 @@ def lay_out(folder: ServiceFolder, spec: JobSpec, objects: ArtifactStore, device
 
 
 def engine_device(device: str) -> str:
-    """The engine's name for a device of the pool; it sees no other GPUs than its own."""
+    """The engine's name for a device of the pool; the engine sees only its own GPUs."""
     return "cpu" if device == CPU else "cuda"
 
 

@@ -1,7 +1,7 @@
-"""The supervisor's loop: heartbeat, one step of everything it holds, claim what there is a device for, sleep.
+"""The supervisor's loop: heartbeat, one step of each job and endpoint, claim more while devices are free, sleep.
 
-One thread, which never waits for an engine, an object store or a network. A failure of one job does not affect the
-others, and while the database is unreachable everything that runs keeps running.
+Its one thread never waits for an engine, an object store or a network. A failure of one job does not affect the
+others, and running processes continue while the database is unreachable.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from luthier.supervisor.context import SupervisorContext
 from luthier.supervisor.endpoints import EndpointWork
 from luthier.supervisor.failure import service_failure
 from luthier.supervisor.job import JobWork
-from luthier.supervisor.recovery import beyond_devices, recover
+from luthier.supervisor.recovery import jobs_without_device, recover
 
 JOBS = (TRAINING_JOB,)
 ENDPOINTS = (ENDPOINT,)
-LEASE_SECONDS = 60.0  # that a claim outlives its supervisor's last heartbeat
+LEASE_SECONDS = 60.0  # of a claim after its supervisor's last heartbeat
 HEARTBEAT_SECONDS = 10.0
 BUSY_INTERVAL = 0.1  # seconds between two rounds while something runs
 IDLE_INTERVAL = 0.3
-STOP_INTERVAL = 0.5  # seconds between two queries for queued jobs that are to be stopped
+STOP_INTERVAL = 0.5  # seconds between two queries for queued jobs with a stop request
 RETRY_SECONDS = 3.0  # after an unexpected error
 _log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def new_owner() -> str:
 
 
 class Supervisor:
-    """Runs what is queued in the store."""
+    """Runs the jobs and endpoints of the store's queue."""
 
     def __init__(self, context: SupervisorContext) -> None:
         self.context = context
@@ -69,10 +69,10 @@ class Supervisor:
         self.shut_down()
 
     def recover(self) -> None:
-        """Clean up after an earlier supervisor; jobs whose engine is done go on at once, ahead of the queue."""
+        """Clean up after an earlier supervisor; claim jobs whose engine is done ahead of the queue."""
         heartbeat_file(self.context.settings.home).touch()
         recover(self.context, heartbeat_file(self.context.settings.home).touch)
-        waiting = list(beyond_devices(self.context.settings.jobs, self.context.store.waiting(JOBS)))
+        waiting = list(jobs_without_device(self.context.settings.jobs, self.context.store.waiting(JOBS)))
         while waiting and self._claim_next(JOBS, only=waiting):
             pass
 
@@ -80,7 +80,7 @@ class Supervisor:
         """One step of everything held, then claim more."""
         try:
             self._heartbeat()
-            held = {one.id: one for one in self.context.store.held(self.context.owner, list(self._works))}
+            held = {row.id: row for row in self.context.store.held(self.context.owner, list(self._works))}
         except SQLAlchemyError as error:
             _log.error("the database is unreachable: %s", error)
             time.sleep(1)
@@ -135,7 +135,7 @@ class Supervisor:
 
     def _claim_next(self, kinds: tuple[str, ...], only: Sequence[str] | None = None) -> bool:
         resource = self.context.store.claim(
-            self.context.owner, kinds, time.time() + LEASE_SECONDS, but=list(self._works), only=only
+            self.context.owner, kinds, time.time() + LEASE_SECONDS, exclude=list(self._works), only=only
         )
         if resource is None:
             return False
@@ -170,7 +170,7 @@ class Supervisor:
                 time.sleep(1)
 
     def _try(self, action: Callable[[], None]) -> None:
-        """While shutting down, an unreachable database is ignored: the next supervisor releases what is left."""
+        """Run `action` at shutdown, ignoring an unreachable database: the next supervisor releases the rest."""
         try:
             action()
         except SQLAlchemyError as error:

@@ -50,7 +50,7 @@ class MetricsReader:
             try:
                 numbers = json.loads(line)
             except ValueError:
-                continue  # the engine is dropping lines at this moment: the next reading starts over
+                continue  # the engine is dropping lines right now: the next read starts over
             self.latest |= {name: value for name, value in numbers.items() if _is_number(value)}
         return bool(whole)
 
@@ -71,14 +71,14 @@ class MetricsReader:
 
 
 def current_metrics(reader: MetricsReader, metric_names: Sequence[str]) -> list[dict[str, Any]]:
-    """FinalMetricDataList so far: SageMaker shows the last value of each metric while a job runs, too."""
+    """FinalMetricDataList so far: the last value of each metric, also while the job runs."""
     loss = reader.latest.get("eval_loss")
     values = reader.latest | ({"eval_ppl": math.exp(loss)} if loss is not None and loss < 700 else {})
     return _data(reader, ((name, values.get(_JUMPSTART[name.rsplit(":", 1)[-1]])) for name in metric_names))
 
 
 def metric_names(definitions: Sequence[Mapping[str, Any]], pairs: bool) -> list[str]:
-    """The metric names that the request defines and that are known here; JumpStart's own where it defines none."""
+    """The metric names of the request that are JumpStart's; all of JumpStart's if there are none."""
     defined = [str(one["Name"]) for one in definitions if str(one["Name"]).rsplit(":", 1)[-1] in _JUMPSTART]
     if defined:
         return defined
@@ -88,7 +88,7 @@ def metric_names(definitions: Sequence[Mapping[str, Any]], pairs: bool) -> list[
 
 
 def regex_metrics(events: Path, definitions: Sequence[Mapping[str, Any]]) -> tuple[dict[str, float], list[str]]:
-    """The last value in the log of each metric that the request defines by a Regex of its own, and what is wrong.
+    """The last value in the log of each metric that the request defines by its own Regex, and the faults.
 
     The first group of a Regex is the value. An invalid Regex, or one that takes too long, matches nothing.
     """
@@ -108,7 +108,7 @@ def regex_metrics(events: Path, definitions: Sequence[Mapping[str, Any]]) -> tup
                 if match:
                     values[name] = float(match.group(1))
             except (ValueError, IndexError):
-                continue  # no number: SageMaker passes over it, too
+                continue  # no number: ignored, as by SageMaker
             except TimeoutError:
                 faults.append(f"metric {name}: its Regex takes more than {PATTERN_SECONDS} s on a line; it is left out")
                 del patterns[name]
@@ -128,7 +128,7 @@ def final_metrics(
 ) -> list[dict[str, Any]]:
     """FinalMetricDataList of a finished job: JumpStart's names, `regex_values`, then the base and the tuned model's.
 
-    The validation loss is that of the weights that were kept.
+    The validation loss is that of the best checkpoint.
     """
     metrics = _metrics(path)
     best = (metrics.get("best") or {}).get("eval_loss")
@@ -142,7 +142,7 @@ def final_metrics(
 
 
 def candidate_metrics(reader: MetricsReader, path: Path) -> list[dict[str, Any]]:
-    """CandidateMetrics: only StandardMetricName has names for a language model's."""
+    """CandidateMetrics, by their StandardMetricName."""
     tuned = _metrics(path).get("tuned") or {}
     metrics = [
         {"StandardMetricName": name, "Value": float(tuned[key]), "Set": "Validation"}
@@ -155,7 +155,7 @@ def candidate_metrics(reader: MetricsReader, path: Path) -> list[dict[str, Any]]
 
 
 def _is_number(value: Any) -> bool:
-    """JSON of a database holds no NaN."""
+    """Whether it is a finite number; JSON in a database cannot hold NaN."""
     return isinstance(value, int | float) and math.isfinite(value)
 
 

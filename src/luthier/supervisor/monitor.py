@@ -11,7 +11,7 @@ from luthier.supervisor.folder import ServiceFolder
 from luthier.supervisor.tail import EventLog
 
 _log = logging.getLogger(__name__)
-# A process that waits still wakes up now and then. More than this counts as work:
+# A waiting process wakes up now and then; more than this counts as work:
 IDLE_SHARE = 0.01  # of a core
 IDLE_BYTES = 32_768  # read and written in a second: a model that is being downloaded moves more
 
@@ -24,7 +24,7 @@ class RunMonitor:
     handle: RunHandle
     folder: ServiceFolder
     events: EventLog
-    deadline: float | None = None  # when the run is killed, once it was asked to stop
+    deadline: float | None = None  # when the run is killed; set by `request_stop`
     _written: tuple[float, ...] = ()
     _active_at: float = field(default_factory=time.monotonic)
     _checked_at: float = 0.0
@@ -39,12 +39,12 @@ class RunMonitor:
         try:
             while self.events.follow(last=status is not None):
                 pass
-        except OSError as error:  # a full disk; the engine meets it too, and its log is whole
+        except OSError as error:  # a full disk; its log stays complete
             _log.warning("%s: cannot write its events: %s", self.folder.root.name, error)
         return status
 
     def request_stop(self, grace: float) -> None:
-        """Ask the engine to stop, `grace` seconds before it is killed; repeated calls change nothing."""
+        """Ask the engine to stop and kill it after `grace` seconds; repeated calls have no effect."""
         if self.deadline is None:
             self.deadline = time.monotonic() + grace
             self.launcher.request_stop(self.handle)
@@ -64,7 +64,7 @@ class RunMonitor:
         return now - self._active_at
 
     def _stat_files(self) -> list[float]:
-        """Sizes and times that change with every line of log, every metric, every checkpoint and every score."""
+        """File sizes and times, which change with each log line, metric, checkpoint and score."""
         job = self.folder.job
         stats = []
         for path in (self.folder.log, job.metrics_lines, job.checkpoints, job.scores, job.output, job.model):

@@ -1,4 +1,4 @@
-"""Cleans up after a dead supervisor: runs that are still going, leases that are still held, orphaned folders."""
+"""Cleans up after an earlier supervisor: its running processes, its leases and orphaned folders."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ POLL_SECONDS = 0.1
 def recover(context: SupervisorContext, heartbeat: Callable[[], None]) -> None:
     """End every run of this home, and release what other supervisors hold in its store.
 
-    Engines are asked to stop first, so that their work since the last checkpoint is kept; `heartbeat` is called while
-    they do.
+    Engines are first asked to stop, which makes them write a checkpoint; `heartbeat` is called meanwhile.
     """
     settings, launcher = context.settings, context.launcher
     leftovers = launcher.leftovers(settings.home, list(_recorded_handles(context)))
@@ -58,8 +57,8 @@ def _recorded_handles(context: SupervisorContext) -> Iterator[RunHandle]:
         yield from (handle for handle in handles if handle)
 
 
-def beyond_devices(jobs: Path, waiting: Sequence[str]) -> Iterator[str]:
-    """Those of the jobs nobody holds whose engine is done: they need no device to go on."""
+def jobs_without_device(jobs: Path, waiting: Sequence[str]) -> Iterator[str]:
+    """Yield the `waiting` jobs whose engine is done, so that they need no device."""
     for job in waiting:
         if read_state(jobs / job).stage in ("upload", "finish"):
             yield job

@@ -1,11 +1,9 @@
 """The process that serves one variant of an endpoint: fetches its model, starts it, and restarts it after a crash.
 
-    fetching ─► starting ─► ready
-                   ▲  │       │ crashes
-                   │  ▼       ▼
-                  waiting ◄───┘          failed: a model that cannot be fetched or loaded, or too many crashes
-
-Knows the process and the folder of one variant, nothing of the store.
+fetching ─► starting ─► ready
+               ▲  │       │ crashes
+               │  ▼       ▼
+              waiting ◄───┘          failed: a model that cannot be fetched or loaded, or too many crashes
 """
 
 from __future__ import annotations
@@ -24,23 +22,22 @@ from luthier.jobs.progress import ServedVariant
 from luthier.launchers.launcher import RunHandle
 from luthier.supervisor import archive, failure
 from luthier.supervisor.context import SupervisorContext
-from luthier.supervisor.retry import RetryPolicy
+from luthier.supervisor.retry import MAX_WAIT, RetryPolicy
 from luthier.supervisor.tail import EventLog
 from luthier.supervisor.transfer import Transfer
 
 MAX_CRASHES = 4  # in a row, each soon after the start, after which a variant fails
-STEADY_SECONDS = 60.0  # once ready for so long, crashes are counted anew
-LONGEST_WAIT = 30.0
-START_SECONDS = 3600.0  # that a model may take to load, SageMaker's longest start-up time
+STEADY_SECONDS = 60.0  # of being ready, after which the count of crashes restarts
+START_SECONDS = 3600.0  # to load the model: SageMaker's maximum start-up timeout
 PING_SECONDS = 5.0
 LOG_BYTES = 16 << 20  # of a process's log file, above which it is truncated once its lines are events
-EVENT_BYTES = 64 << 20  # of a variant's events that are kept at least
+EVENT_BYTES = 64 << 20  # of a variant's events, at least
 _connections = EndpointConnections(PING_SECONDS)
 _log = logging.getLogger(__name__)
 
 
 class VariantProcess:
-    """The process of one variant. `state` is fetching, starting, waiting, ready or failed; then `failure` says why."""
+    """The process of one variant. `state`: fetching, starting, waiting, ready or failed, with its `failure`."""
 
     def __init__(self, folder: Path, variant: ServedVariant, context: SupervisorContext) -> None:
         self.name = variant.name
@@ -103,7 +100,7 @@ class VariantProcess:
         self._launch()
 
     def _base_model(self) -> str:
-        """The base model that a JumpStart artifact stands for; empty where the artifact is the user's own."""
+        """The id of a JumpStart artifact's base model; "" for the user's own artifact."""
         entry = jumpstart.base_model_of_key(self.model)
         if entry is None and jumpstart.is_cache_uri(self.model):
             raise UserError(f"variant {self.name}: {self.model} is not an artifact of a known model")
@@ -142,7 +139,7 @@ class VariantProcess:
     def _has_crashed(self) -> bool:
         assert self._handle is not None
         status = self.context.launcher.poll(self._handle)
-        with suppress(OSError):  # a full disk costs events, not answers
+        with suppress(OSError):  # on a full disk events are lost, but requests are served
             while self.events.follow(last=status is not None):
                 pass
             if status is None and self.events.offset > self._log_bytes:
@@ -157,13 +154,13 @@ class VariantProcess:
         if status.code == UserError.exit_code or self._crashes >= MAX_CRASHES:
             self._fail(f"variant {self.name}: its process {how}; the last line of its log: {last}")
             return True
-        pause = min(LONGEST_WAIT, 2.0 ** (self._crashes - 1) / 2)
+        pause = min(MAX_WAIT, 2.0 ** (self._crashes - 1) / 2)
         _log.warning("variant %s: its process %s; restarting it in %g s", self.name, how, pause)
         self.state, self._since = "waiting", time.monotonic() + pause
         return True
 
     def _truncate_log(self) -> None:
-        """While the process is suspended, so that it writes no line between the last read and the truncation."""
+        """Truncate the log while the process is suspended, so that no line is lost between the last read and that."""
         assert self._handle is not None
         with self.context.launcher.paused(self._handle) as is_paused:
             is_truncated = is_paused and self.events.truncate_log()
@@ -176,7 +173,7 @@ class VariantProcess:
 
 
 def read_handle(folder: Path) -> RunHandle | None:
-    """The last run on a variant's folder, None where none was started."""
+    """The last run in a variant's folder; None if there was none."""
     path = folder / "service.json"
     return json.loads(path.read_text("utf-8"))["handle"] if path.is_file() else None
 

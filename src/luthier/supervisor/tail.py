@@ -1,8 +1,8 @@
-"""An engine's log as events: each line with the time at which it was seen, exactly once across restarts.
+"""Converts an engine's log to events: each line once, also across restarts, with the time at which it was read.
 
     events.jsonl    {"timestamp": ms since 1970, "message": line, "offset": bytes of the log that end with it}
 
-The offset of the last event says where to go on, so no second file can disagree with the events. For a long-lived
+Reading continues at the offset of the last event, so no second file can disagree with the events. For a long-lived
 process both files are bounded: the log is truncated once all of it is in the events, and the oldest events are dropped.
 """
 
@@ -16,37 +16,37 @@ from pathlib import Path
 
 from luthier.jobs.lines import drop_oldest
 
-LONGEST = 256 * 1024  # bytes of one event, as in CloudWatch Logs; a longer line is several events
-_AT_ONCE = 4 << 20
+MAX_EVENT_BYTES = 256 * 1024  # as in CloudWatch Logs; a longer line becomes several events
+_MAX_READ = 4 << 20
 
 
 class EventLog:
-    """Follows the file `log` and appends to the file `events`; either may not be there yet.
+    """Follows the file `log` and appends to the file `events`; either may be missing at first.
 
-    Of the events, at least the last `kept` bytes are kept, and twice that at most; None: all of them.
+    Keeps between `min_bytes` and twice that of the latest events; None: all events.
     """
 
-    def __init__(self, log: Path, events: Path, kept: int | None = None) -> None:
-        self._log, self._events, self._kept = log, events, kept
+    def __init__(self, log: Path, events: Path, min_bytes: int | None = None) -> None:
+        self._log, self._events, self._min_bytes = log, events, min_bytes
         self.offset, self._stamp = _read_position(events)
         if self.offset > self._size():  # truncated, and killed before that was recorded
             self.offset = 0
         self._last = ""
 
     def follow(self, last: bool = False) -> int:
-        """Take over what the log has gained; return how many events that were.
+        """Append new lines of the log to the events; return how many.
 
-        A line without an end is left for the next time, unless this is the `last`. At most a few MB at once: call again
-        until 0 is returned.
+        An incomplete line is left for the next call, unless this is the `last`. One call reads at most a few MB: call
+        again until it returns 0.
         """
         try:
             with open(self._log, "rb") as handle:
                 handle.seek(self.offset)
-                data = handle.read(_AT_ONCE)
+                data = handle.read(_MAX_READ)
         except FileNotFoundError:
             return 0
         if not last:
-            data = data[: data.rfind(b"\n") + 1] or data[:LONGEST] * (len(data) >= LONGEST)
+            data = data[: data.rfind(b"\n") + 1] or data[:MAX_EVENT_BYTES] * (len(data) >= MAX_EVENT_BYTES)
         offset = self.offset
         lines = []
         for line in _lines(data):
@@ -57,11 +57,11 @@ class EventLog:
         return len(lines)
 
     def truncate_log(self) -> bool:
-        """Truncate the log if all of it is in the events; whether it was. Nobody may write to it meanwhile."""
+        """Truncate the log if all of it is in the events; return whether it was. No process may write meanwhile."""
         while self.follow():
             pass
         if self.offset != self._size():
-            return False  # it ends in the midst of a line
+            return False  # it ends with an incomplete line
         size, self.offset = self.offset, 0
         os.truncate(self._log, 0)
         self.append(f"supervisor: the log file was truncated after {size:,} bytes; all of its lines are above")
@@ -71,11 +71,11 @@ class EventLog:
         return self._log.stat().st_size if self._log.is_file() else 0
 
     def append(self, *messages: str) -> None:
-        """Add lines of the supervisor's own."""
+        """Add the supervisor's own lines."""
         self._append([(message, self.offset) for message in messages])
 
     def last_line(self) -> str:
-        """The last line of the log that says something, or an empty string."""
+        """The last line of the log that is not blank; "" if there is none."""
         try:
             with open(self._log, "rb") as handle:
                 handle.seek(max(0, handle.seek(0, os.SEEK_END) - 8192))
@@ -85,7 +85,7 @@ class EventLog:
         return next((line.strip() for line in reversed(lines) if line.strip()), self._last)
 
     def _append(self, messages: Sequence[tuple[str, int]]) -> None:
-        self._stamp = max(self._stamp, int(time.time() * 1000))  # events are read by time: it never goes back
+        self._stamp = max(self._stamp, int(time.time() * 1000))  # readers rely on ascending times
         if not messages:
             return
         text = "".join(
@@ -93,26 +93,26 @@ class EventLog:
             for message, offset in messages
         )
         self._events.parent.mkdir(parents=True, exist_ok=True)
-        whole = self._events.stat().st_size if self._events.exists() else 0
+        size = self._events.stat().st_size if self._events.exists() else 0
         try:
             with open(self._events, "ab") as handle:
                 handle.write(text.encode("utf-8", "replace"))
         except OSError:
-            os.truncate(self._events, whole)  # a full disk: none of these, rather than half of one
+            os.truncate(self._events, size)  # a full disk: write no events rather than an incomplete one
             raise
         self.offset = messages[-1][1]
-        if self._kept is not None and whole + len(text) > 2 * self._kept:
-            drop_oldest(self._events, self._kept)
+        if self._min_bytes is not None and size + len(text) > 2 * self._min_bytes:
+            drop_oldest(self._events, self._min_bytes)
 
 
 def _lines(data: bytes) -> Iterator[bytes]:
     for line in data.splitlines(keepends=True):
-        for start in range(0, len(line), LONGEST):
-            yield line[start : start + LONGEST]
+        for start in range(0, len(line), MAX_EVENT_BYTES):
+            yield line[start : start + MAX_EVENT_BYTES]
 
 
 def _read_position(events: Path) -> tuple[int, int]:
-    """Cut off a last event that a kill left torn; return offset and timestamp of the last whole one."""
+    """Remove an incomplete last event, left by a kill; return offset and timestamp of the last complete one."""
     try:
         with open(events, "r+b") as handle:
             size = handle.seek(0, os.SEEK_END)

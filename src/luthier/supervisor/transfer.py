@@ -1,4 +1,4 @@
-"""Work that waits for disks and networks, done beside the loop so that nothing else has to wait for it."""
+"""Runs blocking work (disk, network) in threads, so that the supervisor's loop does not wait for it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 class Transfer:
-    """One piece of work in a thread of its own. It is a daemon: it may be left behind, and must be repeatable."""
+    """Work in its own daemon thread, which may be abandoned; the work must be repeatable."""
 
     def __init__(self, work: Callable[[], None], name: str) -> None:
         self._work = work
@@ -18,7 +18,7 @@ class Transfer:
     def _run(self) -> None:
         try:
             self._work()
-        except Exception as error:  # handed to whoever asks for the outcome
+        except Exception as error:  # read by the caller
             self.error = error
 
     @property

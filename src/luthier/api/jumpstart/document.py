@@ -13,12 +13,12 @@ from luthier.catalog.entry import Entry
 from luthier.catalog.jumpstart import bucket_of, image_uri, object_key
 
 _CAMEL = {"name": "Name", "type": "Type", "default": "Default", "scope": "Scope", "options": "Options"}
-# The hub's schema knows no bound that excludes itself.
+# The hub's schema has no exclusive bounds.
 _BOUNDS = {"min": "Min", "exclusive_min": "Min", "max": "Max", "exclusive_max": "Max"}
 
 
 def document(entry: Entry, identity: str, version: str, region: str) -> dict[str, Any]:
-    """The document of one id in one version, for the region that asks."""
+    """The document of one id in one version, for one region."""
     payload = specs.payload(entry)
     written: dict[str, Any] = {
         "ModelTypes": ["OPEN_WEIGHTS"],

@@ -16,7 +16,7 @@ PREDICTOR = {
     "default_accept_type": JSON,
     "supported_accept_types": [JSON],
 }
-# What instances are called means nothing here; the clients ask for one that they know.
+# Instance types have no effect; the clients expect ones that they know.
 FAMILIES = (
     "c5", "c5n", "c6i", "c7i", "g4dn", "g5", "g6", "g6e", "inf2", "m5", "m5d", "m6i", "m7i", "p2", "p3", "p3dn", "p4d",
     "p4de", "p5", "p5e", "p5en", "r5", "t3", "trn1",
