@@ -182,9 +182,9 @@ def _job(call: Call, service: Service) -> Resource:
 def _transitions(job: Resource, service: Service) -> list[dict[str, Any]]:
     transitions = [
         drop_none(
-            {"Status": item.status, "StartTime": item.started, "EndTime": item.ended, "StatusMessage": item.message}
+            {"Status": step.status, "StartTime": step.started, "EndTime": step.ended, "StatusMessage": step.message}
         )
-        for item in job.training.transitions
+        for step in job.training.transitions
     ]
     message = _queue_position(job, service)
     if message and transitions:

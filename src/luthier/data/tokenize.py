@@ -269,8 +269,7 @@ class Tokenizer:
     def _encode_texts(self, texts: Sequence[_Text]) -> list[Array]:
         """Tokenize texts so that no control token results."""
         result: list[Array] = [np.empty(0, np.int64)] * len(texts)
-        starts = [text.text for text in texts if text.position is Position.START]
-        prefix_length, prefix_ids = self._shared_prefix(starts)
+        prefix_length, prefix_ids = self._shared_prefix([it.text for it in texts if it.position is Position.START])
         for backend in dict.fromkeys(self._backends):
             indices = [index for index, text in enumerate(texts) if self._backends[text.position] is backend]
             if not indices:
