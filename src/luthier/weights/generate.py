@@ -1,9 +1,9 @@
 """Greedy (or beam) generation, for scoring and for `luthier generate`.
 
-Greedy answers of models that Luthier's fused layers compute are written in slots (greedy.py); transformers' `generate`
-writes all others, in batches of rows sorted by prompt length so that they carry little padding. Answers come back in
-the order asked. Greedy means the most likely token each time: penalties and sampling that a base model's
-generation_config.json brings do not apply, for they would score the setting, not the weights.
+Models that Luthier's fused layers support decode greedily with continuous batching (greedy.py). Everything else goes
+through transformers' `generate`, in batches of rows of similar prompt length to save padding. Results are in the order
+of the prompts. Penalties and sampling settings of the base model's generation_config.json are ignored: scores measure
+the weights alone.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from luthier.weights.row_limit import RowLimit, free_memory, is_out_of_memory, m
 
 @dataclass(frozen=True, slots=True)
 class GeneratedTokens:
-    """New token ids, the stop token left out; `truncated` when `max_new_tokens` or the context ended it."""
+    """New token ids without the stop token; `truncated` if `max_new_tokens` or the context length was reached."""
 
     ids: list[int]
     truncated: bool
@@ -43,91 +43,94 @@ def generate(
     beams: int = 1,
     limit: RowLimit | None = None,
 ) -> list[GeneratedTokens]:
-    """Continue each prompt greedily until a stop token; equal, token for token, to each prompt run alone.
+    """Continue each prompt until a stop token; each result equals that of the prompt run alone, token for token.
 
-    An encoder-decoder reads the prompt and writes from its start token on. `beams` above 1 keeps that many candidates
-    and takes the likeliest whole answer. A prompt that is empty or fills the context gets no token. `limit` learns how
-    many prompts fit in memory at once, where `batch_size` do not.
+    An encoder-decoder encodes the prompt and decodes from its start token. `beams` above 1 selects beam search. A
+    prompt that is empty or fills the context gets no token. `limit` learns how many rows fit in memory when
+    `batch_size` rows do not.
     """
-    rooms = [_room(model, len(prompt), max_new_tokens) for prompt in prompts]
+    budgets = [_token_budget(model, len(prompt), max_new_tokens) for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
-    answers = {row: GeneratedTokens([], truncated=True) for row in order if rooms[row] <= 0}
-    asked = [row for row in order if rooms[row] > 0]
-    fits = limit or RowLimit(work="answering")
+    results = {row: GeneratedTokens([], truncated=True) for row in order if budgets[row] <= 0}
+    pending = [row for row in order if budgets[row] > 0]
+    row_limit = limit or RowLimit(work="answering")
     parts = UnsupportedModuleError("beams") if beams > 1 else model.cached_decoding_parts()
     if not isinstance(parts, UnsupportedModuleError):
-        greedy, stops = GreedyDecoder(*parts), set(stop_ids)
+        decoder, stops = GreedyDecoder(*parts), set(stop_ids)
 
-        def share(rows: list[int]) -> dict[int, GeneratedTokens]:
-            return _in_slots(greedy, {row: prompts[row] for row in rows}, rooms, stops, batch_size, fits)
+        def decode_shard(rows: list[int]) -> dict[int, GeneratedTokens]:
+            return _decode_greedily(decoder, {row: prompts[row] for row in rows}, budgets, stops, batch_size, row_limit)
 
-        shares = min(model.world_size, len(asked))
-        for found in model.map(share, [asked[start::shares] for start in range(shares)]):
-            answers |= found
+        shards = min(model.world_size, len(pending))
+        for shard_results in model.map(decode_shard, [pending[start::shards] for start in range(shards)]):
+            results |= shard_results
     else:
 
-        def batch(rows: Sequence[int], room: int) -> list[GeneratedTokens]:
-            return _generate_batch(model, [list(prompts[row]) for row in rows], stop_ids, pad_id, room, beams)
+        def generate_rows(rows: Sequence[int], budget: int) -> list[GeneratedTokens]:
+            return _generate_batch(model, [list(prompts[row]) for row in rows], stop_ids, pad_id, budget, beams)
 
-        for rows, written in _in_batches(model, list(_batches(asked, rooms, batch_size)), batch, fits):
-            answers |= dict(zip(rows, written, strict=True))
-    return [answers[row] for row in range(len(prompts))]
+        batches = list(_batches(pending, budgets, batch_size))
+        for rows, batch_results in _generate_batches(model, batches, generate_rows, row_limit):
+            results |= dict(zip(rows, batch_results, strict=True))
+    return [results[row] for row in range(len(prompts))]
 
 
-def _in_slots(
-    greedy: GreedyDecoder,
+def _decode_greedily(
+    decoder: GreedyDecoder,
     prompts: dict[int, Sequence[int]],
-    rooms: Sequence[int],
+    budgets: Sequence[int],
     stops: set[int],
     slots: int,
-    fits: RowLimit,
+    row_limit: RowLimit,
 ) -> dict[int, GeneratedTokens]:
-    """Answers by Luthier's fused layers; those that memory did not suffice for are begun again, fewer at once."""
+    """Results of Luthier's fused layers; after an out-of-memory error, unfinished rows restart with fewer slots."""
     done: dict[int, GeneratedTokens] = {}
-    while left := {row: prompt for row, prompt in prompts.items() if row not in done}:
-        tried = fits.cap(min(slots, len(left)))
+    while unfinished := {row: prompt for row, prompt in prompts.items() if row not in done}:
+        slot_count = row_limit.cap(min(slots, len(unfinished)))
         try:
-            for row, ids in greedy.answers(left, {row: rooms[row] for row in left}, stops, tried):
-                done[row] = truncate_at_stop(ids, stops, rooms[row])
+            for row, ids in decoder.generate(unfinished, {row: budgets[row] for row in unfinished}, stops, slot_count):
+                done[row] = truncate_at_stop(ids, stops, budgets[row])
             continue
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
         free_memory()
-        fits.halve(tried)
+        row_limit.halve(slot_count)
     return done
 
 
-def _in_batches(
+def _generate_batches(
     model: Model,
     batches: list[tuple[int, list[int]]],
-    work: Callable[[Sequence[int], int], list[GeneratedTokens]],
-    fits: RowLimit,
+    generate_rows: Callable[[Sequence[int], int], list[GeneratedTokens]],
+    row_limit: RowLimit,
 ) -> Iterator[tuple[list[int], list[GeneratedTokens]]]:
-    """Batches answered by transformers, as many rows of one at once as fit."""
+    """Yield the rows and results of each batch; transformers gets as many rows of it at once as fit in memory."""
 
-    def answer(batch: tuple[int, list[int]]) -> list[GeneratedTokens]:
-        room, rows = batch
-        return [found for answers in map_chunks(rows, fits, lambda some: work(some, room)) for found in answers]
+    def generate_batch(batch: tuple[int, list[int]]) -> list[GeneratedTokens]:
+        budget, rows = batch
+        chunks = map_chunks(rows, row_limit, lambda chunk: generate_rows(chunk, budget))
+        return [result for chunk in chunks for result in chunk]
 
-    for _, same in groupby(batches, key=lambda batch: batch[0]):
-        alike = list(same)  # ranks that share a model all go on until the longest answer ends: each needs the room
-        for (_, rows), found in zip(alike, model.map(answer, alike), strict=True):
-            yield rows, found
-
-
-def _room(model: Model, length: int, max_new_tokens: int) -> int:
-    """New tokens that a prompt of `length` may get."""
-    taken = 0 if model.is_encoder_decoder else length
-    return min(max_new_tokens, model.context_length - taken) if length else 0
+    # Ranks that share a model all run until the longest result ends, so they need batches of equal budgets.
+    for _, group in groupby(batches, key=lambda batch: batch[0]):
+        same_budget = list(group)
+        for (_, rows), results in zip(same_budget, model.map(generate_batch, same_budget), strict=True):
+            yield rows, results
 
 
-def _batches(order: list[int], rooms: list[int], batch_size: int) -> Iterator[tuple[int, list[int]]]:
-    """Batches of rows that have the same room, so that a long prompt never shortens another row's answer."""
-    for room, group in groupby(order, key=lambda row: rooms[row]):
+def _token_budget(model: Model, prompt_length: int, max_new_tokens: int) -> int:
+    """Upper limit on the new tokens of a prompt; 0 or less if there can be none."""
+    used = 0 if model.is_encoder_decoder else prompt_length
+    return min(max_new_tokens, model.context_length - used) if prompt_length else 0
+
+
+def _batches(order: list[int], budgets: list[int], batch_size: int) -> Iterator[tuple[int, list[int]]]:
+    """Batches of rows with equal budgets: a long prompt must not shorten the result of another row."""
+    for budget, group in groupby(order, key=lambda row: budgets[row]):
         rows = list(group)
         for start in range(0, len(rows), batch_size):
-            yield room, rows[start : start + batch_size]
+            yield budget, rows[start : start + batch_size]
 
 
 def _generate_batch(
@@ -147,25 +150,25 @@ def _generate_batch(
             pad_token_id=pad_id,
             **({"decoder_start_token_id": model.decoder_start_token_id} if model.is_encoder_decoder else {}),
         )
-    before = 1 if model.is_encoder_decoder else input_ids.shape[1]
-    return [truncate_at_stop(line[before:], set(stop_ids), max_new_tokens) for line in sequences.tolist()]
+    start = 1 if model.is_encoder_decoder else input_ids.shape[1]
+    return [truncate_at_stop(ids[start:], set(stop_ids), max_new_tokens) for ids in sequences.tolist()]
 
 
 def pad(prompts: list[list[int]], pad_id: int, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Prompts as lines of one width, and which of their tokens are real."""
+    """Prompts padded to the longest one, int64 (B, T), and their attention mask."""
     width = max(len(prompt) for prompt in prompts)
     input_ids = torch.full((len(prompts), width), pad_id, dtype=torch.long)
     mask = torch.zeros_like(input_ids)
-    for line, prompt in enumerate(prompts):
-        place = slice(width - len(prompt), width) if left else slice(0, len(prompt))
-        input_ids[line, place] = torch.tensor(prompt)
-        mask[line, place] = 1
+    for row, prompt in enumerate(prompts):
+        columns = slice(width - len(prompt), width) if left else slice(0, len(prompt))
+        input_ids[row, columns] = torch.tensor(prompt)
+        mask[row, columns] = 1
     return input_ids, mask
 
 
 @contextmanager
 def without_generation_config(network: Any) -> Iterator[None]:
-    """Keep the base model's own generation settings out: transformers would mix them in."""
+    """Hide the base model's generation settings, which transformers would merge with the arguments."""
     before = network.generation_config
     network.generation_config = GenerationConfig()
     try:
@@ -174,9 +177,7 @@ def without_generation_config(network: Any) -> Iterator[None]:
         network.generation_config = before
 
 
-def truncate_at_stop(ids: list[int], stop_ids: set[int], room: int) -> GeneratedTokens:
-    """What was written before the first stop token; without one, the first `room` tokens."""
-    place = next((place for place, token in enumerate(ids) if token in stop_ids), None)
-    return (
-        GeneratedTokens(ids[:room], truncated=True) if place is None else GeneratedTokens(ids[:place], truncated=False)
-    )
+def truncate_at_stop(ids: list[int], stop_ids: set[int], max_new_tokens: int) -> GeneratedTokens:
+    """The tokens before the first stop token; without one, the first `max_new_tokens`."""
+    stop = next((index for index, token in enumerate(ids) if token in stop_ids), None)
+    return GeneratedTokens(ids[:max_new_tokens] if stop is None else ids[:stop], truncated=stop is None)

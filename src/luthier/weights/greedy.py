@@ -1,11 +1,10 @@
-"""Greedy answers by Luthier's fused layers: rows leave when they end, and the next prompt takes their slot.
+"""Greedy generation with Luthier's fused layers and continuous batching.
 
-    waiting   longest prompt first: what memory is needed shows at once
-    slots     active rows; a step writes one token of each
-    ended     a stop token, or no room left; its slot is filled from those that wait, or closed
+    waiting   prompts in a queue, longest first, so that a lack of memory shows at the start
+    active    rows with a slot of the KV cache; each decoding step appends one token to every row
+    done      rows with a stop token or `max_new_tokens` tokens; the next prompt takes the slot
 
-It knows tensors and token ids, nothing of files or texts. The reference is transformers' `generate`
-(tests/weights/test_generate.py).
+This module handles token ids, not text. The reference is transformers' `generate` (tests/weights/test_generate.py).
 """
 
 from __future__ import annotations
@@ -24,89 +23,86 @@ from luthier.layers.kv_cache import CacheSlots
 from luthier.layers.linear import Linear
 from luthier.layers.projection import Projection, can_prepack
 
-PREPACKED_BYTES = 2 << 30  # the most that a second copy of the weights may take, laid out for the processor
-PROMPT_TOKENS = 2048  # read at once
+PREPACKED_BYTES = 2 << 30  # upper limit on the size of a second copy of the weights, in the CPU's packed layout
+PROMPT_TOKENS = 2048  # per prefill
 
 
 @dataclass(slots=True)
 class _Row:
-    """A active row."""
+    """An active row; `ids` are its new tokens."""
 
-    number: int
-    room: int
+    index: int
+    prompt: Sequence[int]
+    max_new_tokens: int
     ids: list[int] = field(default_factory=list)
 
-    def ended(self, stop_ids: set[int]) -> bool:
-        return len(self.ids) >= self.room or self.ids[-1] in stop_ids
+    def is_done(self, stop_ids: set[int]) -> bool:
+        return len(self.ids) >= self.max_new_tokens or self.ids[-1] in stop_ids
 
 
 class GreedyDecoder:
-    """A model's layers and head, laid out for many answers as they stand now."""
+    """Greedy decoding with a model's layers and output head, whose weights must not change meanwhile."""
 
     def __init__(self, stack: FusedStack, head: OutputHead) -> None:
-        outward = Linear(head.weight_VD, head.bias_V)
-        size = sum(layer.weight_OI.numel() for layer in (*linear_layers_of(stack), outward)) * head.dtype.itemsize
-        packed = size <= PREPACKED_BYTES and can_prepack(head.weight_VD.device, head.dtype)
-        self._decoding = CachedDecoder(stack, head.dtype, packed)
-        self._head = Projection((outward,), head.dtype, packed)
+        output_layer = Linear(head.weight_VD, head.bias_V)
+        size = sum(layer.weight_OI.numel() for layer in (*linear_layers_of(stack), output_layer)) * head.dtype.itemsize
+        is_packed = size <= PREPACKED_BYTES and can_prepack(head.weight_VD.device, head.dtype)
+        self._decoder = CachedDecoder(stack, head.dtype, is_packed)
+        self._head = Projection((output_layer,), head.dtype, is_packed)
         self._device = head.weight_VD.device
 
-    def answers(
-        self, prompts: Mapping[int, Sequence[int]], rooms: Mapping[int, int], stop_ids: set[int], slots: int
+    def generate(
+        self, prompts: Mapping[int, Sequence[int]], budgets: Mapping[int, int], stop_ids: set[int], slot_count: int
     ) -> Iterator[tuple[int, list[int]]]:
-        """Each row's new tokens, a stop token among them, as rows end. Prompts hold a token, and rooms are above 0."""
+        """Yield each row's index and new tokens, including the stop token, as soon as the row is done.
+
+        `budgets` are the rows' max_new_tokens, at least 1; every prompt has at least one token.
+        """
         waiting = deque(sorted(prompts, key=lambda row: -len(prompts[row])))
-        held = self._decoding.slots(slots)
-        at_work: list[_Row] = []
-        while waiting or at_work:
-            ended = [place for place, row in enumerate(at_work) if row.ended(stop_ids)]
-            yield from ((at_work[place].number, at_work[place].ids) for place in ended)
-            places = [*ended, *range(len(at_work), slots)]
-            fresh = _next(waiting, prompts, len(places))
-            if fresh:
-                self._begin(held, at_work, places[: len(fresh)], [_Row(row, rooms[row]) for row in fresh], prompts)
-            for place in reversed(ended[len(fresh) :]):
-                held.end(place)
-                last = at_work.pop()
-                if place < len(at_work):
-                    at_work[place] = last
-            if at_work and not fresh:
-                ids = torch.tensor([row.ids[-1] for row in at_work], device=self._device)
-                _write(at_work, self._likeliest(self._decoding.step(held, ids)))
+        cache = self._decoder.slots(slot_count)
+        active: list[_Row] = []
+        while waiting or active:
+            done_slots = [slot for slot, row in enumerate(active) if row.is_done(stop_ids)]
+            yield from ((active[slot].index, active[slot].ids) for slot in done_slots)
+            free_slots = [*done_slots, *range(len(active), slot_count)]
+            admitted = _next_prefill(waiting, prompts, len(free_slots))
+            if admitted:
+                rows = [_Row(index, prompts[index], budgets[index]) for index in admitted]
+                self._prefill(cache, active, free_slots[: len(rows)], rows)
+            for slot in reversed(done_slots[len(admitted) :]):
+                cache.end(slot)
+                last = active.pop()
+                if slot < len(active):
+                    active[slot] = last
+            if active and not admitted:
+                ids = torch.tensor([row.ids[-1] for row in active], device=self._device)
+                _append_tokens(active, self._most_likely(self._decoder.step(cache, ids)))
 
-    def _begin(
-        self,
-        held: CacheSlots,
-        at_work: list[_Row],
-        places: Sequence[int],
-        fresh: Sequence[_Row],
-        prompts: Mapping[int, Sequence[int]],
-    ) -> None:
-        """Read the prompts of fresh rows and write each one's first token."""
-        asked = [prompts[row.number] for row in fresh]
-        ids = torch.tensor([token for prompt in asked for token in prompt], device=self._device)
-        hidden = self._decoding.fill(held, places, ids, [len(prompt) for prompt in asked])
-        _write(fresh, self._likeliest(hidden))
-        for place, row in zip(places, fresh, strict=True):
-            at_work[place : place + 1] = [row]
+    def _prefill(self, cache: CacheSlots, active: list[_Row], slots: Sequence[int], rows: Sequence[_Row]) -> None:
+        """Fill the rows' slots with their prompts and append each row's first token."""
+        ids = torch.tensor([token for row in rows for token in row.prompt], device=self._device)
+        hidden = self._decoder.fill(cache, slots, ids, [len(row.prompt) for row in rows])
+        _append_tokens(rows, self._most_likely(hidden))
+        for slot, row in zip(slots, rows, strict=True):
+            active[slot : slot + 1] = [row]
 
-    def _likeliest(self, hidden_RD: Tensor) -> list[int]:
-        """The likeliest token of each. A head's scale and cap, which keep the order, have no say in it."""
+    def _most_likely(self, hidden_RD: Tensor) -> list[int]:
+        """The most likely token of each row. The head's scale and softcap are skipped: they keep the logits' order."""
         (logits_RV,) = self._head(hidden_RD)
-        found: list[int] = logits_RV.float().argmax(-1).tolist()
-        return found
+        tokens: list[int] = logits_RV.float().argmax(-1).tolist()
+        return tokens
 
 
-def _next(waiting: deque[int], prompts: Mapping[int, Sequence[int]], most: int) -> list[int]:
-    """As many rows as there are slots, and no more tokens than are read at once."""
-    taken: list[int] = []
+def _next_prefill(waiting: deque[int], prompts: Mapping[int, Sequence[int]], free_slots: int) -> list[int]:
+    """Dequeue rows for the next prefill: at most `free_slots`, and PROMPT_TOKENS tokens unless one prompt has more."""
+    rows: list[int] = []
     tokens = 0
-    while waiting and len(taken) < most and (not taken or tokens + len(prompts[waiting[0]]) <= PROMPT_TOKENS):
-        taken.append(waiting.popleft())
-        tokens += len(prompts[taken[-1]])
-    return taken
+    while waiting and len(rows) < free_slots and (not rows or tokens + len(prompts[waiting[0]]) <= PROMPT_TOKENS):
+        rows.append(waiting.popleft())
+        tokens += len(prompts[rows[-1]])
+    return rows
 
 
-def _write(rows: Sequence[_Row], tokens: Sequence[int]) -> None:
+def _append_tokens(rows: Sequence[_Row], tokens: Sequence[int]) -> None:
     for row, token in zip(rows, tokens, strict=True):
         row.ids.append(token)

@@ -1,7 +1,7 @@
-"""Memory that does not suffice: how it shows, and going on with fewer rows at once.
+"""Out-of-memory errors: detect them, and retry with fewer rows at once.
 
-What is computed row by row (a gradient, a score, an answer) comes out the same however many rows are worked on at once,
-so a failed allocation costs time and nothing else. It knows rows by number, nothing of what they are.
+Results that are computed row by row (gradients, scores, generated tokens) do not depend on how many rows are computed
+at once, so a failed allocation costs time and nothing else.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from luthier.errors import CapacityError
 
 Row = TypeVar("Row")
 Result = TypeVar("Result")
-# How allocators that raise a bare RuntimeError say it: PyTorch's on CPUs, MPS, CUDA and its libraries, C++ itself;
-# oneDNN has no other words for it.
+# In a bare RuntimeError's message: from PyTorch's allocators for CPUs, MPS and CUDA, CUDA's libraries, C++ and oneDNN.
 PHRASES = (
     "can't allocate memory", "not enough memory", "out of memory", "std::bad_alloc", "ALLOC_FAILED",
     "could not create a primitive", "could not execute a primitive", "could not create a memory",
@@ -29,14 +28,14 @@ OUT_OF_MEMORY_ADVICE = "lower max_input_length, take a smaller model, or a machi
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory did not suffice."""
+    """Whether an error is a failed memory allocation."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in PHRASES)
 
 
 def free_memory() -> None:
-    """Give back what a failed attempt still holds: cycles first, then the devices' own caches."""
+    """Free the memory of a failed attempt: collect reference cycles, then empty the devices' caches."""
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
@@ -46,7 +45,7 @@ def free_memory() -> None:
 
 @contextmanager
 def report_out_of_memory(work: str, advice: str = OUT_OF_MEMORY_ADVICE) -> Iterator[None]:
-    """Turn an allocation that fails inside, where fewer rows would not help, into a CapacityError."""
+    """Turn an out-of-memory error into a CapacityError, where fewer rows would not help."""
     try:
         yield
     except Exception as error:
@@ -56,16 +55,16 @@ def report_out_of_memory(work: str, advice: str = OUT_OF_MEMORY_ADVICE) -> Itera
 
 
 def print_to_stderr(text: str) -> None:
-    """Say it to whoever watches."""
+    """Write a line to standard error."""
     sys.stderr.write(text + "\n")
 
 
 @dataclass(slots=True, kw_only=True)
 class RowLimit:
-    """The number of rows that fit in memory at once for one kind of work; `rows` is None until something did not fit.
+    """The number of rows that fit in memory at once for one kind of work; `rows` is None until one fails.
 
-    `work` names the work in messages; `advice` says what to change when not even one row fits; `say` gets a message
-    at each halving. `batch_setting` is set for work that this process cannot split alone: the setting that splits it.
+    `work` names the work in messages; `advice` says what to change when a single row does not fit; `say` gets a message
+    at each halving. `batch_setting` is the setting that splits the work where this process cannot split it alone.
     """
 
     work: str
@@ -75,39 +74,38 @@ class RowLimit:
     rows: int | None = None
 
     def cap(self, count: int) -> int:
-        """Rows to take at once out of `count`."""
+        """Rows to compute at once, of `count`."""
         return count if self.rows is None else min(count, self.rows)
 
-    def halve(self, tried: int) -> None:
-        """Take half of the `tried` rows from now on. CapacityError when it was one, or cannot be cut."""
+    def halve(self, failed_rows: int) -> None:
+        """Halve the limit after `failed_rows` rows did not fit. CapacityError for one row, or with `batch_setting`."""
         if self.batch_setting:
             raise CapacityError(
-                f"out of memory while {self.work} {tried} rows at once, and ranks that share one model must take the "
+                f"out of memory while {self.work} {failed_rows} rows at once, and ranks that share one model must take the "
                 f"same steps: lower {self.batch_setting}, and resume from the last checkpoint"
             )
-        if tried <= 1:
+        if failed_rows <= 1:
             raise CapacityError(f"out of memory while {self.work} one row at a time; {self.advice}")
-        self.rows = (tried + 1) // 2
+        self.rows = (failed_rows + 1) // 2
         self.say(
-            f"out of memory while {self.work} {tried} rows at once: {self.rows} at once from now on, with the same "
-            "result"
+            f"out of memory while {self.work} {failed_rows} rows at once: {self.rows} at once from now on, with the "
+            "same result"
         )
 
 
 def map_chunks(rows: Sequence[Row], limit: RowLimit, work: Callable[[Sequence[Row]], Result]) -> Iterator[Result]:
-    """`work` on `rows`, as many at once as fit, in order; what did not fit is done again in halves."""
+    """Apply `work` to chunks of `rows`, in order; a chunk that does not fit in memory is retried in halves."""
     start = 0
     while start < len(rows):
-        portion = rows[start : start + limit.cap(len(rows))]
+        chunk = rows[start : start + limit.cap(len(rows))]
         try:
-            result = work(portion)
+            result = work(chunk)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
         else:
             yield result
-            start += len(portion)
+            start += len(chunk)
             continue
-        # Only here, with the error gone, is what its frames held free.
-        free_memory()
-        limit.halve(len(portion))
+        free_memory()  # outside the except block: the error's frames hold tensors
+        limit.halve(len(chunk))

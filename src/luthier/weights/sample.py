@@ -95,7 +95,7 @@ def generate_streaming(model: Model, prompts: Sequence[StreamedPrompt], pad_id: 
 
 
 class _BatchState:
-    """What has been generated for each prompt of a batch, and which prompts are done."""
+    """The new tokens of each prompt of a batch, and which prompts are done."""
 
     def __init__(self, model: Model, prompts: Sequence[StreamedPrompt]) -> None:
         self.prompts = prompts
@@ -111,7 +111,7 @@ class _BatchState:
         self.log_probabilities = [0.0] * len(prompts)
 
     def choose(self, logits_BV: Tensor) -> Tensor:
-        """Logits that leave one token possible for each prompt that does not simply decode greedily."""
+        """Logits that allow only the chosen token of each prompt; unchanged if all prompts decode greedily."""
         if bool(logits_BV.isnan().any()):
             raise LuthierError("the model's scores are not numbers: its weights, or their compute type, do not work")
         with_log_probabilities = any(prompt.with_log_probabilities for prompt in self.prompts)
@@ -135,7 +135,7 @@ class _BatchState:
         generator = self.generators[index]
         if generator is None:
             return int(logits_1V.argmax())
-        logits_1V = logits_1V - logits_1V.max()  # the temperature divides: no overflow, however low it is
+        logits_1V = logits_1V - logits_1V.max()  # no overflow at a low temperature, which divides
         for warper in warpers:
             logits_1V = warper(ids_1T, logits_1V)
         return _sample(logits_1V[0], generator)
@@ -146,8 +146,8 @@ class _BatchState:
             if self.is_done[index]:
                 continue
             self.new_ids[index].append(token)
-            goes_on = prompt.on_token(token, self.log_probabilities[index])
-            self.is_done[index] = not goes_on or len(self.new_ids[index]) >= prompt.max_new_tokens
+            should_continue = prompt.on_token(token, self.log_probabilities[index])
+            self.is_done[index] = not should_continue or len(self.new_ids[index]) >= prompt.max_new_tokens
         return self.is_done
 
 
