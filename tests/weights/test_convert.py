@@ -204,7 +204,7 @@ def test_the_second_time_it_is_at_hand(folder: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(convert, "_run_child", lambda *_: pytest.fail("converted again"))
     again, said = converted(folder)
     assert again == first
-    assert said == [f"using the safetensors made of pytorch_model.bin before: {first}"]
+    assert said == [f"using the safetensors converted from pytorch_model.bin before: {first}"]
 
 
 def test_a_damaged_conversion_is_made_again(folder: Path) -> None:

@@ -1,10 +1,10 @@
-"""Pickled weights (`.bin`) made into safetensors, once; what comes out is a whole model in Hugging Face layout.
+"""Convert pickled weights (`.bin`) to safetensors, once; the result is a whole model in Hugging Face layout.
 
     pytorch_model.bin                                       ┐  child process   ┌ converted-<hash>/  model*.safetensors
     pytorch_model.bin.index.json, pytorch_model-*.bin       ┘  (unpickle.py)   └                    config, tokenizer
 
-The cache keeps it under the hash of all the files it was made from, beside converted.json, which says so. This process
-never opens a pickle. It knows folders and names of parameters, nothing of runs.
+The result is cached under the hash of all its source files, which converted.json in it records. Only the child process
+opens pickles.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from luthier.weights.load import SAFETENSORS, absent_parameters
 RECORD = "converted.json"
 INDEX = "pytorch_model.bin.index.json"
 COPIED = ("*.json", "*.model", "*.txt", "*.jinja")
-# What the child sees of this process's environment: where programs and libraries are, and no secret.
+# Environment variables that the child inherits: the paths of programs and libraries, no secrets.
 PASSED_ON = (
     "PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV",
 )  # fmt: skip
@@ -39,11 +39,11 @@ CHILD = Path(__file__).with_name("unpickle.py")
 _SHARD = re.compile(r"pytorch_model-(\d{5})-of-(\d{5})\.bin")
 
 
-def convert_to_safetensors(folder: Path, say: Callable[[str], None]) -> Path:
+def convert_to_safetensors(folder: Path, notify: Callable[[str], None]) -> Path:
     """The folder to load a model from: `folder` itself, or the conversion of its pickled weights.
 
     Raises UserError for files that are damaged, incomplete, not weights, or do not fit config.json; CapacityError when
-    the cache's disk has no room. A folder without any weights is returned as it is.
+    the cache's disk is full. A folder without weights is returned unchanged.
     """
     if any((folder / name).is_file() for name in SAFETENSORS):
         return folder
@@ -52,31 +52,31 @@ def convert_to_safetensors(folder: Path, say: Callable[[str], None]) -> Path:
         return folder
     target = cache_root() / f"converted-{_source_hash(folder)}"
     size = sum(file.stat().st_size for file in pickles)
-    shown = pickles[0].name if len(pickles) == 1 else f"{len(pickles)} files {pickles[0].name} ..."
-    if _is_whole(target):
-        say(f"using the safetensors made of {shown} before: {target}")
+    source = pickles[0].name if len(pickles) == 1 else f"{len(pickles)} files {pickles[0].name} ..."
+    if _is_valid(target):
+        notify(f"using the safetensors converted from {source} before: {target}")
         return target
-    _check_room(target.parent, size)
-    say(f"converting {shown} ({_size(size)}) to safetensors, once: {target}")
+    _check_disk_space(target.parent, size)
+    notify(f"converting {source} ({_format_size(size)}) to safetensors, once: {target}")
     _convert(folder, pickles, target)
     return target
 
 
 def conversion_source(folder: Path) -> dict[str, Any] | None:
-    """What a converted folder was made from: {"folder", "files": {name: sha256}}; None for any other folder."""
-    record = _record(folder)
+    """The source of a converted folder: {"folder", "files": {name: sha256}}; None for any other folder."""
+    record = _read_record(folder)
     return {name: record[name] for name in ("folder", "files")} if record else None
 
 
 def pickled_files(folder: Path) -> list[Path]:
-    """The files of pickled weights, in order; none when there are none. UserError when some are missing."""
+    """The files of pickled weights, in order; an empty list without any. UserError when some are missing."""
     if (folder / "pytorch_model.bin").is_file():
         return [folder / "pytorch_model.bin"]
     if (folder / INDEX).is_file():
-        names = _indexed(folder / INDEX)
+        names = _indexed_files(folder / INDEX)
     else:
-        found = [match for file in folder.glob("pytorch_model-*.bin") if (match := _SHARD.fullmatch(file.name))]
-        counts = {int(match.group(2)) for match in found}
+        matches = [match for file in folder.glob("pytorch_model-*.bin") if (match := _SHARD.fullmatch(file.name))]
+        counts = {int(match.group(2)) for match in matches}
         if len(counts) > 1:
             raise UserError(f"{folder}: holds pytorch_model shards of {len(counts)} different sets; keep one of them")
         names = [f"pytorch_model-{n + 1:05}-of-{count:05}.bin" for count in counts for n in range(count)]
@@ -89,7 +89,7 @@ def pickled_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def _indexed(index: Path) -> list[str]:
+def _indexed_files(index: Path) -> list[str]:
     try:
         names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()), key=str)
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -104,7 +104,7 @@ def _indexed(index: Path) -> list[str]:
 def _hashes(folder: Path) -> dict[str, str]:
     """sha256 of every file that the conversion depends on, by name."""
     hashes = {}
-    for file in sorted([*pickled_files(folder), *_copied(folder)]):
+    for file in sorted([*pickled_files(folder), *_copied_files(folder)]):
         with open(file, "rb") as handle:
             hashes[file.name] = hashlib.file_digest(handle, "sha256").hexdigest()
     return hashes
@@ -114,13 +114,13 @@ def _source_hash(folder: Path) -> str:
     return hashlib.sha256(json.dumps(_hashes(folder), sort_keys=True).encode()).hexdigest()
 
 
-def _copied(folder: Path) -> list[Path]:
-    """What is taken over as it is: configuration and tokenizer."""
-    found = {file for pattern in COPIED for file in folder.glob(pattern) if file.is_file()}
-    return sorted(file for file in found if not file.name.endswith(".index.json"))
+def _copied_files(folder: Path) -> list[Path]:
+    """Configuration and tokenizer files, which are copied unchanged."""
+    files = {file for pattern in COPIED for file in folder.glob(pattern) if file.is_file()}
+    return sorted(file for file in files if not file.name.endswith(".index.json"))
 
 
-def _record(folder: Path) -> dict[str, Any] | None:
+def _read_record(folder: Path) -> dict[str, Any] | None:
     try:
         stored = json.loads((folder / RECORD).read_text("utf-8"))
     except (OSError, ValueError):
@@ -128,9 +128,9 @@ def _record(folder: Path) -> dict[str, Any] | None:
     return stored if isinstance(stored, dict) and "weights_sha256" in stored else None
 
 
-def _is_whole(target: Path) -> bool:
-    """Whether a conversion is there with every byte it was made with; a damaged one is removed."""
-    record = _record(target)
+def _is_valid(target: Path) -> bool:
+    """Whether the cached conversion exists with the recorded hash; a damaged one is removed."""
+    record = _read_record(target)
     if record and (target / "config.json").is_file() and weights_hash(target) == record["weights_sha256"]:
         return True
     shutil.rmtree(target, ignore_errors=True)
@@ -138,36 +138,36 @@ def _is_whole(target: Path) -> bool:
 
 
 def _convert(folder: Path, pickles: list[Path], target: Path) -> None:
-    beside = target.with_name(f".{target.name}.{os.getpid()}")
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
         try:
-            beside.mkdir(parents=True)
+            temporary.mkdir(parents=True)
         except OSError as error:
             raise UserError(
                 f"{target.parent}: {error.strerror}; set LUTHIER_CACHE to a folder that can be written"
             ) from None
-        answer = _run_child(pickles, beside)
+        answer = _run_child(pickles, temporary)
         if "refused" in answer:
             raise UserError(f"{folder / str(answer.get('file'))}: {answer['refused']}")
-        for file in _copied(folder):
-            shutil.copyfile(file, beside / file.name)
-        _check_fit(folder, beside)
+        for file in _copied_files(folder):
+            shutil.copyfile(file, temporary / file.name)
+        _check_fit(folder, temporary)
         files = {name: digest for name, digest in _hashes(folder).items() if name.endswith(".bin")}
-        record = {"format_version": 1, "folder": str(folder), "files": files, "weights_sha256": weights_hash(beside)}
-        write_json(beside / RECORD, record | {"tied": answer["tied"]})
+        record = {"format_version": 1, "folder": str(folder), "files": files, "weights_sha256": weights_hash(temporary)}
+        write_json(temporary / RECORD, record | {"tied": answer["tied"]})
         weights_hash.cache_clear()
         try:
-            beside.rename(target)
+            temporary.rename(target)
         except OSError:  # another process converted the same files meanwhile
-            if not _is_whole(target):
-                beside.rename(target)
+            if not _is_valid(target):
+                temporary.rename(target)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _run_child(pickles: list[Path], folder: Path) -> dict[str, Any]:
-    """The child's answer. It has its own process group, so that it ends with us and not at a key press before."""
+    """The child's answer. Its own process group shields it from Ctrl-C; it is killed when the wait fails."""
     request = json.dumps({"files": [str(file.absolute()) for file in pickles], "folder": str(folder.absolute())})
     environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -184,16 +184,16 @@ def _run_child(pickles: list[Path], folder: Path) -> dict[str, Any]:
     try:
         answer = json.loads(output)
     except ValueError:
-        how = f"signal {-child.returncode}" if child.returncode < 0 else f"exit {child.returncode}"
+        status = f"signal {-child.returncode}" if child.returncode < 0 else f"exit {child.returncode}"
         raise UserError(
-            f"{pickles[0].parent}: reading {pickles[0].name} ended the process that reads it ({how}); the file is "
-            "damaged, or not weights"
+            f"{pickles[0].parent}: reading {pickles[0].name} ended the process that reads it ({status}); the "
+            "file is damaged, or not weights"
         ) from None
     return answer if isinstance(answer, dict) else {}
 
 
 def _check_fit(folder: Path, converted: Path) -> None:
-    """UserError unless the real class finds every parameter of config.json among the converted ones."""
+    """UserError unless the converted weights have every parameter of the model class that config.json names."""
     try:
         absent = absent_parameters(converted)
     except UserError as error:
@@ -205,15 +205,15 @@ def _check_fit(folder: Path, converted: Path) -> None:
         )
 
 
-def _check_room(cache: Path, size: int) -> None:
+def _check_disk_space(cache: Path, size: int) -> None:
     existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
     free = shutil.disk_usage(existing).free
     if size > free:
         raise CapacityError(
-            f"{cache}: converting the weights to safetensors needs {_size(size)} of disk and "
-            f"{_size(free)} are free; set LUTHIER_CACHE to a larger disk"
+            f"{cache}: converting the weights to safetensors needs {_format_size(size)} of disk and "
+            f"{_format_size(free)} are free; set LUTHIER_CACHE to a larger disk"
         )
 
 
-def _size(count: int) -> str:
+def _format_size(count: int) -> str:
     return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

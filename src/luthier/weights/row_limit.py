@@ -81,8 +81,8 @@ class RowLimit:
         """Halve the limit after `failed_rows` rows did not fit. CapacityError for one row, or with `batch_setting`."""
         if self.batch_setting:
             raise CapacityError(
-                f"out of memory while {self.work} {failed_rows} rows at once, and ranks that share one model must take the "
-                f"same steps: lower {self.batch_setting}, and resume from the last checkpoint"
+                f"out of memory while {self.work} {failed_rows} rows at once, and ranks that share one model must take "
+                f"the same steps: lower {self.batch_setting}, and resume from the last checkpoint"
             )
         if failed_rows <= 1:
             raise CapacityError(f"out of memory while {self.work} one row at a time; {self.advice}")
