@@ -32,8 +32,8 @@ from luthier.weights.quantize import (
     count_weights,
     describe_quantization,
     is_quantized,
-    left_out,
     quantization_scale_bytes,
+    unquantized_layers,
 )
 
 CPU = torch.device("cpu")
@@ -131,7 +131,7 @@ def test_linear_layers_are_and_nothing_else_is(bases: Bases, architecture: str, 
 
 
 def test_transformers_still_passes_falcons_layers_over(bases: Bases, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When this fails, it quantizes classes derived from nn.Linear: remove `plain_linear_layers`."""
+    """When this fails, it quantizes classes derived from nn.Linear: remove `standard_linear_layers`."""
     monkeypatch.setattr(quantize, "OWN_LINEAR", ())
     with pytest.raises(SettingError, match="no linear layer"):
         bases.load("falcon_7b", NF4)
@@ -142,13 +142,13 @@ def test_transformers_still_passes_falcons_layers_over(bases: Bases, monkeypatch
 
 
 def test_what_stays_in_full_is_said(bases: Bases) -> None:
-    assert left_out(bases.load("llama", NF4).hf_model) == {}
-    assert left_out(bases.load("gpt2", INT8).hf_model) == {}
+    assert unquantized_layers(bases.load("llama", NF4).hf_model) == {}
+    assert unquantized_layers(bases.load("gpt2", INT8).hf_model) == {}
     for quantization in EVERY.values():
         assert count_weights(bases.load("gpt2", quantization).hf_model) == count_weights(bases.load("gpt2").hf_model)
-    assert left_out(bases.load("t5", NF4).hf_model) == {"DenseReluDense.wo": 4 * 32 * 48}
+    assert unquantized_layers(bases.load("t5", NF4).hf_model) == {"DenseReluDense.wo": 4 * 32 * 48}
     experts = {"experts.gate_up_proj": 2 * 4 * 96 * 32, "experts.down_proj": 2 * 4 * 32 * 48}
-    assert left_out(bases.load("mixtral", NF4).hf_model) == experts
+    assert unquantized_layers(bases.load("mixtral", NF4).hf_model) == experts
     assert describe_quantization(bases.load("llama", NF4).hf_model) == "43% of its weights quantized"
     assert describe_quantization(bases.load("mixtral", INT8).hf_model) == (
         "10% of its weights quantized, not experts.gate_up_proj and experts.down_proj"

@@ -1,4 +1,4 @@
-"""Loading a base model's weights: safetensors only, from a local folder, on the device asked for."""
+"""Load a base model's weights: safetensors only, from a local folder, onto a device."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from luthier.errors import ModelNotFoundError, SettingError, UserError
 from luthier.weights.model import Model
-from luthier.weights.quantize import Quantization, is_quantized, keep_weights, plain_linear_layers
+from luthier.weights.quantize import Quantization, is_quantized, keep_weights, standard_linear_layers
 
 SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
 
@@ -36,7 +36,7 @@ def find_device(name: str) -> torch.device:
 
 
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The type of matrix products: bf16, fp16 or fp32 as asked; auto is bf16 on GPUs that have it, fp32 elsewhere."""
+    """The type of matrix products: bf16, fp16 or fp32; auto is bf16 on GPUs that support it, fp32 elsewhere."""
     if precision == "auto":
         return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
@@ -55,25 +55,27 @@ def load_model(
 ) -> Model:
     """Load the weights in `folder`.
 
-    `frozen` weights (the base under an adapter, or a model that only scores) are kept in `dtype`, their linear layers
-    in fewer bits where a `quantization` is given; weights that train are kept in `trained_in`, whatever the compute
-    type. `from_scratch` draws new weights from `seed` instead.
+    `frozen` weights (the base of an adapter, or a model for inference) are stored in `dtype`, their linear layers
+    quantized if `quantization` is given; trainable weights are stored in `trained_in`, whatever the compute type.
+    `from_scratch` initializes new weights from `seed` instead.
 
     Raises ModelNotFoundError when there are no safetensors weights, UserError when they cannot be read, do not fit
-    config.json, lack a parameter of it, or are stored quantized, SettingError when they cannot be quantized.
+    config.json, lack a parameter, or are stored quantized, SettingError when they cannot be quantized.
     """
     assert frozen or quantization is None, "quantized weights do not train"
     transformers_logging.disable_progress_bar()
-    kept = dtype if frozen else trained_in
+    storage_dtype = dtype if frozen else trained_in
     if from_scratch:
-        network = _fresh(folder, kept, seed)
+        network = _initialize(folder, storage_dtype, seed)
     else:
-        network = _stored(folder, kept, quantization.loading(device, dtype) if quantization else {})
+        network = _load_stored(
+            folder, storage_dtype, quantization.load_arguments(device, dtype) if quantization else {}
+        )
     network.config.use_cache = False
     network.requires_grad_(not frozen)
     if quantization is None:
         nn.Module.to(network, device)
-    elif is_quantized(network):  # on their device since they were read: moving them would lose their scales
+    elif is_quantized(network):  # already on the device; moving them would lose their scales
         keep_weights(network)
     else:
         raise SettingError(f"bits={quantization.bits}: {type(network).__name__} has no linear layer; set bits=16")
@@ -81,7 +83,7 @@ def load_model(
     return Model(network, dtype, device)
 
 
-def _stored(folder: Path, dtype: torch.dtype, quantized: dict[str, Any]) -> PreTrainedModel:
+def _load_stored(folder: Path, dtype: torch.dtype, quantization: dict[str, Any]) -> PreTrainedModel:
     if not any((folder / name).is_file() for name in SAFETENSORS):
         raise ModelNotFoundError(
             f"{folder}: no weights: expected model.safetensors, or pytorch_model.bin, which is converted to it once"
@@ -89,17 +91,17 @@ def _stored(folder: Path, dtype: torch.dtype, quantized: dict[str, Any]) -> PreT
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         _check_unquantized(folder, config)
-        family = _class_of(config)
-        with plain_linear_layers(family._model_mapping[type(config)]) if quantized else nullcontext():
-            found: Any = family.from_pretrained(
+        family = _auto_class(config)
+        with standard_linear_layers(family._model_mapping[type(config)]) if quantization else nullcontext():
+            loaded: Any = family.from_pretrained(
                 folder, config=config, dtype=dtype, use_safetensors=True, local_files_only=True,
-                output_loading_info=True, **quantized,
+                output_loading_info=True, **quantization,
             )  # fmt: skip
     except (ValueError, OSError, KeyError, RuntimeError, SafetensorError) as error:
-        raise _unloadable(folder, error) from error
-    network: PreTrainedModel = found[0]
-    missing = sorted(found[1]["missing_keys"])
-    if missing:  # transformers would go on with random values there
+        raise _load_error(folder, error) from error
+    network: PreTrainedModel = loaded[0]
+    missing = sorted(loaded[1]["missing_keys"])
+    if missing:  # transformers initializes them randomly
         raise UserError(
             f"{folder}: the stored weights lack {len(missing)} parameters that config.json asks for (first: "
             f"{missing[0]}); copy the whole model again"
@@ -108,26 +110,26 @@ def _stored(folder: Path, dtype: torch.dtype, quantized: dict[str, Any]) -> PreT
 
 
 def absent_parameters(folder: Path) -> list[str]:
-    """Parameters that config.json asks for and the stored weights lack; their names and shapes are read, no weight."""
+    """Parameters of config.json's model that the stored weights lack, found without reading the weights."""
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        found: Any = _class_of(config).from_pretrained(
+        loaded: Any = _auto_class(config).from_pretrained(
             folder, config=config, use_safetensors=True, local_files_only=True, device_map="meta",
             output_loading_info=True,
         )  # fmt: skip
     except (ValueError, OSError, KeyError, RuntimeError, SafetensorError) as error:
-        raise _unloadable(folder, error) from error
-    return sorted(found[1]["missing_keys"])
+        raise _load_error(folder, error) from error
+    return sorted(loaded[1]["missing_keys"])
 
 
-def _fresh(folder: Path, dtype: torch.dtype, seed: int) -> PreTrainedModel:
+def _initialize(folder: Path, dtype: torch.dtype, seed: int) -> PreTrainedModel:
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            network: PreTrainedModel = _class_of(config).from_config(config, dtype=dtype)
+            network: PreTrainedModel = _auto_class(config).from_config(config, dtype=dtype)
     except (ValueError, OSError, KeyError) as error:
-        raise _unloadable(folder, error) from error
+        raise _load_error(folder, error) from error
     return network
 
 
@@ -141,12 +143,12 @@ def _check_unquantized(folder: Path, config: PreTrainedConfig) -> None:
         )
 
 
-def _class_of(config: PreTrainedConfig) -> Any:
-    """The transformers class that reads a prompt and writes a completion, in one stack or in two."""
+def _auto_class(config: PreTrainedConfig) -> Any:
+    """The auto class of transformers for a causal or an encoder-decoder language model."""
     return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 
-def _unloadable(folder: Path, error: Exception) -> UserError:
+def _load_error(folder: Path, error: Exception) -> UserError:
     reason = "the weights do not fit config.json" if "mismatched_sizes" in str(error) else _first_line(error)
     return UserError(f"{folder}: not a language model that transformers can load: {reason}")
 

@@ -4,7 +4,7 @@
     y = m * (W + scale * B A) x / |W + scale * B A|      a magnitude m per output (DoRA, Liu et al. 2024,
                                                          arXiv:2402.09353)
 
-W may be quantized; A, B and m are kept in fp32 and are all that trains.
+W is frozen and may be quantized; A, B and m are trained in fp32.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from luthier.errors import SettingError, did_you_mean
 from luthier.weights.model import Model
 from luthier.weights.quantize import is_quantized
 
-EXPERTS = "experts"  # the target that stands for the fused expert matrices of a mixture
+EXPERTS = "experts"  # the target name of the fused expert matrices of a mixture of experts
 _QUERY_AND_VALUE = ("q_proj", "v_proj")
 _FUSED = ("query_key_value",)
-# By config.json's model_type. An entry of the catalogue may say otherwise; a family that is not here gets all-linear.
+# By config.json's model_type. A catalogue entry may override it; a family without an entry here gets all-linear.
 DEFAULT_TARGET_MODULES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("llama", "mistral", "mixtral", "gemma", "gemma2", "gemma3_text", "qwen2", "qwen3", "phi", "gptj",
                      "gpt_neo"), _QUERY_AND_VALUE),
@@ -44,7 +44,7 @@ DEFAULT_TARGET_MODULES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adapter:
-    """A new LoRA adapter. `target_modules`: last name parts of linear layers, and EXPERTS for a mixture's experts."""
+    """Configuration of a new adapter. `target_modules`: last name parts of linear layers, or EXPERTS."""
 
     r: int
     alpha: int
@@ -55,58 +55,58 @@ class Adapter:
 
 
 def attach_adapter(model: Model, adapter: Adapter, seed: int) -> Model:
-    """Freeze the model and put a new adapter on its targets; its weights are kept in fp32.
+    """Freeze the model and attach a new adapter with fp32 weights.
 
-    SettingError for what the experts of a mixture do not take.
+    SettingError for settings that adapters on the experts of a mixture do not support.
     """
-    plain = model.hf_model
-    experts = expert_matrices(plain) if EXPERTS in adapter.target_modules else ()
+    hf_model = model.hf_model
+    experts = expert_matrices(hf_model) if EXPERTS in adapter.target_modules else ()
     if experts:
         _check_experts(adapter)
     config = LoraConfig(
         r=adapter.r, lora_alpha=adapter.alpha, lora_dropout=adapter.dropout, use_rslora=adapter.use_rslora,
         use_dora=adapter.use_dora, target_modules=[name for name in adapter.target_modules if name != EXPERTS],
-        target_parameters=list(experts) or None, fan_in_fan_out=any(_turned(module) for module in plain.modules()),
+        target_parameters=list(experts) or None, fan_in_fan_out=any(map(_is_transposed, hf_model.modules())),
         task_type="SEQ_2_SEQ_LM" if model.is_encoder_decoder else "CAUSAL_LM",
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]), _peft_warnings_silenced():
         torch.manual_seed(seed)
-        network = get_peft_model(plain, config, autocast_adapter_dtype=False)
+        network = get_peft_model(hf_model, config, autocast_adapter_dtype=False)
     for parameter in network.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     if model.dtype is not torch.float32 and not adapter.dropout and not adapter.use_dora:
-        _take_inputs_as_they_are(network)
-    return Model(network.eval(), model.dtype, model.device)  # PEFT's own modules are born in training mode
+        _disable_input_casts(network)
+    return Model(network.eval(), model.dtype, model.device)  # PEFT creates its modules in training mode
 
 
-def _take_inputs_as_they_are(network: nn.Module) -> None:
-    """Spare the adapters a copy of each input in fp32, which autocast would round to the very same numbers again.
+def _disable_input_casts(network: nn.Module) -> None:
+    """Skip the adapters' cast of each input to fp32, which autocast would undo exactly.
 
-    Not where something is computed in between: dropout's scale, rounded to bf16, would be off by a part in 500.
+    Not with dropout, whose scale is computed in between: rounded to bf16 it would be off by 1 part in 500.
     """
     for module in network.modules():
         if isinstance(module, LoraLinear):
             module.cast_input_dtype_enabled = False
 
 
-def resolve_target_modules(asked: str, network: PreTrainedModel, family_default: tuple[str, ...]) -> tuple[str, ...]:
-    """The linear layers that `lora_target_modules` names.
+def resolve_target_modules(setting: str, network: PreTrainedModel, family_default: tuple[str, ...]) -> tuple[str, ...]:
+    """The linear layers that the `lora_target_modules` setting names.
 
-    `asked` is default, all-linear, or comma-separated last parts of module names, EXPERTS among them where the model is
-    a mixture. SettingError for a name that no linear layer has, and for the output head, which stays the base model's.
-    The fused experts of a mixture and its router are no linear layers, so all-linear leaves them alone.
+    `setting` is default, all-linear, or comma-separated last parts of module names, or EXPERTS for a mixture of
+    experts. SettingError for a name that no linear layer has, and for the output head, which is never adapted.
+    all-linear excludes the fused experts of a mixture and its router, which are not linear layers.
     """
     linear = linear_layer_names(network)
     known = (*linear, EXPERTS) if expert_matrices(network) else linear
-    if asked == "all-linear":
+    if setting == "all-linear":
         return linear
-    if asked == "default":
+    if setting == "default":
         targets = family_default or DEFAULT_TARGET_MODULES.get(network.config.model_type, ())
         return tuple(name for name in targets if name in known) or linear
-    names = tuple(name.strip() for name in asked.split(",") if name.strip())
+    names = tuple(name.strip() for name in setting.split(",") if name.strip())
     if not names:
-        raise SettingError(f"lora_target_modules={asked}: no layer is named; use default, all-linear, or names")
+        raise SettingError(f"lora_target_modules={setting}: no layer is named; use default, all-linear, or names")
     for name in names:
         if name not in known:
             raise SettingError(
@@ -117,13 +117,13 @@ def resolve_target_modules(asked: str, network: PreTrainedModel, family_default:
 
 
 def expert_matrices(network: PreTrainedModel) -> tuple[str, ...]:
-    """The fused matrices (experts, out, in) of a mixture's experts: last two parts of their names; empty without."""
+    """Last two name parts of a mixture's fused expert matrices (experts, out, in); empty for other models."""
     names = (name.split(".")[-2:] for name, parameter in network.named_parameters() if parameter.ndim == 3)
     return tuple(dict.fromkeys(".".join(parts) for parts in names if parts[0] == EXPERTS))
 
 
 def _check_experts(adapter: Adapter) -> None:
-    """What PEFT cannot do to a matrix that is no layer of its own."""
+    """SettingError for settings that PEFT does not support on matrices that are not layers."""
     if adapter.dropout:
         raise SettingError(
             f"lora_target_modules={EXPERTS}: an adapter on the experts takes no dropout, and lora_dropout is "
@@ -135,16 +135,16 @@ def _check_experts(adapter: Adapter) -> None:
         )
 
 
-def _turned(module: nn.Module) -> bool:
-    """Whether a layer's stored weight is (in, out): GPT-2's, also where quantization has put a linear layer in place.
+def _is_transposed(module: nn.Module) -> bool:
+    """Whether a layer's stored weight is (in, out), as GPT-2's, also if quantization has replaced the layer.
 
-    The adapter's config must say so of the stored base, which it may be merged into.
+    The adapter's config must record this for merging into the stored base.
     """
     return isinstance(module, Conv1D) or getattr(module, "source_cls", None) is Conv1D
 
 
 def linear_layer_names(network: PreTrainedModel) -> tuple[str, ...]:
-    """Last name parts of all linear layers but the output head, in order of first appearance."""
+    """Last name parts of all linear layers except the output head, in order of first appearance."""
     head = network.get_output_embeddings()
     names = (
         name.rpartition(".")[2]
@@ -155,7 +155,7 @@ def linear_layer_names(network: PreTrainedModel) -> tuple[str, ...]:
 
 
 def load_adapter(model: Model, folder: Path, *, trainable: bool = False) -> Model:
-    """Put the adapter stored in `folder` (PEFT layout, safetensors) on a base model."""
+    """Attach the adapter stored in `folder` (PEFT layout, safetensors) to a base model."""
     with _peft_warnings_silenced():
         network: Any = PeftModel.from_pretrained(
             model.hf_model, str(folder), is_trainable=trainable, autocast_adapter_dtype=False, use_safetensors=True
@@ -165,21 +165,18 @@ def load_adapter(model: Model, folder: Path, *, trainable: bool = False) -> Mode
 
 @contextmanager
 def _peft_warnings_silenced() -> Iterator[None]:
-    """PEFT 0.21 asks transformers 5.23 for an attribute by its old name; tests/weights/test_lora.py says when not."""
+    """PEFT 0.21 reads a deprecated attribute of transformers 5.23; a test fails when it no longer does."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
         yield
 
 
 def merge_adapter(model: Model) -> PreTrainedModel:
-    """Add the adapter into the base weights, which are not quantized, and return the plain model.
-
-    The wrapped one is used up.
-    """
+    """Merge the adapter into the base weights, which must not be quantized; `model` must not be used afterwards."""
     assert isinstance(model.network, PeftModel)
     assert not is_quantized(model.network)
     with warnings.catch_warnings():
-        # transformers 5 calls every T5 tied, so PEFT says that a T5 1.1 (which has a head of its own) no longer is.
+        # transformers 5 marks every T5 as tied, so PEFT warns that T5 1.1, which has a separate head, is not.
         warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied")
         merged: PreTrainedModel = model.network.merge_and_unload()
     return merged

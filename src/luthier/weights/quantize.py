@@ -1,11 +1,11 @@
-"""Quantization: base weights kept in 8 or 4 bits under an adapter, through bitsandbytes.
+"""Quantization of the base weights under an adapter to 8 or 4 bits, through bitsandbytes.
 
-    bits=8   LLM.int8() (Dettmers et al. 2022, arXiv:2208.07339): a scale per output, and where the library multiplies
-             in int8 (everywhere on GPUs, when scoring on CPUs) the activations are rounded as well
-    bits=4   QLoRA (Dettmers et al. 2023, arXiv:2305.14314): NF4 or FP4 numbers, a scale per 64 weights
+    bits=8   LLM.int8() (Dettmers et al. 2022, arXiv:2208.07339): one scale per output; activations are rounded too
+             where the library multiplies in int8 (always on GPUs, during scoring on CPUs)
+    bits=4   QLoRA (Dettmers et al. 2023, arXiv:2305.14314): NF4 or FP4 numbers, one scale per 64 weights
 
-Linear layers alone are quantized; embeddings, norms, the output head and the fused experts of a mixture keep their
-type. Everything that Luthier must know of bitsandbytes is here; of adapters this module knows nothing.
+Only linear layers are quantized; embeddings, norms, the output head and the fused experts of a mixture keep their type.
+All code that depends on bitsandbytes is here.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 from luthier.errors import SettingError
 
 LIBRARY = "bitsandbytes"
-OWN_LINEAR = ("FalconLinear",)  # classes of transformers that compute what nn.Linear computes
-# What it logs of things that are as they should be here: the logger, and how the message starts.
+OWN_LINEAR = ("FalconLinear",)  # subclasses of nn.Linear in transformers that compute the same
+# Log messages of bitsandbytes about expected conditions: the logger, and the start of the message.
 EXPECTED = {
     "bitsandbytes.autograd._functions": "MatMul8bitLt: inputs will be cast from",
     "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward from kernels-community",
@@ -37,7 +37,7 @@ EXPECTED = {
 
 @dataclass(frozen=True, slots=True)
 class Quantization:
-    """How base weights are kept: in 8 bits, or in 4 as `quant_type` (nf4, fp4) with scales in fp32 or 8 bits."""
+    """8 bits, or 4 bits as `quant_type` (nf4, fp4); `double_quant` stores the 4-bit scales in 8 bits, not fp32."""
 
     bits: int
     quant_type: str = "nf4"
@@ -50,26 +50,26 @@ class Quantization:
 
     @classmethod
     def from_record(cls, stored: Mapping[str, Any] | None) -> Quantization | None:
-        """Of the `quantization` block of a run's provenance; None where there is none."""
+        """From the `quantization` block of a run's provenance; None without one."""
         return cls(stored["bits"], stored["quant_type"], stored["double_quant"]) if stored else None
 
     def to_record(self) -> dict[str, Any]:
-        """The block, with the library that does it; SettingError when that is not installed."""
+        """The `quantization` block, with the library's version; SettingError when it is not installed."""
         try:
             version = metadata.version(LIBRARY)
         except metadata.PackageNotFoundError:
-            asked, instead = ("bits=4", "bits=16") if self.bits == 4 else (
+            setting, fallback = ("bits=4", "bits=16") if self.bits == 4 else (
                 "int8_quantization=True", "int8_quantization=False and bits=16"
             )  # fmt: skip
             raise SettingError(
-                f"{asked}: needs {LIBRARY}, which is not installed; pip install 'luthier[quant]', or set {instead}"
+                f"{setting}: needs {LIBRARY}, which is not installed; pip install 'luthier[quant]', or set {fallback}"
             ) from None
         return {**asdict(self), "library": LIBRARY, "library_version": version}
 
-    def loading(self, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-        """What `from_pretrained` is given to load weights so. SettingError when the library is not installed.
+    def load_arguments(self, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+        """Arguments of `from_pretrained` for quantized weights. SettingError when the library is not installed.
 
-        4-bit numbers are stored as bf16 elements, the type that FSDP2 can shard.
+        4-bit numbers are stored in bf16 elements, which FSDP2 can shard.
         """
         self.to_record()
         config = BitsAndBytesConfig(
@@ -81,10 +81,10 @@ class Quantization:
 
 
 @contextmanager
-def plain_linear_layers(family: type[PreTrainedModel]) -> Iterator[None]:
-    """For the duration, build models of `family` of nn.Linear where they have a class of their own that does the same.
+def standard_linear_layers(family: type[PreTrainedModel]) -> Iterator[None]:
+    """Build models of `family` with nn.Linear in place of the family's own equivalent class.
 
-    transformers 5.23 quantizes nn.Linear and no class derived from it, and would load Falcon in full without a word.
+    transformers 5.23 quantizes nn.Linear but no subclass, and would silently load Falcon unquantized.
     """
     module = vars(importlib.import_module(family.__module__))
     before = {name: module[name] for name in OWN_LINEAR if name in module}
@@ -96,16 +96,16 @@ def plain_linear_layers(family: type[PreTrainedModel]) -> Iterator[None]:
 
 
 def is_quantized(network: nn.Module) -> bool:
-    """Whether any weight of the network is kept in 8 or 4 bits."""
+    """Whether any weight of the network is stored in 8 or 4 bits."""
     return any(True for _ in _quantized_layers(network))
 
 
 def keep_weights(network: nn.Module) -> None:
-    """Keep quantized weights as they were loaded, whatever is done with them on a CPU.
+    """Keep bitsandbytes from changing quantized weights after loading, on CPUs.
 
-    4 bits: with AVX512-BF16, bitsandbytes would lay them out anew at the first forward without gradients, for a product
-    that has none: after the base was scored, no adapter below the last layer would train. 8 bits: PEFT's DoRA moves the
-    weights to the device they are on, and bitsandbytes takes what was moved for new weights, which have no scales.
+    4 bits: with AVX512-BF16 it would repack them at the first forward pass without gradients, for a kernel that has no
+    backward pass: after scoring, only the last layer's adapter would train. 8 bits: PEFT's DoRA moves the weights to
+    the device they are on, and bitsandbytes would treat the moved weights as new ones, which have no scales.
     """
     for layer in _quantized_layers(network):
         if hasattr(layer, "support_avx512bf16_for_cpu"):
@@ -116,16 +116,16 @@ def keep_weights(network: nn.Module) -> None:
 
 def _keep_scales(layer: Any, arguments: Any) -> None:
     if layer.weight.CB is not None and layer.weight.SCB is None:
-        layer.weight.CB = None  # so that the layer goes on with the weights and scales that it has
+        layer.weight.CB = None  # the layer then keeps its weights and scales
 
 
 def quantization_scale_bytes(network: nn.Module) -> int:
-    """Bytes of the scales that lie beside the quantized weights."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in _statistics(network))
+    """Bytes of the quantized weights' scales."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in _scales(network))
 
 
 def count_weights(network: nn.Module) -> int:
-    """Weights of the network: of a quantized layer those it stands for, not the numbers that hold them."""
+    """Number of weights of the network, before any packing of quantized layers."""
     layers = {id(layer.weight): layer for layer in _quantized_layers(network)}
     return sum(
         layers[id(parameter)].in_features * layers[id(parameter)].out_features
@@ -135,39 +135,39 @@ def count_weights(network: nn.Module) -> int:
 
 
 def describe_quantization(network: PreTrainedModel) -> str:
-    """How much of the network is quantized, and which layers are not that might be expected to be, in words."""
+    """The quantized share of the network, and the layers left out, as text for users."""
     quantized = sum(layer.in_features * layer.out_features for layer in _quantized_layers(network))
-    words = f"{quantized / count_weights(network):.0%} of its weights quantized"
-    others = left_out(network)
-    return words + (f", not {' and '.join(others)}" if others else "")
+    text = f"{quantized / count_weights(network):.0%} of its weights quantized"
+    names = unquantized_layers(network)
+    return text + (f", not {' and '.join(names)}" if names else "")
 
 
-def left_out(network: PreTrainedModel) -> dict[str, int]:
-    """Layers that might be expected to be quantized and are not, by the last two parts of their names: their weights.
+def unquantized_layers(network: PreTrainedModel) -> dict[str, int]:
+    """Number of weights of the matrices that are not quantized, by the last two parts of their names.
 
-    They are what bitsandbytes has no layer for (fused experts) or what the architecture needs in full (T5's wo).
+    bitsandbytes has no layer for them (fused experts), or the architecture needs full precision (T5's wo).
     """
-    head, found = network.get_output_embeddings(), dict[str, int]()
+    head, counts = network.get_output_embeddings(), dict[str, int]()
     quantized = {id(layer) for layer in _quantized_layers(network)}
     for name, module in network.named_modules():
         if module is head or id(module) in quantized:
             continue
-        for own, parameter in module.named_parameters(recurse=False):
-            if parameter.ndim == 3 or (isinstance(module, nn.Linear) and own == "weight"):
-                parts = [*name.split("."), *([own] if parameter.ndim == 3 else [])]
+        for attribute, parameter in module.named_parameters(recurse=False):
+            if parameter.ndim == 3 or (isinstance(module, nn.Linear) and attribute == "weight"):
+                parts = [*name.split("."), *([attribute] if parameter.ndim == 3 else [])]
                 key = ".".join(parts[-2:])
-                found[key] = found.get(key, 0) + parameter.numel()
-    return found
+                counts[key] = counts.get(key, 0) + parameter.numel()
+    return counts
 
 
 def _quantized_layers(network: nn.Module) -> Iterator[Any]:
-    # By where they come from, for the library may be absent; PEFT's layers round them have the same names.
+    # By module, because the library may be absent, and PEFT's wrappers have the same class names.
     for module in network.modules():
         if isinstance(module, nn.Linear) and type(module).__module__.startswith(LIBRARY):
             yield module
 
 
-def _statistics(network: nn.Module) -> Iterator[Tensor]:
+def _scales(network: nn.Module) -> Iterator[Tensor]:
     for layer in _quantized_layers(network):
         if hasattr(layer, "quant_state"):
             yield layer.quant_state.absmax
@@ -177,30 +177,30 @@ def _statistics(network: nn.Module) -> Iterator[Tensor]:
             yield layer.weight.SCB if layer.weight.SCB is not None else layer.state.SCB
 
 
-class _Unless(logging.Filter):
-    """Lets every record pass but those whose message starts so."""
+class _PrefixFilter(logging.Filter):
+    """Drops log records whose message starts with `prefix`."""
 
-    def __init__(self, start: str) -> None:
+    def __init__(self, prefix: str) -> None:
         super().__init__()
-        self.start = start
+        self.prefix = prefix
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return not str(record.msg).startswith(self.start)
+        return not str(record.msg).startswith(self.prefix)
 
 
 def _import_quietly() -> None:
-    """Import the library, where it is installed, before peft does, without its log lines and its downloads.
+    """Import the library, if installed, before peft does, without its expected log messages and its downloads.
 
-    On CPUs with AVX512-BF16 it asks the package `kernels`, if that is there, to fetch compiled code from the Hub and
-    runs it; Luthier runs no code that was not installed, and does not use that product (see `keep_weights`).
+    On CPUs with AVX512-BF16 it uses the package `kernels`, if installed, to download compiled code from the Hub and run
+    it. Luthier runs only installed code, and does not use that kernel (see `keep_weights`).
     """
-    for name, start in EXPECTED.items():
-        logging.getLogger(name).addFilter(_Unless(start))
+    for name, prefix in EXPECTED.items():
+        logging.getLogger(name).addFilter(_PrefixFilter(prefix))
     if LIBRARY in sys.modules or importlib.util.find_spec(LIBRARY) is None:
         return
     modules: dict[str, Any] = sys.modules
     before = {"kernels": modules["kernels"]} if "kernels" in modules else {}
-    modules["kernels"] = None  # an import of it fails
+    modules["kernels"] = None  # makes an import of it fail
     try:
         importlib.import_module(LIBRARY)
     finally:
