@@ -1,3 +1,3 @@
-"""Weights: load a base model, attach LoRA, run it, generate, and pack what was trained."""
+"""Weights: load a base model, attach LoRA, run it, generate, and write the artifact."""
 
-from luthier.weights import quantize as quantize  # before anything here imports peft: see `_import_quietly` there
+from luthier.weights import quantize as quantize  # must be imported before peft: see `_import_quietly`

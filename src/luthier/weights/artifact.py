@@ -1,10 +1,10 @@
-"""The artifact: what a run leaves behind for others to load, as a folder and as model.tar.gz.
+"""The artifact: a run's trained model, as a folder and as model.tar.gz.
 
-adapter_model.safetensors, adapter_config.json       LoRA: loads in plain peft on the base model it names
-model.safetensors, config.json, generation_config    full or merged: loads in plain transformers
-tokenizer.json, tokenizer_config.json, ...           the base model's tokenizer, unchanged; if it has no template
-                                                     of conversations, the catalogue's in chat_template.jinja
-template.json                                        the template that rendered the rows, if there was one
+adapter_model.safetensors, adapter_config.json       LoRA: loads with peft on the base model it names
+model.safetensors, config.json, generation_config    full or merged: loads with transformers
+tokenizer.json, tokenizer_config.json, ...           the base model's tokenizer, unchanged; if it has no chat
+                                                     template, the catalogue's in chat_template.jinja
+template.json                                        the template that rendered the rows, if any
 luthier.json                                         provenance: base model, data hashes, settings, versions
 """
 
@@ -43,9 +43,9 @@ def save_artifact(
     provenance: Mapping[str, Any],
     chat_template: str | None = None,
 ) -> None:
-    """Write the artifact folder anew: adapter or full weights, the tokenizer of `base`, template and provenance.
+    """Write or replace the artifact folder: adapter or full weights, the tokenizer of `base`, template, provenance.
 
-    `chat_template` joins the tokenizer's files, for a base that has none.
+    `chat_template` is added for a base without one.
     """
     if folder.exists():
         shutil.rmtree(folder)
@@ -72,24 +72,24 @@ def save_weights(model: Model, base: Path, folder: Path) -> None:
 
 
 def save_hf_model(network: PreTrainedModel, base: Path, folder: Path) -> None:
-    """Write a whole model so that plain transformers loads it, with the generation settings of `base`."""
-    own_head = _own_head(network)
+    """Write a whole model in transformers' layout, with the generation settings of `base`."""
+    has_separate_head = _separate_head(network)
     network.config.use_cache = True
     network.save_pretrained(str(folder))
     network.config.use_cache = False
-    if own_head:
+    if has_separate_head:
         config = json.loads((folder / "config.json").read_text("utf-8"))
         write_json(folder / "config.json", config | {"tie_word_embeddings": False})
     if (base / "generation_config.json").is_file():
         shutil.copyfile(base / "generation_config.json", folder / "generation_config.json")
 
 
-def _own_head(network: PreTrainedModel) -> bool:
-    """Whether an encoder-decoder's output head is a matrix of its own (T5 1.1, FLAN-T5, mT5).
+def _separate_head(network: PreTrainedModel) -> bool:
+    """Whether an encoder-decoder's output head is separate from its embedding (T5 1.1, FLAN-T5, mT5), after untying.
 
-    transformers 5 calls every model of the T5 family tied and goes by the weights it finds. Earlier versions go by the
-    config: of one that says tied they would take the embedding for the head, and scale what goes into it. So a head
-    that is not scaled into is given a matrix of its own where it had none, as in a model begun by transformers 5.
+    transformers 5 marks every model of the T5 family as tied and goes by the stored weights. Earlier versions go by the
+    config: for a tied model they use the embedding as the head and scale its input. So a head whose input is not scaled
+    gets a matrix of its own if it shares the embedding's, as in a model initialized by transformers 5.
     """
     if not network.config.is_encoder_decoder:
         return False
@@ -100,14 +100,14 @@ def _own_head(network: PreTrainedModel) -> bool:
 
 
 def round_weights(model: Model) -> None:
-    """Round trained weights to the type they will be stored in, so that what is scored is what is saved."""
+    """Round trained weights to the type they are stored in, so that scores are those of the saved model."""
     if not isinstance(model.network, PeftModel) and model.dtype is not torch.float32:
         nn.Module.to(model.hf_model, model.dtype)
         model.forget_fused_stacks()
 
 
 def write_archive(folder: Path, archive: Path) -> None:
-    """Write `folder` as a .tar.gz, the same bytes for the same content, replaced in one move."""
+    """Write `folder` as a reproducible .tar.gz, replaced atomically."""
     temporary = archive.with_name(f".{archive.name}.writing")
     with (
         open(temporary, "wb") as raw,
@@ -116,11 +116,11 @@ def write_archive(folder: Path, archive: Path) -> None:
     ):
         for file in sorted(folder.rglob("*")):
             if file.is_file():
-                tar.add(file, arcname=file.relative_to(folder).as_posix(), filter=_anonymous)
+                tar.add(file, arcname=file.relative_to(folder).as_posix(), filter=_reset_metadata)
     temporary.replace(archive)
 
 
-def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
+def _reset_metadata(member: tarfile.TarInfo) -> tarfile.TarInfo:
     member.uid = member.gid = 0
     member.uname = member.gname = ""
     member.mtime = 0
@@ -129,7 +129,7 @@ def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:
-    """luthier.json of an artifact folder; UserError when it is not one, or of a newer format."""
+    """luthier.json of an artifact folder; UserError when it is missing, not JSON, or of a newer format."""
     path = folder / PROVENANCE
     if not path.is_file():
         raise UserError(f"{folder}: not a Luthier artifact (no {PROVENANCE})")

@@ -1,4 +1,4 @@
-"""Exporting a finished run: the adapter as it was trained, or merged into its base as one plain model."""
+"""Export a finished run: the adapter, or a whole model with the adapter merged into its base."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def export_adapter(artifact: Path, out: Path) -> None:
 
 
 def merge_model(model: Model) -> Model:
-    """The model with its adapter, if it has one, added into the base weights; `model` is used up."""
+    """The model with any adapter merged into the base weights; `model` must not be used afterwards."""
     return Model(merge_adapter(model) if model.has_adapter else model.hf_model, model.dtype, model.device)
 
 
 def export_merged(model: Model, artifact: Path, base: Path, out: Path, provenance: Mapping[str, Any]) -> None:
-    """Write a `merged` model in transformers' layout, which needs neither peft nor Luthier."""
+    """Write a merged `model` in transformers' layout, which needs neither peft nor Luthier."""
     require_empty_folder(out)
     save_hf_model(model.hf_model, base, out)
     for name in (*TOKENIZER_FILES, "template.json"):
@@ -38,6 +38,6 @@ def export_merged(model: Model, artifact: Path, base: Path, out: Path, provenanc
 
 
 def require_empty_folder(out: Path) -> None:
-    """RunFolderError unless `out` is an empty folder or does not exist."""
+    """RunFolderError unless `out` is an empty folder or missing."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunFolderError(f"{out}: not empty; choose another --out")

@@ -1,4 +1,4 @@
-"""The hash of a model's weights and shape: whether a resumed run, or an adapter, stands on the same base."""
+"""The hash of a model's weights and config, to check that a resumed run or an adapter uses the same base."""
 
 from __future__ import annotations
 

@@ -1,11 +1,10 @@
-"""A language model as the engine uses it: the output head is applied only at positions that have a label.
+"""A language model that applies its output head only at positions that have a label.
 
     causal            hidden = model(tokens)                           packed or padded
     encoder-decoder   hidden = decoder(targets, encoder(sources))      packed or padded
-    loss              head and cross-entropy at the labels alone, where that is proved to be the model's own head
+    loss              head and cross-entropy at the labels, if a probe shows that the model's head is linear
 
-It wraps a plain Hugging Face model, with or without a PEFT adapter; it knows nothing of data files, optimizers or
-checkpoints.
+It wraps a Hugging Face model, with or without a PEFT adapter; data files, optimizers and checkpoints are elsewhere.
 """
 
 from __future__ import annotations
@@ -49,20 +48,20 @@ class TokenScores:
 
 
 class Model:
-    """One loaded model. `network` is the PreTrainedModel, or the PeftModel round it."""
+    """A loaded model. `network` is the PreTrainedModel, or the PeftModel that wraps it."""
 
     def __init__(self, network: PreTrainedModel | PeftModel, dtype: torch.dtype, device: torch.device) -> None:
         self.network = network
         self.dtype = dtype
         self.device = device
-        self._has_linear_head: bool | None = None  # tested at the first loss
+        self._has_linear_head: bool | None = None  # probed at the first loss
         self._fused_stacks: dict[tuple[bool, bool | None], FusedStack | UnsupportedModuleError] = {}
         layers = (module for module in network.modules() if isinstance(module, BaseTunerLayer))
         self._adapter_layer = next(layers, None)  # PEFT enables and disables all layers together
 
     @property
     def hf_model(self) -> PreTrainedModel:
-        """The Hugging Face model itself, adapter layers inside it if there are any."""
+        """The Hugging Face model, with the adapter's layers in it."""
         return cast(PreTrainedModel, cast(Any, self.network).get_base_model() if self.has_adapter else self.network)
 
     @property
@@ -72,19 +71,19 @@ class Model:
 
     @property
     def supports_packing(self) -> bool:
-        """Whether rows may be packed in this architecture."""
+        """Whether this architecture supports packed rows."""
         return type(self.hf_model).__name__ in PACKABLE_ARCHITECTURES
 
     def describe_layers(self) -> str:
-        """Which layers compute packed batches in the model's present state: Luthier's, or transformers' and why."""
+        """Which layers compute packed batches in the model's current state: Luthier's, or transformers' and why."""
         stack, config = self.fused_stack(), self.hf_model.config.get_text_config()
-        count = int(config.num_attention_heads)
-        size = getattr(config, "head_dim", None) or config.hidden_size // count
+        heads = int(config.num_attention_heads)
+        head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
         attention = describe_attention(
-            self.device, self.dtype, (count, getattr(config, "num_key_value_heads", None) or count, size)
+            self.device, self.dtype, (heads, getattr(config, "num_key_value_heads", None) or heads, head_size)
         )
-        own = isinstance(stack, FusedStack)
-        return ("Luthier's fused layers" if own else f"transformers' layers ({stack})") + attention
+        is_fused = isinstance(stack, FusedStack)
+        return ("Luthier's fused layers" if is_fused else f"transformers' layers ({stack})") + attention
 
     def cached_decoding_parts(self) -> tuple[FusedStack, OutputHead] | UnsupportedModuleError:
         """The layers and the head for generation with a KV cache, or the reason why they cannot be used."""
@@ -92,9 +91,11 @@ class Model:
         if isinstance(stack, UnsupportedModuleError):
             return stack
         if getattr(stack.rotary, "rope_type", "default") in ("dynamic", "longrope"):
-            return UnsupportedModuleError("rotary angles that change with the length")
+            return UnsupportedModuleError("rotary angles that depend on the length")
         if self.network.training or not self.has_linear_head:
-            return UnsupportedModuleError("a model in training" if self.network.training else "a head of its own kind")
+            return UnsupportedModuleError(
+                "a model in training" if self.network.training else "an output head that is not linear"
+            )
         return stack, self._head()
 
     @property
@@ -109,12 +110,12 @@ class Model:
 
     @property
     def decoder_start_token_id(self) -> int | None:
-        """The token that a decoder starts with; None for a causal model."""
+        """The decoder's first token; None for a causal model."""
         return int(self.hf_model.config.decoder_start_token_id) if self.is_encoder_decoder else None
 
     @property
     def context_length(self) -> int:
-        """Positions the model was built for; beyond any row for relative positions (T5, Bloom)."""
+        """Maximum number of positions; 2**31 for models with relative positions (T5, Bloom)."""
         config = self.hf_model.config.get_text_config()
         if self.is_encoder_decoder:
             return 2**31
@@ -122,30 +123,30 @@ class Model:
         return next((int(getattr(config, name)) for name in names if getattr(config, name, None)), 2**31)
 
     def estimate_multiplications(self, tokens_R: np.ndarray, labels_R: np.ndarray) -> np.ndarray:
-        """int64 (R,): about how many multiplications rows of so many tokens and labels are in a forward pass.
+        """Estimated multiplications, int64 (R,), of a forward pass of rows with these numbers of tokens and labels.
 
-        A token meets the layers' weights and the keys before it, a label the head's.
+        A token is multiplied by the layers' weights and the keys before it, a label by the head's weights.
         """
-        config, plain = self.hf_model.config.get_text_config(), self.hf_model
-        head = cast(Tensor, plain.get_output_embeddings().weight)
-        tables = {module.weight for module in plain.modules() if isinstance(module, nn.Embedding)}  # looked up only
-        layers = sum(weight.numel() for weight in plain.parameters()) - sum(each.numel() for each in {head, *tables})
-        reach = int(config.num_hidden_layers) * int(config.hidden_size)
-        found: np.ndarray = tokens_R * (layers + reach * tokens_R) + labels_R * head.numel()
-        return found
+        config, network = self.hf_model.config.get_text_config(), self.hf_model
+        head = cast(Tensor, network.get_output_embeddings().weight)
+        tables = {module.weight for module in network.modules() if isinstance(module, nn.Embedding)}  # lookup only
+        layers = sum(weight.numel() for weight in network.parameters()) - sum(map(Tensor.numel, {head, *tables}))
+        attention = int(config.num_hidden_layers) * int(config.hidden_size)
+        multiplications: np.ndarray = tokens_R * (layers + attention * tokens_R) + labels_R * head.numel()
+        return multiplications
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
-        """The parameters that training changes, by name."""
+        """Parameters that require gradients, by name."""
         return {name: parameter for name, parameter in self.network.named_parameters() if parameter.requires_grad}
 
     def enable_activation_checkpointing(self) -> None:
-        """From now on keep no layer's activations for the backward pass, but run the layer again there."""
+        """Recompute each layer's activations in the backward pass instead of storing them."""
 
         def contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-            # The backward pass comes after `_hidden` has returned: a layer must attend then as it did in the forward.
-            return nullcontext(), self._attending(self.hf_model.config._attn_implementation)
+            # The backward pass runs after `_hidden` has returned: recompute with the forward pass's attention.
+            return nullcontext(), self._attention_implementation(self.hf_model.config._attn_implementation)
 
-        # Its newer name; transformers before 5.23 has only the old one, and from then on warns of it.
+        # transformers 5.23 deprecates the old name, the only one of earlier versions.
         enable = getattr(self.hf_model, "activation_checkpointing_enable", self.hf_model.gradient_checkpointing_enable)
         enable({"use_reentrant": False, "context_fn": contexts})
         self.forget_fused_stacks()
@@ -159,17 +160,17 @@ class Model:
             logits = self._hf_logits(batch)
             return F.cross_entropy(logits, batch.labels_N, reduction="sum", label_smoothing=smoothing)
         with self.autocast():
-            hidden, balance = self._hidden(batch)
+            hidden, balancing_loss = self._hidden(batch)
         loss = head_loss(hidden, self._head(), batch.labels_N, smoothing)
-        return loss if balance is None else loss + balance * batch.completion_tokens
+        return loss if balancing_loss is None else loss + balancing_loss * batch.completion_tokens
 
     @torch.no_grad()
     def scores(self, batch: Batch) -> TokenScores:
-        """Loss and hits at each label, without gradients."""
+        """Loss, and whether the most likely token is right, at each label, without gradients."""
         if not self.has_linear_head:
             logits = self._hf_logits(batch)
-            hits = logits.argmax(-1) == batch.labels_N
-            return TokenScores(F.cross_entropy(logits, batch.labels_N, reduction="none"), hits)
+            is_correct = logits.argmax(-1) == batch.labels_N
+            return TokenScores(F.cross_entropy(logits, batch.labels_N, reduction="none"), is_correct)
         with self.autocast():
             hidden, _ = self._hidden(batch)
         return TokenScores(*head_scores(hidden, self._head(), batch.labels_N))
@@ -180,10 +181,10 @@ class Model:
 
     @property
     def has_linear_head(self) -> bool:
-        """Whether hidden states and `_head` give the logits that the model itself gives: tried once, on a few tokens.
+        """Whether `_head` of the hidden states equals the model's logits: probed once, on a few tokens.
 
-        Where they do not (an architecture with something of its own behind the last layer), loss and scores take the
-        model's own logits, which costs memory for the whole vocabulary at every token.
+        If not (an architecture with more operations after the last layer), loss and scores use the model's own logits,
+        which takes memory for the whole vocabulary at every token.
         """
         if self._has_linear_head is None:
             self._has_linear_head = self._probe_head()
@@ -192,47 +193,47 @@ class Model:
     @torch.no_grad()
     def _probe_head(self) -> bool:
         ids = torch.arange(4, 10, device=self.device)[None] % self.hf_model.config.get_text_config().vocab_size
-        training, plain = self.network.training, self.hf_model
+        was_training, network = self.network.training, self.hf_model
         self.network.eval()
-        start = {"decoder_input_ids": ids} if self.is_encoder_decoder else {}
+        decoder_input = {"decoder_input_ids": ids} if self.is_encoder_decoder else {}
         with self.autocast():
-            expected = plain(input_ids=ids, use_cache=False, **start).logits.float()
+            expected = network(input_ids=ids, use_cache=False, **decoder_input).logits.float()
             if self.is_encoder_decoder:
-                hidden = _pair_states(plain, ids, None, ids, None)
+                hidden = _encoder_decoder_states(network, ids, None, ids, None)
             else:
-                hidden = plain.base_model(input_ids=ids, use_cache=False).last_hidden_state
-        found = self._head().logits(hidden.flatten(0, 1)).view_as(expected)
-        self.network.train(training)
-        return bool((found - expected).abs().max() <= 1e-2 * expected.std().clamp(min=1e-3))
+                hidden = network.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        logits = self._head().logits(hidden.flatten(0, 1)).view_as(expected)
+        self.network.train(was_training)
+        return bool((logits - expected).abs().max() <= 1e-2 * expected.std().clamp(min=1e-3))
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Context in which matrix products run in the model's compute type."""
+        """Context that runs matrix products in the model's compute type."""
         if self.dtype is torch.float32:
             return nullcontext()
         return torch.autocast(self.device.type, self.dtype)
 
     def _hidden(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """Hidden states after the final norm at the positions that predict a label (N, D), and the router's loss."""
+        """Hidden states (N, D) after the final norm at positions that predict a label, and the load-balancing loss."""
         stack = self.fused_stack() if batch.attention_mask_BT is None else None
         if isinstance(stack, FusedStack):
             return run_decoder(stack, batch, self.dtype), None
         if batch.source is not None:
-            hidden_BTD, balance = self._decoded(batch), None
+            hidden_BTD, balancing_loss = self._decoder_states(batch), None
         else:
             context = self._context(batch)
-            routed = bool(getattr(self.hf_model.config, "output_router_logits", False))
-            if routed:
+            has_router = bool(getattr(self.hf_model.config, "output_router_logits", False))
+            if has_router:
                 context["output_router_logits"] = True
             with self._attention(batch):
                 outputs = self.hf_model.base_model(input_ids=batch.input_ids_BT, use_cache=False, **context)
             hidden_BTD = outputs.last_hidden_state
-            balance = self._balance(outputs.router_logits, batch) if routed else None
-        return hidden_BTD.flatten(0, 1)[batch.positions_N], balance
+            balancing_loss = self._balancing_loss(outputs.router_logits, batch) if has_router else None
+        return hidden_BTD.flatten(0, 1)[batch.positions_N], balancing_loss
 
     def fused_stack(self) -> FusedStack | UnsupportedModuleError:
-        """The model as Luthier's fused layers compute it, or the reason why they do not support it.
+        """The model in Luthier's fused layers, or the reason why they do not support it.
 
-        Decided once for each state: training or evaluation, adapter enabled or not. Code that changes the modules
+        Decided once per state: training or evaluation, adapter enabled or not. Code that changes the modules
         themselves (hooks, activation checkpointing) after the first decision must call `forget_fused_stacks`.
         """
         layer = self._adapter_layer
@@ -257,50 +258,50 @@ class Model:
         return stack
 
     def _context(self, batch: Batch) -> dict[str, Any]:
-        """What tells the model which tokens belong together."""
+        """Arguments that tell the model which tokens belong to one row."""
         if batch.attention_mask_BT is not None:
-            return {"attention_mask": batch.attention_mask_BT}  # padded on the right: positions are as they stand
+            return {"attention_mask": batch.attention_mask_BT}  # right padding: default positions
         return {"attention_mask": None, "position_ids": batch.position_ids_BT, "row_lengths": batch.row_lengths}
 
-    def _decoded(self, batch: Batch) -> Tensor:
-        source, plain = batch.source, cast(Any, self.hf_model)
+    def _decoder_states(self, batch: Batch) -> Tensor:
+        source, network = batch.source, cast(Any, self.hf_model)
         assert source is not None
         with self._attention(batch):
             if batch.attention_mask_BT is None:
-                encoded = run_t5_stack(plain.encoder, source.input_ids_BS, source.row_lengths)
-                return run_t5_stack(plain.decoder, batch.input_ids_BT, batch.row_lengths, encoded, source.row_lengths)
-            return _pair_states(
-                plain, source.input_ids_BS, source.attention_mask_BS, batch.input_ids_BT, batch.attention_mask_BT
+                encoded = run_t5_stack(network.encoder, source.input_ids_BS, source.row_lengths)
+                return run_t5_stack(network.decoder, batch.input_ids_BT, batch.row_lengths, encoded, source.row_lengths)
+            return _encoder_decoder_states(
+                network, source.input_ids_BS, source.attention_mask_BS, batch.input_ids_BT, batch.attention_mask_BT
             )
 
-    def _balance(self, router_logits: Any, batch: Batch) -> Tensor:
-        """The load-balancing loss of the model's own family, scaled as its config says (Fedus et al. 2021)."""
-        plain = cast(Any, self.hf_model)
-        family = importlib.import_module(type(plain).__module__)
+    def _balancing_loss(self, router_logits: Any, batch: Batch) -> Tensor:
+        """The model family's load-balancing loss, scaled by its config's coefficient (Fedus et al. 2021)."""
+        network = cast(Any, self.hf_model)
+        family = importlib.import_module(type(network).__module__)
         loss: Tensor = family.load_balancing_loss_func(
-            router_logits, plain.num_experts, plain.num_experts_per_tok, batch.attention_mask_BT
+            router_logits, network.num_experts, network.num_experts_per_tok, batch.attention_mask_BT
         )
-        return loss * float(plain.router_aux_loss_coef)
+        return loss * float(network.router_aux_loss_coef)
 
     def _hf_logits(self, batch: Batch) -> Tensor:
         """The model's own logits at the positions that predict a label (N, V), in fp32."""
-        names: dict[str, Any] = {"input_ids": batch.input_ids_BT, **self._context(batch)}
+        arguments: dict[str, Any] = {"input_ids": batch.input_ids_BT, **self._context(batch)}
         if batch.source is not None:
-            names = {
+            arguments = {
                 "input_ids": batch.source.input_ids_BS, "attention_mask": batch.source.attention_mask_BS,
                 "decoder_input_ids": batch.input_ids_BT, "decoder_attention_mask": batch.attention_mask_BT,
             }  # fmt: skip
         with self.autocast(), self._attention(batch):
-            logits: Tensor = self.hf_model(use_cache=False, **names).logits
+            logits: Tensor = self.hf_model(use_cache=False, **arguments).logits
         return logits.flatten(0, 1)[batch.positions_N].float()
 
     def _attention(self, batch: Batch) -> AbstractContextManager[None]:
-        return self._attending(PACKED_ATTENTION) if batch.attention_mask_BT is None else nullcontext()
+        return self._attention_implementation(PACKED_ATTENTION) if batch.attention_mask_BT is None else nullcontext()
 
     @contextmanager
-    def _attending(self, implementation: str) -> Iterator[None]:
-        """For the duration, attend by another function than the one the model was loaded with."""
-        configs = {id(module.config): module.config for module in self._stacks()}.values()
+    def _attention_implementation(self, implementation: str) -> Iterator[None]:
+        """Switch to another attention implementation of transformers inside the context."""
+        configs = {id(module.config): module.config for module in self._modules_with_config()}.values()
         before = [config._attn_implementation for config in configs]
         for config in configs:
             config._attn_implementation = implementation
@@ -310,10 +311,10 @@ class Model:
             for config, name in zip(configs, before, strict=True):
                 config._attn_implementation = name
 
-    def _stacks(self) -> list[Any]:
-        """The parts of the model that hold a config of their own: an encoder-decoder has three."""
-        plain = cast(Any, self.hf_model)
-        return [plain, plain.encoder, plain.decoder] if self.is_encoder_decoder else [plain]
+    def _modules_with_config(self) -> list[Any]:
+        """The modules that may have a config of their own: three in an encoder-decoder."""
+        network = cast(Any, self.hf_model)
+        return [network, network.encoder, network.decoder] if self.is_encoder_decoder else [network]
 
     def _head(self) -> OutputHead:
         head, config = self.hf_model.get_output_embeddings(), self.hf_model.config.get_text_config()
@@ -325,10 +326,10 @@ class Model:
         return OutputHead(weight_VD=head.weight, bias_V=head.bias, dtype=self.dtype, scale=scale, softcap=softcap)
 
 
-def _pair_states(
+def _encoder_decoder_states(
     network: Any, source_BS: Tensor, source_mask_BS: Tensor | None, ids_BT: Tensor, mask_BT: Tensor | None
 ) -> Tensor:
-    """The decoder's hidden states (B, T, D) of an encoder-decoder, by transformers' own stacks."""
+    """The decoder's hidden states (B, T, D) of an encoder-decoder, computed by transformers."""
     encoded = network.encoder(input_ids=source_BS, attention_mask=source_mask_BS).last_hidden_state
     states: Tensor = network.decoder(
         input_ids=ids_BT, attention_mask=mask_BT, encoder_hidden_states=encoded,

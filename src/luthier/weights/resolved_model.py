@@ -1,6 +1,6 @@
-"""What `generate`, `evaluate` and `export` act on: a run, an artifact folder, or a base model by name.
+"""The model argument of `generate`, `evaluate` and `export`: a run, an artifact folder, or a base model by name.
 
-It finds folders and loads weights; what the template in the provenance means is for the data room to say.
+This module finds folders and loads weights; the template in the provenance is interpreted by luthier.data.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from luthier.weights.quantize import Quantization
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResolvedModel:
-    """A model that can answer. `base` holds weights and tokenizer; `adapter` is None for full weights.
+    """A model for inference. `base` has the weights and tokenizer; `adapter` is None for full weights.
 
-    `provenance` is the run's luthier.json, empty for a base model; `artifact` the folder it lies in.
+    `provenance` is the run's luthier.json, empty for a base model; `artifact` is its folder.
     """
 
     name: str
@@ -46,7 +46,7 @@ class ResolvedModel:
 
     @property
     def chat_template(self) -> str | None:
-        """A template of conversations for a base whose own files bring none: the run's, or the catalogue's."""
+        """The chat template for a base without one: the run's, or the catalogue's."""
         stored = self.artifact / CHAT_TEMPLATE if self.artifact else None
         if stored and stored.is_file():
             return stored.read_text("utf-8")
@@ -54,48 +54,48 @@ class ResolvedModel:
 
     @property
     def quantization(self) -> Quantization | None:
-        """How the base was held under the adapter while it trained."""
+        """The quantization of the base while the adapter was trained."""
         return Quantization.from_record(self.provenance.get("quantization")) if self.adapter else None
 
     def load(self, device: torch.device, dtype: torch.dtype, *, full_precision: bool = False) -> Model:
-        """Load the weights to answer with, frozen: as they were trained, or with the base in `full_precision`."""
+        """Load frozen weights for inference: quantized as in training, or with the base in `full_precision`."""
         quantization = None if full_precision else self.quantization
         model = load_model(self.base, device, dtype, frozen=True, quantization=quantization)
         return load_adapter(model, self.adapter) if self.adapter else model
 
 
-def resolve_model(name: str, say: Callable[[str], None]) -> ResolvedModel:
+def resolve_model(name: str, notify: Callable[[str], None]) -> ResolvedModel:
     """Resolve a RUN_OR_MODEL argument. RunFolderError for an unfinished run, ModelNotFoundError for an unknown name."""
     path = Path(name).expanduser()
     for folder in (path / "model", path):
         if (folder / PROVENANCE).is_file():
-            return _from_artifact(folder.resolve(), say)
+            return _from_artifact(folder.resolve(), notify)
     if (path / "input" / "config" / "job.json").is_file():
         raise RunFolderError(f"{name}: this run has no model yet; finish it with luthier tune --resume --out {name}")
     location = locate(name)
-    base = convert_to_safetensors(fetch(location, say), say)
+    base = convert_to_safetensors(fetch(location, notify), notify)
     return ResolvedModel(name=location.name, base=base, entry=location.with_folder(base).entry)
 
 
-def _from_artifact(folder: Path, say: Callable[[str], None]) -> ResolvedModel:
+def _from_artifact(folder: Path, notify: Callable[[str], None]) -> ResolvedModel:
     provenance = read_provenance(folder)
     name = str(folder.parent if folder.name == "model" else folder)
     if not (folder / "adapter_config.json").is_file():
         return ResolvedModel(name=name, base=folder, artifact=folder, provenance=provenance)
     return ResolvedModel(
-        name=name, base=_base_of(provenance["model"], say), adapter=folder, artifact=folder, provenance=provenance
+        name=name, base=_find_base(provenance["model"], notify), adapter=folder, artifact=folder, provenance=provenance
     )
 
 
-def _base_of(model: dict[str, Any], say: Callable[[str], None]) -> Path:
-    """The base an adapter was trained on: where it was then, or by its name now; the weights must be the same."""
+def _find_base(model: dict[str, Any], notify: Callable[[str], None]) -> Path:
+    """The base an adapter was trained on, by its recorded folder or else its name; the weights must be the same."""
     folder = Path(model["folder"])
     if not (folder / "config.json").is_file():
         try:
-            folder = convert_to_safetensors(fetch(locate(model["repository"] or model["name"]), say), say)
+            folder = convert_to_safetensors(fetch(locate(model["repository"] or model["name"]), notify), notify)
         except ModelNotFoundError as error:
-            gone = f"{folder}: the base model that the adapter was trained on is gone"
-            raise ModelNotFoundError(f"{gone}: {error}") from None
+            problem = f"{folder}: the base model that the adapter was trained on is gone"
+            raise ModelNotFoundError(f"{problem}: {error}") from None
     if weights_hash(folder) != model["weights_sha256"]:
         raise ModelNotFoundError(
             f"{folder}: not the weights that the adapter was trained on ({model['name']}, sha256 "
