@@ -20,7 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from luthier.errors import SettingError
-from luthier.weights import load as load_room
+from luthier.weights import load as load_module
 from luthier.weights import quantize
 from luthier.weights.artifact import save_weights
 from luthier.weights.load import load_model
@@ -204,7 +204,7 @@ def test_it_computes_in_the_runs_type(bases: Bases, architecture: str, how: str,
 
 
 def test_a_model_without_linear_layers(bases: Bases, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(load_room, "is_quantized", lambda network: False)
+    monkeypatch.setattr(load_module, "is_quantized", lambda network: False)
     with pytest.raises(SettingError, match="bits=4: LlamaForCausalLM has no linear layer; set bits=16"):
         bases.load("llama", NF4)
 
@@ -234,7 +234,7 @@ def test_gradients_are_those_of_the_dequantized_twin(
 )
 def test_bitsandbytes_still_lays_weights_out_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """When this fails, a layer can be scored and then trained: shorten `keep_weights` in weights/quantize.py."""
-    monkeypatch.setattr(load_room, "keep_weights", lambda network: None)
+    monkeypatch.setattr(load_module, "keep_weights", lambda network: None)
     wide = LlamaConfig(hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, vocab_size=64)
     LlamaForCausalLM(wide).save_pretrained(str(tmp_path))
     model = adapted(load_model(tmp_path, CPU, torch.float32, frozen=True, quantization=NF4))

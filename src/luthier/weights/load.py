@@ -139,7 +139,7 @@ def _check_unquantized(folder: Path, config: PreTrainedConfig) -> None:
         method = stored.get("quant_method", "unknown") if isinstance(stored, dict) else stored.quant_method
         raise UserError(
             f"{folder}: its weights are stored quantized ({method}), which Luthier does not tune; take the model's "
-            "unquantized weights, and bits=4 or bits=8 to hold them so"
+            "unquantized weights, and bits=4 or bits=8 to quantize them when loading"
         )
 
 

@@ -111,7 +111,7 @@ class _BatchState:
         self.log_probabilities = [0.0] * len(prompts)
 
     def choose(self, logits_BV: Tensor) -> Tensor:
-        """Logits that allow only the chosen token of each prompt; unchanged if all prompts decode greedily."""
+        """Logits that allow only each prompt's chosen token; unchanged for greedy prompts without log-probabilities."""
         if bool(logits_BV.isnan().any()):
             raise LuthierError("the model's scores are not numbers: its weights, or their compute type, do not work")
         with_log_probabilities = any(prompt.with_log_probabilities for prompt in self.prompts)
