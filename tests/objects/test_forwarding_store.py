@@ -66,7 +66,7 @@ def test_what_is_done_here_is_done_there(wire: LiveWire, elsewhere: str) -> None
     listed = here.list_objects_v2(Bucket="room", Delimiter="/")
     assert [one["Key"] for one in listed["Contents"]] == ["copy"]
     assert [one["Prefix"] for one in listed["CommonPrefixes"]] == ["a b/"]
-    assert [one["Name"] for one in here.list_buckets()["Buckets"]] == ["room"]
+    assert "room" in [one["Name"] for one in here.list_buckets()["Buckets"]]
     assert here.head_object(Bucket="room", Key="copy")["ETag"] == f'"{hashlib.md5(body).hexdigest()}"'
     url = here.generate_presigned_url("get_object", Params={"Bucket": "room", "Key": "copy"})
     with urllib.request.urlopen(url) as answer:

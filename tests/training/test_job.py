@@ -128,7 +128,7 @@ def test_changed_data_are_not_resumed(tmp_path: Path, model: Path) -> None:
     folder = lay_out(tmp_path / "run", model, path.parent, max_steps=2)
     run(folder)
     write_rows(path, 31, seed=7)
-    with pytest.raises(RunFolderError, match="the stored train rows are not"):
+    with pytest.raises(RunFolderError, match="the stored train rows differ from"):
         run(folder, resume=True)
 
 
