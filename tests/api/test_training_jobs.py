@@ -246,7 +246,7 @@ def test_a_name_is_taken_once(wire: WireClient) -> None:
     )
 
 
-def test_fields_without_meaning_are_logged_once(wire: WireClient, caplog: pytest.LogCaptureFixture) -> None:
+def test_fields_without_effect_are_logged_once(wire: WireClient, caplog: pytest.LogCaptureFixture) -> None:
     more = {"VpcConfig": {"SecurityGroupIds": ["sg-1"], "Subnets": ["subnet-1"]}, "EnableNetworkIsolation": True}
     with caplog.at_level(logging.WARNING):
         wire.client().create_training_job(**training_job("a", **more))
