@@ -72,6 +72,8 @@ def _prepare(request: dict[str, Any], notes: Console) -> tuple[Dataset, Tokenize
     settings = DataSettings.from_hyperparameters(kind, values, values.explicit, entry, positions)
     set_threads(settings.workers)  # before loading, which starts the threads
     tokenizer = Tokenizer.load(folder, entry.chat_template if entry else None)
+    for note in tokenizer.notes:
+        say(note)
     prepared = prepare(channels, settings, tokenizer, cache_root(), say)
     check_truncated(prepared.counts, kind, request.get("max_truncated"))
     return prepared, tokenizer

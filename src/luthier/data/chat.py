@@ -87,13 +87,19 @@ def _check_turns(roles: list[str]) -> None:
 
 
 class ChatTemplate:
-    """A tokenizer's chat template. `names`: special tokens by name (bos_token, ...); `controls`: all special tokens."""
+    """A tokenizer's chat template. `names`: special tokens by name (bos_token, ...); `controls`: all special tokens.
 
-    def __init__(self, source: str, names: Mapping[str, str], controls: Sequence[str]) -> None:
+    `date`: the day that the template's function strftime_now writes, at midnight; None if it does not call it.
+    """
+
+    def __init__(
+        self, source: str, names: Mapping[str, str], controls: Sequence[str], date: datetime.date | None = None
+    ) -> None:
         self.source = source
+        self.date = (date or datetime.date.today()) if "strftime_now" in source else None
         self._names = dict(names)
         self._controls = marker_pattern(controls)
-        self._compiled = _compile(source)
+        self._compiled = _compile(source, self.date or datetime.date.today())
 
     def render(self, messages: Sequence[Message], generation: bool = False) -> str:
         """Render the conversation; `generation`: append the opening of an assistant turn."""
@@ -238,13 +244,13 @@ class _Generation(jinja2.ext.Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def _compile(source: str) -> jinja2.Template:
+def _compile(source: str, date: datetime.date) -> jinja2.Template:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
     )
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise
-    environment.globals["strftime_now"] = _strftime_now
+    environment.globals["strftime_now"] = date.strftime
     try:
         return environment.from_string(source)
     except jinja2.TemplateSyntaxError as error:
@@ -263,7 +269,3 @@ def _tojson(
 
 def _raise(message: str) -> NoReturn:
     raise jinja2.TemplateError(message)
-
-
-def _strftime_now(form: str) -> str:
-    return datetime.datetime.now().strftime(form)  # local time, as in transformers

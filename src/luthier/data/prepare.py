@@ -33,9 +33,9 @@ from luthier.data.split import SplitAssignment, assign_splits, duplicates_across
 from luthier.data.template import AUTOPILOT, DEFAULT, DEMARCATION, Template
 from luthier.data.tokenize import Tokenizer, set_threads
 from luthier.data.tokens import TokenStore
-from luthier.errors import DataError, Problem, SettingError
+from luthier.errors import DataError, Problem, SettingError, UserError
 
-FORMAT_VERSION = 2  # of the cache; increase it whenever the same input would give other tokens
+FORMAT_VERSION = 3  # of the cache; increase it whenever the same input would give other tokens
 DOCUMENTED = "the documented default template"
 _EXAMPLES_PER_BATCH = 4_096  # rows held in memory to yield examples in any order
 
@@ -281,6 +281,16 @@ class _Pipeline:
             ]
         return facts
 
+    def _check_embedded(self, tokens: TokenStore, table: RowTable, input_rows: Array) -> None:
+        """Raise DataError, which names the row, if an id is beyond the model's embedding."""
+        if self.tokenizer.vocab_size <= (self.tokenizer.embedding_rows or self.tokenizer.vocab_size):
+            return
+        for index in range(len(tokens)):
+            try:
+                self.tokenizer.check_embedded(tokens.row(index)[0])
+            except UserError as error:
+                raise DataError(Problem(table.source(int(input_rows[index])), 0, str(error))) from None
+
     def build(self, candidates: Candidates, folder: Path) -> dict[str, Any]:
         """Write the tokenized data to `folder` and return its metadata."""
         with _garbage_collection_disabled():
@@ -328,6 +338,7 @@ class _Pipeline:
         loss_warnings = ledger.data_loss_warnings(table, self.max_length)
         if (table.entries["fate"] == RowOutcome.DROPPED).all():
             raise DataError(Problem("", 0, "no training rows left: " + "; ".join(loss_warnings)))
+        self._check_embedded(tokens, table, np.load(folder / "owner.npy"))
         split = self._split(folder, table)
         duplicates = _duplicate_warnings(table, split.row_splits, self.settings.group_near_duplicates)
         warnings = [*warnings, *meta["warnings"], *loss_warnings, *split.warnings, *duplicates]

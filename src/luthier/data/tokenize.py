@@ -12,6 +12,7 @@ Shapes: T tokens of a row.
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import itertools
 import json
@@ -24,12 +25,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tokenizers
-from transformers import AutoTokenizer, GPT2Tokenizer
 
 from luthier.data.chat import ChatError, ChatTemplate, marker_pattern
 from luthier.data.example import Example, Piece, Span
 from luthier.data.shared_prefix import SharedPrefix
-from luthier.errors import ModelNotFoundError
+from luthier.data.tokenizer_files import read_tokenizer
+from luthier.errors import ModelNotFoundError, UserError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 _UNLIMITED = 1 << 30  # tokenizers without a limit report 1e30
@@ -74,67 +75,73 @@ class EncodedRow(NamedTuple):
 class Tokenizer:
     """A base model's tokenizer; see `load`."""
 
-    def __init__(self, source: Any, stops: Iterable[int] = (), encoder_decoder: bool = False) -> None:
-        """`source`: a transformers tokenizer with a `tokenizers` backend. `stops`: further ids that end a text."""
+    def __init__(
+        self, source: Any, stops: Iterable[int] = (), encoder_decoder: bool = False, date: datetime.date | None = None
+    ) -> None:
+        """`source`: a transformers tokenizer with a `tokenizers` backend. `stops`: further ids that end a text.
+
+        `date`: the day that the chat template writes, if it writes one; None means today.
+        """
         added = source.added_tokens_decoder
         self._control_ids = {token.content: number for number, token in added.items() if token.special}
         self._control_numbers = frozenset(self._control_ids.values())
         self._flags = {token.content: (token.lstrip, token.rstrip) for token in added.values() if token.special}
         self.control_tokens = sorted(self._control_ids)
         self._markers = marker_pattern(self.control_tokens)
-        self.vocab_size: int = len(source)
+        self.vocab_size = max(source.get_vocab().values(), default=-1) + 1  # ids may have holes
         self.model_max_length = int(min(source.model_max_length, _UNLIMITED))
         self.eos_id: int = source.eos_token_id
         self.pad_id: int = self.eos_id if source.pad_token_id is None else source.pad_token_id
         self._backends = _backends(source.backend_tokenizer)
+        self._verbatim = _verbatim_tokens(self._backends[Position.START])
         self._shared = SharedPrefix(self._backends[Position.START])
         self._forbidden = _control_id_mask(self._control_ids, source.unk_token_id, self.vocab_size, self._backends)
         self.encoder_decoder = encoder_decoder
         self.prefix_ids, self.suffix_ids = self._affixes(source)
         self.chat_template: str | None = _default_template(source.chat_template)
-        self.chat = self._chat(source)
+        self.chat = self._chat(source, date)
         turn = self.chat.end_of_turn() if self.chat else ""
         ends = [self.eos_id, *([self._control_ids[turn]] if turn else []), *stops]
         self.stop_ids: list[int] = list(dict.fromkeys(ends))
         self.fingerprint = self._fingerprint()
         self.default_chat_template: str | None = None  # the chat template given to `load`, if it is used
+        self.embedding_rows: int | None = None  # of the model, if config.json states them
+        self.notes: list[str] = []  # what its user should know, a line each
 
     @classmethod
-    def load(cls, folder: Path, chat_template: str | None = None) -> Tokenizer:
+    def load(cls, folder: Path, chat_template: str | None = None, date: str | None = None) -> Tokenizer:
         """Load from a folder in Hugging Face layout; `chat_template` is used where the folder has none.
 
-        ModelNotFoundError when it holds no usable tokenizer.
+        `date`: see `chat_date`. ModelNotFoundError when the folder holds no usable tokenizer.
         """
         folder = Path(folder)
-        has_tokenizer_json = (folder / "tokenizer.json").exists()
-        if not has_tokenizer_json and not (folder / "merges.txt").exists():
-            # transformers converts a bare SentencePiece model differently for each class.
-            raise ModelNotFoundError(
-                f"{folder}: no usable tokenizer: no tokenizer.json (nor GPT-2's vocab.json and "
-                "merges.txt); save the tokenizer with transformers once"
-            )
-        kind = AutoTokenizer if has_tokenizer_json or (folder / "config.json").exists() else GPT2Tokenizer
-        try:
-            source = kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        except Exception as error:  # transformers raises many types here; the first line names what is missing
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ModelNotFoundError(f"{folder}: no usable tokenizer: {reason}") from None
-        if getattr(source, "backend_tokenizer", None) is None:
-            raise ModelNotFoundError(f"{folder}: the tokenizer has no tokenizer.json; convert it with transformers")
-        stops = _stored_eos(folder / "generation_config.json")
+        source, difference = read_tokenizer(folder)
+        config = _read_json(folder / "config.json")
+        stops = _eos_ids(_read_json(folder / "generation_config.json"))
         if source.eos_token_id is None:
-            known = [*_stored_eos(folder / "config.json"), *stops]
+            known = [*_eos_ids(config), *stops]
             if not known:
                 raise ModelNotFoundError(f"{folder}: the tokenizer names no end-of-text token (eos_token)")
             source.eos_token = source.convert_ids_to_tokens(known[0])
         default_template = None if source.chat_template else chat_template
         source.chat_template = source.chat_template or default_template
         try:
-            loaded = cls(source, stops, _is_encoder_decoder(folder / "config.json"))
+            day = datetime.date.fromisoformat(date) if date else None
+            loaded = cls(source, stops, bool(config.get("is_encoder_decoder")), day)
         except ChatError as error:
             raise ModelNotFoundError(f"{folder}: {error}") from None
         loaded.default_chat_template = default_template
+        loaded.embedding_rows = (config.get("text_config") or config).get("vocab_size")
+        loaded.check_embedded(loaded.stop_ids[:1])
+        loaded.notes = [difference] * bool(difference)
+        if loaded.chat_date:
+            loaded.notes.append(f"the chat template writes the date: {loaded.chat_date}, also when this run is served")
         return loaded
+
+    @property
+    def chat_date(self) -> str | None:
+        """The day (ISO 8601) that the chat template writes into each prompt; None if it writes none."""
+        return self.chat.date.isoformat() if self.chat and self.chat.date else None
 
     def encode(self, pieces: Sequence[Piece]) -> list[int]:
         """Return the ids of the pieces, each tokenized separately, without BOS and EOS."""
@@ -167,9 +174,19 @@ class Tokenizer:
     def prompt_ids(self, example: Example) -> list[int]:
         """Return the prompt's ids as in training, for generation."""
         ids = self.encode(example.prompt_pieces)
+        self.check_embedded(ids)
         if not example.add_special_tokens:
             return ids
         return [*self.prefix_ids, *ids, *(self.suffix_ids if self.encoder_decoder else [])]
+
+    def check_embedded(self, ids: Sequence[int] | Array) -> None:
+        """Raise UserError for an id beyond the model's embedding."""
+        rows = self.embedding_rows
+        if rows is not None and self.vocab_size > rows and len(ids) and (highest := int(max(ids))) >= rows:
+            raise UserError(
+                f"the token {self.show([highest])!r} has the id {highest}, but the model embeds {rows:,} tokens: "
+                "the tokenizer is not this model's, or tokens were added without resizing the model"
+            )
 
     def decode(self, ids: Iterable[int], after: Sequence[int] = ()) -> str:
         """Return the text of the ids without control tokens.
@@ -186,12 +203,18 @@ class Tokenizer:
             return []
         return [int(number) for number in prompt[-_CONTEXT_TOKENS:]]
 
-    def _text(self, ids: list[int]) -> str:
-        return str(self._backends[Position.START].decode(ids, skip_special_tokens=True)) if ids else ""
+    def _text(self, ids: list[int], controls: bool = False) -> str:
+        """Return the text of the ids; `controls`: with control tokens spelled out."""
+        backend, text = self._backends[Position.START], ""
+        shown = ids if controls else [number for number in ids if number not in self._control_numbers]
+        for verbatim, run in itertools.groupby(shown, self._verbatim.get):
+            numbers = list(run)
+            text += backend.decode(numbers, skip_special_tokens=False) if verbatim is None else verbatim * len(numbers)
+        return text
 
     def show(self, ids: Iterable[int]) -> str:
         """Return the text of the ids with control tokens spelled out."""
-        return str(self._backends[Position.START].decode([int(number) for number in ids], skip_special_tokens=False))
+        return self._text([int(number) for number in ids], controls=True)
 
     def _encode_pairs(self, examples: Sequence[Example]) -> list[EncodedRow]:
         prompts = self.encode_batch([example.prompt_pieces for example in examples])
@@ -337,15 +360,16 @@ class Tokenizer:
                 return whole[:start], whole[start + len(bare) :]
         return [], []
 
-    def _chat(self, source: Any) -> ChatTemplate | None:
+    def _chat(self, source: Any, date: datetime.date | None) -> ChatTemplate | None:
         if self.chat_template is None:
             return None
         names = {name: str(token) for name, token in source.special_tokens_map.items() if isinstance(token, str)}
-        return ChatTemplate(self.chat_template, names, self.control_tokens)
+        return ChatTemplate(self.chat_template, names, self.control_tokens, date)
 
     def _fingerprint(self) -> str:
         facts = [self.prefix_ids, self.eos_id, self.stop_ids, self.chat_template, self.control_tokens]
         facts += [self.suffix_ids] if self.encoder_decoder else []
+        facts += [self.chat_date] if self.chat_date else []
         return hashlib.sha256((self._backends[Position.START].to_str() + json.dumps(facts)).encode()).hexdigest()
 
 
@@ -414,6 +438,18 @@ def _control_id_mask(
     return table
 
 
+def _verbatim_tokens(backend: tokenizers.Tokenizer) -> dict[int, str]:
+    """Return the added tokens whose text a byte-level decoder would take for bytes, as the vocabulary writes them."""
+    if "ByteLevel" not in str(backend.decoder):
+        return {}
+    added = backend.get_added_tokens_decoder().items()
+    return {
+        number: token.content
+        for number, token in added
+        if backend.decode([number], skip_special_tokens=False) != token.content
+    }
+
+
 def _add_span(spans: list[Span], start: int, end: int) -> None:
     """Append a span that starts at or after the end of the last one, merging adjacent spans."""
     if start == end:
@@ -429,12 +465,10 @@ def _default_template(stored: Any) -> str | None:
     return str(stored) if stored else None
 
 
-def _is_encoder_decoder(path: Path) -> bool:
-    return path.is_file() and bool(json.loads(path.read_text("utf-8")).get("is_encoder_decoder"))
+def _read_json(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text("utf-8"))) if path.is_file() else {}
 
 
-def _stored_eos(path: Path) -> list[int]:
-    if not path.is_file():
-        return []
-    stored = json.loads(path.read_text("utf-8")).get("eos_token_id")
+def _eos_ids(config: dict[str, Any]) -> list[int]:
+    stored = config.get("eos_token_id")
     return [] if stored is None else [stored] if isinstance(stored, int) else [int(number) for number in stored]

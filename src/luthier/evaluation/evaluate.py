@@ -42,7 +42,7 @@ def evaluate(request: dict[str, Any], console: Console) -> None:
     target = resolve_model(request["target"], lambda text: notes.print(text, highlight=False))
     values = _settings(target, request.get("hyperparameters") or {})
     set_threads(cast("int | None", values["preprocessing_num_workers"]))
-    tokenizer = Tokenizer.load(target.base, target.chat_template)
+    tokenizer = Tokenizer.load(target.base, target.chat_template, target.chat_date)
     prepared = _prepare(target, request, values, tokenizer)
     rows, example_pool, split = _select_rows(prepared)
     device = find_device(request.get("device", "auto"))

@@ -84,7 +84,8 @@ def _held_out_scorer(target: ResolvedModel) -> tuple[str, HeldOutScorer]:
     channels = folder.channels()
     if "training" not in channels:
         raise UserError(f"the run's training data not found in {folder.channel('training')}")
-    values, tokenizer = parse({}, provenance["settings"]), Tokenizer.load(target.base, target.chat_template)
+    values = parse({}, provenance["settings"])
+    tokenizer = Tokenizer.load(target.base, target.chat_template, target.chat_date)
     template = provenance.get("template")
     settings = DataSettings.from_hyperparameters(
         provenance["kind"], values, provenance["given"], target.entry, context_length(target.base)

@@ -36,7 +36,7 @@ def print_generations(request: dict[str, Any], console: Console) -> None:
     """
     target = resolve_model(request["target"], lambda text: print(text, file=sys.stderr))  # noqa: T201
     device = find_device(request.get("device", "auto"))
-    tokenizer = Tokenizer.load(target.base, target.chat_template)
+    tokenizer = Tokenizer.load(target.base, target.chat_template, target.chat_date)
     render = prompt_renderer(target.provenance, tokenizer, raw=bool(request.get("raw")))
     inline = request.get("prompts") or [request.get("text")]
     prompts = (

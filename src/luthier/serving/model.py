@@ -64,7 +64,7 @@ class ServedModel:
     ) -> ServedModel:  # fmt: skip
         """Load an artifact folder, a run, or a base model; `served_name`: the model name in responses."""
         target, torch_device = resolve_model(name, say), find_device(device)
-        tokenizer = Tokenizer.load(target.base, target.chat_template)
+        tokenizer = Tokenizer.load(target.base, target.chat_template, target.chat_date)
         model = target.load(torch_device, target.dtype or compute_dtype("auto", torch_device))
         return cls(target, tokenizer, model, name=served_name, context=context, batch_tokens=batch_tokens)
 

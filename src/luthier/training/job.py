@@ -139,9 +139,16 @@ def _prepare_on_main(
         return prepared
     group.wait_for("prepared")
     job = resolve_job(folder, _log.debug).on_rank(group)
-    tokenizer = Tokenizer.load(job.base, job.chat_template)
+    provenance = json.loads((folder.root / "run.json").read_text("utf-8"))
+    tokenizer = Tokenizer.load(job.base, job.chat_template, provenance["chat_date"])
     dataset = prepare(job.channels, job.data, tokenizer, cache_root(), _log.debug)
-    return job, tokenizer, dataset, json.loads((folder.root / "run.json").read_text("utf-8"))
+    return job, tokenizer, dataset, provenance
+
+
+def _chat_date(folder: JobFolder) -> str | None:
+    """The day that the chat template wrote when the run began; None if it wrote none."""
+    path = folder.root / "run.json"
+    return json.loads(path.read_text("utf-8")).get("chat_date") if path.exists() else None
 
 
 def _prepare(
@@ -157,7 +164,9 @@ def _prepare(
     quantization = method.quantization.to_record() if method.quantization else None  # raises if unsupported
     print_job(console, job, group.world_size)
     set_threads(job.data.workers)  # before the tokenizer is loaded, which starts the threads
-    tokenizer = Tokenizer.load(job.base, job.chat_template)
+    tokenizer = Tokenizer.load(job.base, job.chat_template, _chat_date(folder) if resume else None)
+    for note in tokenizer.notes:
+        say(note)
     dataset = prepare(job.channels, job.data, tokenizer, cache_root(), say)
     folder.failure.unlink(missing_ok=True)
     dataset.write_ledger(folder.ledger)
@@ -169,6 +178,7 @@ def _prepare(
         dataset.split.save(folder.split)
     run.check_drop_last(len(dataset.split.train))
     provenance = run_provenance(job, dataset, group.world_size, quantization)
+    provenance["chat_date"] = tokenizer.chat_date
     provenance["warnings"] += [*job.warnings, *sharding_warnings(job.settings, group.world_size)]
     write_json(folder.root / "run.json", provenance)
     print_data(console, dataset, provenance["warnings"])

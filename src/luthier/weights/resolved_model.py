@@ -53,6 +53,11 @@ class ResolvedModel:
         return self.entry.chat_template if self.entry else None
 
     @property
+    def chat_date(self) -> str | None:
+        """The day that the run's chat template wrote (ISO 8601), which its prompts keep; None if it wrote none."""
+        return self.provenance.get("chat_date")
+
+    @property
     def quantization(self) -> Quantization | None:
         """The quantization of the base while the adapter was trained."""
         return Quantization.from_record(self.provenance.get("quantization")) if self.adapter else None
