@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import sentencepiece
 import tokenizers
-from row_files import write_jsonl, write_template
-from small_tokenizers import TEXTS, metaspace_tokenizer
+from data.row_files import write_jsonl, write_template
+from data.small_tokenizers import TEXTS, metaspace_tokenizer
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 
