@@ -9,7 +9,7 @@ from pathlib import Path
 
 OPEN = frozenset({"errors", "storage", "jobspec", "jobfolder", "entrypoint", "home", "defaults", "allocator"})
 CONTROL = frozenset({"catalog", "protocol", "jobs", "launchers", "endpoint_connection", "objects", "api", "supervisor"})
-ENGINE = OPEN | {"catalog", "layers", "data", "weights"}
+ENGINE = OPEN | {"catalog", "gguf", "layers", "data", "weights"}
 # Room -> the rooms whose modules it may import, beside its own.
 FLOORS: dict[str, frozenset[str]] = {
     "errors": frozenset(),
@@ -22,8 +22,9 @@ FLOORS: dict[str, frozenset[str]] = {
     "allocator": frozenset({"errors"}),
     "catalog": OPEN,
     "layers": OPEN | {"catalog"},
-    "data": OPEN | {"catalog", "layers"},
-    "weights": OPEN | {"catalog", "layers"},
+    "gguf": OPEN | {"catalog"},
+    "data": OPEN | {"catalog", "gguf", "layers"},
+    "weights": OPEN | {"catalog", "gguf", "layers"},
     "evaluation": ENGINE,
     "serving": ENGINE,
     "training": ENGINE | {"evaluation"},

@@ -154,7 +154,8 @@ def test_a_name_like_no_other() -> None:
 
 def test_a_folder_without_a_model(tmp_path: Path) -> None:
     assert refusal(str(tmp_path)) == (
-        f"{tmp_path}: the folder has no config.json; expected a model in Hugging Face layout"
+        f"{tmp_path}: the folder has neither config.json nor a GGUF file; expected a model in Hugging Face layout, "
+        "or one file *.gguf"
     )
 
 

@@ -24,7 +24,8 @@ from training.job_folders import lay_out, run
 from luthier.errors import CapacityError, UserError
 from luthier.home import cache_root
 from luthier.weights import convert, unpickle
-from luthier.weights.convert import conversion_source, convert_to_safetensors, pickled_files
+from luthier.weights.convert import convert_to_safetensors, pickled_files
+from luthier.weights.converted_folder import RECORD, conversion_source
 from luthier.weights.fingerprint import weights_hash
 from luthier.weights.load import load_model
 from luthier.weights.resolved_model import resolve_model
@@ -130,7 +131,7 @@ def test_shared_weights_are_stored_once_and_views_on_their_own(gpt2: Path, folde
     assert torch.equal(stored["view.a"], block[:, :32])
     assert torch.equal(stored["view.b"], block[:, 32:])
     assert torch.equal(stored["view.turned"], block.t())
-    assert json.loads((found / convert.RECORD).read_text())["tied"]
+    assert json.loads((found / RECORD).read_text())["tied"]
 
 
 def test_types_stay_as_they_are(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Finds a base model's files: a folder, the local mirror, the Hub's cache, or a repository to download.
+"""Finds a base model's files: a folder, a GGUF file, the local mirror, the Hub's cache, or a repository to download.
 
 Nothing is downloaded here; `hub.fetch` does that.
 """
@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from luthier.catalog.entry import REPOSITORY, Entry, find, suggest
-from luthier.catalog.shape import entry_from_config
+from luthier.catalog.gguf_header import SUFFIX, read_header
+from luthier.catalog.shape import entry_from_config, entry_from_header
 from luthier.errors import ModelNotFoundError
 
 EMBEDDED = Path(__file__).parent / "tiny"
@@ -21,8 +22,9 @@ EMBEDDED = Path(__file__).parent / "tiny"
 class Location:
     """A base model's name with the `folder` of its files, or the `repository` to download them from.
 
-    `entry` is the catalogue's; for a model outside the catalogue it is made from config.json, and None until that file
-    is local. `searched` lists the places without the model's files, for the error message.
+    `folder` is a file where the model is one GGUF file; `weights.convert` makes a folder of it. `entry` is the
+    catalogue's; for a model outside the catalogue it is made from config.json, and None until that file is local.
+    `searched` lists the places without the model's files, for the error message.
     """
 
     name: str
@@ -34,23 +36,34 @@ class Location:
 
     def with_folder(self, folder: Path) -> Location:
         """Return the same model with its files in `folder`."""
-        return replace(self, entry=self.entry or entry_from_config(self.name, folder), folder=folder)
+        entry = self.entry or entry_from_config(self.name, folder)
+        if self.folder is not None and self.folder.suffix == SUFFIX:  # converted: what GGUF knows, and the config
+            stored = entry_from_config(self.name, folder)
+            entry = replace(stored, parameters=entry.parameters, licence=entry.licence)
+        return replace(self, entry=entry, folder=folder)
 
 
 def locate(model: str, environment: Mapping[str, str] = os.environ) -> Location:
-    """Resolve a model's name: a catalogue name, a folder in Hugging Face layout, or ORG/NAME of the Hub.
+    """Resolve a model's name: a catalogue name, a folder in Hugging Face layout, a GGUF file or a folder with one, or
+    ORG/NAME of the Hub.
 
-    Search order: an existing folder, the embedded model, $LUTHIER_MODELS/<org>/<name>, the Hub's local cache.
+    Search order: an existing file or folder, the embedded model, $LUTHIER_MODELS/<org>/<name>, the Hub's local cache.
     Raises ModelNotFoundError for a name that is none of these and cannot be a repository.
     """
     folder = _existing_folder(model)
+    gguf = _gguf_file(model, folder)
+    if gguf is not None:
+        return Location(name=model, entry=entry_from_header(model, read_header(gguf)), folder=gguf)
     if folder is not None and (folder / "config.json").is_file():
         return Location(name=model, entry=entry_from_config(model, folder), folder=folder)
     entry = find(model, environment)
     if entry is not None and entry.source == "embedded":
         return Location(name=entry.id, entry=entry, folder=EMBEDDED)
     if entry is None and folder is not None:
-        raise ModelNotFoundError(f"{model}: the folder has no config.json; expected a model in Hugging Face layout")
+        raise ModelNotFoundError(
+            f"{model}: the folder has neither config.json nor a GGUF file; expected a model in Hugging Face layout, or "
+            "one file *.gguf"
+        )
     owner = (find(entry.source, environment) or entry) if entry else None
     repository = owner.source if owner else model
     if not REPOSITORY.fullmatch(repository):
@@ -75,6 +88,27 @@ def _existing_folder(model: str) -> Path | None:
         return path.resolve() if model and path.is_dir() else None
     except (OSError, RuntimeError, ValueError):
         return None
+
+
+def _gguf_file(model: str, folder: Path | None) -> Path | None:
+    """Return the GGUF file that `model` names, or the one in `folder` where there are no other weights.
+
+    ModelNotFoundError when the file does not exist, or the folder has several.
+    """
+    if folder is None:
+        if not model.lower().endswith(SUFFIX):
+            return None
+        path = Path(model).expanduser()
+        if path.is_file():
+            return path.resolve()
+        raise ModelNotFoundError(f"{model}: no such file; expected a GGUF file")
+    if any(next(folder.glob(pattern), None) for pattern in ("*.safetensors", "pytorch_model*.bin")):
+        return None
+    files = sorted(file for file in folder.iterdir() if file.name.lower().endswith(SUFFIX) and file.is_file())
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files[:6]) + (", ..." if len(files) > 6 else "")
+        raise ModelNotFoundError(f"{model}: the folder has {len(files)} GGUF files; name one of them: {names}")
+    return files[0] if files else None
 
 
 def _local_places(

@@ -1,6 +1,6 @@
 """Reads config.json of a model folder as JSON, without weights or torch.
 
-For a model outside the catalogue it makes an entry from that file.
+For a model outside the catalogue it makes an entry from that file, or from the header of a GGUF file.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.catalog.entry import KINDS, Entry, Licence
+from luthier.catalog.gguf_header import GgufHeader
 from luthier.errors import ModelNotFoundError
 
 _CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
@@ -53,4 +54,18 @@ def entry_from_config(name: str, folder: Path) -> Entry:
         shape=config,
         default_template={"prompt": "{prompt}", "completion": "{completion}"} if is_encoder_decoder else None,
         default_hyperparameters={"add_input_output_demarcation_key": False} if is_encoder_decoder else {},
+    )
+
+
+def entry_from_header(name: str, header: GgufHeader) -> Entry:
+    """Make an entry for a GGUF file from its metadata; `shape` stays empty until the file is converted."""
+    return Entry(
+        id=name,
+        name=name,
+        source=name,
+        architecture=header.architecture,
+        parameters=header.parameters,
+        context_length=int(header.key("context_length") or 0),
+        licence=Licence(str(header.metadata.get("general.license") or "not known")),
+        kinds=_PAIR_KINDS if header.architecture == "t5" else KINDS,
     )

@@ -26,6 +26,7 @@ from luthier.data.prepare import Dataset, prepare
 from luthier.data.settings import DataSettings
 from luthier.data.tokenize import Tokenizer, set_threads
 from luthier.errors import UserError
+from luthier.gguf.tokenizer_folder import with_tokenizer
 from luthier.home import cache_root
 
 
@@ -63,7 +64,7 @@ def _prepare(request: dict[str, Any], notes: Console) -> tuple[Dataset, Tokenize
     def say(text: str) -> None:
         notes.print(text, highlight=False, markup=False)
 
-    folder = fetch(location, say, TOKENIZER_FILES)
+    folder = with_tokenizer(fetch(location, say, TOKENIZER_FILES))
     entry = location.with_folder(folder).entry
     values = parse_for(entry, request.get("hyperparameters") or {})
     kind = resolve_kind(request.get("kind") or "auto", values, values.explicit, channels["training"])

@@ -17,7 +17,7 @@ from luthier.catalog.shape import read_config
 from luthier.data.prepare import Dataset
 from luthier.jobfolder import FORMAT_VERSION
 from luthier.training.resolved_job import ResolvedJob
-from luthier.weights.convert import conversion_source
+from luthier.weights.converted_folder import conversion_source
 from luthier.weights.fingerprint import weights_hash
 
 PACKAGES = ("luthier", "torch", "transformers", "peft", "tokenizers", "safetensors", "numpy")

@@ -3,8 +3,7 @@
     pytorch_model.bin                                       ┐  child process   ┌ converted-<hash>/  model*.safetensors
     pytorch_model.bin.index.json, pytorch_model-*.bin       ┘  (unpickle.py)   └                    config, tokenizer
 
-The result is cached under the hash of all its source files, which converted.json in it records. Only the child process
-opens pickles.
+The result is cached under the hash of all its source files (converted_folder.py). Only the child process opens pickles.
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from luthier.errors import CapacityError, UserError
+from luthier.catalog.gguf_header import SUFFIX
+from luthier.errors import UserError
 from luthier.home import cache_root
-from luthier.jobfolder import write_json
-from luthier.weights.fingerprint import weights_hash
+from luthier.weights.converted_folder import check_disk_space, convert_into, format_size, is_converted
+from luthier.weights.gguf import convert_gguf
 from luthier.weights.load import SAFETENSORS, absent_parameters
 
-RECORD = "converted.json"
 INDEX = "pytorch_model.bin.index.json"
 COPIED = ("*.json", "*.model", "*.txt", "*.jinja")
 # Environment variables that the child inherits: the paths of programs and libraries, no secrets.
@@ -40,11 +39,13 @@ _SHARD = re.compile(r"pytorch_model-(\d{5})-of-(\d{5})\.bin")
 
 
 def convert_to_safetensors(folder: Path, notify: Callable[[str], None]) -> Path:
-    """The folder to load a model from: `folder` itself, or the conversion of its pickled weights.
+    """The folder to load a model from: `folder` itself, or the conversion of its pickled weights or of a GGUF file.
 
     Raises UserError for files that are damaged, incomplete, not weights, or do not fit config.json; CapacityError when
     the cache's disk is full. A folder without weights is returned unchanged.
     """
+    if folder.suffix == SUFFIX:
+        return convert_gguf(folder, notify)
     if any((folder / name).is_file() for name in SAFETENSORS):
         return folder
     pickles = pickled_files(folder)
@@ -53,19 +54,13 @@ def convert_to_safetensors(folder: Path, notify: Callable[[str], None]) -> Path:
     target = cache_root() / f"converted-{_source_hash(folder)}"
     size = sum(file.stat().st_size for file in pickles)
     source = pickles[0].name if len(pickles) == 1 else f"{len(pickles)} files {pickles[0].name} ..."
-    if _is_valid(target):
+    if is_converted(target):
         notify(f"using the safetensors converted from {source} before: {target}")
         return target
-    _check_disk_space(target.parent, size)
-    notify(f"converting {source} ({_format_size(size)}) to safetensors, once: {target}")
-    _convert(folder, pickles, target)
+    check_disk_space(target.parent, size)
+    notify(f"converting {source} ({format_size(size)}) to safetensors, once: {target}")
+    convert_into(target, folder, lambda temporary: _convert(folder, pickles, temporary))
     return target
-
-
-def conversion_source(folder: Path) -> dict[str, Any] | None:
-    """The source of a converted folder: {"folder", "files": {name: sha256}}; None for any other folder."""
-    record = _read_record(folder)
-    return {name: record[name] for name in ("folder", "files")} if record else None
 
 
 def pickled_files(folder: Path) -> list[Path]:
@@ -120,50 +115,16 @@ def _copied_files(folder: Path) -> list[Path]:
     return sorted(file for file in files if not file.name.endswith(".index.json"))
 
 
-def _read_record(folder: Path) -> dict[str, Any] | None:
-    try:
-        stored = json.loads((folder / RECORD).read_text("utf-8"))
-    except (OSError, ValueError):
-        return None
-    return stored if isinstance(stored, dict) and "weights_sha256" in stored else None
-
-
-def _is_valid(target: Path) -> bool:
-    """Whether the cached conversion exists with the recorded hash; a damaged one is removed."""
-    record = _read_record(target)
-    if record and (target / "config.json").is_file() and weights_hash(target) == record["weights_sha256"]:
-        return True
-    shutil.rmtree(target, ignore_errors=True)
-    return False
-
-
-def _convert(folder: Path, pickles: list[Path], target: Path) -> None:
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        try:
-            temporary.mkdir(parents=True)
-        except OSError as error:
-            raise UserError(
-                f"{target.parent}: {error.strerror}; set LUTHIER_CACHE to a folder that can be written"
-            ) from None
-        answer = _run_child(pickles, temporary)
-        if "refused" in answer:
-            raise UserError(f"{folder / str(answer.get('file'))}: {answer['refused']}")
-        for file in _copied_files(folder):
-            shutil.copyfile(file, temporary / file.name)
-        _check_fit(folder, temporary)
-        files = {name: digest for name, digest in _hashes(folder).items() if name.endswith(".bin")}
-        record = {"format_version": 1, "folder": str(folder), "files": files, "weights_sha256": weights_hash(temporary)}
-        write_json(temporary / RECORD, record | {"tied": answer["tied"]})
-        weights_hash.cache_clear()
-        try:
-            temporary.rename(target)
-        except OSError:  # another process converted the same files meanwhile
-            if not _is_valid(target):
-                temporary.rename(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+def _convert(folder: Path, pickles: list[Path], temporary: Path) -> dict[str, Any]:
+    """Write the converted model into `temporary`; the facts to record."""
+    answer = _run_child(pickles, temporary)
+    if "refused" in answer:
+        raise UserError(f"{folder / str(answer.get('file'))}: {answer['refused']}")
+    for file in _copied_files(folder):
+        shutil.copyfile(file, temporary / file.name)
+    _check_fit(folder, temporary)
+    files = {name: digest for name, digest in _hashes(folder).items() if name.endswith(".bin")}
+    return {"files": files, "tied": answer["tied"]}
 
 
 def _run_child(pickles: list[Path], folder: Path) -> dict[str, Any]:
@@ -203,17 +164,3 @@ def _check_fit(folder: Path, converted: Path) -> None:
             f"{folder}: the stored weights lack {len(absent)} parameters that config.json asks for (first: "
             f"{absent[0]}); copy the whole model again"
         )
-
-
-def _check_disk_space(cache: Path, size: int) -> None:
-    existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
-    free = shutil.disk_usage(existing).free
-    if size > free:
-        raise CapacityError(
-            f"{cache}: converting the weights to safetensors needs {_format_size(size)} of disk and "
-            f"{_format_size(free)} are free; set LUTHIER_CACHE to a larger disk"
-        )
-
-
-def _format_size(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
