@@ -11,9 +11,12 @@ marker strings, no token ids.
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NoReturn
 
 import jinja2
@@ -30,6 +33,7 @@ ROLES = ("system", "user", "assistant")
 _SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 _VISIBLE = re.compile(r"\S")
 Message = dict[str, str]
+_PROBE: list[Message] = [{"role": "user", "content": "2"}, {"role": "assistant", "content": "4"}]
 
 
 class ChatError(ValueError):
@@ -120,84 +124,176 @@ class ChatTemplate:
         """Render a whole conversation. The assistant turns that `turns` selects carry loss; ALL also marks the user's
         words in the other pieces (`Piece.user_spans`).
         """
-        text = self.render(messages)
-        markers = self._markers(messages, text, generation=False)
-        user_spans = self._user_spans(messages, text, markers) if turns == ALL else []
+        rendered = self._render_spans(messages)
         answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+        trained = answers[-1:] if turns == LAST else answers
+        turn_spans = self._turn_spans(messages, rendered, trained)
+        user_spans = self._user_spans(messages, rendered) if turns == ALL else []
         pieces: list[Piece] = []
         done = 0
-        for index in answers[-1:] if turns == LAST else answers:
-            start, end = self._turn_span(messages, index, text, markers)
-            pieces += [_piece(text, done, start, False, markers, user_spans), _piece(text, start, end, True, markers)]
+        for index, (start, end) in turn_spans.items():
+            pieces += [rendered.piece(done, start, user_spans=user_spans), rendered.piece(start, end, index in trained)]
             done = end
-        pieces += self._ending(text, done, markers)
+        pieces += self._ending(rendered, done)
         return Example(source, tuple(piece for piece in pieces if piece.text), add_special_tokens=False)
 
-    def _turn_span(self, messages: Sequence[Message], index: int, text: str, markers: Sequence[Span]) -> Span:
-        """Return the span of an assistant turn in `text`, with its end-of-turn marker."""
-        opened = self.render(messages[:index], generation=True)
-        closed = self.render(messages[: index + 1])
-        if not text.startswith(opened) or not (text.startswith(closed) or index + 1 == len(messages)):
-            advice = "this template cannot be trained on"
-            if index + 1 < len(messages) and text.startswith(self.render(messages[:-1], generation=True)):
-                advice = "train_on_turns=last trains the last turn alone, whose prompts are the same"
-            raise ChatError(
-                "the model's chat template rewrites earlier turns when later ones follow, so its training "
-                f"and serving prompts differ; {advice}"
-            )
-        start, limit = len(opened), len(closed)
-        return start, next((end for begin, end in markers if begin >= start and end <= limit), limit)
+    def render_prompt(self, messages: Sequence[Message], source: str = "") -> Example:
+        """Render the prompt for the next assistant turn, as serving does.
 
-    def _user_spans(self, messages: Sequence[Message], text: str, markers: Sequence[Span]) -> list[Span]:
-        """Return the spans of the user's words in `text`, from the first to the last visible character of a message,
-        including the next marker if it is the one that closes an assistant turn.
-
-        To find them, each message is rendered with its visible characters masked.
+        It is cut into the same pieces as a whole conversation, so that its tokens are those of training.
         """
-        closing = self.end_of_turn()
-        mask = next(character for character in map(chr, range(0xE001, 0xF900)) if character not in text)
-        spans = []
+        rendered = self._render_spans(messages, generation=True)
+        cuts = [0, *itertools.chain(*self._turn_spans(messages, rendered).values()), len(rendered.text)]
+        pieces = [rendered.piece(start, end) for start, end in itertools.pairwise(cuts) if start < end]
+        return Example(source, tuple(pieces), add_special_tokens=False)
+
+    def _turn_spans(
+        self, messages: Sequence[Message], rendered: _Rendered, required: Collection[int] = ()
+    ) -> dict[int, Span]:
+        """Return the spans of the assistant turns that the template writes as they are generated, by message.
+
+        Raise the ChatError of a `required` one that it writes otherwise.
+        """
+        spans = {}
         for index, message in enumerate(messages):
-            words = message["content"].strip()
-            if message["role"] != "user" or not words:
+            if message["role"] == "assistant":
+                try:
+                    spans[index] = self._turn_span(messages, index, rendered)
+                except ChatError:
+                    if index in required:
+                        raise
+        return spans
+
+    def end_of_turn(self) -> str:
+        """Return the first marker that closes an assistant turn; "" if the template has none."""
+        return next(iter(self._closing_markers), "")
+
+    @cached_property
+    def _closing_markers(self) -> list[str]:
+        """The markers after an answer that ends the conversation, in order."""
+        try:
+            rendered = self._render_spans(_PROBE)
+        except ChatError:
+            return []
+        content = rendered.contents[1]
+        return [] if content is None else rendered.markers_between(content[1], len(rendered.text))
+
+    def _turn_span(self, messages: Sequence[Message], index: int, rendered: _Rendered) -> Span:
+        """Return the span of an assistant turn: from its first token to its last closing marker.
+
+        ChatError where the template writes the turn, or what precedes it, otherwise than when the answer is generated.
+        """
+        opened = self.render(messages[:index], generation=True)
+        if not rendered.text.startswith(opened):
+            self._refuse(messages, index, rendered.text)
+        start, content = len(opened), rendered.contents[index]
+        if index + 1 == len(messages):
+            written = start if content is None else content[1]
+            return start, max((end for _, end in rendered.markers if end > written), default=len(rendered.text))
+        closed, following = self.render(messages[: index + 1]), rendered.contents[index + 1]
+        if content is None or following is None:
+            end = written = self._first_closing(rendered, start, len(closed))
+        else:
+            end, written = self._closing_between(rendered, content[1], following[0], closed), content[1]
+        if closed[:written] != rendered.text[:written]:
+            self._refuse(messages, index, rendered.text)
+        return start, end
+
+    def _closing_between(self, rendered: _Rendered, start: int, end: int, closed: str) -> int:
+        """Return where a turn ends whose answer ends at `start`, before the next message's words at `end`."""
+        between = [marker for marker in rendered.markers if start <= marker[0] and marker[1] <= end]
+        names = [rendered.text[first:last] for first, last in between]
+        count = _common_length(names, self._closing_markers)
+        if not count:  # a marker that the template writes only between turns: those before the next turn's opening
+            text, opening = rendered.text[start:end], self._opening_of_user
+            same = _common_length(text[::-1], opening[::-1])
+            count = sum(1 for _, last in between if last <= end - same)
+        if not count and self._opening_marker in names:
+            count = names.index(self._opening_marker)
+        if count:
+            return between[count - 1][1]
+        return len(closed) if rendered.text.startswith(closed) else start
+
+    def _first_closing(self, rendered: _Rendered, start: int, limit: int) -> int:
+        """Return the end of the first closing marker after `start`, for a turn whose words are not known."""
+        closing = self.end_of_turn()
+        return next(
+            (last for first, last in rendered.markers if first >= start and rendered.text[first:last] == closing), limit
+        )
+
+    @cached_property
+    def _opening_of_user(self) -> str:
+        """What the template writes before the first user's words."""
+        rendered = self._render_spans(_PROBE[:1])
+        content = rendered.contents[0]
+        return "" if content is None else rendered.text[: content[0]]
+
+    @cached_property
+    def _opening_marker(self) -> str:
+        """The first marker with which the template opens an answer; "" if there is none."""
+        without, opened = self.render(_PROBE[:1]), self.render(_PROBE[:1], generation=True)
+        match = self._controls.search(opened, _common_length(without, opened))
+        return match.group() if match else ""
+
+    def _refuse(self, messages: Sequence[Message], index: int, text: str) -> NoReturn:
+        """Raise the ChatError of a turn whose prompt in training would differ from the one in serving."""
+        opened, whole = self.render(_PROBE[:1], generation=True), self._render_spans(_PROBE)
+        same, question = _common_length(opened, whole.text), whole.contents[0]
+        if same < len(opened) and question is not None and question[1] <= same:
+            opening = opened[same:]
+            raise ChatError(
+                f"the model's chat template opens a generated answer with {opening!r} (as reasoning models do) but "
+                "writes the answers of a conversation without it, so its training and serving prompts differ; use a "
+                "base model whose template does not, or prompt/completion rows"
+            )
+        advice = "this template cannot be trained on"
+        if index + 1 < len(messages) and text.startswith(self.render(messages[:-1], generation=True)):
+            advice = "train_on_turns=last trains the last turn alone, whose prompts are the same"
+        raise ChatError(
+            "the model's chat template rewrites earlier turns when later ones follow, so its training "
+            f"and serving prompts differ; {advice}"
+        )
+
+    def _user_spans(self, messages: Sequence[Message], rendered: _Rendered) -> list[Span]:
+        """Return the spans of the user's words, from the first to the last visible character of a message, including
+        the next marker if it is the one that closes an assistant turn.
+        """
+        closing, spans = self.end_of_turn(), []
+        for message, content in zip(messages, rendered.contents, strict=True):
+            if message["role"] != "user" or not message["content"].strip():
                 continue
-            masked = [*messages[:index], message | {"content": _VISIBLE.sub(mask, message["content"])}]
-            hidden = self.render([*masked, *messages[index + 1 :]])
-            start, end = hidden.find(mask), hidden.rfind(mask) + 1
-            if len(hidden) != len(text) or end - start != len(words):
+            if content is None:
                 raise ChatError(
                     "the model's chat template changes what the user says, so it cannot be told from the "
                     "template's own text; train_on_turns=assistant needs not tell it"
                 )
-            begin, limit = next((marker for marker in markers if marker[0] >= end), (end, end))
-            closed = text[begin:limit] == closing and not text[end:begin].strip()
+            start, end = content
+            begin, limit = next((marker for marker in rendered.markers if marker[0] >= end), (end, end))
+            closed = rendered.text[begin:limit] == closing and not rendered.text[end:begin].strip()
             spans.append((start, limit if closed else end))
         return spans
 
-    def _ending(self, text: str, done: int, markers: list[Span]) -> list[Piece]:
+    def _ending(self, rendered: _Rendered, done: int) -> list[Piece]:
         """Return the untrained text after the last trained turn; instead a trained EOS if no marker closes it."""
-        closed = any(end == done for _, end in markers)
+        closed = any(end == done for _, end in rendered.markers)
         eos = self._names.get("eos_token", "")
         if closed or not eos:
-            return [_piece(text, done, len(text), False, markers)]
+            return [rendered.piece(done, len(rendered.text))]
         return [Piece(eos, True, ((0, len(eos)),))]
 
-    def render_prompt(self, messages: Sequence[Message], source: str = "") -> Example:
-        """Render the prompt for the next assistant turn, as serving does."""
-        text = self.render(messages, generation=True)
-        return Example(
-            source, (_piece(text, 0, len(text), False, self._markers(messages, text, True)),), add_special_tokens=False
-        )
-
-    def end_of_turn(self) -> str:
-        """Return the marker that closes an assistant turn; "" if the template has none."""
-        probe = [{"role": "user", "content": "2"}, {"role": "assistant", "content": "4"}]
+    def _render_spans(self, messages: Sequence[Message], generation: bool = False) -> _Rendered:
+        """Render a conversation, and find the words of its messages by rendering it with their characters masked."""
+        text = self.render(messages, generation)
+        masks = dict(zip(ROLES, (mask for mask in map(chr, range(0xE001, 0xF900)) if mask not in text), strict=False))
+        masked = [it | {"content": _VISIBLE.sub(masks[it["role"]], it["content"])} for it in messages]
         try:
-            opened, closed = self.render(probe[:1], generation=True), self.render(probe)
-        except ChatError:
-            return ""
-        match = self._controls.search(closed, min(len(opened), len(closed)))
-        return match.group() if match else ""
+            hidden = self.render(masked, generation)
+        except ChatError:  # a template may judge what a message says
+            hidden = ""
+        if len(hidden) != len(text):
+            return _Rendered(text, self._markers(messages, text, generation), [None] * len(messages))
+        markers = [match.span() for match in self._controls.finditer(hidden)]
+        return _Rendered(text, markers, list(_content_spans(messages, hidden, masks)))
 
     def _markers(self, messages: Sequence[Message], text: str, generation: bool) -> list[Span]:
         """Return the spans of the template's own markers, not of marker strings in the messages, which are masked."""
@@ -224,14 +320,53 @@ def _masked(match: re.Match[str]) -> str:
     return "\ue000" * len(match.group())
 
 
-def _piece(
-    text: str, start: int, end: int, trained: bool, markers: Sequence[Span], user_spans: Sequence[Span] = ()
-) -> Piece:
-    control_spans, spoken_spans = (
-        tuple((first - start, last - start) for first, last in spans if start <= first and last <= end)
-        for spans in (markers, user_spans)
-    )
-    return Piece(text[start:end], trained, control_spans, spoken_spans)
+def _common_length(one: Sequence[str], other: Sequence[str]) -> int:
+    """Return the length of the common prefix."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((index for index, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Rendered:
+    """A rendered conversation: its text, the spans of the template's own markers and of each message's words.
+
+    The words' span is None where a message has none, or where the template changes them.
+    """
+
+    text: str
+    markers: Sequence[Span]
+    contents: Sequence[Span | None]
+
+    def markers_between(self, start: int, end: int) -> list[str]:
+        return [self.text[first:last] for first, last in self.markers if start <= first and last <= end]
+
+    def piece(self, start: int, end: int, trained: bool = False, user_spans: Sequence[Span] = ()) -> Piece:
+        """Return the text from `start` to `end` as a piece, with the markers and user spans inside of it."""
+        controls, spoken = (
+            tuple((first - start, last - start) for first, last in spans if start <= first and last <= end)
+            for spans in (self.markers, user_spans)
+        )
+        return Piece(self.text[start:end], trained, controls, spoken)
+
+
+def _content_spans(messages: Sequence[Message], hidden: str, masks: Mapping[str, str]) -> Iterator[Span | None]:
+    """Yield the span of each message's words in the masked text; a role's messages are in order there."""
+    visible = {
+        role: sum(len(_VISIBLE.findall(it["content"])) for it in messages if it["role"] == role) for role in masks
+    }
+    if any(hidden.count(mask) != visible[role] for role, mask in masks.items()):
+        yield from [None] * len(messages)
+        return
+    done = dict.fromkeys(masks, 0)
+    for message in messages:
+        role, words = message["role"], message["content"].strip()
+        start = hidden.find(masks[role], done[role])
+        end = start + len(words)
+        if not words or start < 0 or hidden[start:end] != _VISIBLE.sub(masks[role], words):
+            yield None
+        else:
+            done[role] = end
+            yield start, end
 
 
 class _Generation(jinja2.ext.Extension):

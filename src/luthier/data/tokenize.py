@@ -50,8 +50,17 @@ class _Text:
     """A piece of text without control tokens, and its position in the row."""
 
     text: str
-    position: Position
+    position: Position = Position.START
     start: int = 0  # in the text of its piece
+
+    def at(self, position: Position) -> _Text:
+        return self if position is self.position else _Text(self.text, position, self.start)
+
+    def stripped(self, left: bool) -> _Text:
+        if not left:
+            return _Text(self.text.rstrip(), self.position, self.start)
+        text = self.text.lstrip()
+        return _Text(text, self.position, self.start + len(self.text) - len(text))
 
 
 _Segment = _Text | int  # text, or the id of a control token
@@ -85,7 +94,11 @@ class Tokenizer:
         added = source.added_tokens_decoder
         self._control_ids = {token.content: number for number, token in added.items() if token.special}
         self._control_numbers = frozenset(self._control_ids.values())
-        self._flags = {token.content: (token.lstrip, token.rstrip) for token in added.values() if token.special}
+        self._strips = {
+            number: (token.lstrip, token.rstrip)
+            for number, token in added.items()
+            if token.special and (token.lstrip or token.rstrip)
+        }
         self.control_tokens = sorted(self._control_ids)
         self._markers = marker_pattern(self.control_tokens)
         self.vocab_size = max(source.get_vocab().values(), default=-1) + 1  # ids may have holes
@@ -260,29 +273,39 @@ class Tokenizer:
         return [EncodedRow(ids[start:end], spans) for start, end, spans in bounds]
 
     def _segments_of_row(self, pieces: Sequence[Piece], position: Position) -> list[list[_Segment]]:
-        row = []
-        for piece in pieces:
-            parts = self._split_at_controls(piece, position)
-            row.append(parts)
-            if parts:
-                position = Position.CONTINUING if isinstance(parts[-1], _Text) else Position.AFTER_CONTROL
+        row: list[list[_Segment]] = [self._split_at_controls(piece) for piece in pieces]
+        if self._strips:
+            self._strip_at_controls(row)
+        for segments in row:
+            for index, segment in enumerate(segments):
+                if isinstance(segment, _Text):
+                    segments[index] = segment.at(position)
+                position = Position.CONTINUING if isinstance(segment, _Text) else Position.AFTER_CONTROL
         return row
 
-    def _split_at_controls(self, piece: Piece, position: Position) -> list[_Segment]:
+    def _split_at_controls(self, piece: Piece) -> list[_Segment]:
         """Split a piece at the special-token strings wholly inside one of its control spans."""
         parts: list[_Segment] = []
         done = 0
         for start, end in self._control_spans(piece):
-            name = piece.text[start:end]
-            strips_left, strips_right = self._flags[name]
-            before = piece.text[done:start]
-            parts.append(_Text(before.rstrip() if strips_left else before, position, done))
-            parts.append(self._control_ids[name])
-            position, done = Position.AFTER_CONTROL, end
-            while strips_right and done < len(piece.text) and piece.text[done].isspace():
-                done += 1
-        parts.append(_Text(piece.text[done:], position, done))
+            parts += [_Text(piece.text[done:start], start=done), self._control_ids[piece.text[start:end]]]
+            done = end
+        parts.append(_Text(piece.text[done:], start=done))
         return [part for part in parts if not isinstance(part, _Text) or part.text]
+
+    def _strip_at_controls(self, row: list[list[_Segment]]) -> None:
+        """Remove the white space before and after control tokens that swallow it, also in the next piece."""
+        for segments, side in ((row, 1), (row[::-1], 0)):
+            is_stripping = False
+            for parts in segments:
+                for index in range(len(parts)) if side else range(len(parts) - 1, -1, -1):
+                    part = parts[index]
+                    if not isinstance(part, _Text):
+                        is_stripping = self._strips.get(part, (False, False))[side]
+                    elif is_stripping:
+                        parts[index] = part = part.stripped(left=bool(side))
+                        is_stripping = not part.text
+                parts[:] = [part for part in parts if not isinstance(part, _Text) or part.text]
 
     def _control_spans(self, piece: Piece) -> list[Span]:
         return [
