@@ -55,6 +55,22 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 ALL = tuple(SHAPES)
+# Further classes of the catalogue, which the matrix does not cross with every method.
+OTHERS: dict[str, dict[str, Any]] = {
+    "smollm3": {"model_type": "smollm3", **_LLAMA, "no_rope_layer_interval": 2},
+    "apertus": {"model_type": "apertus", **_LLAMA},
+    "lfm2": {"model_type": "lfm2", **_LLAMA, "full_attn_idxs": [1], "block_multiple_of": 8},
+    "olmo2": {"model_type": "olmo2", **_LLAMA},
+    "olmo3": {
+        "model_type": "olmo3", **_LLAMA, "sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "granitemoehybrid": {
+        "model_type": "granitemoehybrid", **_LLAMA, "shared_intermediate_size": 48, "num_local_experts": 0,
+        "num_experts_per_tok": 0, "layer_types": ["attention", "attention"], "position_embedding_type": "rope",
+        "embedding_multiplier": 2, "logits_scaling": 2, "residual_multiplier": 0.5, "attention_multiplier": 0.25,
+        "mamba_n_heads": 4,
+    },
+}  # fmt: skip
 ARCHITECTURES = ("llama", "gpt_neox", "gpt2")  # three of different build, for what does not depend on the architecture
 # Where each class keeps the positions it was built for, and its dropouts.
 _POSITIONS = {"gpt2": "n_positions", "gptj": "n_positions", "mpt": "max_seq_len", "t5": "", "bloom": ""}
@@ -75,7 +91,7 @@ WORDS = "the a cat dog sat on mat red blue green one two three question answer r
 
 def config_of(architecture: str, vocab_size: int = 320, positions: int = 256, dropout: float = 0.0) -> Any:
     """A small config of one of SHAPES; initial weights are large enough for losses to differ visibly."""
-    shape = dict(SHAPES[architecture])
+    shape = dict((SHAPES | OTHERS)[architecture])
     model_type = shape.pop("model_type")
     facts: dict[str, Any] = {"vocab_size": vocab_size, "eos_token_id": 0, "bos_token_id": None, "pad_token_id": 3}
     if name := _POSITIONS.get(model_type, "max_position_embeddings"):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import ALL, network_of, write_model, write_rows
+from tiny_models import ALL, OTHERS, network_of, write_model, write_rows
 from training.job_folders import run
 
 from luthier.catalog import entries, find
@@ -27,7 +27,7 @@ def build_of(entry: Entry) -> str:
     """The name in tiny_models of this entry's build."""
     if entry.architecture == "FalconForCausalLM":
         return "falcon_40b" if entry.shape.get("new_decoder_architecture") else "falcon_7b"
-    return next(name for name in ALL if type(network_of(name)).__name__ == entry.architecture)
+    return next(name for name in (*ALL, *OTHERS) if type(network_of(name)).__name__ == entry.architecture)
 
 
 @pytest.fixture(scope="module")

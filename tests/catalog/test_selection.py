@@ -77,7 +77,7 @@ def test_all_sides_together() -> None:
     ("wanted", "said"),
     [
         ({"kind": "chatt"}, "--kind chatt; did you mean 'chat'?; expected one of autopilot, chat, domain, instruction"),
-        ({"architecture": "lama"}, "--architecture lama; did you mean 'llama'?; expected one of BloomForCausalLM, "),
+        ({"architecture": "lama"}, "--architecture lama; did you mean 'llama'?; expected one of ApertusForCausalLM, "),
         ({"licence": "appache"}, "--licence appache; did you mean 'Apache-2.0'?; expected one of Apache-2.0, "),
         ({"max_parameters": "8X"}, "--max-parameters 8X: expected a size such as 8B, 1.5B or 500M"),
         ({"max_parameters": "0B"}, "--max-parameters 0B: expected "),
