@@ -11,6 +11,7 @@ import pytest
 from gguf_files import write_gguf
 
 from luthier.catalog.gguf_header import GgufHeader, read_header
+from luthier.catalog.hub import fetch
 from luthier.catalog.locate import locate
 from luthier.errors import ModelNotFoundError
 
@@ -140,3 +141,26 @@ def test_other_weights_in_the_folder_win(tmp_path: Path) -> None:
 def test_a_file_that_does_not_exist(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError, match="no such file; expected a GGUF file"):
         locate(str(tmp_path / "absent.gguf"), {})
+
+
+def test_a_repository_in_the_mirror_or_the_cache_may_be_one_gguf_file(tmp_path: Path) -> None:
+    blob = write_gguf(tmp_path / "blob.gguf", METADATA, TENSORS)
+    for repository, folder, places in (
+        ("org/m-GGUF", tmp_path / "mirror" / "org" / "m-GGUF", {"LUTHIER_MODELS": str(tmp_path / "mirror")}),
+        (
+            "org/c-GGUF",
+            tmp_path / "hub" / "models--org--c-GGUF" / "snapshots" / "main",
+            {"HF_HUB_CACHE": str(tmp_path / "hub")},
+        ),
+        ("gpt2-xl", tmp_path / "own" / "openai-community" / "gpt2-xl", {"LUTHIER_MODELS": str(tmp_path / "own")}),
+    ):
+        folder.mkdir(parents=True)
+        link = folder / "m.Q4_0.GGUF"
+        link.symlink_to(blob.rename(tmp_path / f"blob-{folder.name}"))
+        found = locate(repository, places)
+        assert (found.name, found.folder) == (repository, link)
+        assert locate(str(link), {}).folder == link
+        assert found.entry is not None
+        assert found.entry.parameters == (1_557_611_200 if repository == "gpt2-xl" else 36)
+        assert fetch(found, print) == link
+        blob = write_gguf(tmp_path / "blob.gguf", METADATA, TENSORS)

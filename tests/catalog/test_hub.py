@@ -198,3 +198,12 @@ def test_a_snapshot_of_the_tokenizer_alone_is_completed(online: Hub, tmp_path: P
     assert hub.fetch(found, lambda _: None) == folder
     own = Location(name="own", folder=tmp_path / "own")  # a folder of the user's: loading says what it lacks
     assert hub.fetch(own, lambda _: None) == tmp_path / "own"
+
+
+def test_a_repository_with_gguf_files_only(online: Hub) -> None:
+    online.files = {"B.Q8_0.gguf": 9, "A.Q4_K_M.gguf": 5, "README.md": 1}
+    with pytest.raises(ModelNotFoundError) as caught:
+        hub.fetch(WHERE, print)
+    assert str(caught.value) == (
+        "org/m holds GGUF files only, 2 of them; download one and name its path: hf download org/m A.Q4_K_M.gguf"
+    )

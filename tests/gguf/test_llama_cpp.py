@@ -51,6 +51,11 @@ SIZES: dict[str, Any] = {
 YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 64}
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 32.0, "low_freq_factor": 1.0,
           "high_freq_factor": 4.0, "original_max_position_embeddings": 64}  # fmt: skip
+LONG_ROPE = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 64,
+             "short_factor": [1 + 0.1 * pair for pair in range(8)],
+             "long_factor": [1.5 + 0.7 * pair for pair in range(8)]}  # fmt: skip
+QWEN35 = {"head_dim": 32, "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 16,
+          "linear_value_head_dim": 16}  # fmt: skip
 GPT = {"vocab_size": 512, "n_layer": 3, "n_head": 4, "bos_token_id": 0, "eos_token_id": 1}
 # llama.cpp's architecture -> [(class of the config, its settings, options of the converter)]
 MODELS: dict[str, list[tuple[str, dict[str, Any], tuple[str, ...]]]] = {
@@ -73,16 +78,20 @@ MODELS: dict[str, list[tuple[str, dict[str, Any], tuple[str, ...]]]] = {
     ],
     "mamba": [("MambaConfig", {"vocab_size": 512, "hidden_size": 64, "num_hidden_layers": 3, "state_size": 8}, ())],
     "nemotron": [("NemotronConfig", SIZES, ())],
-    "phi3": [("Phi3Config", SIZES | {"pad_token_id": None}, ())],
+    "phi3": [
+        ("Phi3Config", SIZES | {"pad_token_id": None}, ()),
+        ("Phi3Config", SIZES | {"pad_token_id": None, "partial_rotary_factor": 0.5}, ()),
+        (
+            "Phi3Config",
+            SIZES | {"pad_token_id": None, "original_max_position_embeddings": 64, "rope_parameters": LONG_ROPE},
+            (),
+        ),
+    ],
     "qwen2": [("Qwen2Config", SIZES, ()), ("Qwen2Config", SIZES | {"rope_parameters": YARN}, ())],
     "qwen3": [("Qwen3Config", SIZES | {"head_dim": 32}, ())],
     "qwen35": [
-        (
-            "Qwen3_5TextConfig",
-            SIZES | {"head_dim": 32, "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 16,
-                     "linear_value_head_dim": 16},
-            ("--no-mtp",),
-        )
+        ("Qwen3_5TextConfig", SIZES | QWEN35, ("--no-mtp",)),
+        ("Qwen3_5TextConfig", SIZES | QWEN35, ()),
     ],
     "qwen3moe": [
         (
@@ -135,6 +144,8 @@ def test_converted_and_back(
     original.save_pretrained(folder)
     save_vocabulary(folder)
     write_published_names(folder)
+    if architecture == "qwen35" and not options:
+        add_prediction_layer(folder)
     file = llama_cpp_build.convert(folder, tmp_path / "m.gguf", *options, any_vocabulary=True)
     assert gguf_header.read_header(file).architecture == architecture
     read = family.from_pretrained(convert_to_safetensors(file, lambda _: None), dtype=torch.float32).eval()
@@ -143,6 +154,20 @@ def test_converted_and_back(
     reference = family.from_pretrained(folder, dtype=torch.float32).eval()
     with torch.no_grad():
         assert torch.equal(read(**inputs).logits, reference(**inputs).logits)
+
+
+def add_prediction_layer(folder: Path) -> None:
+    """Add a layer for multi-token prediction, which published Qwen 3.5 models have and transformers does not load."""
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    for name in [name for name in weights if name.startswith("model.layers.3.")]:
+        weights[name.replace("model.layers.3.", "mtp.layers.0.")] = weights[name].clone()
+    weights["mtp.fc.weight"] = torch.randn(64, 128)
+    for name in ("norm", "pre_fc_norm_embedding", "pre_fc_norm_hidden"):
+        weights[f"mtp.{name}.weight"] = torch.randn(64)
+    save_file(weights, file, metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"mtp_num_hidden_layers": 1}))
 
 
 def save_vocabulary(folder: Path) -> None:

@@ -193,9 +193,15 @@ def test_weights_that_do_not_fit(tmp_path: Path, change: Callable[[dict[str, Any
     assert message in refusal(write_gguf(tmp_path / "m.gguf", llama_metadata(model) | VOCABULARY, tensors))
 
 
-def test_metadata_that_would_be_lost(tmp_path: Path) -> None:
-    file = write_llama(tmp_path / "m.gguf", tiny_llama(), {"llama.logit_scale": 0.125})
-    assert refusal(file).startswith("llama.logit_scale changes what the model computes")
+@pytest.mark.parametrize("name", ["logit_scale", "rope.scaling.yarn_attn_factor", "nextn_predict_layers"])
+def test_metadata_that_would_be_lost(tmp_path: Path, name: str) -> None:
+    file = write_llama(tmp_path / "m.gguf", tiny_llama(), {f"llama.{name}": 2})
+    assert refusal(file).startswith(f"llama.{name} changes what the model computes")
+
+
+def test_an_unknown_kind_of_rotary_scaling(tmp_path: Path) -> None:
+    file = write_llama(tmp_path / "m.gguf", tiny_llama(), {"llama.rope.scaling.type": "dynamic"})
+    assert refusal(file) == "rope.scaling.type is 'dynamic'; expected none, linear, yarn, longrope"
 
 
 def test_too_little_memory_is_said_before_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

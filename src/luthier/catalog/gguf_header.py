@@ -84,11 +84,16 @@ class GgufHeader:
             content = handle.read(4 * count)
         if tensor.type != "F32" or len(content) < 4 * count:
             raise ModelNotFoundError(f"{self.file}: expected the values of {name} as F32; copy or convert it again")
-        return list(struct.unpack(f"<{count}f", content))
+        return [float(f"{value:.9g}") for value in struct.unpack(f"<{count}f", content)]
 
     def key(self, name: str) -> Any:
         """The value of `<architecture>.<name>`; None when it is absent."""
         return self.metadata.get(f"{self.architecture}.{name}")
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether a path names a GGUF file, by its suffix in any case."""
+    return path.suffix.lower() == SUFFIX
 
 
 def read_header(file: Path) -> GgufHeader:

@@ -14,6 +14,7 @@ import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from luthier.catalog.entry import check_tunable
+from luthier.catalog.gguf_header import is_gguf
 from luthier.catalog.locate import Location
 from luthier.errors import CapacityError, ModelNotFoundError
 
@@ -43,6 +44,7 @@ def fetch(location: Location, say: Callable[[str], None], patterns: tuple[str, .
         )
         if MODEL_FILES[0] in patterns and not any(Path(file.rfilename).match(MODEL_FILES[0]) for file in files or []):
             patterns = (PICKLE_FILES, *patterns[1:])
+        _check_not_only_gguf(location.repository, [file.rfilename for file in files or []])
         size = sum(file.size or 0 for file in files or [] if any(Path(file.rfilename).match(p) for p in patterns))
         _check_disk_space(size, location.repository)
         say(f"downloading {location.repository} from the Hub: {size / 1e9:.2f} GB (an interrupted download resumes)")
@@ -51,7 +53,7 @@ def fetch(location: Location, say: Callable[[str], None], patterns: tuple[str, .
                 location.repository, revision=location.revision, allow_patterns=list(patterns), token=token
             )
         )
-    except CapacityError:
+    except (CapacityError, ModelNotFoundError):
         raise
     except Exception as error:  # the Hub's client raises its HTTP library's errors, which change between versions
         raise ModelNotFoundError(
@@ -62,7 +64,7 @@ def fetch(location: Location, say: Callable[[str], None], patterns: tuple[str, .
 
 def _is_complete(folder: Path, patterns: tuple[str, ...]) -> bool:
     """Whether a snapshot has weights where `patterns` include them: `inspect` downloads the tokenizer only."""
-    if MODEL_FILES[0] not in patterns:
+    if MODEL_FILES[0] not in patterns or is_gguf(folder):
         return True
     return any(next(folder.glob(pattern), None) is not None for pattern in ("*.safetensors", PICKLE_FILES))
 
@@ -76,6 +78,16 @@ def _reason(error: Exception) -> str:
         }
         return hints.get(error.response.status_code, f"HTTP {error.response.status_code}")
     return "offline" if isinstance(error, OfflineModeIsEnabled) else f"unreachable: {type(error).__name__}"
+
+
+def _check_not_only_gguf(repository: str, names: list[str]) -> None:
+    """ModelNotFoundError for a repository whose only weights are GGUF files, of which the user must choose one."""
+    ggufs = sorted(name for name in names if is_gguf(Path(name)))
+    if ggufs and not any(name.endswith((".safetensors", ".bin")) for name in names):
+        raise ModelNotFoundError(
+            f"{repository} holds GGUF files only, {len(ggufs)} of them; download one and name its path: hf download "
+            f"{repository} {ggufs[0]}"
+        )
 
 
 def _check_disk_space(size: int, repository: str) -> None:

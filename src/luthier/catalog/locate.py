@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from luthier.catalog.entry import REPOSITORY, Entry, find, suggest
-from luthier.catalog.gguf_header import SUFFIX, read_header
+from luthier.catalog.gguf_header import is_gguf, read_header
 from luthier.catalog.shape import entry_from_config, entry_from_header
 from luthier.errors import ModelNotFoundError
 
@@ -37,7 +37,7 @@ class Location:
     def with_folder(self, folder: Path) -> Location:
         """Return the same model with its files in `folder`."""
         entry = self.entry or entry_from_config(self.name, folder)
-        if self.folder is not None and self.folder.suffix == SUFFIX:  # converted: what GGUF knows, and the config
+        if self.folder is not None and is_gguf(self.folder) and not entry.shape:  # made from GGUF metadata before
             stored = entry_from_config(self.name, folder)
             entry = replace(stored, parameters=entry.parameters, licence=entry.licence)
         return replace(self, entry=entry, folder=folder)
@@ -75,6 +75,9 @@ def locate(model: str, environment: Mapping[str, str] = os.environ) -> Location:
     location = Location(name=entry.id if entry else model, entry=entry, repository=repository, revision=revision)
     searched = []
     for place, stored in _local_places(repository, revision, environment):
+        gguf = _gguf_file(model, stored) if stored is not None and stored.is_dir() else None
+        if gguf is not None:
+            return replace(location, entry=entry or entry_from_header(model, read_header(gguf)), folder=gguf)
         if stored is not None and (stored / "config.json").is_file():
             return location.with_folder(stored.resolve())
         searched.append(place)
@@ -96,15 +99,15 @@ def _gguf_file(model: str, folder: Path | None) -> Path | None:
     ModelNotFoundError when the file does not exist, or the folder has several.
     """
     if folder is None:
-        if not model.lower().endswith(SUFFIX):
+        if not is_gguf(Path(model)):
             return None
         path = Path(model).expanduser()
         if path.is_file():
-            return path.resolve()
+            return path.absolute()  # resolved, a link of the Hub's cache would lose the suffix
         raise ModelNotFoundError(f"{model}: no such file; expected a GGUF file")
     if any(next(folder.glob(pattern), None) for pattern in ("*.safetensors", "pytorch_model*.bin")):
         return None
-    files = sorted(file for file in folder.iterdir() if file.name.lower().endswith(SUFFIX) and file.is_file())
+    files = sorted(file for file in folder.iterdir() if is_gguf(file) and file.is_file())
     if len(files) > 1:
         names = ", ".join(file.name for file in files[:6]) + (", ..." if len(files) > 6 else "")
         raise ModelNotFoundError(f"{model}: the folder has {len(files)} GGUF files; name one of them: {names}")

@@ -36,13 +36,16 @@ _FIELDS = {
     "decoder_start_token_id": "decoder_start_token_id",
     "num_decoder_layers": "decoder_block_count",
 }
+_PREDICTION_LAYERS = "nextn_predict_layers"
 # Keys that change what a model computes; one that nothing here or in transformers understands is an error.
 _MEANINGFUL = (
-    "rope.scaling.", "attention.scale", "attention.clamp_kqv", "attention.max_alibi_bias", "attention.temperature",
+    "attention.scale", "attention.clamp_kqv", "attention.max_alibi_bias", "attention.temperature",
     "attention.output_scale", "logit_scale", "embedding_scale", "residual_scale", "router_logit_softcapping",
-    "expert_weights_scale", "expert_shared_count", "expert_group", "leading_dense_block_count", "nextn_predict_layers",
+    "expert_weights_scale", "expert_shared_count", "expert_group", "leading_dense_block_count", _PREDICTION_LAYERS,
 )  # fmt: skip
 _ROTARY_TYPES = ("none", "linear", "yarn", "longrope")
+# Keys of rotary scaling that are read; of LongRoPE, transformers computes the attention factor from the lengths.
+_ROTARY_KEYS = ("type", "factor", "original_context_length", "finetuned", "yarn_beta_fast", "yarn_beta_slow")
 
 
 def read_gguf_config(header: GgufHeader) -> PreTrainedConfig:
@@ -106,7 +109,7 @@ def _set_rotary(header: GgufHeader, config: Any) -> None:
     kind = header.key("rope.scaling.type") or "none"
     if kind not in _ROTARY_TYPES:
         raise ModelNotFoundError(f"{header.file}: rope.scaling.type is {kind!r}; expected {', '.join(_ROTARY_TYPES)}")
-    original = header.key("rope.scaling.original_context_length")
+    original = header.key("rope.scaling.original_context_length") or config.max_position_embeddings
     if kind in ("linear", "yarn"):
         rotary |= {"rope_type": kind, "factor": header.key("rope.scaling.factor")}
     if kind == "yarn":
@@ -119,7 +122,7 @@ def _set_rotary(header: GgufHeader, config: Any) -> None:
     if long := header.read_floats("rope_factors_long.weight"):
         short = header.read_floats("rope_factors_short.weight")
         rotary |= {"rope_type": "longrope", "long_factor": long, "short_factor": short}
-        rotary["original_max_position_embeddings"] = original
+        rotary["original_max_position_embeddings"] = config.original_max_position_embeddings = original
     config.rope_parameters = rotary
 
 
@@ -173,6 +176,11 @@ _ADAPTATIONS: dict[str, Callable[[GgufHeader, Any], None]] = {
 }
 
 
+def count_prediction_layers(header: GgufHeader) -> int:
+    """Layers at the end that predict further tokens (MTP): those that transformers leaves out of Qwen 3.5."""
+    return int(header.key(_PREDICTION_LAYERS) or 0) if header.architecture == "qwen35" else 0
+
+
 def _set_tokens(header: GgufHeader, config: Any) -> None:
     """The ids that begin and end a text, and stand for padding."""
     for field, key in (("bos_token_id", "bos_token_id"), ("pad_token_id", "padding_token_id")):
@@ -190,8 +198,7 @@ def _check_keys(header: GgufHeader) -> None:
         name
         for name, value in header.metadata.items()
         if name.startswith(prefix)
-        and name.removeprefix(prefix).startswith(_MEANINGFUL)
-        and not name.removeprefix(prefix).startswith("rope.scaling.")
+        and _is_meaningful(header, name.removeprefix(prefix))
         and value not in (0, 0.0, 1.0, False)
     ]
     if lost:
@@ -199,3 +206,10 @@ def _check_keys(header: GgufHeader) -> None:
             f"{header.file}: {lost[0]} changes what the model computes, and transformers' reader has no place for it; "
             "take the model's safetensors instead"
         )
+
+
+def _is_meaningful(header: GgufHeader, key: str) -> bool:
+    if key.startswith("rope.scaling."):
+        is_longrope = any(tensor.name == "rope_factors_long.weight" for tensor in header.tensors)
+        return key.removeprefix("rope.scaling.") not in (*_ROTARY_KEYS, *(["attn_factor"] if is_longrope else []))
+    return key.startswith(_MEANINGFUL) and not (key == _PREDICTION_LAYERS and count_prediction_layers(header))

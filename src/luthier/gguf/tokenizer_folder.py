@@ -7,7 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
-from luthier.catalog.gguf_header import SUFFIX, read_header
+from luthier.catalog.gguf_header import is_gguf, read_header
 from luthier.gguf.config import read_gguf_config
 from luthier.gguf.tokenizer import write_tokenizer
 from luthier.home import cache_root
@@ -15,7 +15,7 @@ from luthier.home import cache_root
 
 def with_tokenizer(location: Path) -> Path:
     """A model's folder as it is; for a GGUF file, the cached folder made from its header."""
-    if location.suffix != SUFFIX:
+    if not is_gguf(location):
         return location
     header = read_header(location)
     with open(location, "rb") as handle:

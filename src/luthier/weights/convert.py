@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from luthier.catalog.gguf_header import SUFFIX
+from luthier.catalog.gguf_header import is_gguf
 from luthier.errors import UserError
 from luthier.home import cache_root
 from luthier.weights.converted_folder import check_disk_space, convert_into, format_size, is_converted
@@ -44,7 +44,7 @@ def convert_to_safetensors(folder: Path, notify: Callable[[str], None]) -> Path:
     Raises UserError for files that are damaged, incomplete, not weights, or do not fit config.json; CapacityError when
     the cache's disk is full. A folder without weights is returned unchanged.
     """
-    if folder.suffix == SUFFIX:
+    if is_gguf(folder):
         return convert_gguf(folder, notify)
     if any((folder / name).is_file() for name in SAFETENSORS):
         return folder

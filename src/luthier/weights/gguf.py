@@ -26,7 +26,7 @@ from transformers.utils import logging as transformers_logging
 
 from luthier.catalog.gguf_header import GgufHeader, read_header
 from luthier.errors import CapacityError, ModelNotFoundError
-from luthier.gguf.config import read_gguf_config
+from luthier.gguf.config import count_prediction_layers, read_gguf_config
 from luthier.gguf.tokenizer import write_tokenizer
 from luthier.home import cache_root
 from luthier.weights.converted_folder import check_disk_space, convert_into, format_size, is_converted
@@ -56,6 +56,10 @@ def convert_gguf(file: Path, notify: Callable[[str], None]) -> Path:
         f"dequantizing {file.name} ({header.architecture}, {header.quantization}, "
         f"{format_size(file.stat().st_size)}) to {format_size(size)} of float32 safetensors, once: {target}"
     )
+    if left_out := count_prediction_layers(header):
+        notify(
+            f"{file.name}: {left_out} layers for multi-token prediction are left out; transformers does not use them"
+        )
     convert_into(target, file.parent, lambda temporary: _convert(header, temporary))
     return target
 
@@ -97,6 +101,10 @@ def _check_complete(header: GgufHeader, network: PreTrainedModel, missing: list[
             "take the model's safetensors instead"
         )
     held = header.parameters
+    if left_out := count_prediction_layers(header):
+        first = int(header.key("block_count")) - left_out
+        names = tuple(f"blk.{number}." for number in range(first, first + left_out))
+        held -= sum(prod(tensor.shape) for tensor in header.tensors if tensor.name.startswith(names))
     if header.architecture in _TIED_TWICE:
         held -= sum(prod(tensor.shape) for tensor in header.tensors if tensor.name == "output.weight")
     built = sum(parameter.numel() for parameter in network.parameters())
