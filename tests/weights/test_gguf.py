@@ -13,8 +13,9 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from gguf_files import write_gguf
+from gguf_files import Quantized, quantize_q4_1, quantize_q8_0, write_gguf
 from gguf_models import TOKENS, VOCABULARY, llama_metadata, llama_tensors, tiny_llama, write_llama
+from safetensors import safe_open
 
 from luthier.catalog.locate import locate
 from luthier.data.tokenize import Tokenizer
@@ -116,6 +117,28 @@ def test_half_precision_weights_are_kept_exactly(tmp_path: Path) -> None:
     tensors = llama_tensors(model, np.float16)
     file = write_gguf(tmp_path / "m.gguf", llama_metadata(model) | VOCABULARY, tensors)
     assert torch.equal(converted_logits(file), logits(model))
+
+
+@pytest.mark.parametrize(("quantize", "name"), [(quantize_q8_0, "Q8_0"), (quantize_q4_1, "Q4_1")])
+def test_quantized_weights_are_dequantized_exactly(
+    tmp_path: Path, quantize: Callable[[Any], Quantized], name: str
+) -> None:
+    model = tiny_llama()
+    tensors: dict[str, Any] = llama_tensors(model)
+    quantized = {key: quantize(values) for key, values in tensors.items() if values.ndim == 2}
+    file = write_gguf(tmp_path / "m.gguf", llama_metadata(model) | VOCABULARY, tensors | quantized)
+    lines: list[str] = []
+    folder = convert_to_safetensors(file, lines.append)
+    assert f"(llama, {name}, " in lines[0]
+    stored = write_gguf(
+        tmp_path / "values.gguf", llama_metadata(model) | VOCABULARY,
+        tensors | {key: values.values.astype(np.float32) for key, values in quantized.items()},
+    )  # fmt: skip
+    with safe_open(folder / "model.safetensors", "pt") as weights:
+        down = weights.get_tensor("model.layers.0.mlp.down_proj.weight")
+        assert torch.equal(down, torch.from_numpy(quantized["blk.0.ffn_down.weight"].values))
+    assert torch.equal(converted_logits(file), converted_logits(stored))
+    assert not torch.equal(converted_logits(file), logits(model))
 
 
 def test_the_folder_is_complete_and_made_once(tmp_path: Path) -> None:

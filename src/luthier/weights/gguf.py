@@ -1,6 +1,6 @@
 """Converts a GGUF file to a model in Hugging Face layout, once: weights dequantized to float32, tokenizer rebuilt.
 
-float32 holds every value that a quantized file describes exactly, so that the base answers as llama.cpp does.
+float32 holds every value that a quantized file describes exactly.
 """
 
 from __future__ import annotations
