@@ -18,7 +18,6 @@ from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from luthier.catalog import gguf_header
-from luthier.gguf.config import READABLE
 from luthier.gguf.tokenizer import write_tokenizer
 from luthier.weights.convert import convert_to_safetensors
 
@@ -118,7 +117,7 @@ MODELS: dict[str, list[tuple[str, dict[str, Any], tuple[str, ...]]]] = {
 
 
 def test_every_readable_architecture_is_tried() -> None:
-    assert set(MODELS) == set(READABLE)
+    assert set(MODELS) == set(gguf_header.READABLE)
 
 
 @pytest.mark.parametrize(

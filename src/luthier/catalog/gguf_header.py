@@ -16,6 +16,11 @@ from typing import Any
 from luthier.errors import ModelNotFoundError
 
 SUFFIX = ".gguf"
+READABLE = (
+    "bloom", "gemma2", "gemma3", "gpt2", "lfm2", "llama", "mamba", "nemotron", "phi3", "qwen2", "qwen3", "qwen35",
+    "qwen3moe", "stablelm", "starcoder2", "t5",
+)  # fmt: skip
+"""llama.cpp's names of the architectures that `luthier.gguf` and transformers read with equal logits."""
 _MAGIC = b"GGUF"
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
@@ -99,8 +104,8 @@ def is_gguf(path: Path) -> bool:
 def read_header(file: Path) -> GgufHeader:
     """Read a GGUF file's header.
 
-    ModelNotFoundError, naming the file, for one that is damaged, byte-swapped, one of several shards, or holds no
-    language model (an adapter, a vision projector, a vocabulary).
+    ModelNotFoundError, naming the file, for one that is damaged, byte-swapped, one of several shards, holds no language
+    model (an adapter, a vision projector, a vocabulary), or one of an architecture that cannot be read.
     """
     try:
         with open(file, "rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as content:
@@ -189,3 +194,8 @@ def _check_kind(header: GgufHeader) -> None:
         )
     if not header.tensors:
         raise ModelNotFoundError(f"{header.file}: {_OTHER_KINDS['vocab']}")
+    if header.architecture not in READABLE:
+        raise ModelNotFoundError(
+            f"{header.file}: GGUF files of architecture {header.architecture!r} cannot be read; those of "
+            f"{', '.join(READABLE)} can; take the model's safetensors instead"
+        )

@@ -2,7 +2,7 @@
 
 transformers maps a part of the metadata. The rest is added here (rotary scaling, head sizes, biases, windows, expert
 sizes), so that the model computes what llama.cpp computes from the same file. tests/gguf converts a model of every
-architecture in READABLE to GGUF and back.
+architecture in gguf_header.READABLE to GGUF and back.
 """
 
 from __future__ import annotations
@@ -16,12 +16,6 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from luthier.catalog.gguf_header import GgufHeader
 from luthier.errors import ModelNotFoundError
-
-READABLE = (
-    "bloom", "gemma2", "gemma3", "gpt2", "lfm2", "llama", "mamba", "nemotron", "phi3", "qwen2", "qwen3", "qwen35",
-    "qwen3moe", "stablelm", "starcoder2", "t5",
-)  # fmt: skip
-"""llama.cpp's names of the architectures that are read with equal logits."""
 
 # config.json's field <- the metadata key below the architecture's name, where the class has the field.
 _FIELDS = {
@@ -51,14 +45,8 @@ _ROTARY_KEYS = ("type", "factor", "original_context_length", "finetuned", "yarn_
 def read_gguf_config(header: GgufHeader) -> PreTrainedConfig:
     """The config of the model in a GGUF file.
 
-    ModelNotFoundError for an architecture that cannot be read, naming those that can, and for metadata that would be
-    lost.
+    ModelNotFoundError for a file that transformers cannot read, and for metadata that would be lost.
     """
-    if header.architecture not in READABLE:
-        raise ModelNotFoundError(
-            f"{header.file}: GGUF files of architecture {header.architecture!r} cannot be read; those of "
-            f"{', '.join(READABLE)} can; take the model's safetensors instead"
-        )
     try:
         config: Any = AutoConfig.from_pretrained(header.file.parent, gguf_file=header.file.name, local_files_only=True)
     except (ValueError, KeyError, TypeError, IndexError, OSError) as error:

@@ -34,7 +34,6 @@ from luthier.weights.converted_folder import check_disk_space, convert_into, for
 # Its progress bar takes no notice of transformers' setting, and would fill the logs of jobs.
 vars(modeling_gguf_pytorch_utils)["tqdm"] = functools.partial(tqdm, disable=True)
 _BYTES = 4  # of a float32
-_MEMORY_FACTOR = 1.25  # the weights, and the largest tensors a second time
 _TIED_TWICE = ("bloom",)  # llama.cpp's converter stores its output weights a second time
 
 
@@ -116,7 +115,8 @@ def _check_complete(header: GgufHeader, network: PreTrainedModel, missing: list[
 
 
 def _check_memory(header: GgufHeader, size: int) -> None:
-    needed, free = int(_MEMORY_FACTOR * size), psutil.virtual_memory().available
+    largest = max(prod(tensor.shape) for tensor in header.tensors)  # held twice more while it is dequantized
+    needed, free = size + 2 * _BYTES * largest, psutil.virtual_memory().available
     if needed > free:
         raise CapacityError(
             f"{header.file}: dequantizing its {header.parameters / 1e9:.1f} billion weights needs "
