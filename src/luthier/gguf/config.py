@@ -13,6 +13,10 @@ from typing import Any
 
 import numpy as np
 from transformers import AutoConfig, PreTrainedConfig
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+)
 
 from luthier.catalog.gguf_header import GgufHeader
 from luthier.errors import ModelNotFoundError
@@ -61,6 +65,10 @@ def read_gguf_config(header: GgufHeader) -> PreTrainedConfig:
             adapt(header, config)
     _check_keys(header)
     _set_tokens(header, config)
+    classes = (
+        MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES if config.is_encoder_decoder else MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    )
+    config.architectures = [classes[config.model_type]]
     for name in ("quantization_config", "_name_or_path", "_model_name_or_path"):
         config.__dict__.pop(name, None)
     for name, value in list(config.__dict__.items()):
