@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import importlib
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from bench.engine_programs.program import Answer, Request, before_stop, messages, run
+from bench.engine_programs.program import Answer, Request, before_stop, messages, run, run_converter
 
 og: Any = importlib.import_module("onnxruntime_genai")
 
@@ -41,11 +40,7 @@ def build(request: Request, out: Path) -> str:
                "-p", "fp32", "-e", "cpu", "-c", str(Path(request["work"]) / "cache")]  # fmt: skip
     if request["adapter"]:
         command += ["--extra_options", f"adapter_path={request['adapter']}"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    sys.stderr.write(done.stderr)
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        raise RuntimeError(lines[-1] if lines else f"the builder ended with code {done.returncode}")
+    run_converter(command)
     return "builder"
 
 

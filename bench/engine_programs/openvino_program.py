@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from bench.engine_programs.program import Answer, Request, before_stop, messages, run
+from bench.engine_programs.program import Answer, Request, before_stop, messages, run, run_converter
 
 np: Any = importlib.import_module("numpy")
 openvino: Any = importlib.import_module("openvino")
@@ -39,11 +38,7 @@ def export(folder: str, out: Path) -> str:
     """Run `optimum-cli export openvino` without compressing weights."""
     command = [str(Path(sys.executable).parent / "optimum-cli"), "export", "openvino", "--model", folder, "--task",
                "text-generation-with-past", "--weight-format", "fp32", str(out)]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True)
-    sys.stderr.write(done.stderr)
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        raise RuntimeError(lines[-1] if lines else f"optimum-cli ended with code {done.returncode}")
+    run_converter(command)
     return "optimum-cli"
 
 

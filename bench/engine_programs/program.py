@@ -12,6 +12,7 @@ venv; the programs import the engine, the standard library and this file.
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -52,6 +53,15 @@ def run(packages: Sequence[str], answer_request: Callable[[Request, Answer], Non
     answer = Answer(packages)
     answer_request(request, answer)
     Path(sys.argv[2]).write_text(json.dumps(answer.content), "utf-8")
+
+
+def run_converter(command: Sequence[str]) -> None:
+    """Run a converter; RuntimeError with the last line that it printed when it fails."""
+    done = subprocess.run(command, capture_output=True, text=True)
+    sys.stderr.write(done.stderr)
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        raise RuntimeError(lines[-1] if lines else f"{Path(command[0]).name} ended with code {done.returncode}")
 
 
 def messages(content: str) -> list[dict[str, str]]:

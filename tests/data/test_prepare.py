@@ -477,3 +477,12 @@ def test_bad_utf8_names_file_and_line(preparing: Preparing, tmp_path: Path) -> N
     data = qa(tmp_path / "data")
     (data / "a.jsonl").write_bytes(b'{"q": "1", "a": "2"}\n{"q": "\xe9", "a": "2"}\n')
     assert refusal(preparing, data)[0].startswith("a.jsonl:2: not UTF-8: 0xe9")
+
+
+def test_a_run_of_0_3_resumes_on_its_data(tokenizer_folder: Path, tmp_path: Path) -> None:
+    """A checkpoint resumes under the same data fingerprint only: this is what 0.3 recorded for these rows."""
+    tokenizer = Tokenizer.load(tokenizer_folder)
+    tokenizer.fingerprint = "a tokenizer"
+    settings_ = DataSettings(kind="autopilot", context_length=512)
+    prepared = prepare({"training": GSM8K.parent / "autopilot_csv"}, settings_, tokenizer, tmp_path)
+    assert prepared.fingerprint == "61c5bf8b4b833575c485f7c3ab923234608f9125be2c4ec7bfbfeed974916ad1"

@@ -19,6 +19,7 @@ from luthier.data.prepare import prepare
 from luthier.data.settings import DataSettings
 from luthier.data.tokenize import Tokenizer
 from luthier.data.tokenizer_files import PROBES, read_tokenizer
+from luthier.data.tokens import id_type
 from luthier.errors import DataError, ModelNotFoundError, UserError
 from luthier.serving.detokenizer import Detokenizer
 
@@ -121,8 +122,11 @@ def test_holes_in_the_vocabulary_widen_the_ids(tmp_path: Path) -> None:
     vocabulary = stored["model"]["vocab"]
     vocabulary["a"] = 70_000  # one entry less than before, and an id that uint16 cannot hold
     (folder / "tokenizer.json").write_text(json.dumps(stored))
+    before = Tokenizer.load(byte_level(tmp_path / "whole", "PreTrainedTokenizerFast"))
     ours = check_against_file(folder)
     assert ours.vocab_size == 70_001
+    assert id_type(before.vocab_size) == "uint16"
+    assert id_type(ours.vocab_size) == "uint32"
 
 
 def test_an_id_beyond_the_embedding_is_refused(tmp_path: Path) -> None:

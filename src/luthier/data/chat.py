@@ -93,7 +93,8 @@ def _check_turns(roles: list[str]) -> None:
 class ChatTemplate:
     """A tokenizer's chat template. `names`: special tokens by name (bos_token, ...); `controls`: all special tokens.
 
-    `date`: the day that the template's function strftime_now writes, at midnight; None if it does not call it.
+    `date`: the day that the template's function strftime_now writes, at midnight; None means today. The attribute is
+    None for a template that does not call it.
     """
 
     def __init__(

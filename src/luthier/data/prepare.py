@@ -35,7 +35,8 @@ from luthier.data.tokenize import Tokenizer, set_threads
 from luthier.data.tokens import TokenStore
 from luthier.errors import DataError, Problem, SettingError, UserError
 
-FORMAT_VERSION = 3  # of the cache; increase it whenever the same input would give other tokens
+FORMAT_VERSION = 2  # of the cache; increase it whenever the same input would give other tokens
+CHAT_FORMAT_VERSION = 2  # the same for conversations; a checkpoint resumes only under the same versions
 DOCUMENTED = "the documented default template"
 _EXAMPLES_PER_BATCH = 4_096  # rows held in memory to yield examples in any order
 
@@ -265,6 +266,8 @@ class _Pipeline:
         }
         if self.kind == "chat" and settings.train_on_turns != ASSISTANT:
             facts["turns"] = settings.train_on_turns
+        if self.kind == "chat":
+            facts["chat_format"] = CHAT_FORMAT_VERSION
         if self.tokenizer.encoder_decoder:
             facts["output_window"] = settings.max_output_length
         if self.kind == "domain":

@@ -29,7 +29,7 @@ import tokenizers
 from luthier.data.chat import ChatError, ChatTemplate, marker_pattern
 from luthier.data.example import Example, Piece, Span
 from luthier.data.shared_prefix import SharedPrefix
-from luthier.data.tokenizer_files import read_tokenizer
+from luthier.data.tokenizer_files import read_tokenizer, verbatim_tokens
 from luthier.errors import ModelNotFoundError, UserError
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -101,12 +101,13 @@ class Tokenizer:
         }
         self.control_tokens = sorted(self._control_ids)
         self._markers = marker_pattern(self.control_tokens)
-        self.vocab_size = max(source.get_vocab().values(), default=-1) + 1  # ids may have holes
+        self.vocab_size = max(source.get_vocab().values(), default=-1) + 1  # of the ids, which may have holes
+        self._has_holes = self.vocab_size != len(source)
         self.model_max_length = int(min(source.model_max_length, _UNLIMITED))
         self.eos_id: int = source.eos_token_id
         self.pad_id: int = self.eos_id if source.pad_token_id is None else source.pad_token_id
         self._backends = _backends(source.backend_tokenizer)
-        self._verbatim = _verbatim_tokens(self._backends[Position.START])
+        self._verbatim = verbatim_tokens(self._backends[Position.START])
         self._shared = SharedPrefix(self._backends[Position.START])
         self._forbidden = _control_id_mask(self._control_ids, source.unk_token_id, self.vocab_size, self._backends)
         self.encoder_decoder = encoder_decoder
@@ -145,10 +146,15 @@ class Tokenizer:
             raise ModelNotFoundError(f"{folder}: {error}") from None
         loaded.default_chat_template = default_template
         loaded.embedding_rows = (config.get("text_config") or config).get("vocab_size")
-        loaded.check_embedded(loaded.stop_ids[:1])
+        try:
+            loaded.check_embedded(loaded.stop_ids[:1])
+        except UserError as error:
+            raise ModelNotFoundError(f"{folder}: {error}") from None
         loaded.notes = [difference] * bool(difference)
         if loaded.chat_date:
-            loaded.notes.append(f"the chat template writes the date: {loaded.chat_date}, also when this run is served")
+            loaded.notes.append(
+                f"the chat template writes the date; a run keeps that of its first day, {loaded.chat_date}"
+            )
         return loaded
 
     @property
@@ -195,7 +201,7 @@ class Tokenizer:
     def check_embedded(self, ids: Sequence[int] | Array) -> None:
         """Raise UserError for an id beyond the model's embedding."""
         rows = self.embedding_rows
-        if rows is not None and self.vocab_size > rows and len(ids) and (highest := int(max(ids))) >= rows:
+        if rows is not None and self.vocab_size > rows and len(ids) and (highest := int(np.max(ids))) >= rows:
             raise UserError(
                 f"the token {self.show([highest])!r} has the id {highest}, but the model embeds {rows:,} tokens: "
                 "the tokenizer is not this model's, or tokens were added without resizing the model"
@@ -393,6 +399,8 @@ class Tokenizer:
         facts = [self.prefix_ids, self.eos_id, self.stop_ids, self.chat_template, self.control_tokens]
         facts += [self.suffix_ids] if self.encoder_decoder else []
         facts += [self.chat_date] if self.chat_date else []
+        facts += [self.vocab_size] if self._has_holes else []  # earlier versions stored such ids too narrow
+        facts += [sorted(self._strips.items())] if self._strips else []  # and stripped within a piece only
         return hashlib.sha256((self._backends[Position.START].to_str() + json.dumps(facts)).encode()).hexdigest()
 
 
@@ -459,18 +467,6 @@ def _control_id_mask(
     table = np.zeros(max(size, highest + 1), dtype=np.bool_)
     table[[number for number in control_ids.values() if number != unknown and number < size]] = True
     return table
-
-
-def _verbatim_tokens(backend: tokenizers.Tokenizer) -> dict[int, str]:
-    """Return the added tokens whose text a byte-level decoder would take for bytes, as the vocabulary writes them."""
-    if "ByteLevel" not in str(backend.decoder):
-        return {}
-    added = backend.get_added_tokens_decoder().items()
-    return {
-        number: token.content
-        for number, token in added
-        if backend.decode([number], skip_special_tokens=False) != token.content
-    }
 
 
 def _add_span(spans: list[Span], start: int, end: int) -> None:

@@ -22,12 +22,12 @@ from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerFast
 
 from luthier.errors import ModelNotFoundError
 
-SENTENCEPIECE_FILES = ("tokenizer.model", "spiece.model")
+_SENTENCEPIECE_FILES = ("tokenizer.model", "spiece.model")
 PROBES = (
     "Hello World", " leading and  double spaces ", "\n\n1. First\n2. Second", "12345 and 3.14", "don't, I'll",
     "def f(x):\n\treturn x  # ok", "naïve café, ﬁrst", "日本語 中文 한국어", "😀👍🏽", "a/b-c_d@e.f", "\tTab", "A\r\nB",
 )  # fmt: skip
-SPACE_MARK = "\u2581"  # SentencePiece writes a space so
+_SPACE_MARK = "\u2581"  # SentencePiece writes a space so
 _ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
@@ -42,7 +42,7 @@ def read_tokenizer(folder: Path) -> tuple[Any, str]:
         if (folder / "merges.txt").exists():
             kind = AutoTokenizer if (folder / "config.json").exists() else GPT2Tokenizer
             return _from_pretrained(kind, folder), ""
-        model = next((folder / name for name in SENTENCEPIECE_FILES if (folder / name).exists()), None)
+        model = next((folder / name for name in _SENTENCEPIECE_FILES if (folder / name).exists()), None)
         if model is not None:
             return _convert_sentencepiece(model), ""
     except ModelNotFoundError:
@@ -54,6 +54,18 @@ def read_tokenizer(folder: Path) -> tuple[Any, str]:
         f"{folder}: no usable tokenizer: expected tokenizer.json, vocab.json with merges.txt, tokenizer.model or "
         "spiece.model; copy the tokenizer's files of the base model into the folder"
     )
+
+
+def verbatim_tokens(backend: tokenizers.Tokenizer) -> dict[int, str]:
+    """Return the added tokens whose text a byte-level decoder would take for bytes, as the vocabulary writes them."""
+    if "ByteLevel" not in str(backend.decoder):
+        return {}
+    added = backend.get_added_tokens_decoder().items()
+    return {
+        number: token.content
+        for number, token in added
+        if backend.decode([number], skip_special_tokens=False) != token.content
+    }
 
 
 def _from_pretrained(kind: Any, folder: Path) -> Any:
@@ -131,7 +143,7 @@ def _restore(reference: Any, backend: tokenizers.Tokenizer) -> bool:
     steps = (stored["normalizer"] or {}).get("normalizers", [])
     if stored["model"]["type"] != "BPE" or stored["pre_tokenizer"] is not None or len(steps) != 1:
         return False
-    backend.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE_MARK), normalizers.Replace(" ", SPACE_MARK)])
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE_MARK), normalizers.Replace(" ", _SPACE_MARK)])
     backend.decoder = decoders.Sequence([backend.decoder, decoders.Strip(" ", 1, 0)])
     vocabulary = stored["model"]["vocab"]
     pieces = sorted(vocabulary, key=lambda piece: -reference.get_score(vocabulary[piece]))
