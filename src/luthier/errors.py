@@ -10,6 +10,7 @@
     ├── CapacityError                exit 1   ResourceLimitExceeded  not enough disk or memory
     ├── ObjectStoreUnreachableError  exit 1   InternalFailure        the external object store fails; retry later
     ├── CheckpointError              exit 1   InternalFailure        a checkpoint is needed and none is readable
+    ├── NoGeneratedTextError         exit 1   InternalFailure        a model generated nothing that could be scored
     └── Interrupted                  exit 130 InternalFailure        stopped by the user; can be resumed
 
 Each message is one line: where (file, line, field), what was found, what was expected, how to fix it.
@@ -94,6 +95,10 @@ class ObjectStoreUnreachableError(LuthierError):
 
 class CheckpointError(LuthierError):
     """No checkpoint of the run is readable."""
+
+
+class NoGeneratedTextError(LuthierError):
+    """A model generated an empty text for every row, so that there is nothing to compare."""
 
 
 class Interrupted(LuthierError):

@@ -5,13 +5,21 @@ from __future__ import annotations
 import json
 import math
 import random
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from luthier.catalog.metrics import METRICS
+from luthier.errors import DataError, NoGeneratedTextError
 from luthier.evaluation.compare import compare, compute_metrics
+from luthier.evaluation.curves import Curves
+from luthier.evaluation.run_summary import summarize_run
+from luthier.evaluation.verdict import TEXT_METRICS, Verdict, judge_difference
 
 
 def score(
@@ -71,12 +79,103 @@ def test_domain_rows_have_no_text_metrics(tmp_path: Path) -> None:
     assert result["scored_by_generation"] == 0
 
 
-@pytest.mark.parametrize("rows", [[], [score(1, 0.0, 0, 0, None, "")], [score(1, 0.0, 0, 0, "", "")] * 3])
+@pytest.mark.parametrize("rows", [[], [score(1, 0.0, 0, 0, None, "")]])
 def test_no_rows_and_no_tokens(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
     result = compare(write(tmp_path / "b", rows), write(tmp_path / "t", rows))
     assert result["base"]["loss"] is result["base"]["perplexity"] is result["base"]["token_accuracy"] is None
     assert result["difference"]["loss"] is None
     json.dumps(result, allow_nan=False)
+
+
+def answers(path: Path, references: list[str], predictions: Sequence[str | None]) -> Path:
+    pairs = enumerate(zip(references, predictions, strict=True))
+    return write(path, [score(row, 1.0, 2, 1, prediction, reference) for row, (reference, prediction) in pairs])
+
+
+def test_empty_texts_match_nothing(tmp_path: Path) -> None:
+    summary = compute_metrics(answers(tmp_path / "s", ["", " ", "a", "b"], ["", "\n", "a", ""]))
+    assert summary["exact_match"] == summary["rouge1"] == summary["rougeL"] == 0.25
+    # "": 0 hits; a: 1; b: 0 -> the mean of 0, 1 and 0
+    assert summary["f1"] == pytest.approx(1 / 3)
+    assert summary["notes"] == [
+        "3 generations of the model are empty; an empty text matches nothing",
+        "2 rows have an empty reference, which no answer matches",
+    ]
+
+
+def test_empty_references_are_an_error(tmp_path: Path) -> None:
+    base = answers(tmp_path / "b", ["", " \n", "not generated"], ["x", "", None])
+    calls: list[Callable[[], object]] = [lambda: compute_metrics(base), lambda: compare(base, base)]
+    for call in calls:
+        with pytest.raises(DataError, match=r"the references of all 2 rows scored by generation are empty") as caught:
+            call()
+        assert len(str(caught.value).splitlines()) == 1
+        assert caught.value.exit_code == 2
+
+
+def test_a_model_that_generates_nothing_is_an_error(tmp_path: Path) -> None:
+    base = answers(tmp_path / "b", ["a", "b"] * 5 + ["c"], ["x", "y"] * 5 + [None])
+    tuned = answers(tmp_path / "t", ["a", "b"] * 5 + ["c"], ["", "\n"] * 5 + [None])
+    calls: list[Callable[[], object]] = [lambda: compute_metrics(tuned), lambda: compare(base, tuned)]
+    for call in calls:
+        with pytest.raises(NoGeneratedTextError, match="generated an empty text for all 10 rows") as caught:
+            call()
+        assert len(str(caught.value).splitlines()) == 1
+        assert caught.value.exit_code == 1
+    # A base that is silent is a result: the tuned model answers.
+    result = compare(tuned, base)
+    assert "10 generations of the base model are empty; an empty text matches nothing" in result["notes"]
+    assert result["empty_generations"] == {"base": 10, "tuned": 0}
+
+
+def test_few_rows_without_text_are_a_note_and_no_claim(tmp_path: Path) -> None:
+    references = ["a", "b"] * 6
+    texts: list[str | None] = ["x", "y", *[None] * 10]
+    base = write(tmp_path / "b", [score(row, 4.0 + row / 9, 2, 0, texts[row], references[row]) for row in range(12)])
+    blank = [None if text is None else "" for text in texts]
+    tuned = write(tmp_path / "t", [score(row, 1.0, 2, 2, blank[row], references[row]) for row in range(12)])
+    result = compare(base, tuned)
+    assert judge_difference("loss", result["difference"]["loss"], 12) is Verdict.BETTER
+    assert "2 generations of the tuned model are empty; an empty text matches nothing" in result["notes"]
+    summary = summarize_run({}, result, {}, Curves(), "")
+    assert (summary.tone, summary.verdict) == ("unclear", "The tuned model generated no text")
+
+
+def test_rows_without_generation_may_be_empty(tmp_path: Path) -> None:
+    rows = answers(tmp_path / "b", ["", ""], [None, None])
+    assert compare(rows, rows)["difference"]["loss"]["value"] == 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from(["", " ", "a", "b", "a b"]), st.sampled_from(["", "\n", "a", "b"])), min_size=10,
+             max_size=30),
+    st.sampled_from(["", " ", "\n"]),
+    st.booleans(),
+)  # fmt: skip
+def test_nothing_generated_is_never_better(rows: list[tuple[str, str]], silence: str, one_word: bool) -> None:
+    """Whatever references and base are, a tuned model that writes nothing (or one wrong word) is not called better."""
+    references, predictions = [reference for reference, _ in rows], [answer for _, answer in rows]
+    with tempfile.TemporaryDirectory() as folder:
+        base = answers(Path(folder) / "b", references, predictions)
+        silent: list[str | None] = ["zzz" if one_word else silence, *[silence] * (len(rows) - 1)]
+        tuned = answers(Path(folder) / "t", references, silent)
+        if not one_word or not any(reference.strip() for reference in references):
+            with pytest.raises((NoGeneratedTextError, DataError)):
+                compare(base, tuned)
+            return
+        result = compare(base, tuned)
+    for name in TEXT_METRICS:
+        assert judge_difference(name, result["difference"][name], len(rows)) is not Verdict.BETTER, name
+        assert not result["tuned"][name]
+
+
+def test_blanking_the_answers_of_a_better_model_makes_no_report(tmp_path: Path) -> None:
+    base, tuned = noisy(tmp_path / "b", 1, 0.2, 2.0), noisy(tmp_path / "t", 2, 0.9, 0.8)
+    assert judge_difference("exact_match", compare(base, tuned)["difference"]["exact_match"], 120) is Verdict.BETTER
+    lines = [json.loads(line) for line in tuned.read_text("utf-8").splitlines()]
+    with pytest.raises(NoGeneratedTextError):
+        compare(base, write(tmp_path / "blank", [line | {"prediction": ""} for line in lines]))
 
 
 def test_one_row_has_no_interval(tmp_path: Path) -> None:

@@ -24,9 +24,11 @@ def show_comparison(request: dict[str, Any], console: Console) -> None:
     folder = JobFolder(request["run"])
     folder.read_spec()
     if not folder.metrics.exists():
+        reason = folder.failure.read_text("utf-8", "replace").strip() if folder.failure.exists() else ""
         raise UserError(
+            f"{request['run']}: no metrics.json; the run failed: {reason}" if reason else
             f"{request['run']}: run not finished (no metrics.json); resume it with luthier tune --resume --out RUN"
-        )
+        )  # fmt: skip
     metrics = json.loads(folder.metrics.read_text("utf-8"))
     if request.get("json"):
         sys.stdout.write(json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")

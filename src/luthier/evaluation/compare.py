@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from luthier.catalog.metrics import METRICS
+from luthier.errors import DataError, NoGeneratedTextError, Problem
 from luthier.evaluation.bootstrap import RESAMPLES, percentile_interval, resampled_counts, resampled_sums
 from luthier.evaluation.rouge import MAX_TEXT_CHARACTERS
 from luthier.evaluation.scores import TEXT_COLUMNS, RowScores, align_rows, read_scores
 from luthier.evaluation.text_metrics import MAX_LABELS, label_confusion, macro_f1
-from luthier.evaluation.verdict import TEXT_METRICS
+from luthier.evaluation.verdict import MIN_ROWS, TEXT_METRICS
 
 Array = np.ndarray[Any, Any]
 Metrics = dict[str, float | None]
@@ -25,9 +26,11 @@ Metrics = dict[str, float | None]
 
 def compute_metrics(scores: Path) -> dict[str, Any]:
     """Return one model's metrics: an entry per name in METRICS (None: not applicable), "rows" and
-    "scored_by_generation" (counts), and "notes" (a list of lines).
+    "scored_by_generation" (counts), and "notes" (a list of lines). Raises as `compare`.
     """
     rows = read_scores(scores)
+    _check_references(rows)
+    _check_predictions(rows, "the model")
     return {
         **_metrics(rows, rows.generated),
         "rows": len(rows),
@@ -39,11 +42,15 @@ def compute_metrics(scores: Path) -> dict[str, Any]:
 def compare(base: Path, tuned: Path, seed: int = 0) -> dict[str, Any]:
     """Compare two scores files of the same rows, in any order.
 
-    Returns {"rows", "scored_by_generation", "base": metrics, "tuned": metrics, "difference": {name: {"value",
-    "low", "high"} or None}, "notes"}. A difference is tuned minus base with its paired bootstrap 95 % interval; low and
-    high are None if fewer than two rows were measured. Deterministic for a seed.
+    Returns {"rows", "scored_by_generation", "empty_generations": {"base", "tuned"}, "base": metrics, "tuned": metrics,
+    "difference": {name: {"value", "low", "high"} or None}, "notes"}. A difference is tuned minus base with its paired
+    bootstrap 95 % interval; low and high are None if fewer than two rows were measured. Deterministic for a seed.
+    Raises DataError if the references of all generated rows are empty, NoGeneratedTextError if the tuned model's texts
+    are (MIN_ROWS or more).
     """
     base_scores, tuned_scores = align_rows(read_scores(base), read_scores(tuned))
+    _check_references(tuned_scores)
+    _check_predictions(tuned_scores, "the tuned model")
     generated = base_scores.generated & tuned_scores.generated
     base_metrics, tuned_metrics = _metrics(base_scores, generated), _metrics(tuned_scores, generated)
     intervals = _likelihood_intervals(base_scores, tuned_scores, seed)
@@ -58,11 +65,37 @@ def compare(base: Path, tuned: Path, seed: int = 0) -> dict[str, Any]:
     return {
         "rows": len(base_scores),
         "scored_by_generation": int(generated.sum()),
+        "empty_generations": {"base": base_scores.empty_predictions, "tuned": tuned_scores.empty_predictions},
         "base": base_metrics,
         "tuned": tuned_metrics,
         "difference": difference,
         "notes": _notes({"the base model": base_scores, "the tuned model": tuned_scores}),
     }
+
+
+def _check_references(scores: RowScores) -> None:
+    rows = int(scores.generated.sum())
+    if rows and scores.empty_references == rows:
+        raise no_references(rows, str(scores.path))
+
+
+def no_references(rows: int, file: str = "") -> DataError:
+    """The error of `rows` held-out rows, all of which have an empty reference."""
+    return DataError(Problem(file, 0, (
+        f"the references of all {rows:,} rows scored by generation are empty, so no answer could be right; expected "
+        "text in the completions (`luthier inspect` shows them as they are rendered); --score-rows 0 scores losses only"
+    )))  # fmt: skip
+
+
+def _check_predictions(scores: RowScores, name: str) -> None:
+    """Fewer than MIN_ROWS empty texts are no error: there is no verdict on so few rows, and the notes count them."""
+    rows = int(scores.generated.sum())
+    if rows >= MIN_ROWS and scores.empty_predictions == rows:
+        raise NoGeneratedTextError(
+            f"{name} generated an empty text for all {rows:,} rows scored by generation, so there is nothing to "
+            "compare: its first token ends the text; check how completions begin (`luthier inspect` shows them as they "
+            "are rendered), or train longer or with another learning_rate; --score-rows 0 scores losses only"
+        )
 
 
 def _metrics(scores: RowScores, generated: Array) -> Metrics:
@@ -154,6 +187,10 @@ def _notes(models: dict[str, RowScores]) -> list[str]:
             notes.append(f"{undefined:,} rows have a non-finite loss under {name}; its loss and perplexity are null")
         if scores.unfinished:
             notes.append(f"{scores.unfinished:,} generations of {name} were truncated at the token limit")
+        if scores.empty_predictions:
+            notes.append(f"{scores.empty_predictions:,} generations of {name} are empty; an empty text matches nothing")
+    if both[0].empty_references:
+        notes.append(f"{both[0].empty_references:,} rows have an empty reference, which no answer matches")
     truncated = max(scores.truncated for scores in both)
     if truncated:
         limit = f"{MAX_TEXT_CHARACTERS:,} characters"

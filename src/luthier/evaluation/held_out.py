@@ -24,6 +24,7 @@ from luthier.data.batches import Layout
 from luthier.data.example import Example
 from luthier.data.tokenize import Tokenizer
 from luthier.data.tokens import TokenStore
+from luthier.evaluation.compare import no_references
 from luthier.evaluation.likelihood import score_rows
 from luthier.weights.generate import GeneratedTokens, generate
 from luthier.weights.model import Model
@@ -83,6 +84,8 @@ class HeldOutScorer:
     def score(self, model: Model, path: Path | None, advance: Callable[[int], None]) -> None:
         """Write the scores file of `model`; reports newly scored or generated rows to `advance`.
 
+        DataError if every row to generate for has an empty reference.
+
         With several ranks, every rank calls this and only one passes a path.
         """
         lines = self._score_lines(model, advance)
@@ -110,11 +113,14 @@ class HeldOutScorer:
         ):  # fmt: skip
             columns[row.row] = row.loss_sum, row.tokens, row.correct
             advance(1)
+        has_reference = not self.sample
         for index, example, generation in self._generate_sample(model, advance):
             loss_sum, count, correct = columns[index]
-            yield self._text_fields(example, generation) | {
-                "loss_sum": float(loss_sum), "tokens": int(count), "correct": int(correct)
-            }  # fmt: skip
+            fields = self._text_fields(example, generation)
+            has_reference |= generation is not None and bool(fields["reference"].strip())
+            yield fields | {"loss_sum": float(loss_sum), "tokens": int(count), "correct": int(correct)}
+        if not has_reference:  # before a run trains: the base model is scored first
+            raise no_references(len(self.sample))
 
     @property
     def work(self) -> int:
@@ -157,7 +163,7 @@ class HeldOutScorer:
             limit=self.settings.generation_limit,
         )  # fmt: skip
 
-    def _text_fields(self, example: Example, generation: GeneratedTokens | None) -> dict[str, object]:
+    def _text_fields(self, example: Example, generation: GeneratedTokens | None) -> dict[str, Any]:
         return {
             "row": example.source,
             "prompt": example.prompt,

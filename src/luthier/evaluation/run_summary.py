@@ -67,6 +67,9 @@ def summarize_run(
 
 
 def _overall_verdict(metrics: Mapping[str, Any], verdicts: set[Verdict]) -> tuple[str, str]:
+    generated = int(metrics.get("scored_by_generation") or 0)
+    if generated and (metrics.get("empty_generations") or {}).get("tuned") == generated:
+        return "unclear", "The tuned model generated no text"
     if int(metrics.get("rows") or 0) < MIN_ROWS:
         return "unclear", "Too few held-out rows for a verdict"
     if {Verdict.BETTER, Verdict.WORSE} <= verdicts:

@@ -24,6 +24,8 @@ from luthier.evaluation.text_metrics import exact_match
 
 Array = np.ndarray[Any, Any]
 TEXT_COLUMNS = (*ROUGE_NAMES, "exact_match")
+EMPTY_PREDICTION = (1 << 64) - 1
+"""Stands for the hash of an empty prediction: it equals no reference, not even an empty one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +35,7 @@ class RowScores:
     row, reference, prediction: (R,) uint64 hashes of the row id and of the stripped texts; generated: (R,) bool;
     loss_sum: (R,) nats over the completion tokens; tokens, correct: (R,) counts; texts: (R, 5) float64 0..1 in
     the order of TEXT_COLUMNS, 0 if not generated; unfinished: generations truncated at the token limit; truncated:
-    rows with a text longer than ROUGE compares.
+    rows with a text longer than ROUGE compares; empty_references, empty_predictions: generated rows without that text.
     """
 
     path: Path
@@ -47,6 +49,8 @@ class RowScores:
     texts: Array
     unfinished: int
     truncated: int
+    empty_references: int
+    empty_predictions: int
 
     def __len__(self) -> int:
         return len(self.row)
@@ -86,10 +90,12 @@ def read_scores(path: Path) -> RowScores:
     """Read a scores file and compute ROUGE and exact match of each generated row."""
     rouge = Rouge()
     hashes, numbers, texts, generated = array("Q"), array("d"), array("d"), bytearray()
-    unfinished = truncated = 0
+    unfinished = truncated = empty_references = empty_predictions = 0
     for row in score_lines(path):
         prediction, reference = row["prediction"], row["reference"]
-        hashes.extend((text_hash(row["row"]), text_hash(reference.strip()), text_hash((prediction or "").strip())))
+        answer = (prediction or "").strip()
+        hashes.extend((text_hash(row["row"]), text_hash(reference.strip()),
+                       text_hash(answer) if answer else EMPTY_PREDICTION))  # fmt: skip
         numbers.extend((float(row["loss_sum"]), float(row["tokens"]), float(row["correct"])))
         generated.append(prediction is not None)
         if prediction is None:
@@ -98,6 +104,8 @@ def read_scores(path: Path) -> RowScores:
         texts.extend((*rouge.score(prediction, reference), float(exact_match(prediction, reference))))
         unfinished += bool(row.get("truncated_generation"))
         truncated += is_truncated(prediction, reference)
+        empty_references += not reference.strip()
+        empty_predictions += not answer
     rows = len(generated)
     row_hashes = np.array(hashes, dtype=np.uint64).reshape(rows, 3)
     counts = np.array(numbers, dtype=np.float64).reshape(rows, 3)
@@ -113,6 +121,8 @@ def read_scores(path: Path) -> RowScores:
         texts=np.array(texts, dtype=np.float64).reshape(rows, len(TEXT_COLUMNS)),
         unfinished=unfinished,
         truncated=truncated,
+        empty_references=empty_references,
+        empty_predictions=empty_predictions,
     )
 
 

@@ -13,8 +13,11 @@ Array = np.ndarray[Any, Any]
 
 
 def exact_match(prediction: str, reference: str) -> bool:
-    """Whether the texts are equal after stripping outer white space; case, punctuation and inner spaces count."""
-    return prediction.strip() == reference.strip()
+    """Whether the texts are equal after stripping outer white space; case, punctuation and inner spaces count.
+
+    An empty text matches nothing, not even an empty reference.
+    """
+    return prediction.strip() == reference.strip() != ""
 
 
 def label_confusion(reference: Array, prediction: Array) -> Array | None:

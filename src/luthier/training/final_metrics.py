@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from luthier.errors import NoGeneratedTextError
 from luthier.evaluation.compare import compare
 from luthier.jobfolder import FORMAT_VERSION, JobFolder, write_json
 from luthier.training.checkpoint import TrainingState
@@ -32,12 +33,18 @@ def write_final_metrics(
     """Write and return metrics.json.
 
     `splits`: the scored ones, first that of the headline figures; `epochs`: passes over the training rows;
-    `seconds`: "score_seconds" and "total_seconds"; `peaks`: each rank's peak memory.
+    `seconds`: "score_seconds" and "total_seconds"; `peaks`: each rank's peak memory. NoGeneratedTextError, which names
+    the artifact, if the trained model generated nothing.
     """
     seed = int(job.hyperparameters["train_data_split_seed"] or 0)
     scores = folder.scores
-    comparisons = {split: compare(scores / f"base.{split}.jsonl", scores / f"tuned.{split}.jsonl", seed)
-                   for split in splits}  # fmt: skip
+    try:
+        comparisons = {split: compare(scores / f"base.{split}.jsonl", scores / f"tuned.{split}.jsonl", seed)
+                       for split in splits}  # fmt: skip
+    except NoGeneratedTextError as error:
+        raise NoGeneratedTextError(
+            f"no report: {error}; the trained model is kept in {folder.artifact}, the rows in {scores}"
+        ) from None
     headline = splits[0] if splits else None
     metrics: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
