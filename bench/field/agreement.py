@@ -29,7 +29,8 @@ from luthier.data.tokenize import Tokenizer
 from luthier.training.process_group import ProcessGroup
 from luthier.training.step import MicroBatches, take_step
 from luthier.weights.load import load_model
-from luthier.weights.lora import Adapter, attach_adapter, resolve_target_modules
+from luthier.weights.lora import Adapter, attach_adapter
+from luthier.weights.lora_targets import resolve_lora_targets
 from luthier.weights.model import Model
 
 LIMIT = 1e-5  # relative, of the loss and of each gradient's norm
@@ -93,7 +94,7 @@ def check(model: Path, prepared: Dataset, lora: bool, chosen: list[int]) -> Agre
     if lora:
         own = attach_adapter(
             own,
-            Adapter(r=16, alpha=32, dropout=0.0, target_modules=resolve_target_modules("all-linear", own.hf_model, ())),
+            Adapter(r=16, alpha=32, dropout=0.0, target_modules=resolve_lora_targets("all-linear", own).modules),
             seed=0,
         )
         torch.manual_seed(1)

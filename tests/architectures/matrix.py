@@ -13,7 +13,7 @@ from tiny_models import ALL, SHAPES, network_of
 
 from luthier.catalog.entry import entries
 from luthier.layers.attention import PACKABLE_ARCHITECTURES
-from luthier.weights.lora import DEFAULT_TARGET_MODULES
+from luthier.weights.lora_targets import linear_layer_names
 
 HERE = Path(__file__).parent
 PROVED = HERE / "proved.json"
@@ -49,7 +49,7 @@ def render(outcomes: dict[str, str]) -> str:
     """The section of docs/models.md, between its marks."""
     letters = {kind: kind[0] for kind in KINDS}
     lines = [
-        "| architecture | models of the catalogue | packed | LoRA on, by default | " + " | ".join(METHODS) + " |",
+        "| architecture | models of the catalogue | packed | linear layers | " + " | ".join(METHODS) + " |",
         "|---|---|---|---|" + "---|" * len(METHODS),
     ]
     for name in ALL:
@@ -59,7 +59,7 @@ def render(outcomes: dict[str, str]) -> str:
         for method in METHODS:
             proved = [letters[kind] for kind in KINDS if outcomes.get(str(Cell(name, method, kind))) == "proved"]
             cells.append("".join(proved) or "no")
-        targets = ", ".join(DEFAULT_TARGET_MODULES[network.config.model_type])
+        targets = ", ".join(linear_layer_names(network))
         packed = "yes" if kind_of_model in PACKABLE_ARCHITECTURES else "no"
         facts = [_shown(name), _models(kind_of_model, name), packed, targets, *cells]
         lines.append(f"| {' | '.join(facts)} |")

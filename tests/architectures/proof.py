@@ -70,7 +70,7 @@ def prove(cell: Cell, place: Path) -> None:
     """Prove all that the module's docstring lists, in the empty folder `place`."""
     base = write_model(place / "base", cell.architecture, dropout=0.1)
     folder = lay_out(place / "run", base, write_kind(place / "rows", cell.kind), **_settings(cell))
-    trained = _run(folder)
+    trained = run_for_logits(folder)
     losses = [line["loss"] for line in lines(folder) if "loss" in line]
     half = len(losses) // 2
     assert fmean(losses[half:]) < fmean(losses[:half]), "the loss did not fall"
@@ -106,7 +106,7 @@ def write_kind(folder: Path, kind: str) -> Path:
     return folder
 
 
-def _run(folder: JobFolder, resume: bool = False) -> Tensor:
+def run_for_logits(folder: JobFolder, resume: bool = False) -> Tensor:
     """Run the job; return the trained model's logits of PROBE, taken before it is saved."""
     said: list[Tensor] = []
     save = artifact.save_weights
@@ -181,7 +181,7 @@ def _resumed(whole: JobFolder, place: Path) -> None:
         if checkpoint.name != "step-000004":
             shutil.rmtree(checkpoint)
     shutil.rmtree(folder.model)
-    _run(folder, resume=True)
+    run_for_logits(folder, resume=True)
     stored = [next(run.model.glob("*.safetensors")) for run in (whole, folder)]
     expected, found = (load_file(path) for path in stored)
     assert expected.keys() == found.keys()
@@ -189,4 +189,14 @@ def _resumed(whole: JobFolder, place: Path) -> None:
         assert torch.equal(found[name], value), f"resumed: {name} differs"
 
 
-__all__ = ["KINDS", "METHODS", "QUANTIZED", "Cell", "load_plainly", "logits_of", "prove", "write_kind"]
+__all__ = [
+    "KINDS",
+    "METHODS",
+    "QUANTIZED",
+    "Cell",
+    "load_plainly",
+    "logits_of",
+    "prove",
+    "run_for_logits",
+    "write_kind",
+]

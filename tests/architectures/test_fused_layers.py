@@ -18,7 +18,8 @@ from luthier.layers.fused_models import build_fused_stack
 from luthier.layers.fused_stack import FusedStack
 from luthier.layers.module_readers import UnsupportedModuleError
 from luthier.weights import model as model_module
-from luthier.weights.lora import Adapter, attach_adapter, linear_layer_names
+from luthier.weights.lora import Adapter, attach_adapter
+from luthier.weights.lora_targets import linear_layer_names
 from luthier.weights.model import Model
 
 FAST = ("llama", "mistral", "gemma", "qwen2", "qwen3", "gpt_neox")

@@ -14,7 +14,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from luthier.training.process_group import ProcessGroup
 from luthier.training.step import MicroBatches, take_step
-from luthier.weights.lora import Adapter, attach_adapter, linear_layer_names
+from luthier.weights.lora import Adapter, attach_adapter
+from luthier.weights.lora_targets import linear_layer_names
 from luthier.weights.model import Model
 
 STEPS, TAIL, SEEDS = 300, 50, (0, 1, 2)

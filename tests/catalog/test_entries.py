@@ -22,7 +22,7 @@ from luthier.catalog.hyperparameters import AUTOPILOT, TABLE
 from luthier.data.chat import ChatError, ChatTemplate
 from luthier.errors import SettingError
 from luthier.layers.attention import PACKABLE_ARCHITECTURES
-from luthier.weights.lora import linear_layer_names
+from luthier.weights.lora_targets import linear_layer_names
 
 ROOT = Path(__file__).parents[2]
 RESOLVED: dict[str, str] = json.loads((Path(__file__).parent / "resolved_entries.json").read_text("utf-8"))

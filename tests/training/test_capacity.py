@@ -10,7 +10,8 @@ from luthier.training.bf16_adamw import Bf16AdamW
 from luthier.training.capacity import estimate_resources
 from luthier.training.config import OptimizerSettings
 from luthier.training.optimizer import build_optimizer, optimizer_tensors
-from luthier.weights.lora import Adapter, attach_adapter, linear_layer_names
+from luthier.weights.lora import Adapter, attach_adapter
+from luthier.weights.lora_targets import linear_layer_names
 from luthier.weights.model import Model
 
 CPU = torch.device("cpu")

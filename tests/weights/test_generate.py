@@ -16,7 +16,8 @@ from luthier.layers.kv_cache import CacheSlots
 from luthier.layers.module_readers import UnsupportedModuleError
 from luthier.weights import greedy
 from luthier.weights.generate import GeneratedTokens, generate
-from luthier.weights.lora import DEFAULT_TARGET_MODULES, Adapter, attach_adapter
+from luthier.weights.lora import Adapter, attach_adapter
+from luthier.weights.lora_targets import linear_layer_names
 from luthier.weights.model import Model
 from luthier.weights.row_limit import RowLimit
 
@@ -28,7 +29,7 @@ def model_of(architecture: str, adapted: bool = False) -> Model:
     model = Model(network_of(architecture, seed=1, positions=POSITIONS), torch.float32, torch.device("cpu"))
     if not adapted:
         return model
-    targets = DEFAULT_TARGET_MODULES[model.hf_model.config.model_type]
+    targets = linear_layer_names(model.hf_model)[:2]
     model = attach_adapter(model, Adapter(r=4, alpha=32, dropout=0.1, target_modules=targets), seed=0)
     torch.manual_seed(2)
     for name, parameter in model.trainable_parameters().items():

@@ -10,24 +10,16 @@ from typing import Any, cast
 import pytest
 import torch
 from peft.tuners.lora import Linear as LoraLinear
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_models import ALL, ARCHITECTURES, network_of, write_model
 from torch import Tensor
 
-from luthier.errors import SettingError
+from luthier.errors import SettingError, UserError
 from luthier.weights import lora
 from luthier.weights.artifact import save_weights
 from luthier.weights.load import load_model
-from luthier.weights.lora import (
-    DEFAULT_TARGET_MODULES,
-    Adapter,
-    attach_adapter,
-    expert_matrices,
-    linear_layer_names,
-    load_adapter,
-    merge_adapter,
-    resolve_target_modules,
-)
+from luthier.weights.lora import Adapter, attach_adapter, load_adapter, merge_adapter
+from luthier.weights.lora_targets import LoraTargets, linear_layer_names, resolve_lora_targets
 from luthier.weights.model import Model
 
 CPU = torch.device("cpu")
@@ -45,9 +37,18 @@ def base(architecture: str, dtype: torch.dtype = torch.float32) -> Model:
     return Model(network.to(dtype), dtype, CPU)  # type: ignore[arg-type]
 
 
-def trained(model: Model, targets: tuple[str, ...], seed: int = 0, dropout: float = 0.3, **how: bool) -> Model:
+def adapter_on(targets: LoraTargets, dropout: float = 0.0, **how: bool) -> Adapter:
+    return Adapter(
+        r=3, alpha=12, dropout=dropout, target_modules=targets.modules, target_parameters=targets.parameters, **how
+    )
+
+
+def trained(
+    model: Model, targets: tuple[str, ...] | LoraTargets, seed: int = 0, dropout: float = 0.3, **how: bool
+) -> Model:
     """With an adapter whose B matrices are not zero, as after training."""
-    adapted = attach_adapter(model, Adapter(r=3, alpha=12, dropout=dropout, target_modules=targets, **how), seed)
+    named = targets if isinstance(targets, LoraTargets) else LoraTargets(targets)
+    adapted = attach_adapter(model, adapter_on(named, dropout, **how), seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in adapted.trainable_parameters().items():
@@ -63,61 +64,6 @@ def logits(network: torch.nn.Module) -> Tensor:
     decoder = {"decoder_input_ids": PROBE[:, :7]} if config.is_encoder_decoder else {}
     found: Tensor = network(input_ids=PROBE, use_cache=False, **decoder).logits
     return found
-
-
-# Where it goes
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_all_linear_layers_but_the_output_head(architecture: str) -> None:
-    network = network_of(architecture)
-    assert set(resolve_target_modules("all-linear", network, ())) == set(LINEAR[architecture])
-    assert linear_layer_names(network) == resolve_target_modules("all-linear", network, ("q_proj",))
-
-
-@pytest.mark.parametrize("architecture", ALL)
-def test_the_default_is_the_familys(architecture: str) -> None:
-    network = network_of(architecture)
-    assert resolve_target_modules("default", network, ()) == DEFAULT_TARGET_MODULES[network.config.model_type]
-    one = linear_layer_names(network)[-1:]
-    assert resolve_target_modules("default", network, one) == one  # the catalogue's word goes first
-    assert resolve_target_modules("default", network, ("no_such",)) == linear_layer_names(network)
-
-
-def test_the_default_of_an_unknown_family_is_all_linear() -> None:
-    network = network_of("llama")
-    network.config.__class__ = type("UnheardOf", (type(network.config),), {"model_type": "unheard-of"})
-    assert resolve_target_modules("default", network, ()) == linear_layer_names(network)
-
-
-@pytest.mark.parametrize("asked", ["q_proj,v_proj", " q_proj , v_proj ", "q_proj,,v_proj,"])
-def test_names(asked: str) -> None:
-    assert resolve_target_modules(asked, network_of("llama"), ("o_proj",)) == ("q_proj", "v_proj")
-
-
-@pytest.mark.parametrize(
-    ("architecture", "asked", "said"),
-    [
-        ("llama", "q_porj", "did you mean 'q_proj'?"),
-        ("llama", "q_proj,w_proj", "lora_target_modules=w_proj: LlamaForCausalLM has no such linear layer"),
-        ("llama", "zzzz", "it has q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, or use all-linear"),
-        ("llama", "input_layernorm", "no such linear layer"),
-        ("llama", "lm_head", "no such linear layer"),
-        ("gpt_neox", "embed_out", "no such linear layer"),
-        ("gpt2", "lm_head", "no such linear layer"),
-        ("gpt2", "q_proj", "it has c_attn, c_proj, c_fc, or use all-linear"),
-        ("llama", ",", "no layer is named"),
-        ("llama", "experts", "no such linear layer"),
-        ("t5", "lm_head", "no such linear layer; it has q, k, v, o, wi_0, wi_1, wo, or use all-linear"),
-        ("mixtral", "gate", "it has q_proj, k_proj, v_proj, o_proj, experts, or use all-linear"),
-        ("mixtral", "expert", "did you mean 'experts'?"),
-    ],
-)
-def test_what_is_no_linear_layer_is_refused(architecture: str, asked: str, said: str) -> None:
-    with pytest.raises(SettingError) as caught:
-        resolve_target_modules(asked, network_of(architecture), ())
-    assert said in str(caught.value)
-    assert len(str(caught.value).splitlines()) == 1
 
 
 # What it starts from
@@ -197,7 +143,7 @@ def test_it_is_the_formula(architecture: str, rslora: bool) -> None:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_dora_is_its_formula(architecture: str) -> None:
     """m * (W + s B A) / |W + s B A|, the norm over each output's inputs, worked out on a copy of the base."""
-    target = DEFAULT_TARGET_MODULES[architecture][0]
+    target = LINEAR[architecture][0]
     model = trained(base(architecture), (target,), use_dora=True)
     network = network_of(architecture)
     trainable = model.trainable_parameters()
@@ -216,7 +162,7 @@ def test_dora_is_its_formula(architecture: str) -> None:
 @pytest.mark.parametrize("dora", [False, True])
 @pytest.mark.parametrize("architecture", ALL)
 def test_merged_is_adapted(architecture: str, dora: bool) -> None:
-    targets = resolve_target_modules("all-linear", network_of(architecture), ())
+    targets = linear_layer_names(network_of(architecture))
     model = trained(base(architecture), targets, use_dora=dora)
     expected, plain = logits(model.network), logits(base(architecture).network)
     assert (expected - plain).abs().max() > 0.1
@@ -227,29 +173,20 @@ def test_merged_is_adapted(architecture: str, dora: bool) -> None:
 
 # The experts of a mixture
 
-
-def test_all_linear_leaves_experts_and_router_alone() -> None:
-    network = network_of("mixtral")
-    assert resolve_target_modules("all-linear", network, ()) == ("q_proj", "k_proj", "v_proj", "o_proj")
-    assert resolve_target_modules("default", network, ()) == ("q_proj", "v_proj")
-    assert resolve_target_modules("default", network, ("q_proj", "experts")) == ("q_proj", "experts")
-    assert resolve_target_modules("q_proj, experts", network, ()) == ("q_proj", "experts")
-    assert expert_matrices(network) == ("experts.gate_up_proj", "experts.down_proj")
-    assert expert_matrices(network_of("llama")) == ()
+EXPERTS_OF_MIXTRAL = LoraTargets(parameters=("experts.gate_up_proj", "experts.down_proj"))
 
 
-@pytest.mark.parametrize("targets", [("experts",), ("q_proj", "experts")])
-def test_an_adapter_on_the_experts(targets: tuple[str, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize("setting", ["experts", "q_proj,experts"])
+def test_an_adapter_on_the_experts(setting: str, tmp_path: Path) -> None:
     folder = write_model(tmp_path / "base", "mixtral")
     plain = load_model(folder, CPU, torch.float32, frozen=True)
+    targets = resolve_lora_targets(setting, plain)
     before = logits(plain.network)
-    assert torch.equal(
-        logits(attach_adapter(plain, Adapter(r=3, alpha=12, dropout=0.0, target_modules=targets), 0).network), before
-    )
+    assert torch.equal(logits(attach_adapter(plain, adapter_on(targets), 0).network), before)
     model = trained(load_model(folder, CPU, torch.float32, frozen=True), targets, dropout=0.0)
     experts = [name for name in model.trainable_parameters() if "experts" in name]
     assert len(experts) == 2 * 2 * 2  # layers, matrices, A and B
-    assert len(model.trainable_parameters()) == len(experts) + 2 * 2 * ("q_proj" in targets)
+    assert len(model.trainable_parameters()) == len(experts) + 2 * 2 * ("q_proj" in setting)
     expected = logits(model.network)
     assert (expected - before).abs().max() > 0.1
     with cast(Any, model.network).disable_adapter():
@@ -262,7 +199,7 @@ def test_an_adapter_on_the_experts(targets: tuple[str, ...], tmp_path: Path) -> 
 
 def test_the_experts_matrix_by_matrix() -> None:
     """Expert e gets W_e + alpha / r * B_e A_e."""
-    model = trained(base("mixtral"), ("experts",), dropout=0.0)
+    model = trained(base("mixtral"), EXPERTS_OF_MIXTRAL, dropout=0.0)
     site = "base_model.model.model.layers.0.mlp.experts"
     a, b = (model.trainable_parameters()[f"{site}.lora_{name}.default.weight"] for name in "AB")
     change = torch.einsum("ore,eri->eoi", b.reshape(32, 3, 4), a.reshape(4, 3, 48)) * (12 / 3)
@@ -271,15 +208,25 @@ def test_the_experts_matrix_by_matrix() -> None:
     torch.testing.assert_close(merged.data, network_of("mixtral").get_parameter(name).data + change)
 
 
-@pytest.mark.parametrize(
-    ("dropout", "how", "said"),
-    [(0.05, {}, "lora_dropout is 0.05; set lora_dropout=0"),
-     (0.0, {"use_dora": True}, "use_dora=True: not for the experts")],
-)  # fmt: skip
-def test_what_the_experts_do_not_take(dropout: float, how: dict[str, bool], said: str) -> None:
+def test_experts_take_no_dropout_and_the_layers_beside_them_keep_theirs() -> None:
+    targets = LoraTargets(("q_proj",), EXPERTS_OF_MIXTRAL.parameters)
+    model = trained(base("mixtral"), targets, dropout=0.3)
+    dropouts = {
+        name: module.p
+        for name, module in model.network.named_modules()
+        if "lora_dropout.default" in name and isinstance(module, torch.nn.Dropout)
+    }
+    assert len(dropouts) == 2  # one per layer
+    assert all("q_proj" in name and p == 0.3 for name, p in dropouts.items())
+    assert torch.equal(logits(model.network), logits(model.network))
+    model.network.train()
+    assert not torch.equal(logits(model.network), logits(model.network))
+
+
+def test_experts_take_no_dora() -> None:
     with pytest.raises(SettingError) as caught:
-        attach_adapter(base("mixtral"), Adapter(r=3, alpha=12, dropout=dropout, target_modules=("experts",), **how), 0)
-    assert said in str(caught.value)
+        attach_adapter(base("mixtral"), adapter_on(EXPERTS_OF_MIXTRAL, use_dora=True), 0)
+    assert "use_dora=True: not for weights that are not layers of their own (experts.gate_up_proj" in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
 
 
@@ -291,7 +238,7 @@ def test_what_the_experts_do_not_take(dropout: float, how: dict[str, bool], said
 )
 def test_a_stored_adapter_comes_back_exactly(architecture: str, dora: bool, tmp_path: Path) -> None:
     folder = write_model(tmp_path / "base", architecture)
-    targets = resolve_target_modules("all-linear", network_of(architecture), ())
+    targets = linear_layer_names(network_of(architecture))
     model = trained(load_model(folder, CPU, torch.float32, frozen=True), targets, use_dora=dora)
     save_weights(model, folder, tmp_path / "adapter")
     stored = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
@@ -309,6 +256,18 @@ def test_a_stored_adapter_comes_back_exactly(architecture: str, dora: bool, tmp_
     assert all(
         torch.equal(value, model.trainable_parameters()[name]) for name, value in on.trainable_parameters().items()
     )
+
+
+def test_an_adapter_that_lacks_weights_is_refused(tmp_path: Path) -> None:
+    folder, stored = write_model(tmp_path / "base", "llama"), tmp_path / "adapter" / "adapter_model.safetensors"
+    model = trained(load_model(folder, CPU, torch.float32, frozen=True), ("q_proj", "down_proj"))
+    save_weights(model, folder, tmp_path / "adapter")
+    weights = {name: value for name, value in load_file(stored).items() if "layers.0.mlp" not in name}
+    save_file(weights, stored)
+    with pytest.raises(UserError) as caught:
+        load_adapter(load_model(folder, CPU, torch.float32, frozen=True), tmp_path / "adapter")
+    assert "lacks weights of layers that its adapter_config.json names (base_model.model" in str(caught.value)
+    assert "layers.0.mlp.down_proj.lora_A" in str(caught.value)
 
 
 def test_switched_off_it_is_the_base() -> None:

@@ -13,7 +13,8 @@ from token_rows import loss_alone, write_store
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from luthier.data.batches import Layout, collate
-from luthier.weights.lora import Adapter, attach_adapter, linear_layer_names
+from luthier.weights.lora import Adapter, attach_adapter
+from luthier.weights.lora_targets import linear_layer_names
 from luthier.weights.model import Model
 
 CPU = torch.device("cpu")

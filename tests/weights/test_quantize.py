@@ -24,7 +24,8 @@ from luthier.weights import load as load_module
 from luthier.weights import quantize
 from luthier.weights.artifact import save_weights
 from luthier.weights.load import load_model
-from luthier.weights.lora import Adapter, attach_adapter, load_adapter, merge_adapter, resolve_target_modules
+from luthier.weights.lora import Adapter, attach_adapter, load_adapter, merge_adapter
+from luthier.weights.lora_targets import resolve_lora_targets
 from luthier.weights.model import Model
 from luthier.weights.quantize import (
     EXPECTED,
@@ -77,9 +78,9 @@ def logits(network: nn.Module) -> Tensor:
     return found
 
 
-def adapted(model: Model, seed: int = 0, **how: bool) -> Model:
+def adapted(model: Model, seed: int = 0, **how: Any) -> Model:
     """With an adapter on all linear layers whose B matrices are not zero, as after training."""
-    targets = resolve_target_modules("all-linear", model.hf_model, ())
+    targets = resolve_lora_targets("all-linear", model).modules
     model = attach_adapter(model, Adapter(r=3, alpha=12, dropout=0.0, target_modules=targets, **how), seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -132,7 +133,7 @@ def test_linear_layers_are_and_nothing_else_is(bases: Bases, architecture: str, 
 
 def test_transformers_still_passes_falcons_layers_over(bases: Bases, monkeypatch: pytest.MonkeyPatch) -> None:
     """When this fails, it quantizes classes derived from nn.Linear: remove `standard_linear_layers`."""
-    monkeypatch.setattr(quantize, "OWN_LINEAR", ())
+    monkeypatch.setattr(quantize, "LINEAR_SUBCLASSES", ())
     with pytest.raises(SettingError, match="no linear layer"):
         bases.load("falcon_7b", NF4)
     monkeypatch.undo()
@@ -246,8 +247,7 @@ def test_bitsandbytes_still_lays_weights_out_anew(tmp_path: Path, monkeypatch: p
 def test_peft_still_makes_bitsandbytes_lose_its_scales(bases: Bases, monkeypatch: pytest.MonkeyPatch) -> None:
     """When this fails, DoRA on int8 weights runs on a CPU by itself: remove `_keep_scales` from weights/quantize.py."""
     monkeypatch.setattr(quantize, "_keep_scales", lambda layer, arguments: None)
-    model = adapted(bases.load("llama", INT8), use_dora=True)
-    gradients(model)
+    model = adapted(bases.load("llama", INT8), use_dora=True)  # a first pass was run to find the layers to adapt
     with pytest.raises(AttributeError, match="'NoneType' object has no attribute"):
         gradients(model)
 
@@ -279,7 +279,7 @@ def test_an_adapter_learns(bases: Bases, architecture: str, how: str, dora: bool
 
 
 def _default(bases: Bases, architecture: str, dora: bool) -> Adapter:
-    targets = resolve_target_modules("default", bases.load(architecture).hf_model, ())
+    targets = resolve_lora_targets("default", bases.load(architecture)).modules
     return Adapter(r=4, alpha=16, dropout=0.0, target_modules=targets, use_dora=dora)
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from luthier.data.batches import Layout, collate
 from luthier.layers.batch import Batch
-from luthier.weights.lora import Adapter, attach_adapter, linear_layer_names
+from luthier.weights.lora import Adapter, attach_adapter
+from luthier.weights.lora_targets import linear_layer_names
 from luthier.weights.model import Model
 
 

@@ -79,7 +79,7 @@ _ROWS = [
     _row("lora_dropout", "float", 0.05, "method", "dropout before the adapter", minimum=0, maximum=1,
          exclusive_maximum=True),
     _row("lora_target_modules", "text", "default", "method",
-         "names of linear layers, comma separated, or all-linear; default: those of the model family"),
+         "names of linear layers, comma separated, or all-linear, experts; default: the entry's, else all-linear"),
     _row("use_rslora", "bool", False, "method", "scale the adapter by alpha / sqrt(r) (rank-stabilized LoRA)"),
     _row("use_dora", "bool", False, "method", "train magnitude and direction of the weights separately (DoRA)"),
     _row("int8_quantization", "bool", False, "method", "8-bit base weights under the adapter (bitsandbytes)"),

@@ -35,6 +35,7 @@ from luthier.home import cache_root
 from luthier.jobfolder import JobFolder, write_json
 from luthier.training.capacity import check_capacity, estimate_resources
 from luthier.training.checkpoint import Checkpoints, TrainingState
+from luthier.training.config import MethodSettings
 from luthier.training.console import print_data, print_job, print_result, relative_path
 from luthier.training.final_metrics import peak_memory, write_final_metrics
 from luthier.training.memory import RowLimits, row_limits
@@ -46,9 +47,10 @@ from luthier.training.resolved_job import ResolvedJob, resolve_job
 from luthier.training.train import TrainingRun, load_weights, train
 from luthier.weights.artifact import round_weights, save_artifact, write_archive
 from luthier.weights.load import load_model, weights_bytes
-from luthier.weights.lora import Adapter, attach_adapter, resolve_target_modules
+from luthier.weights.lora import Adapter, attach_adapter
+from luthier.weights.lora_targets import LoraTargets, resolve_lora_targets
 from luthier.weights.model import Model
-from luthier.weights.quantize import describe_quantization
+from luthier.weights.quantize import count_weights, describe_quantization
 from luthier.weights.row_limit import print_to_stderr, report_out_of_memory
 
 LOADING_FACTOR = 2  # memory to load a model, relative to its files: weights may be widened to float32
@@ -209,15 +211,23 @@ def _load(job: ResolvedJob, world_size: int, say: Callable[[str], None]) -> Mode
     if method.quantization:
         say(f"base model in {method.quantization}: {describe_quantization(model.hf_model)}")
     if method.lora:
-        targets = resolve_target_modules(method.targets, model.hf_model, job.entry.lora_targets if job.entry else ())
-        adapter = Adapter(
-            r=method.r, alpha=method.alpha, dropout=method.dropout, target_modules=targets,
-            use_rslora=method.rslora, use_dora=method.dora,
-        )  # fmt: skip
-        model = attach_adapter(model, adapter, run.seed)
+        targets = resolve_lora_targets(method.targets, model, job.entry.lora_targets if job.entry else ())
+        model = attach_adapter(model, _adapter(method, targets), run.seed)
+        if targets.parameters and method.dropout:
+            say(f"adapters on {LoraTargets(parameters=targets.parameters)} take no dropout")
+        say(f"LoRA on {targets}")
+    trainable = sum(parameter.numel() for parameter in model.trainable_parameters().values())
+    say(f"{trainable:,} trainable parameters beside {count_weights(model.hf_model) - trainable:,} frozen ones")
     if run.gradient_checkpointing:
         model.enable_activation_checkpointing()
     return model
+
+
+def _adapter(method: MethodSettings, targets: LoraTargets) -> Adapter:
+    return Adapter(
+        r=method.r, alpha=method.alpha, dropout=method.dropout, target_modules=targets.modules,
+        target_parameters=targets.parameters, use_rslora=method.rslora, use_dora=method.dora,
+    )  # fmt: skip
 
 
 def _held_out_splits(

@@ -31,7 +31,7 @@ from luthier.weights.load import SAFETENSORS, absent_parameters
 INDEX = "pytorch_model.bin.index.json"
 COPIED = ("*.json", "*.model", "*.txt", "*.jinja")
 # Environment variables that the child inherits: the paths of programs and libraries, no secrets.
-PASSED_ON = (
+CHILD_ENVIRONMENT = (
     "PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV",
 )  # fmt: skip
 CHILD = Path(__file__).with_name("unpickle.py")
@@ -130,7 +130,7 @@ def _convert(folder: Path, pickles: list[Path], temporary: Path) -> dict[str, An
 def _run_child(pickles: list[Path], folder: Path) -> dict[str, Any]:
     """The child's answer. Its own process group shields it from Ctrl-C; it is killed when the wait fails."""
     request = json.dumps({"files": [str(file.absolute()) for file in pickles], "folder": str(folder.absolute())})
-    environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    environment = {name: os.environ[name] for name in CHILD_ENVIRONMENT if name in os.environ}
     environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     child = subprocess.Popen(
         [sys.executable, "-P", str(CHILD), request], stdin=subprocess.DEVNULL,

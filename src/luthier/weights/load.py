@@ -60,7 +60,8 @@ def load_model(
     `from_scratch` initializes new weights from `seed` instead.
 
     Raises ModelNotFoundError when there are no safetensors weights, UserError when they cannot be read, do not fit
-    config.json, lack a parameter, or are stored quantized, SettingError when they cannot be quantized.
+    config.json, lack a parameter, are stored quantized, or are an encoder's, and SettingError when they cannot be
+    quantized.
     """
     assert frozen or quantization is None, "quantized weights do not train"
     transformers_logging.disable_progress_bar()
@@ -79,8 +80,17 @@ def load_model(
         keep_weights(network)
     else:
         raise SettingError(f"bits={quantization.bits}: {type(network).__name__} has no linear layer; set bits=16")
-    network.eval()
-    return Model(network, dtype, device)
+    model = Model(network.eval(), dtype, device)
+    try:
+        is_encoder = model.attends_to_later_tokens()
+    except (TypeError, ValueError) as error:  # a class that needs more than token ids
+        raise UserError(f"{folder}: {type(network).__name__} does not run on tokens alone: {error}") from error
+    if is_encoder:
+        raise UserError(
+            f"{folder}: {type(network).__name__} is an encoder: its tokens attend to later ones, so it cannot write "
+            "text; choose a causal model or an encoder-decoder"
+        )
+    return model
 
 
 def _load_stored(folder: Path, dtype: torch.dtype, quantization: dict[str, Any]) -> PreTrainedModel:

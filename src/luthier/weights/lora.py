@@ -19,37 +19,28 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.lora.layer import LoraLayer, ParamWrapper
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from luthier.errors import SettingError, did_you_mean
+from luthier.errors import SettingError, UserError
 from luthier.weights.model import Model
 from luthier.weights.quantize import is_quantized
-
-EXPERTS = "experts"  # the target name of the fused expert matrices of a mixture of experts
-_QUERY_AND_VALUE = ("q_proj", "v_proj")
-_FUSED = ("query_key_value",)
-# By config.json's model_type. A catalogue entry may override it; a family without an entry here gets all-linear.
-DEFAULT_TARGET_MODULES: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("llama", "mistral", "mixtral", "gemma", "gemma2", "gemma3_text", "qwen2", "qwen3", "phi", "gptj",
-                     "gpt_neo"), _QUERY_AND_VALUE),
-    **dict.fromkeys(("gpt_neox", "bloom", "falcon"), _FUSED),
-    **dict.fromkeys(("t5", "mt5", "umt5"), ("q", "v")),
-    "gpt2": ("c_attn",),
-    "mpt": ("Wqkv",),
-    "phi3": ("qkv_proj",),
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adapter:
-    """Configuration of a new adapter. `target_modules`: last name parts of linear layers, or EXPERTS."""
+    """Configuration of a new adapter. `target_modules` and `target_parameters` are ends of names, as in LoraTargets.
+
+    Target parameters take no dropout; `dropout` is that of the target modules.
+    """
 
     r: int
     alpha: int
     dropout: float
-    target_modules: tuple[str, ...]
+    target_modules: tuple[str, ...] = ()
+    target_parameters: tuple[str, ...] = ()
     use_rslora: bool = False
     use_dora: bool = False
 
@@ -57,16 +48,20 @@ class Adapter:
 def attach_adapter(model: Model, adapter: Adapter, seed: int) -> Model:
     """Freeze the model and attach a new adapter with fp32 weights.
 
-    SettingError for settings that adapters on the experts of a mixture do not support.
+    SettingError for DoRA on target parameters, which PEFT does not support.
     """
-    hf_model = model.hf_model
-    experts = expert_matrices(hf_model) if EXPERTS in adapter.target_modules else ()
-    if experts:
-        _check_experts(adapter)
+    hf_model, has_parameters = model.hf_model, bool(adapter.target_parameters)
+    if has_parameters and adapter.use_dora:
+        names = ", ".join(adapter.target_parameters)
+        raise SettingError(
+            f"use_dora=True: not for weights that are not layers of their own ({names}); set use_dora=False, or leave "
+            "them out of lora_target_modules"
+        )
     config = LoraConfig(
-        r=adapter.r, lora_alpha=adapter.alpha, lora_dropout=adapter.dropout, use_rslora=adapter.use_rslora,
-        use_dora=adapter.use_dora, target_modules=[name for name in adapter.target_modules if name != EXPERTS],
-        target_parameters=list(experts) or None, fan_in_fan_out=any(map(_is_transposed, hf_model.modules())),
+        r=adapter.r, lora_alpha=adapter.alpha, lora_dropout=0.0 if has_parameters else adapter.dropout,
+        use_rslora=adapter.use_rslora, use_dora=adapter.use_dora, target_modules=list(adapter.target_modules),
+        target_parameters=list(adapter.target_parameters) or None,
+        fan_in_fan_out=any(map(_is_transposed, hf_model.modules())),
         task_type="SEQ_2_SEQ_LM" if model.is_encoder_decoder else "CAUSAL_LM",
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]), _peft_warnings_silenced():
@@ -75,6 +70,8 @@ def attach_adapter(model: Model, adapter: Adapter, seed: int) -> Model:
     for parameter in network.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+    if has_parameters and adapter.dropout:
+        _set_dropout(network, adapter.dropout)
     if model.dtype is not torch.float32 and not adapter.dropout and not adapter.use_dora:
         _disable_input_casts(network)
     return Model(network.eval(), model.dtype, model.device)  # PEFT creates its modules in training mode
@@ -90,49 +87,13 @@ def _disable_input_casts(network: nn.Module) -> None:
             module.cast_input_dtype_enabled = False
 
 
-def resolve_target_modules(setting: str, network: PreTrainedModel, family_default: tuple[str, ...]) -> tuple[str, ...]:
-    """The linear layers that the `lora_target_modules` setting names.
-
-    `setting` is default, all-linear, or comma-separated last parts of module names, or EXPERTS for a mixture of
-    experts. SettingError for a name that no linear layer has, and for the output head, which is never adapted.
-    all-linear excludes the fused experts of a mixture and its router, which are not linear layers.
-    """
-    linear = linear_layer_names(network)
-    known = (*linear, EXPERTS) if expert_matrices(network) else linear
-    if setting == "all-linear":
-        return linear
-    if setting == "default":
-        targets = family_default or DEFAULT_TARGET_MODULES.get(network.config.model_type, ())
-        return tuple(name for name in targets if name in known) or linear
-    names = tuple(name.strip() for name in setting.split(",") if name.strip())
-    if not names:
-        raise SettingError(f"lora_target_modules={setting}: no layer is named; use default, all-linear, or names")
-    for name in names:
-        if name not in known:
-            raise SettingError(
-                f"lora_target_modules={name}: {type(network).__name__} has no such linear layer"
-                f"{did_you_mean(name, known)}; it has {', '.join(known)}, or use all-linear"
-            )
-    return names
-
-
-def expert_matrices(network: PreTrainedModel) -> tuple[str, ...]:
-    """Last two name parts of a mixture's fused expert matrices (experts, out, in); empty for other models."""
-    names = (name.split(".")[-2:] for name, parameter in network.named_parameters() if parameter.ndim == 3)
-    return tuple(dict.fromkeys(".".join(parts) for parts in names if parts[0] == EXPERTS))
-
-
-def _check_experts(adapter: Adapter) -> None:
-    """SettingError for settings that PEFT does not support on matrices that are not layers."""
-    if adapter.dropout:
-        raise SettingError(
-            f"lora_target_modules={EXPERTS}: an adapter on the experts takes no dropout, and lora_dropout is "
-            f"{adapter.dropout:g}; set lora_dropout=0"
-        )
-    if adapter.use_dora:
-        raise SettingError(
-            f"use_dora=True: not for the experts of a mixture; leave {EXPERTS} out of lora_target_modules, or use_dora"
-        )
+def _set_dropout(network: nn.Module, dropout: float) -> None:
+    """Dropout for the adapters on modules only: PEFT refuses one setting for modules and parameters."""
+    modules: Iterator[Any] = network.modules()
+    for module in modules:
+        if isinstance(module, LoraLayer) and not isinstance(module, ParamWrapper):
+            for name in module.lora_dropout:
+                module.lora_dropout[name] = nn.Dropout(dropout)
 
 
 def _is_transposed(module: nn.Module) -> bool:
@@ -143,23 +104,22 @@ def _is_transposed(module: nn.Module) -> bool:
     return isinstance(module, Conv1D) or getattr(module, "source_cls", None) is Conv1D
 
 
-def linear_layer_names(network: PreTrainedModel) -> tuple[str, ...]:
-    """Last name parts of all linear layers except the output head, in order of first appearance."""
-    head = network.get_output_embeddings()
-    names = (
-        name.rpartition(".")[2]
-        for name, module in network.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module is not head
-    )
-    return tuple(dict.fromkeys(names))
-
-
 def load_adapter(model: Model, folder: Path, *, trainable: bool = False) -> Model:
-    """Attach the adapter stored in `folder` (PEFT layout, safetensors) to a base model."""
-    with _peft_warnings_silenced():
-        network: Any = PeftModel.from_pretrained(
-            model.hf_model, str(folder), is_trainable=trainable, autocast_adapter_dtype=False, use_safetensors=True
-        )
+    """Attach the adapter stored in `folder` (PEFT layout, safetensors) to a base model.
+
+    UserError if the stored adapter lacks weights, which PEFT would only warn of.
+    """
+    with _peft_warnings_silenced(), warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Found missing adapter keys", category=UserWarning)
+        try:
+            network: Any = PeftModel.from_pretrained(
+                model.hf_model, str(folder), is_trainable=trainable, autocast_adapter_dtype=False, use_safetensors=True
+            )
+        except UserWarning as warning:
+            raise UserError(
+                f"{folder}: the adapter lacks weights of layers that its adapter_config.json names "
+                f"({str(warning).partition('[')[2].partition(',')[0].strip(chr(39))}); copy the whole adapter again"
+            ) from None
     return Model(network.eval(), model.dtype, model.device)
 
 

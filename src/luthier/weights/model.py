@@ -24,6 +24,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from luthier.errors import ModelNotFoundError
 from luthier.layers.attention import PACKABLE_ARCHITECTURES, PACKED_ATTENTION
 from luthier.layers.batch import Batch
 from luthier.layers.decoder import run_decoder
@@ -111,7 +112,15 @@ class Model:
     @property
     def decoder_start_token_id(self) -> int | None:
         """The decoder's first token; None for a causal model."""
-        return int(self.hf_model.config.decoder_start_token_id) if self.is_encoder_decoder else None
+        if not self.is_encoder_decoder:
+            return None
+        start = getattr(self.hf_model.config, "decoder_start_token_id", None)
+        if start is None:  # mBART's kind starts with the language of each row
+            raise ModelNotFoundError(
+                f"{type(self.hf_model).__name__}: config.json states no decoder_start_token_id, which an "
+                "encoder-decoder needs; add it to config.json, or choose another model"
+            )
+        return int(start)
 
     @property
     def context_length(self) -> int:
@@ -191,8 +200,26 @@ class Model:
         return self._has_linear_head
 
     @torch.no_grad()
+    def attends_to_later_tokens(self) -> bool:
+        """Whether a token's logits change with the tokens after it, as in an encoder: probed on a few tokens."""
+        if self.is_encoder_decoder:
+            return False
+        ids = self._probe_ids()
+        other_end = torch.cat([ids[:, :-1], ids[:, :1]], dim=1)
+        with self.autocast():
+            logits, others = (
+                self.hf_model(input_ids=text, use_cache=False).logits[:, :-1].float() for text in (ids, other_end)
+            )
+        tolerance = 1e-4 if self.dtype is torch.float32 else 5e-2
+        return bool((logits - others).abs().max() > tolerance * logits.std().clamp(min=1e-3))
+
+    def _probe_ids(self) -> Tensor:
+        vocabulary = int(self.hf_model.config.get_text_config().vocab_size)
+        return torch.arange(4, 10, device=self.device)[None] % vocabulary
+
+    @torch.no_grad()
     def _probe_head(self) -> bool:
-        ids = torch.arange(4, 10, device=self.device)[None] % self.hf_model.config.get_text_config().vocab_size
+        ids = self._probe_ids()
         was_training, network = self.network.training, self.hf_model
         self.network.eval()
         decoder_input = {"decoder_input_ids": ids} if self.is_encoder_decoder else {}
@@ -201,9 +228,12 @@ class Model:
             if self.is_encoder_decoder:
                 hidden = _encoder_decoder_states(network, ids, None, ids, None)
             else:
-                hidden = network.base_model(input_ids=ids, use_cache=False).last_hidden_state
-        logits = self._head().logits(hidden.flatten(0, 1)).view_as(expected)
+                hidden = self._body(input_ids=ids, use_cache=False).last_hidden_state
         self.network.train(was_training)
+        head = network.get_output_embeddings()
+        if not isinstance(head, nn.Linear) or hidden.shape[-1] != head.in_features:
+            return False
+        logits = self._head().logits(hidden.flatten(0, 1)).view_as(expected)
         return bool((logits - expected).abs().max() <= 1e-2 * expected.std().clamp(min=1e-3))
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -225,10 +255,16 @@ class Model:
             if has_router:
                 context["output_router_logits"] = True
             with self._attention(batch):
-                outputs = self.hf_model.base_model(input_ids=batch.input_ids_BT, use_cache=False, **context)
+                outputs = self._body(input_ids=batch.input_ids_BT, use_cache=False, **context)
             hidden_BTD = outputs.last_hidden_state
             balancing_loss = self._balancing_loss(outputs.router_logits, batch) if has_router else None
         return hidden_BTD.flatten(0, 1)[batch.positions_N], balancing_loss
+
+    @property
+    def _body(self) -> nn.Module:
+        """The model without its output head."""
+        body = self.hf_model.base_model
+        return self.hf_model.get_submodule("model") if body is self.hf_model else body  # Llama 4
 
     def fused_stack(self) -> FusedStack | UnsupportedModuleError:
         """The model in Luthier's fused layers, or the reason why they do not support it.
@@ -314,7 +350,7 @@ class Model:
     def _modules_with_config(self) -> list[Any]:
         """The modules that may have a config of their own: three in an encoder-decoder."""
         network = cast(Any, self.hf_model)
-        return [network, network.encoder, network.decoder] if self.is_encoder_decoder else [network]
+        return [network, network.get_encoder(), network.get_decoder()] if self.is_encoder_decoder else [network]
 
     def _head(self) -> OutputHead:
         head, config = self.hf_model.get_output_embeddings(), self.hf_model.config.get_text_config()
@@ -330,8 +366,14 @@ def _encoder_decoder_states(
     network: Any, source_BS: Tensor, source_mask_BS: Tensor | None, ids_BT: Tensor, mask_BT: Tensor | None
 ) -> Tensor:
     """The decoder's hidden states (B, T, D) of an encoder-decoder, computed by transformers."""
+    if network.base_model is not network:  # BART's kind: a body under the head; T5 has none
+        states: Tensor = network.base_model(
+            input_ids=source_BS, attention_mask=source_mask_BS, decoder_input_ids=ids_BT,
+            decoder_attention_mask=mask_BT, use_cache=False,
+        ).last_hidden_state  # fmt: skip
+        return states
     encoded = network.encoder(input_ids=source_BS, attention_mask=source_mask_BS).last_hidden_state
-    states: Tensor = network.decoder(
+    states = network.decoder(
         input_ids=ids_BT, attention_mask=mask_BT, encoder_hidden_states=encoded,
         encoder_attention_mask=source_mask_BS, use_cache=False,
     ).last_hidden_state  # fmt: skip

@@ -27,7 +27,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 from luthier.errors import SettingError
 
 LIBRARY = "bitsandbytes"
-OWN_LINEAR = ("FalconLinear",)  # subclasses of nn.Linear in transformers that compute the same
+LINEAR_SUBCLASSES = ("FalconLinear",)  # subclasses of nn.Linear in transformers that compute the same
 # Log messages of bitsandbytes about expected conditions: the logger, and the start of the message.
 EXPECTED = {
     "bitsandbytes.autograd._functions": "MatMul8bitLt: inputs will be cast from",
@@ -87,7 +87,7 @@ def standard_linear_layers(family: type[PreTrainedModel]) -> Iterator[None]:
     transformers 5.23 quantizes nn.Linear but no subclass, and would silently load Falcon unquantized.
     """
     module = vars(importlib.import_module(family.__module__))
-    before = {name: module[name] for name in OWN_LINEAR if name in module}
+    before = {name: module[name] for name in LINEAR_SUBCLASSES if name in module}
     module.update(dict.fromkeys(before, nn.Linear))
     try:
         yield
