@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -59,6 +60,7 @@ def evaluate(request: dict[str, Any], console: Console) -> None:
             examples = draw_few_shot_examples(prepared, example_pool, shots, settings.seed)
             data = FewShotRows(prepared, tokenizer, rows, examples, Path(folder), model.context_length)
             rows = data.rows
+            settings = replace(settings, answer_end=data.answer_end)
         scorer = HeldOutScorer(data, tokenizer, rows, settings)
         scores = Path(request["out"] or folder) / "scores.jsonl"
         with _progress_bar(notes, len(rows), split) as bar:

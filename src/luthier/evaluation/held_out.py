@@ -47,7 +47,8 @@ class EvaluationRows(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreSettings:
-    """`generation_rows`: rows to generate for, drawn with `seed`; -1 for all, 0 for none.
+    """`generation_rows`: rows to generate for, drawn with `seed`; -1 for all, 0 for none. `answer_end`: a generated
+    text ends before its first occurrence after the first word; "" for texts that end with a stop token only.
 
     The two limits adapt to the number of rows that fit in memory.
     """
@@ -56,6 +57,7 @@ class ScoreSettings:
     seed: int
     rows_per_batch: int
     packing: bool
+    answer_end: str = ""
     scoring_limit: RowLimit = field(default_factory=lambda: RowLimit(work="scoring"))
     generation_limit: RowLimit = field(default_factory=lambda: RowLimit(work="generating"))
 
@@ -164,12 +166,15 @@ class HeldOutScorer:
         )  # fmt: skip
 
     def _text_fields(self, example: Example, generation: GeneratedTokens | None) -> dict[str, Any]:
+        answer, has_ended = None, True
+        if generation is not None:
+            answer, has_ended = end_answer(self.tokenizer.decode(generation.ids), self.settings.answer_end)
         return {
             "row": example.source,
             "prompt": example.prompt,
             "reference": self._reference(example),
-            "prediction": None if generation is None else self.tokenizer.decode(generation.ids),
-            "truncated_generation": generation is not None and generation.truncated,
+            "prediction": answer,
+            "truncated_generation": generation is not None and generation.truncated and not has_ended,
         }
 
     def _reference(self, example: Example) -> str:
@@ -178,6 +183,15 @@ class HeldOutScorer:
             return example.completion
         last = [piece for piece in example.pieces if piece.trained][-1:]
         return self.tokenizer.decode(self.tokenizer.encode(last))
+
+
+def end_answer(text: str, end: str) -> tuple[str, bool]:
+    """Cut `text` before the first `end` that follows a word; returns it, and whether there was one."""
+    if not end:
+        return text, False
+    start = len(text) - len(text.lstrip())
+    place = text.find(end, start)
+    return (text, False) if place < 0 else (text[:place], True)
 
 
 def _completion_loss_only(tokens: TokenStore, tokenizer: Tokenizer) -> TokenStore:
