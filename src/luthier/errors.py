@@ -107,13 +107,13 @@ class Interrupted(LuthierError):
     exit_code = 130
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return ``; did you mean 'x'?`` for the closest known name, or an empty string.
+def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """Return ``; did you mean 'x'?`` for the closest known name, or an empty string if none has `cutoff` in common.
 
     A name that is close as it is written comes before one that is close in another case.
     """
     names = list(known)
     folded = {candidate.lower(): candidate for candidate in names}
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    close = close or [folded[key] for key in difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.6)]
+    close = difflib.get_close_matches(name, names, n=1, cutoff=cutoff)
+    close = close or [folded[key] for key in difflib.get_close_matches(name.lower(), folded, n=1, cutoff=cutoff)]
     return f"; did you mean {close[0]!r}?" if close else ""

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from luthier.catalog import entries, find
-from luthier.catalog.entry import Entry, check_kind, check_tunable, parse_for, read_entry, suggest
+from luthier.catalog.entry import Entry, check_kind, check_tunable, parse_for, read_entry
 from luthier.catalog.locate import locate
 from luthier.errors import SettingError, UserError
 
@@ -130,18 +130,6 @@ def test_each_name_counts_once_whatever_its_case() -> None:
 def test_borrowed_weights_lend_no_name() -> None:
     assert read(source="gpt2-xl").names == ("m", "Mine")
     assert read(source="embedded").names == ("m", "Mine")
-
-
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [
-        ("gpt2-xxl", "; did you mean 'gpt2-xl'?"),
-        ("FALCON7BINSTRUKT", "; did you mean 'Falcon7BInstruct'?"),
-        ("zzzz", ""),
-    ],
-)
-def test_the_closest_name_in_whatever_case(name: str, said: str) -> None:
-    assert suggest(name) == said
 
 
 # What may be done with it

@@ -115,11 +115,6 @@ def find(name: str, environment: Mapping[str, str] = os.environ) -> Entry | None
     return _load(environment.get("LUTHIER_ENTRIES", "")).by_name.get(name.lower())
 
 
-def suggest(name: str, environment: Mapping[str, str] = os.environ) -> str:
-    """Return ``; did you mean 'x'?`` for the closest name of any entry, or an empty string."""
-    return did_you_mean(name, (known for entry in entries(environment) for known in entry.names))
-
-
 def check_tunable(entry: Entry | None) -> None:
     """Raise UserError for an entry that cannot be tuned, with the reason."""
     if entry and not entry.is_tunable:

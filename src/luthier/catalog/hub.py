@@ -15,7 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from luthier.catalog.entry import check_tunable
 from luthier.catalog.gguf_header import is_gguf
-from luthier.catalog.locate import Location
+from luthier.catalog.locate import Location, suggest_model
 from luthier.errors import CapacityError, ModelNotFoundError
 
 MODEL_FILES = ("model*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
@@ -56,9 +56,10 @@ def fetch(location: Location, say: Callable[[str], None], patterns: tuple[str, .
     except (CapacityError, ModelNotFoundError):
         raise
     except Exception as error:  # the Hub's client raises its HTTP library's errors, which change between versions
+        suggestion = "" if location.entry else suggest_model(location.name)
         raise ModelNotFoundError(
-            f"model {location.name!r} not found; searched {searched} ({_reason(error)}); put its Hugging Face "
-            f"folder at $LUTHIER_MODELS/{location.repository}"
+            f"model {location.name!r} not found{suggestion}; searched {searched} ({_reason(error)}); put its Hugging "
+            f"Face folder at $LUTHIER_MODELS/{location.repository}"
         ) from error
 
 

@@ -8,14 +8,18 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
-from luthier.catalog.entry import REPOSITORY, Entry, find, suggest
+from luthier.catalog.entry import REPOSITORY, Entry, entries, find
 from luthier.catalog.gguf_header import is_gguf, read_header
+from luthier.catalog.near_names import plain_name, suggest_name
 from luthier.catalog.shape import entry_from_config, entry_from_header
-from luthier.errors import ModelNotFoundError
+from luthier.errors import ModelNotFoundError, did_you_mean
 
 EMBEDDED = Path(__file__).parent / "tiny"
+MAX_LISTED = 1000
+"""Files of one folder that are compared with a misspelt name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +55,7 @@ def locate(model: str, environment: Mapping[str, str] = os.environ) -> Location:
     Raises ModelNotFoundError for a name that is none of these and cannot be a repository.
     """
     folder = _existing_folder(model)
-    gguf = _gguf_file(model, folder)
+    gguf = _gguf_file(model, folder, environment)
     if gguf is not None:
         return Location(name=model, entry=entry_from_header(model, read_header(gguf)), folder=gguf)
     if folder is not None and (folder / "config.json").is_file():
@@ -68,20 +72,57 @@ def locate(model: str, environment: Mapping[str, str] = os.environ) -> Location:
     repository = owner.source if owner else model
     if not REPOSITORY.fullmatch(repository):
         raise ModelNotFoundError(
-            f"unknown model {model!r}{suggest(model, environment)}; `luthier models` lists the names, and a folder or "
-            "ORG/NAME of the Hub works too"
+            f"unknown model {model!r}{suggest_model(model, environment)}; `luthier models` lists the names, and a "
+            "folder or ORG/NAME of the Hub works too"
         )
     revision = owner.revision if owner else None
     location = Location(name=entry.id if entry else model, entry=entry, repository=repository, revision=revision)
     searched = []
     for place, stored in _local_places(repository, revision, environment):
-        gguf = _gguf_file(model, stored) if stored is not None and stored.is_dir() else None
+        gguf = _gguf_file(model, stored, environment) if stored is not None and stored.is_dir() else None
         if gguf is not None:
             return replace(location, entry=entry or entry_from_header(model, read_header(gguf)), folder=gguf)
         if stored is not None and (stored / "config.json").is_file():
             return location.with_folder(stored.resolve())
         searched.append(place)
     return replace(location, searched=tuple(searched))
+
+
+def suggest_model(name: str, environment: Mapping[str, str] = os.environ) -> str:
+    """Return ``; did you mean 'x'?`` for the closest folder beside the path `name`, name of the catalogue, or
+    repository stored on this machine; an empty string if none is close.
+    """
+    repository = plain_name(name)
+    if repository != name and (REPOSITORY.fullmatch(repository) or find(repository, environment)):
+        return f"; did you mean {repository!r}?"
+    known = [each for entry in entries(environment) for each in entry.names]
+    return did_you_mean(name, _folders_beside(name), cutoff=0.75) or suggest_name(
+        name, [*known, *_stored_repositories(environment)]
+    )
+
+
+def _folders_beside(name: str) -> list[str]:
+    """Paths of the models in the folder in which the path `name` would be, as the user would write them."""
+    parent, _, _ = name.rpartition("/")
+    folder = _existing_folder(parent or ".")
+    if folder is None or "/" not in name:
+        return []
+    with os.scandir(folder) as scan:
+        models = [item.name for item in islice(scan, MAX_LISTED) if is_gguf(Path(item.name)) or
+                  (Path(item.path) / "config.json").is_file()]  # fmt: skip
+    return [f"{parent}/{model}" for model in sorted(models)]
+
+
+def _stored_repositories(environment: Mapping[str, str]) -> list[str]:
+    """ORG/NAME of the repositories in the Hub's cache and in $LUTHIER_MODELS."""
+    cached = [path.name.removeprefix("models--").replace("--", "/", 1)
+              for path in islice(_hub_cache(environment).glob("models--*--*"), MAX_LISTED)]  # fmt: skip
+    mirror = environment.get("LUTHIER_MODELS")
+    if mirror:
+        root = Path(mirror).expanduser()
+        cached += [path.parent.relative_to(root).as_posix()
+                   for path in islice(root.glob("*/*/config.json"), MAX_LISTED)]  # fmt: skip
+    return sorted(cached)
 
 
 def _existing_folder(model: str) -> Path | None:
@@ -93,7 +134,7 @@ def _existing_folder(model: str) -> Path | None:
         return None
 
 
-def _gguf_file(model: str, folder: Path | None) -> Path | None:
+def _gguf_file(model: str, folder: Path | None, environment: Mapping[str, str]) -> Path | None:
     """Return the GGUF file that `model` names, or the one in `folder` where there are no other weights.
 
     ModelNotFoundError when the file does not exist, or the folder has several.
@@ -104,7 +145,7 @@ def _gguf_file(model: str, folder: Path | None) -> Path | None:
         path = Path(model).expanduser()
         if path.is_file():
             return path.absolute()  # resolved, a link of the Hub's cache would lose the suffix
-        raise ModelNotFoundError(f"{model}: no such file; expected a GGUF file")
+        raise ModelNotFoundError(f"{model}: no such file{suggest_model(model, environment)}; expected a GGUF file")
     if any(next(folder.glob(pattern), None) for pattern in ("*.safetensors", "pytorch_model*.bin")):
         return None
     files = sorted(file for file in folder.iterdir() if is_gguf(file) and file.is_file())
