@@ -23,8 +23,10 @@ Work = Callable[[Path], tuple[int, int]]  # an empty folder for caches -> tokens
 
 def _luthier(case: dict[str, Any]) -> Work:
     data = importlib.import_module("luthier.data.prepare")
-    tokenizer = importlib.import_module("luthier.data.tokenize").Tokenizer.load(Path(case["model"]))
-    settings = data.DataSettings(kind="instruction", demarcation=False, workers=case["threads"])
+    tokenize = importlib.import_module("luthier.data.tokenize")
+    tokenize.set_threads(case["threads"])
+    tokenizer = tokenize.Tokenizer.load(Path(case["model"]))
+    settings = data.DataSettings(kind="instruction", demarcation=False)
 
     def work(cache: Path) -> tuple[int, int]:
         found = data.prepare({"training": Path(case["channel"])}, settings, tokenizer, cache).tokens

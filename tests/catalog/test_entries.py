@@ -19,7 +19,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from luthier.catalog import entries, find
 from luthier.catalog.entry import KINDS, Entry, parse_for
 from luthier.catalog.hyperparameters import AUTOPILOT, TABLE
-from luthier.data.chat import ChatError, ChatTemplate
+from luthier.data.chat import ChatTemplate
+from luthier.data.conversation import ChatError
 from luthier.errors import SettingError
 from luthier.layers.attention import PACKABLE_ARCHITECTURES
 from luthier.weights.lora_targets import linear_layer_names

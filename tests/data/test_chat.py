@@ -9,7 +9,8 @@ import pytest
 from data.row_files import CHATML, make_tokenizer
 from data.small_tokenizers import metaspace_tokenizer, unigram_tokenizer
 
-from luthier.data.chat import ChatError, ChatTemplate, read_messages
+from luthier.data.chat import ChatTemplate
+from luthier.data.conversation import ChatError, read_conversation
 from luthier.data.example import Example
 from luthier.data.tokenize import Tokenizer
 from luthier.errors import ModelNotFoundError
@@ -33,12 +34,12 @@ LLAMA = (
 
 @pytest.mark.parametrize("key", ["dialog", "messages", "conversations"])
 def test_each_key_and_the_documented_roles(key: str) -> None:
-    assert read_messages({key: [SYSTEM, USER, ASSISTANT, USER, ASSISTANT], "other": 1})[0] == SYSTEM
+    assert read_conversation({key: [SYSTEM, USER, ASSISTANT, USER, ASSISTANT], "other": 1}).messages[0] == SYSTEM
 
 
 def test_sharegpt_names_are_read() -> None:
     turns = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
-    assert read_messages({"conversations": turns}) == [USER, ASSISTANT]
+    assert read_conversation({"conversations": turns}).messages == [USER, ASSISTANT]
 
 
 @pytest.mark.parametrize(
@@ -58,7 +59,7 @@ def test_sharegpt_names_are_read() -> None:
         ({"dialog": [USER]}, "does not end with the assistant"),
         ({"dialog": [SYSTEM]}, "does not end with the assistant"),
         ({"dialog": [USER, ASSISTANT, USER]}, "does not end with the assistant"),
-        ({"dialog": [USER, {"role": "tool", "content": "x"}]}, "message 2 has the role 'tool'"),
+        ({"dialog": [USER, {"role": "tool", "content": "x"}]}, "message 2 is the tool's where the assistant's is due"),
         ({"dialog": [USER, {"role": "assistant"}]}, "message 2: 'content' must be a string"),
         ({"dialog": [USER, {"role": "assistant", "content": None}]}, "message 2: 'content' must be a string"),
         ({"dialog": [{"role": ["user"], "content": "x"}]}, "message 1 has the role"),
@@ -66,7 +67,7 @@ def test_sharegpt_names_are_read() -> None:
 )
 def test_bad_conversations(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ChatError, match=re.escape(message)):
-        read_messages(fields)
+        read_conversation(fields)
 
 
 def test_every_assistant_turn_is_trained_up_to_its_marker(tokenizer: Tokenizer) -> None:

@@ -15,7 +15,8 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from luthier.catalog.entry import entries
-from luthier.data.chat import ChatError, ChatTemplate
+from luthier.data.chat import ChatTemplate
+from luthier.data.conversation import ChatError
 from luthier.data.prompts import prompt_renderer
 from luthier.data.tokenize import Tokenizer
 

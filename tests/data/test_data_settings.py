@@ -21,12 +21,13 @@ def test_every_data_hyperparameter_arrives() -> None:
         max_input_length="77", max_output_length="9", validation_split_ratio="0.1", test_split_ratio="0.05",
         train_data_split_seed="3", max_train_samples="5", max_eval_samples="6",
         add_input_output_demarcation_key="False", completion_only_loss="False", group_near_duplicates="True",
-        parse_special_tokens="True", preprocessing_num_workers="2",
+        parse_special_tokens="True", train_on_turns="last", reasoning="inline",
     )  # fmt: skip
     assert found == DataSettings(
         kind="instruction", max_input_length=77, max_output_length=9, validation_split_ratio=0.1, test_split_ratio=0.05,
         split_seed=3, max_train_samples=5, max_val_samples=6, demarcation=False, completion_only=False,
-        group_near_duplicates=True, control_tokens=True, workers=2, context_length=2048, explicit=found.explicit,
+        group_near_duplicates=True, control_tokens=True, train_on_turns="last", reasoning="inline", context_length=2048,
+        explicit=found.explicit,
     )  # fmt: skip
     assert "max_val_samples" in found.explicit
 

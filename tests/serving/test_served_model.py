@@ -186,9 +186,9 @@ def test_default_room(tiny_model: ServedModel) -> None:
         ),
         ({"messages": "hi"}, "messages: expected a list of"),
         ({"messages": []}, "messages: a chat row requires 'messages': a list of"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages: a chat row requires"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages: message 1 is the tool's, but no assistant's"),
         ({"messages": [{"role": "assistant", "content": "x"}]}, "messages: the last message has"),
-        ({"inputs": [[{"role": "user", "content": 5}]]}, r"inputs\[0\]: a chat row requires"),
+        ({"inputs": [[{"role": "user", "content": 5}]]}, r"inputs\[0\]: message 1: 'content' must be a string"),
     ],
 )
 def test_what_cannot_be_rendered_or_does_not_fit(short: ServedModel, body: Any, line: str) -> None:

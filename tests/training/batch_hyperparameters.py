@@ -1,4 +1,4 @@
-"""The effects of auto_find_batch_size and train_on_turns; test_every_hyperparameter.py runs them."""
+"""The effects of auto_find_batch_size, train_on_turns and reasoning; test_every_hyperparameter.py runs them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 from torch import Tensor
 from training.training_harness import TOLERANCE, HyperparameterChecks, TrainingHarness
 
+from luthier.errors import DataError
 from luthier.layers.batch import Batch
 from luthier.weights.model import Model
 
@@ -45,6 +46,22 @@ def _(harness: TrainingHarness) -> None:
     assert every.metrics["base"]["loss"] == both.metrics["base"]["loss"], "answers are scored, whatever was trained on"
     assert last.metrics["base"]["loss"] != every.metrics["base"]["loss"]
     assert len({json.dumps(done.losses) for done in runs.values()}) == 3
+
+
+@BATCH_CHECKS.of("reasoning")
+def _(harness: TrainingHarness) -> None:
+    """The tiny model's template reads no reasoning and has no markers for it: it is refused, or dropped on request."""
+    talk = [{"role": "user", "content": "cat"}, {"role": "assistant", "content": "dog"}]
+    thoughts = [*talk[:1], talk[1] | {"reasoning_content": "a mat"}]
+    plain, thinking = (
+        harness.write(name, [{"messages": messages}] * 4)
+        for name, messages in (("no-thoughts", talk), ("thoughts", thoughts))
+    )
+    with pytest.raises(DataError, match="message 2 has 'reasoning_content', which the model's chat template does not"):
+        harness.run(thinking)
+    with pytest.raises(DataError, match="reasoning=drop leaves it out"):
+        harness.run(thinking, reasoning="inline")
+    assert harness.run(thinking, reasoning="drop").losses == harness.run(plain).losses
 
 
 def _with_room_for(patch: pytest.MonkeyPatch, rows: int) -> None:

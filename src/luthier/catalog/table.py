@@ -22,6 +22,10 @@ _ROWS = [
     _row("train_on_turns", "choice", "assistant", "data",
          "turns of a conversation that carry loss: every assistant turn, the last one only, or all turns",
          choices=("assistant", "last", "all")),
+    _row("reasoning", "choice", "refuse", "data",
+         "reasoning_content of conversations whose chat template does not read it: refuse the row, write it inline "
+         "between the template's own markers, or drop it",
+         choices=("refuse", "inline", "drop")),
     _row("max_input_length", "int", -1, "data",
          "maximum tokens of a row; -1: the smaller of 1024 and the model's limit", minimum=1, sentinel=-1),
     _row("max_output_length", "int", 128, "data", "encoder-decoder models: maximum tokens of a completion", minimum=1,

@@ -10,7 +10,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rich.console import Console
 
@@ -71,7 +71,7 @@ def _prepare(request: dict[str, Any], notes: Console) -> tuple[Dataset, Tokenize
     check_kind(entry, kind)
     positions = context_length(folder, entry)
     settings = DataSettings.from_hyperparameters(kind, values, values.explicit, entry, positions)
-    set_threads(settings.workers)  # before loading, which starts the threads
+    set_threads(cast("int | None", values["preprocessing_num_workers"]))  # before loading, which starts the threads
     tokenizer = Tokenizer.load(folder, entry.chat_template if entry else None)
     for note in tokenizer.notes:
         say(note)

@@ -10,7 +10,8 @@ Shapes: R rows, T tokens of a row.
 from __future__ import annotations
 
 import hashlib
-from collections import deque
+from array import array
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -20,7 +21,7 @@ import numpy as np
 
 from luthier.data import records, tables
 from luthier.data.channel import Channel, RowFile
-from luthier.data.chat import ChatError
+from luthier.data.conversation import ChatError
 from luthier.data.example import Example, Span
 from luthier.data.near_duplicates import Sketches
 from luthier.data.problems import Problems
@@ -42,14 +43,17 @@ _COLUMNS = ("tokens", "completion", "cut", "cut_prompt", "fate", "reason", "stor
 
 @dataclass(kw_only=True)
 class RowScan:
-    """Result of the first pass. `records`: all rows of each file; None when they are too large to hold and the second
-    pass reads them again.
+    """Result of the first pass.
+
+    `unread`: rows by key that is not read. `records`: all rows of each file; None when they are too large to hold and
+    the second pass reads them again.
     """
 
     row_format: RowFormat
     origin: str
     rows: int
     warnings: list[str] = field(default_factory=list)
+    unread: dict[str, int] = field(default_factory=dict)
     records: list[list[Record]] | None = None
 
 
@@ -66,6 +70,7 @@ def scan_rows(channels: Sequence[Channel], candidates: Sequence[tuple[str, RowFo
     reading = Problems()
     faults = [Problems() for _ in candidates]
     missing: list[dict[str, str]] = [{} for _ in candidates]
+    unread = [Counter[str]() for _ in candidates]
     rows, is_held = 0, _can_hold(files_of(channels))
     held: list[list[Record]] = []
     for file in files_of(channels):
@@ -75,7 +80,10 @@ def scan_rows(channels: Sequence[Channel], candidates: Sequence[tuple[str, RowFo
             if is_held:
                 held[-1].append(record)
             for place, (_, row_format) in enumerate(candidates):
-                for fault in row_format.faults(record):
+                record_faults = list(row_format.faults(record))
+                if not record_faults:
+                    unread[place].update(row_format.unread(record))
+                for fault in record_faults:
                     faults[place].add(file.name, record.line, fault.kind, fault.message, fault.field)
                     if fault.kind == "missing":
                         missing[place].setdefault(fault.field, f"{record.source}: {fault.message}")
@@ -90,7 +98,10 @@ def scan_rows(channels: Sequence[Channel], candidates: Sequence[tuple[str, RowFo
     warnings = [f"{name}: {count} empty line{'s' * (count > 1)} skipped" for name, count in reading.blank_lines.items()]
     origin, row_format = candidates[chosen]
     records_held = held if is_held else None
-    return RowScan(row_format=row_format, origin=origin, rows=rows, warnings=warnings, records=records_held)
+    return RowScan(
+        row_format=row_format, origin=origin, rows=rows, warnings=warnings, unread=dict(sorted(unread[chosen].items())),
+        records=records_held,
+    )  # fmt: skip
 
 
 def _can_hold(files: Sequence[RowFile]) -> bool:
@@ -193,9 +204,11 @@ class RowBuilder:
         writer = TokenWriter(folder, self.tokenizer.vocab_size, self.turns)
         book, sketches = RowTableBuilder(), Sketches()
         input_rows: list[Array] = []
+        masked = array("i")
         reported = 0
         for rendered in self._tokenize_ahead(channels):
             start, batch = len(book), rendered.batch
+            masked.extend(example.masked_turns for example in rendered.examples)
             entries = book.add(rendered.file, [record.line for record in batch])
             if not self.problems:  # with problems the job is refused anyway; the other rows are only checked
                 self._store(rendered, rendered.encoded.result(), entries, writer)
@@ -208,6 +221,8 @@ class RowBuilder:
         self.problems.raise_if_any()
         table = book.table()
         table["near"] = sketches.groups()
+        if any(masked):
+            np.save(folder / "masked.npy", np.array(masked, dtype=np.int32))
         np.save(folder / "entries.npy", table)
         np.save(folder / "owner.npy", np.concatenate(input_rows) if input_rows else np.empty(0, np.int64))
 
@@ -233,9 +248,9 @@ class RowBuilder:
         for record, example, row in zip(rendered.batch, rendered.examples, encoded, strict=True):
             kept, cut_prompt = self._truncate(row)
             labels = sum(end - max(start, 1) for start, end in kept.spans)  # nothing predicts a row's first token
-            is_empty = self.row_format.is_empty(record, example)
-            if is_empty or labels <= 0:
-                outcome, reason = RowOutcome.DROPPED, DropReason.EMPTY if is_empty else DropReason.NO_ROOM
+            reason = self.row_format.drop_reason(record, example)
+            if reason or labels <= 0:
+                outcome, reason = RowOutcome.DROPPED, reason or DropReason.NO_ROOM
                 values = (len(row.ids), 0, 0, 0, outcome, reason, -1)
             else:
                 outcome = RowOutcome.TRUNCATED if len(row.ids) > len(kept.ids) else RowOutcome.KEPT

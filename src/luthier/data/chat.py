@@ -10,6 +10,7 @@ marker strings, no token ids.
 
 from __future__ import annotations
 
+import copy
 import datetime
 import itertools
 import json
@@ -25,69 +26,14 @@ import jinja2.nodes
 import jinja2.parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from luthier.data.conversation import REASONING, ROLES, ChatError, Conversation, Message
 from luthier.data.example import Example, Piece, Span
+from luthier.data.template_forms import REFUSE, TemplateForms
 
-KEYS = ("dialog", "messages", "conversations")
 ASSISTANT, LAST, ALL = TURNS = ("assistant", "last", "all")  # assistant turns, only the last one, also the user's
-ROLES = ("system", "user", "assistant")
-_SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 _VISIBLE = re.compile(r"\S")
-Message = dict[str, str]
+Dialog = Conversation | Sequence[Message]
 _PROBE: list[Message] = [{"role": "user", "content": "2"}, {"role": "assistant", "content": "4"}]
-
-
-class ChatError(ValueError):
-    """A conversation or chat template that cannot be trained on; the message is one line without the row's name."""
-
-
-def read_messages(fields: Mapping[str, Any]) -> list[Message]:
-    """Read a row's conversation: one of the keys dialog, messages, conversations, with {role, content} messages.
-
-    ShareGPT's {from, value} with human and gpt is accepted too. Expects an optional system message, then user and
-    assistant messages in turns, ending with the assistant. Raises ChatError.
-    """
-    present = [key for key in KEYS if key in fields]
-    if len(present) != 1:
-        present_keys = "has " + " and ".join(map(repr, present)) if present else "lacks all of them"
-        near = [key for key in fields if key.lower() in KEYS and key not in KEYS]
-        hint = f"; it has {near[0]!r}: keys are case-sensitive" if near else ""
-        raise ChatError(f"expected one of the keys {', '.join(KEYS)}; the row {present_keys}{hint}")
-    items = fields[present[0]]
-    if not isinstance(items, list) or not items:
-        raise ChatError(f"{present[0]!r} must be a list of messages, each with 'role' and 'content'")
-    messages = [_read_message(item, number) for number, item in enumerate(items, 1)]
-    _check_turns([message["role"] for message in messages])
-    return messages
-
-
-def _read_message(item: Any, number: int) -> Message:
-    if not isinstance(item, dict):
-        raise ChatError(f"message {number} must be an object with 'role' and 'content'")
-    if "role" not in item and "from" in item:
-        role, content = _SHAREGPT_ROLES.get(str(item["from"]), item["from"]), item.get("value")
-        name = "value"
-    else:
-        role, content = item.get("role"), item.get("content")
-        name = "content"
-    if role not in ROLES:
-        raise ChatError(f"message {number} has the role {role!r}; expected {', '.join(ROLES)}")
-    if type(content) is not str:
-        raise ChatError(f"message {number}: {name!r} must be a string")
-    return {"role": str(role), "content": content}
-
-
-def _check_turns(roles: list[str]) -> None:
-    turns = roles[1:] if roles[0] == "system" else roles
-    for index, role in enumerate(turns):
-        expected = ("user", "assistant")[index % 2]
-        if role != expected:
-            number = index + 1 + len(roles) - len(turns)
-            raise ChatError(
-                f"message {number} is the {role}'s where the {expected}'s is due; after an optional system "
-                "message, user and assistant take turns"
-            )
-    if not turns or turns[-1] != "assistant":
-        raise ChatError("the conversation does not end with the assistant, so its last message has no answer to learn")
 
 
 class ChatTemplate:
@@ -105,13 +51,36 @@ class ChatTemplate:
         self._names = dict(names)
         self._controls = marker_pattern(controls)
         self._compiled = _compile(source, self.date or datetime.date.today())
+        self._reasoning = REFUSE
+        self._forms = TemplateForms(source, self._render_adapted)
 
-    def render(self, messages: Sequence[Message], generation: bool = False) -> str:
+    def with_reasoning(self, mode: str) -> ChatTemplate:
+        """Return this template with what is done with reasoning that it does not read: of REASONING_MODES."""
+        changed = copy.copy(self)
+        changed._reasoning = mode
+        return changed
+
+    def unread_keys(self, conversation: Conversation) -> set[str]:
+        """Return the keys of the row and of its messages that nothing reads."""
+        keys = {
+            f"messages[].{key}"
+            for message in conversation.messages
+            for key in message
+            if key not in (REASONING, "tool_calls") and not self._forms.reads_key(message["role"], key)
+        }
+        return keys | conversation.unread
+
+    def render(self, dialog: Dialog, generation: bool = False) -> str:
         """Render the conversation; `generation`: append the opening of an assistant turn."""
+        conversation = conversation_of(dialog)
+        adapted = self._forms.adapt(conversation.messages, self._reasoning)
+        return self._render_adapted(adapted, conversation.tools, generation)
+
+    def _render_adapted(self, messages: Sequence[Message], tools: Sequence[Any] | None, generation: bool) -> str:
         try:
             return self._compiled.render(
                 messages=[dict(message) for message in messages],
-                tools=None,
+                tools=None if tools is None else list(tools),
                 documents=None,
                 add_generation_prompt=generation,
                 **self._names,
@@ -121,45 +90,51 @@ class ChatTemplate:
         except (TypeError, ValueError, KeyError, AttributeError, IndexError, ZeroDivisionError) as error:
             raise ChatError(f"the model's chat template fails on this conversation: {error}") from None
 
-    def example(self, messages: Sequence[Message], source: str = "", turns: str = ASSISTANT) -> Example:
-        """Render a whole conversation. The assistant turns that `turns` selects carry loss; ALL also marks the user's
-        words in the other pieces (`Piece.user_spans`).
+    def example(self, dialog: Dialog, source: str = "", turns: str = ASSISTANT) -> Example:
+        """Render a whole conversation. The assistant turns that `turns` selects carry loss, except masked ones; ALL
+        also marks the user's words in the other pieces (`Piece.user_spans`).
         """
-        rendered = self._render_spans(messages)
-        answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
-        trained = answers[-1:] if turns == LAST else answers
-        turn_spans = self._turn_spans(messages, rendered, trained)
-        user_spans = self._user_spans(messages, rendered) if turns == ALL else []
+        conversation = conversation_of(dialog)
+        rendered = self._render_spans(conversation)
+        trained = turns_with_loss(conversation, turns)
+        turn_spans = self._turn_spans(conversation, rendered, trained)
+        written = {index: rendered.text[start:end] for index, (start, end) in turn_spans.items() if index in trained}
+        self._forms.check_written(conversation, rendered.text, written)
+        user_spans = self._user_spans(conversation, rendered) if turns == ALL else []
         pieces: list[Piece] = []
         done = 0
         for index, (start, end) in turn_spans.items():
             pieces += [rendered.piece(done, start, user_spans=user_spans), rendered.piece(start, end, index in trained)]
             done = end
-        pieces += self._ending(rendered, done)
-        return Example(source, tuple(piece for piece in pieces if piece.text), add_special_tokens=False)
+        is_open = len(conversation.messages) - 1 in turn_spans
+        pieces += self._ending(rendered, done, is_open, len(conversation.messages) - 1 in trained)
+        masked = len(turns_with_loss(conversation, turns, masked=True))
+        return Example(source, tuple(piece for piece in pieces if piece.text), False, masked)
 
-    def render_prompt(self, messages: Sequence[Message], source: str = "") -> Example:
+    def render_prompt(self, dialog: Dialog, source: str = "") -> Example:
         """Render the prompt for the next assistant turn, as serving does.
 
         It is cut into the same pieces as a whole conversation, so that its tokens are those of training.
         """
-        rendered = self._render_spans(messages, generation=True)
-        cuts = [0, *itertools.chain(*self._turn_spans(messages, rendered).values()), len(rendered.text)]
+        conversation = conversation_of(dialog)
+        rendered = self._render_spans(conversation, generation=True)
+        self._forms.check_written(conversation, rendered.text, {})
+        cuts = [0, *itertools.chain(*self._turn_spans(conversation, rendered).values()), len(rendered.text)]
         pieces = [rendered.piece(start, end) for start, end in itertools.pairwise(cuts) if start < end]
         return Example(source, tuple(pieces), add_special_tokens=False)
 
     def _turn_spans(
-        self, messages: Sequence[Message], rendered: _Rendered, required: Collection[int] = ()
+        self, conversation: Conversation, rendered: _Rendered, required: Collection[int] = ()
     ) -> dict[int, Span]:
         """Return the spans of the assistant turns that the template writes as they are generated, by message.
 
         Raise the ChatError of a `required` one that it writes otherwise.
         """
         spans = {}
-        for index, message in enumerate(messages):
+        for index, message in enumerate(conversation.messages):
             if message["role"] == "assistant":
                 try:
-                    spans[index] = self._turn_span(messages, index, rendered)
+                    spans[index] = self._turn_span(conversation, index, rendered)
                 except ChatError:
                     if index in required:
                         raise
@@ -173,32 +148,47 @@ class ChatTemplate:
     def _closing_markers(self) -> list[str]:
         """The markers after an answer that ends the conversation, in order."""
         try:
-            rendered = self._render_spans(_PROBE)
+            rendered = self._render_spans(conversation_of(_PROBE))
         except ChatError:
             return []
         content = rendered.contents[1]
         return [] if content is None else rendered.markers_between(content[1], len(rendered.text))
 
-    def _turn_span(self, messages: Sequence[Message], index: int, rendered: _Rendered) -> Span:
+    def _turn_span(self, conversation: Conversation, index: int, rendered: _Rendered) -> Span:
         """Return the span of an assistant turn: from its first token to its last closing marker.
 
         ChatError where the template writes the turn, or what precedes it, otherwise than when the answer is generated.
         """
-        opened = self.render(messages[:index], generation=True)
+        opened = self.render(conversation.first(index), generation=True)
         if not rendered.text.startswith(opened):
-            self._refuse(messages, index, rendered.text)
+            self._refuse(conversation, index, rendered.text)
         start, content = len(opened), rendered.contents[index]
-        if index + 1 == len(messages):
+        if index + 1 == len(conversation.messages):
             written = start if content is None else content[1]
             return start, max((end for _, end in rendered.markers if end > written), default=len(rendered.text))
-        closed, following = self.render(messages[: index + 1]), rendered.contents[index + 1]
-        if content is None or following is None:
+        closed, following = self.render(conversation.first(index + 1)), rendered.contents[index + 1]
+        if conversation.messages[index].get("tool_calls"):
+            common = closed[: _common_length(closed, rendered.text)]
+            written = self._forms.end_of_calls(conversation.messages[index], common, start)
+            end = self._closing_of_call(rendered, written, following, closed)
+            if end < written:
+                self._refuse(conversation, index, rendered.text)
+        elif content is None or following is None:
             end = written = self._first_closing(rendered, start, len(closed))
         else:
             end, written = self._closing_between(rendered, content[1], following[0], closed), content[1]
         if closed[:written] != rendered.text[:written]:
-            self._refuse(messages, index, rendered.text)
+            self._refuse(conversation, index, rendered.text)
         return start, end
+
+    def _closing_of_call(self, rendered: _Rendered, written: int, following: Span | None, closed: str) -> int:
+        """Return where a turn ends whose calls end at `written`; -1 where that cannot be told."""
+        same = _common_length(closed, rendered.text)
+        end = max((last for first, last in rendered.markers if first >= written and last <= same), default=-1)
+        if same == len(closed):
+            return same if end < 0 else end
+        between = self._closing_between(rendered, written, following[0], closed) if following else -1
+        return max(end, between if between > written else -1)
 
     def _closing_between(self, rendered: _Rendered, start: int, end: int, closed: str) -> int:
         """Return where a turn ends whose answer ends at `start`, before the next message's words at `end`."""
@@ -225,7 +215,7 @@ class ChatTemplate:
     @cached_property
     def _opening_of_user(self) -> str:
         """What the template writes before the first user's words."""
-        rendered = self._render_spans(_PROBE[:1])
+        rendered = self._render_spans(conversation_of(_PROBE[:1]))
         content = rendered.contents[0]
         return "" if content is None else rendered.text[: content[0]]
 
@@ -236,9 +226,9 @@ class ChatTemplate:
         match = self._controls.search(opened, _common_length(without, opened))
         return match.group() if match else ""
 
-    def _refuse(self, messages: Sequence[Message], index: int, text: str) -> NoReturn:
+    def _refuse(self, conversation: Conversation, index: int, text: str) -> NoReturn:
         """Raise the ChatError of a turn whose prompt in training would differ from the one in serving."""
-        opened, whole = self.render(_PROBE[:1], generation=True), self._render_spans(_PROBE)
+        opened, whole = self.render(_PROBE[:1], generation=True), self._render_spans(conversation_of(_PROBE))
         same, question = _common_length(opened, whole.text), whole.contents[0]
         if same < len(opened) and question is not None and question[1] <= same:
             opening = opened[same:]
@@ -248,20 +238,21 @@ class ChatTemplate:
                 "base model whose template does not, or prompt/completion rows"
             )
         advice = "this template cannot be trained on"
-        if index + 1 < len(messages) and text.startswith(self.render(messages[:-1], generation=True)):
+        last = len(conversation.messages) - 1
+        if index < last and text.startswith(self.render(conversation.first(last), generation=True)):
             advice = "train_on_turns=last trains the last turn alone, whose prompts are the same"
         raise ChatError(
             "the model's chat template rewrites earlier turns when later ones follow, so its training "
             f"and serving prompts differ; {advice}"
         )
 
-    def _user_spans(self, messages: Sequence[Message], rendered: _Rendered) -> list[Span]:
-        """Return the spans of the user's words, from the first to the last visible character of a message, including
-        the next marker if it is the one that closes an assistant turn.
+    def _user_spans(self, conversation: Conversation, rendered: _Rendered) -> list[Span]:
+        """Return the spans of the user's words that are not masked, from the first to the last visible character of a
+        message, including the next marker if it is the one that closes an assistant turn.
         """
         closing, spans = self.end_of_turn(), []
-        for message, content in zip(messages, rendered.contents, strict=True):
-            if message["role"] != "user" or not message["content"].strip():
+        for index, (message, content) in enumerate(zip(conversation.messages, rendered.contents, strict=True)):
+            if message["role"] != "user" or not message["content"].strip() or index in conversation.masked:
                 continue
             if content is None:
                 raise ChatError(
@@ -274,32 +265,53 @@ class ChatTemplate:
             spans.append((start, limit if closed else end))
         return spans
 
-    def _ending(self, rendered: _Rendered, done: int) -> list[Piece]:
-        """Return the untrained text after the last trained turn; instead a trained EOS if no marker closes it."""
+    def _ending(self, rendered: _Rendered, done: int, is_open: bool, is_trained: bool) -> list[Piece]:
+        """Return the untrained text after the last turn; instead an EOS if no marker closes it.
+
+        `is_open`: the last turn ends at `done`; `is_trained`: it carries loss, and so does its EOS.
+        """
         closed = any(end == done for _, end in rendered.markers)
         eos = self._names.get("eos_token", "")
-        if closed or not eos:
+        if closed or not eos or not is_open:
             return [rendered.piece(done, len(rendered.text))]
-        return [Piece(eos, True, ((0, len(eos)),))]
+        return [Piece(eos, is_trained, ((0, len(eos)),))]
 
-    def _render_spans(self, messages: Sequence[Message], generation: bool = False) -> _Rendered:
+    def _render_spans(self, conversation: Conversation, generation: bool = False) -> _Rendered:
         """Render a conversation, and find the words of its messages by rendering it with their characters masked."""
-        text = self.render(messages, generation)
+        text = self.render(conversation, generation)
+        messages = conversation.messages
         masks = dict(zip(ROLES, (mask for mask in map(chr, range(0xE001, 0xF900)) if mask not in text), strict=False))
-        masked = [it | {"content": _VISIBLE.sub(masks[it["role"]], it["content"])} for it in messages]
         try:
-            hidden = self.render(masked, generation)
+            hidden = self.render(self._masked(conversation, masks), generation)
         except ChatError:  # a template may judge what a message says
             hidden = ""
         if len(hidden) != len(text):
-            return _Rendered(text, self._markers(messages, text, generation), [None] * len(messages))
+            return _Rendered(text, self._markers(conversation, text, generation), [None] * len(messages))
         markers = [match.span() for match in self._controls.finditer(hidden)]
         return _Rendered(text, markers, list(_content_spans(messages, hidden, masks)))
 
-    def _markers(self, messages: Sequence[Message], text: str, generation: bool) -> list[Span]:
+    def _masked(self, conversation: Conversation, masks: Mapping[str, str]) -> Conversation:
+        """Return the conversation with all marker strings masked, and the visible characters of contents too."""
+        messages = [
+            self._without_markers(
+                it | ({"content": _VISIBLE.sub(masks[it["role"]], it["content"])} if it["role"] in masks else {})
+            )
+            for it in conversation.messages
+        ]
+        return Conversation(messages=messages, tools=self._without_markers(conversation.tools))
+
+    def _without_markers(self, value: Any) -> Any:
+        """Return a JSON value with the marker strings in its texts masked."""
+        if isinstance(value, str):
+            return self._controls.sub(_masked, value)
+        if isinstance(value, dict):
+            return {self._without_markers(name): self._without_markers(item) for name, item in value.items()}
+        return [self._without_markers(item) for item in value] if isinstance(value, list) else value
+
+    def _markers(self, conversation: Conversation, text: str, generation: bool) -> list[Span]:
         """Return the spans of the template's own markers, not of marker strings in the messages, which are masked."""
-        if any(self._controls.search(message["content"]) for message in messages):
-            masked = [message | {"content": self._controls.sub(_masked, message["content"])} for message in messages]
+        masked = self._masked(conversation, {})
+        if masked.messages != conversation.messages or masked.tools != conversation.tools:
             hidden = self.render(masked, generation)
             if len(hidden) != len(text):
                 raise ChatError(
@@ -308,6 +320,21 @@ class ChatTemplate:
                 )
             text = hidden
         return [match.span() for match in self._controls.finditer(text)]
+
+
+def conversation_of(dialog: Dialog) -> Conversation:
+    """Return the conversation of a plain list of messages."""
+    return dialog if isinstance(dialog, Conversation) else Conversation(messages=dialog)
+
+
+def turns_with_loss(conversation: Conversation, turns: str, masked: bool = False) -> list[int]:
+    """Return the assistant's messages that carry loss: those of `turns` without the masked ones.
+
+    `masked`: return the masked ones instead.
+    """
+    answers = [index for index, message in enumerate(conversation.messages) if message["role"] == "assistant"]
+    chosen = answers[-1:] if turns == LAST else answers
+    return [index for index in chosen if (index in conversation.masked) is masked]
 
 
 def marker_pattern(strings: Sequence[str]) -> re.Pattern[str]:

@@ -30,11 +30,15 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One rendered row. `add_special_tokens`: BOS before and EOS after it (chat templates have their own)."""
+    """One rendered row. `add_special_tokens`: BOS before and EOS after it (chat templates have their own).
+
+    `masked_turns`: turns of a conversation that the row excludes from the loss.
+    """
 
     source: str
     pieces: tuple[Piece, ...]
     add_special_tokens: bool = True
+    masked_turns: int = 0
 
     @property
     def prompt_pieces(self) -> tuple[Piece, ...]:

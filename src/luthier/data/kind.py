@@ -16,7 +16,7 @@ from typing import Any
 
 from luthier.data import records, tables
 from luthier.data.channel import Channel, RowFile, open_channels
-from luthier.data.chat import KEYS
+from luthier.data.conversation import has_conversation
 from luthier.data.problems import Problems
 from luthier.errors import DataError, Problem, SettingError
 
@@ -98,7 +98,7 @@ def _detect_jsonl(channel: Channel) -> str:
         record = next(records.read(file, Problems()), None)
         if record is not None:
             keys = set(record.fields)
-            if keys & set(KEYS) and channel.template is None:
+            if has_conversation(record.fields) and channel.template is None:
                 return "chat"
             if keys == {"text"} and channel.template is None and len(channel.files) == 1:
                 return "domain"

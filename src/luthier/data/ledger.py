@@ -58,8 +58,9 @@ def lines(table: RowTable, splits: Array) -> Iterator[dict[str, Any]]:
     """Yield the ledger's lines in row order."""
     for start in range(0, len(table), _ROWS_PER_BATCH):
         rows = np.arange(start, min(start + _ROWS_PER_BATCH, len(table)))
-        named = zip(table.entries[rows].tolist(), splits[rows].tolist(), table.names(rows), strict=True)
-        for entry, split, name in named:
+        masked = [None] * len(rows) if table.masked is None else table.masked[rows].tolist()
+        named = zip(table.entries[rows].tolist(), splits[rows].tolist(), table.names(rows), masked, strict=True)
+        for entry, split, name, masked_turns in named:
             file, line, outcome, reason, tokens, completion, cut, cut_prompt, *_ = entry
             dropped = outcome == RowOutcome.DROPPED
             yield {
@@ -74,6 +75,7 @@ def lines(table: RowTable, splits: Array) -> Iterator[dict[str, Any]]:
                 "cut_prompt": cut_prompt,
                 "cut_side": "right" if cut else None,
                 "reason": _describe_reason(reason, tokens) if dropped else None,
+                **({} if masked_turns is None else {"masked_turns": masked_turns}),
             }
 
 

@@ -20,7 +20,7 @@ from luthier.data import cache as store_cache
 from luthier.data import ledger, records
 from luthier.data.build import RowBuilder, files_of, scan_rows, trust_special_tokens
 from luthier.data.channel import Channel, find_template, open_channels
-from luthier.data.chat import ALL, ASSISTANT
+from luthier.data.chat import ALL, ASSISTANT, ChatTemplate
 from luthier.data.domain import BlockBuilder
 from luthier.data.example import Example, Piece
 from luthier.data.kind import check_files, detect
@@ -31,12 +31,13 @@ from luthier.data.rows import SPLITS, Array, FileName, RowOutcome, RowTable
 from luthier.data.settings import DataSettings
 from luthier.data.split import SplitAssignment, assign_splits, duplicates_across
 from luthier.data.template import AUTOPILOT, DEFAULT, DEMARCATION, Template
-from luthier.data.tokenize import Tokenizer, set_threads
+from luthier.data.template_forms import REFUSE
+from luthier.data.tokenize import Tokenizer
 from luthier.data.tokens import TokenStore
 from luthier.errors import DataError, Problem, SettingError, UserError
 
 FORMAT_VERSION = 2  # of the cache; increase it whenever the same input would give other tokens
-CHAT_FORMAT_VERSION = 2  # the same for conversations; a checkpoint resumes only under the same versions
+CHAT_FORMAT_VERSION = 3  # the same for conversations; a checkpoint resumes only under the same versions
 DOCUMENTED = "the documented default template"
 _EXAMPLES_PER_BATCH = 4_096  # rows held in memory to yield examples in any order
 
@@ -48,7 +49,7 @@ class Dataset:
     """Prepared rows for training and evaluation: tokens on disk, texts re-read from their files on demand.
 
     `template_origin` names the template in use; `file_hashes` maps ``channel/file`` to its sha256; `max_length` is the
-    maximum number of tokens of a row.
+    maximum number of tokens of a row; `unread` counts rows by key that is not read.
     """
 
     kind: str
@@ -62,6 +63,7 @@ class Dataset:
     file_hashes: dict[str, str]
     table: RowTable
     max_length: int
+    unread: dict[str, int]
     _channels: Sequence[Channel] = field(repr=False)
     _format: RowFormat = field(repr=False)
     _tokenizer: Tokenizer = field(repr=False)
@@ -72,6 +74,11 @@ class Dataset:
     def turns(self) -> str | None:
         """Which turns of a conversation carry loss (chat.TURNS); None for rows without turns."""
         return self._format.turns if isinstance(self._format, ChatFormat) else None
+
+    @property
+    def masked_turns(self) -> int:
+        """Number of turns that their rows exclude from the loss."""
+        return 0 if self.table.masked is None else int(self.table.masked.sum())
 
     def write_ledger(self, path: Path) -> None:
         """Write ledger.jsonl: one line per input row."""
@@ -125,7 +132,6 @@ def prepare(
 
     `cache` is the folder for tokenized data, keyed by content; `say` receives progress messages.
     """
-    set_threads(settings.workers)
     opened_channels = open_channels(channels)
     kind = detect(opened_channels[0]) if settings.kind == "auto" else settings.kind
     check_files(kind, opened_channels)
@@ -207,8 +213,14 @@ class _Pipeline:
                         "that has one, or give prompt/completion rows",
                     )
                 )
-            return [("the model's chat template", ChatFormat(self.tokenizer.chat, self.settings.train_on_turns))]
+            return [("the model's chat template", self._chat_format(self.tokenizer.chat))]
         return [("plain text", self._text_format(warnings))]
+
+    def _chat_format(self, chat: ChatTemplate) -> ChatFormat:
+        settings = self.settings
+        return ChatFormat(
+            chat.with_reasoning(settings.reasoning), settings.train_on_turns, not settings.completion_only
+        )
 
     @property
     def _trains_all_turns(self) -> bool:
@@ -268,6 +280,8 @@ class _Pipeline:
             facts["turns"] = settings.train_on_turns
         if self.kind == "chat":
             facts["chat_format"] = CHAT_FORMAT_VERSION
+        if self.kind == "chat" and settings.reasoning != REFUSE:
+            facts["reasoning"] = settings.reasoning
         if self.tokenizer.encoder_decoder:
             facts["output_window"] = settings.max_output_length
         if self.kind == "domain":
@@ -323,7 +337,7 @@ class _Pipeline:
                 turns=self._trains_all_turns,
                 records=scan.records,
             ).build(self.channels, folder)
-        return {"origin": scan.origin, "warnings": warnings}
+        return {"origin": scan.origin, "warnings": warnings, "unread": scan.unread}
 
     def load(self, folder: Path, candidates: Candidates, warnings: list[str]) -> Dataset:
         """Open a folder of tokenized data and split its rows."""
@@ -337,14 +351,17 @@ class _Pipeline:
             self._trains_all_turns and not trains_all_tokens,
         )
         files = [FileName(file.channel, file.name) for file in files_of(self.channels)]
-        table = RowTable(files, np.load(folder / "entries.npy"))
+        masked = folder / "masked.npy"
+        table = RowTable(files, np.load(folder / "entries.npy"), np.load(masked) if masked.exists() else None)
         loss_warnings = ledger.data_loss_warnings(table, self.max_length)
         if (table.entries["fate"] == RowOutcome.DROPPED).all():
             raise DataError(Problem("", 0, "no training rows left: " + "; ".join(loss_warnings)))
         self._check_embedded(tokens, table, np.load(folder / "owner.npy"))
         split = self._split(folder, table)
         duplicates = _duplicate_warnings(table, split.row_splits, self.settings.group_near_duplicates)
-        warnings = [*warnings, *meta["warnings"], *loss_warnings, *split.warnings, *duplicates]
+        unread = meta.get("unread", {})  # earlier versions did not store it
+        not_read = [*unread_warnings(unread)]
+        warnings = [*warnings, *meta["warnings"], *not_read, *loss_warnings, *split.warnings, *duplicates]
         return Dataset(
             kind=self.kind,
             template=row_format.template if isinstance(row_format, TemplateFormat) else None,
@@ -357,6 +374,7 @@ class _Pipeline:
             file_hashes=self.hashes,
             table=table,
             max_length=self.max_length,
+            unread=unread,
             _channels=self.channels,
             _format=row_format,
             _tokenizer=self.tokenizer,
@@ -401,12 +419,22 @@ def _garbage_collection_disabled() -> Iterator[None]:
 def _changed_settings(settings: DataSettings) -> dict[str, Any]:
     """The settings that differ from their defaults and affect tokens or splits, JSON-ready."""
     defaults = asdict(DataSettings())
-    without_effect = ("explicit", "workers")
+    without_effect = ("explicit",)
     return {
         name: value
         for name, value in asdict(settings).items()
         if value != defaults[name] and name not in without_effect
     }
+
+
+def unread_warnings(unread: Mapping[str, int]) -> Iterator[str]:
+    """Yield one line that names the keys that are not read, if there are any."""
+    counts = [(key, f"{count:,} {'row' if count == 1 else 'rows'}") for key, count in unread.items()]
+    if len(counts) == 1:
+        key, rows = counts[0]
+        yield f"{rows} {'has' if unread[key] == 1 else 'have'} {key!r}, which is not read"
+    elif counts:
+        yield f"{len(counts)} keys are not read: {', '.join(f'{key!r} in {rows}' for key, rows in counts)}"
 
 
 def _format_facts(row_format: RowFormat) -> Any:

@@ -50,6 +50,8 @@ def as_json(prepared: Dataset) -> dict[str, Any]:
         "completion_tokens": counts.completion_tokens,
         "problems": [],
         "warnings": prepared.warnings,
+        "unread_keys": prepared.unread,
+        "masked_turns": prepared.masked_turns,
         "examples": [
             {"source": example.source, "prompt": example.prompt, "completion": example.completion}
             for example in prepared.examples(split.train[:_EXAMPLES])
@@ -95,7 +97,8 @@ def _summary(prepared: Dataset) -> Text:
         f"{name} {len(rows):,}" + (" (supplied)" if name in split.supplied else "")
         for name, rows in zip(SPLITS, (split.train, split.validation, split.test), strict=True)
     )
-    turns = f"\nturns      {TRAINED[prepared.turns]}" if prepared.turns else ""
+    masked = f", {prepared.masked_turns:,} masked" if prepared.masked_turns else ""
+    turns = f"\nturns      {TRAINED[prepared.turns]}{masked}" if prepared.turns else ""
     return Text(
         f"template   {prepared.template_origin}{turns}\nmax length {prepared.max_length:,} tokens\n"
         f"split      {splits} {unit}, seed {split.seed}"

@@ -1,7 +1,7 @@
 """Renders the fields of a row or request as a prompt, as in training; used by `luthier generate` and serving.
 
     a template       {"instruction": ..., "context": ...}   filled into the run's own template
-    conversations    {"messages": [...]}                    by the tokenizer's chat template
+    conversations    {"messages": [...], "tools": [...]}    by the tokenizer's chat template
     neither          {"prompt": ...}                        the text itself
 
 A run is described by its provenance (luthier.json).
@@ -13,9 +13,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from luthier.data.build import trust_special_tokens
-from luthier.data.chat import ROLES, ChatError
+from luthier.data.chat import ChatTemplate
+from luthier.data.conversation import KEYS, ChatError, read_request
 from luthier.data.example import Example, Piece
 from luthier.data.template import Template
+from luthier.data.template_forms import REFUSE
 from luthier.data.tokenize import Tokenizer
 from luthier.errors import UserError
 
@@ -38,12 +40,14 @@ def prompt_renderer(
 
 def _kind_renderer(provenance: Mapping[str, Any], tokenizer: Tokenizer, raw: bool) -> Render:
     kind, stored = provenance.get("kind"), provenance.get("template")
+    mode = str(provenance.get("settings", {}).get("reasoning", REFUSE))
+    chat = tokenizer.chat.with_reasoning(mode) if tokenizer.chat else None
     if kind == "chat" and not raw:
-        return lambda fields: _chat_prompt(tokenizer, fields)
+        return lambda fields: _chat_prompt(chat, fields)
     if stored and not raw:
         template = Template.from_json(stored)
         return lambda fields: _template_prompt(template, fields)
-    return lambda fields: _plain_prompt(tokenizer, fields)
+    return lambda fields: _plain_prompt(chat, fields)
 
 
 def _template_prompt(template: Template, fields: Mapping[str, Any]) -> Example:
@@ -53,29 +57,22 @@ def _template_prompt(template: Template, fields: Mapping[str, Any]) -> Example:
     return template.render_prompt({name: fields[name] for name in template.prompt_fields})
 
 
-def _chat_prompt(tokenizer: Tokenizer, fields: Mapping[str, Any]) -> Example:
-    messages = fields.get("messages")
-    if tokenizer.chat is None:
+def _chat_prompt(chat: ChatTemplate | None, fields: Mapping[str, Any]) -> Example:
+    if chat is None:
         raise UserError("'messages' requires a model whose tokenizer has a chat template")
-    if not isinstance(messages, list) or not all(map(_is_message, messages)) or not messages:
+    if not any(isinstance(fields.get(key), list) and fields[key] for key in (*KEYS, "prompt")):
         raise UserError(
-            'a chat row requires \'messages\': a list of {"role": "system|user|assistant", "content": TEXT}'
+            'a chat row requires \'messages\': a list of {"role": "system|user|assistant|tool", "content": TEXT}'
         )
-    if messages[-1]["role"] == "assistant":
-        raise UserError("the last message has the role assistant; remove it, or end with a user message")
     try:
-        return tokenizer.chat.render_prompt(messages)
+        return chat.render_prompt(read_request(fields))
     except ChatError as error:
         raise UserError(str(error)) from None
 
 
-def _is_message(item: Any) -> bool:
-    return isinstance(item, dict) and item.get("role") in ROLES and type(item.get("content")) is str
-
-
-def _plain_prompt(tokenizer: Tokenizer, fields: Mapping[str, Any]) -> Example:
+def _plain_prompt(chat: ChatTemplate | None, fields: Mapping[str, Any]) -> Example:
     if isinstance(fields.get("messages"), list):
-        return _chat_prompt(tokenizer, fields)
+        return _chat_prompt(chat, fields)
     if not isinstance(fields.get("prompt"), str):
         raise UserError("a row for a model without a template requires the text field 'prompt' (or 'messages')")
     return Example("", (Piece(fields["prompt"], trained=False),))

@@ -9,14 +9,17 @@ Each handles one record at a time, without files, splits or tokens.
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from luthier.data.chat import ASSISTANT, LAST, ChatError, ChatTemplate, read_messages
+from luthier.data.chat import ALL, ASSISTANT, ChatTemplate, turns_with_loss
+from luthier.data.conversation import REASONING, ChatError, Message, read_conversation
 from luthier.data.example import Example, Piece
 from luthier.data.records import Record, describe
+from luthier.data.rows import DropReason
 from luthier.data.tables import NonTextCell
 from luthier.data.template import Template
 
@@ -44,8 +47,11 @@ class RowFormat(Protocol):
     def values(self, record: Record) -> list[str]:
         """Return the record's own text."""
 
-    def is_empty(self, record: Record, example: Example) -> bool:
-        """Whether the completion is empty, so that only the end of text could be learned."""
+    def drop_reason(self, record: Record, example: Example) -> DropReason:
+        """Return why nothing but the end of text could be learned from the record; NONE if something can."""
+
+    def unread(self, record: Record) -> Iterable[str]:
+        """Return the record's keys that are not read."""
 
 
 def text_of(value: Any) -> str | None:
@@ -98,32 +104,69 @@ class TemplateFormat:
     def values(self, record: Record) -> list[str]:
         return [record.fields[field] for field in self._fields]
 
-    def is_empty(self, record: Record, example: Example) -> bool:
-        return not example.completion.strip()
+    def drop_reason(self, record: Record, example: Example) -> DropReason:
+        return _empty_completion(example)
+
+    def unread(self, record: Record) -> Iterable[str]:
+        return record.fields.keys() - self._fields
 
 
 class ChatFormat:
-    """Conversations, rendered by the tokenizer's chat template; `turns` (chat.TURNS) says which carry loss."""
+    """Conversations, rendered by the tokenizer's chat template; `turns` (chat.TURNS) says which carry loss.
 
-    def __init__(self, chat: ChatTemplate, turns: str = ASSISTANT) -> None:
+    `trains_all_tokens`: so does everything else, which rows with masked turns exclude.
+    """
+
+    def __init__(self, chat: ChatTemplate, turns: str = ASSISTANT, trains_all_tokens: bool = False) -> None:
         self.chat = chat
         self.turns = turns
+        self.trains_all_tokens = trains_all_tokens
 
     def faults(self, record: Record) -> Iterator[Fault]:
         try:
-            read_messages(record.fields)
+            conversation = read_conversation(record.fields)
         except ChatError as error:
             yield Fault(_NUMBER.sub("", str(error))[:24], str(error))
+        else:
+            if conversation.has_masks and self.trains_all_tokens:
+                message = "the row masks turns, but completion_only_loss=False trains every token; set it to True"
+                yield Fault("masked", message)
 
     def example(self, record: Record) -> Example:
-        return self.chat.example(read_messages(record.fields), record.source, self.turns)
+        return self.chat.example(read_conversation(record.fields), record.source, self.turns)
 
     def values(self, record: Record) -> list[str]:
-        return [text for message in read_messages(record.fields) for text in (message["role"], message["content"])]
+        conversation = read_conversation(record.fields)
+        values = [text for message in conversation.messages for text in _texts(message)]
+        return values + ([json.dumps(conversation.tools, ensure_ascii=False)] if conversation.tools else [])
 
-    def is_empty(self, record: Record, example: Example) -> bool:
-        replies = [message["content"] for message in read_messages(record.fields) if message["role"] == "assistant"]
-        return not any(text.strip() for text in (replies[-1:] if self.turns == LAST else replies))
+    def drop_reason(self, record: Record, example: Example) -> DropReason:
+        conversation = read_conversation(record.fields)
+        trained = turns_with_loss(conversation, self.turns)
+        if not trained:
+            return DropReason.MASKED
+        is_empty = not any(text.strip() for index in trained for text in _texts(conversation.messages[index])[1:])
+        return DropReason.EMPTY_TURN if is_empty else DropReason.NONE
+
+    def unread(self, record: Record) -> Iterable[str]:
+        conversation = read_conversation(record.fields)
+        roles = {"assistant", "user"} if self.turns == ALL else {"assistant"}
+        stated = ((conversation.messages[index]["role"], key) for index, key in conversation.unmasked.items())
+        return self.chat.unread_keys(conversation) | {
+            f"messages[].{key} of role {role}" for role, key in stated if role not in roles
+        }
+
+
+def _texts(message: Message) -> list[str]:
+    """Return a message's role, content, and what else of it is trained."""
+    calls = message.get("tool_calls")
+    reasoning = [message[REASONING]] if REASONING in message else []
+    return [
+        message["role"],
+        message["content"],
+        *reasoning,
+        *([json.dumps(calls, ensure_ascii=False)] if calls else []),
+    ]
 
 
 class TextFormat:
@@ -143,8 +186,15 @@ class TextFormat:
     def values(self, record: Record) -> list[str]:
         return [record.fields[self.column]]
 
-    def is_empty(self, record: Record, example: Example) -> bool:
-        return not example.completion.strip()
+    def drop_reason(self, record: Record, example: Example) -> DropReason:
+        return _empty_completion(example)
+
+    def unread(self, record: Record) -> Iterable[str]:
+        return record.fields.keys() - {self.column}
+
+
+def _empty_completion(example: Example) -> DropReason:
+    return DropReason.NONE if example.completion.strip() else DropReason.EMPTY
 
 
 def text_column(fields: dict[str, Any]) -> tuple[str, str]:

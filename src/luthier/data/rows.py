@@ -35,6 +35,8 @@ class DropReason(IntEnum):
     TRAIN_SAMPLE = 3
     VALIDATION_SAMPLE = 4
     BLANK = 5
+    MASKED = 6
+    EMPTY_TURN = 7
 
 
 REASONS = {
@@ -42,6 +44,8 @@ REASONS = {
     DropReason.NO_ROOM: "the prompt leaves no room for a completion token",
     DropReason.EMPTY: "the completion is empty",
     DropReason.BLANK: "the text is empty",
+    DropReason.MASKED: "all turns that would carry loss are masked",
+    DropReason.EMPTY_TURN: "the assistant's turns that would carry loss have neither text nor a tool call",
     DropReason.TRAIN_SAMPLE: "not in the sample of max_train_samples",
     DropReason.VALIDATION_SAMPLE: "not in the sample of max_val_samples",
 }
@@ -77,6 +81,7 @@ class RowTable:
 
     files: Sequence[FileName]
     entries: Array  # (R,) of ROW
+    masked: Array | None = None  # (R,) turns of a conversation that its row excludes from the loss
 
     def __len__(self) -> int:
         return len(self.entries)

@@ -9,6 +9,7 @@ from typing import Any
 from luthier.catalog.entry import Entry
 from luthier.data.chat import ASSISTANT
 from luthier.data.template import Template
+from luthier.data.template_forms import REFUSE
 from luthier.errors import SettingError
 
 DEFAULT_MAX_LENGTH = 1024  # tokens; JumpStart's maximum where max_input_length is -1
@@ -34,9 +35,9 @@ class DataSettings:
     demarcation: bool = True
     completion_only: bool = True
     train_on_turns: str = ASSISTANT
+    reasoning: str = REFUSE
     group_near_duplicates: bool = False
     control_tokens: bool = False
-    workers: int | None = None
     default_template: tuple[str, str] | None = None
     context_length: int = 0
     explicit: frozenset[str] = frozenset()
@@ -74,9 +75,9 @@ class DataSettings:
             demarcation=values["add_input_output_demarcation_key"],
             completion_only=values["completion_only_loss"],
             train_on_turns=values["train_on_turns"],
+            reasoning=values["reasoning"],
             group_near_duplicates=values["group_near_duplicates"],
             control_tokens=values["parse_special_tokens"],
-            workers=values["preprocessing_num_workers"],
             default_template=(family["prompt"], family["completion"]) if family else None,
             context_length=context_length,
             explicit=frozenset(explicit),

@@ -26,7 +26,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import tokenizers
 
-from luthier.data.chat import ChatError, ChatTemplate, marker_pattern
+from luthier.data.chat import ChatTemplate, marker_pattern
+from luthier.data.conversation import ChatError
 from luthier.data.example import Example, Piece, Span
 from luthier.data.shared_prefix import SharedPrefix
 from luthier.data.tokenizer_files import read_tokenizer, verbatim_tokens

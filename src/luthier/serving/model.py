@@ -87,9 +87,7 @@ class ServedModel:
         if parse_special is None:
             parse_special = bool(self.provenance.get("settings", {}).get("parse_special_tokens"))
         raw = prompt.kind != "fields"
-        fields = prompt.value if prompt.kind == "fields" else {_FIELD_NAMES[prompt.kind]: prompt.value}
-        if prompt.kind == "messages" and not isinstance(prompt.value, list):
-            raise UserError('expected a list of {"role": "system|user|assistant", "content": text}')
+        fields = {"prompt": prompt.value} if prompt.kind == "text" else prompt.value
         return prompt_renderer(self.provenance, self.tokenizer, raw, parse_special)(fields)
 
     def _prompt_rows(self, example: Example, prompt: Prompt, request: InvocationRequest) -> list[BatchRow]:
@@ -234,9 +232,6 @@ class ServedModel:
             tokens = list(map(Token, detokenizer.ids, detokenizer.token_texts(), scores))
         reason = STOP if detokenizer.stopped else LENGTH if truncated else END
         return request.completion(detokenizer.text, reason, len(detokenizer.ids), tokens, row.prefill)
-
-
-_FIELD_NAMES = {"text": "prompt", "messages": "messages"}  # kind of a Prompt -> field of a row without a template
 
 
 def _line(row: BatchRow) -> StreamedPrompt:

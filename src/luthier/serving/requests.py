@@ -2,7 +2,7 @@
 
     inputs        a text, a list of texts, a row's fields, a list of rows, or dialogs [[{role, content}, ...]]
     fields        a row's fields, rendered with the template of training
-    messages      a conversation, as in the Messages API
+    messages      a conversation, as in the Messages API, with `tools` beside it
     text_inputs   FLAN-T5 1.x: a text or a list of texts, parameters at the top level
     plain text    Content-Type text/plain or application/x-text
 
@@ -32,6 +32,7 @@ JSON_TYPES = ("", "application/json", "application/octet-stream")  # clients tha
 TEXT_TYPES = ("text/plain", "application/x-text")
 MAX_PROMPTS = 1_024  # per request
 
+MESSAGE = '{"role": "system|user|assistant|tool", "content": text}'
 _KINDS = ((str, "text"), (dict, "fields"), (list, "messages"))
 
 
@@ -47,7 +48,7 @@ class RequestFormat(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One prompt. `kind`: text, fields (of a row) or messages (of a conversation); `where`: for error messages."""
+    """One prompt. `kind`: text, fields (of a row) or messages (the fields of a conversation); `where`: for errors."""
 
     kind: str
     value: Any
@@ -146,7 +147,8 @@ def _prompts(value: Any) -> tuple[tuple[Prompt, ...], bool]:
     if len(kinds) != 1 or "" in kinds:
         raise InvocationError("inputs: expected a list of strings, of objects (rows' fields) or of dialogs, not mixed")
     kind = kinds.pop()
-    return tuple(Prompt(kind, item, f"inputs[{index}]") for index, item in enumerate(value)), True
+    items = [{"messages": item} for item in value] if kind == "messages" else value
+    return tuple(Prompt(kind, item, f"inputs[{index}]") for index, item in enumerate(items)), True
 
 
 def _kind(value: Any) -> str:
@@ -182,7 +184,9 @@ def _text_inputs(body: dict[str, Any]) -> InvocationRequest:
 
 
 def _messages(body: dict[str, Any]) -> InvocationRequest:
-    _check_keys(body, ("messages", "model", "stream", *_MESSAGES))
+    _check_keys(body, ("messages", "tools", "tool_choice", "model", "stream", *_MESSAGES))
+    if body.get("tool_choice") not in (None, "auto"):
+        raise InvocationError('tool_choice: expected "auto": the model chooses whether it calls a tool')
     if type(body.get("model", "")) not in (str, type(None)):
         raise InvocationError(f"model: {describe(body['model'])}: expected a string")
     values: dict[str, Any] = {}
@@ -197,7 +201,10 @@ def _messages(body: dict[str, Any]) -> InvocationRequest:
     count = parameters.num_return_sequences
     if count > 1 and not parameters.is_sampling:
         raise InvocationError(f"n: {count}: greedy decoding returns one completion; set temperature above 0")
-    prompt = Prompt("messages", body["messages"], "messages")
+    if not isinstance(body["messages"], list):
+        raise InvocationError(f"messages: expected a list of {MESSAGE}")
+    fields = {"messages": body["messages"], "tools": body.get("tools")}
+    prompt = Prompt("messages", fields, "messages")
     return InvocationRequest(
         format=RequestFormat.MESSAGES, prompts=(prompt,), parameters=parameters, stream=_stream(body)
     )

@@ -270,6 +270,7 @@ def ineffective_for(values: Hyperparameters, kind: str, is_encoder_decoder: bool
         [
             (("append_eod",), kind != "domain", f"{kind} data"),
             (("train_on_turns",), kind != "chat", f"{kind} data"),
+            (("reasoning",), kind != "chat", f"{kind} data"),
             (("train_on_turns",), kind == "chat" and all_tokens, "completion_only_loss=False"),
             (
                 ("max_output_length",),

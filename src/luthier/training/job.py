@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import torch
@@ -165,7 +165,9 @@ def _prepare(
         run.accumulation_steps(group.world_size)
     quantization = method.quantization.to_record() if method.quantization else None  # raises if unsupported
     print_job(console, job, group.world_size)
-    set_threads(job.data.workers)  # before the tokenizer is loaded, which starts the threads
+    set_threads(
+        cast("int | None", job.hyperparameters["preprocessing_num_workers"])
+    )  # before the tokenizer is loaded, which starts the threads
     tokenizer = Tokenizer.load(job.base, job.chat_template, _chat_date(folder) if resume else None)
     for note in tokenizer.notes:
         say(note)

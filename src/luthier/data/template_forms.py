@@ -1,0 +1,215 @@
+"""The forms in which a chat template takes tools, tool calls and reasoning, found by rendering probes.
+
+    arguments     {"function": {"name": "f", "arguments": {"x": 1}}}, or the object as text
+    content       "" beside a call, or None
+    reasoning     in reasoning_content, thinking or reasoning; else, where that is set, inside the content between the
+                  markers that the template itself uses:  <think>\\n...\\n</think>\\n\\n4
+
+Names of models play no part.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache, cached_property
+from typing import Any
+
+from luthier.data.conversation import REASONING, ChatError, Conversation, Message
+
+REFUSE, INLINE, DROP = REASONING_MODES = ("refuse", "inline", "drop")
+Render = Callable[[Sequence[Message], Sequence[Any] | None, bool], str]  # messages, tools, whether an answer follows
+
+_REASONING_KEYS = (REASONING, "thinking", "reasoning")
+_THOUGHT_MARKERS = (  # opening, closing, and what separates both from the text
+    ("<think>", "</think>", "\n"), ("<thinking>", "</thinking>", "\n"), ("[THINK]", "[/THINK]", ""),
+    ("<|START_THINKING|>", "<|END_THINKING|>", ""),
+)  # fmt: skip
+_USER: Message = {"role": "user", "content": "2"}
+_NAME, _KEY, _VALUE, _WORD = "qxnameprobe", "qxkeyprobe", "qxvalueprobe", "qxwordprobe"
+_TOOL = {
+    "type": "function",
+    "function": {
+        "name": _NAME, "description": _WORD,
+        "parameters": {"type": "object", "properties": {_KEY: {"type": "string", "description": _WORD}}},
+    },
+}  # fmt: skip
+_CALL = {"id": "qxprobe01", "type": "function", "function": {"name": _NAME, "arguments": {_KEY: _VALUE}}}
+_RESULT: Message = {"role": "tool", "content": _WORD, "name": _NAME, "tool_call_id": "qxprobe01"}
+
+
+class TemplateForms:
+    """The forms that one chat template takes; `source`: its text."""
+
+    def __init__(self, source: str, render: Render) -> None:
+        self._source = source
+        self._render = render
+        self.reads_key = cache(self._reads_key)
+
+    def adapt(self, messages: Sequence[Message], mode: str) -> list[Message]:
+        """Return the messages as the template takes them; `mode`: of REASONING_MODES. Raises ChatError."""
+        return [self._adapt(message, number, mode) for number, message in enumerate(messages, 1)]
+
+    def _adapt(self, message: Message, number: int, mode: str) -> Message:
+        adapted = {
+            key: value
+            for key, value in message.items()
+            if key not in (REASONING, "tool_calls") and self.reads_key(message["role"], key)
+        }
+        if REASONING in message:
+            adapted = self._with_reasoning(message, adapted, number, mode)
+        if "tool_calls" in message:
+            if self._call_form is None:
+                raise ChatError(f"message {number} calls a tool, which the model's chat template does not write")
+            as_text, content = self._call_form
+            calls = [_with_arguments(call, as_text) for call in message["tool_calls"]]
+            adapted |= {"tool_calls": calls, "content": adapted["content"] or content}
+        return adapted
+
+    def _with_reasoning(self, message: Message, adapted: Message, number: int, mode: str) -> Message:
+        if mode == DROP:
+            return adapted
+        if self._reasoning_key:
+            return adapted | {self._reasoning_key: message[REASONING]}
+        markers = self._thought_markers
+        if mode != INLINE or markers is None:
+            inline = f"reasoning=inline writes it between {markers[0]} and {markers[1]}, " if markers else ""
+            raise ChatError(
+                f"message {number} has {REASONING!r}, which the model's chat template does not read; {inline}"
+                "reasoning=drop leaves it out"
+            )
+        opening, closing, gap = markers
+        thought = message[REASONING].strip("\n")
+        return adapted | {"content": f"{opening}{gap}{thought}{gap}{closing}{gap}{gap}{adapted['content']}"}
+
+    @cached_property
+    def _thought_markers(self) -> tuple[str, str, str] | None:
+        return next((each for each in _THOUGHT_MARKERS if each[0] in self._source and each[1] in self._source), None)
+
+    @property
+    def thought_marker_strings(self) -> Sequence[str]:
+        """The markers around reasoning that is written into the content."""
+        return () if self._reasoning_key or not self._thought_markers else self._thought_markers[:2]
+
+    @cached_property
+    def _reasoning_key(self) -> str | None:
+        """The first key of reasoning that the template writes."""
+        for key in _REASONING_KEYS:
+            if _WORD in self._try([_USER, {"role": "assistant", "content": "4", key: _WORD}]):
+                return key
+        return None
+
+    @cached_property
+    def _call_form(self) -> tuple[bool, str | None] | None:
+        """Whether arguments are text, and the content beside a call; None if the template writes no calls."""
+        for as_text in (False, True):
+            for content in ("", None):
+                text = self._try([_USER, self._calling(as_text, content)])
+                parts = (f'"{_KEY}"', _NAME, _VALUE) if as_text else (_KEY, _NAME, _VALUE)
+                if all(part in text for part in parts) and not any(
+                    wrong in text for wrong in (f"'{_KEY}'", f'\\"{_KEY}', "None")
+                ):
+                    return as_text, content
+        return None
+
+    def _calling(self, as_text: bool, content: str | None) -> Message:
+        return {"role": "assistant", "content": content, "tool_calls": [_with_arguments(_CALL, as_text)]}
+
+    @cached_property
+    def _writes_tools(self) -> bool:
+        shown = [
+            self._try(messages, [_TOOL], True) for messages in ([_USER], [{"role": "system", "content": "1"}, _USER])
+        ]
+        return any(_NAME in text and _KEY in text for text in shown)
+
+    @cached_property
+    def _writes_results(self) -> bool:
+        before: list[Message] = [{"role": "assistant", "content": "4"}]
+        if self._call_form is not None:
+            before.append(self._calling(*self._call_form))
+        return any(_WORD in self._try([_USER, answer, _RESULT], None, True) for answer in before)
+
+    def _reads_key(self, role: str, key: str) -> bool:
+        """Whether a key of messages with this role is read: by the template, whose text depends on it then."""
+        if key in ("role", "content") or (role == "tool" and key in ("name", "tool_call_id")):
+            return True
+        message: Message = {"role": role, "content": "4"}
+        before: dict[str, list[Message]] = {
+            "system": [], "user": [], "assistant": [_USER], "tool": [_USER, {"role": "assistant", "content": "4"}]
+        }  # fmt: skip
+        after = [_USER] if role == "system" else []
+        plain, keyed = (self._try([*before[role], message | extra, *after]) for extra in ({}, {key: _WORD}))
+        return plain != keyed
+
+    def _try(self, messages: Sequence[Message], tools: Sequence[Any] | None = None, generation: bool = False) -> str:
+        """Render a probe; "" where the template refuses it."""
+        try:
+            return self._render(messages, tools, generation)
+        except ChatError:
+            return ""
+
+    def check_written(self, conversation: Conversation, text: str, turns: Mapping[int, str]) -> None:
+        """Raise ChatError if the rendered `text` lacks tools, calls or results of the conversation, or the reasoning of
+        one of the `turns`: the text of turns that carry loss, by message.
+        """
+        for tool in conversation.tools or ():
+            name = tool["function"]["name"]
+            if not self._writes_tools or name not in text:
+                raise ChatError(f"the model's chat template does not write the row's tools, such as {name!r}")
+        for index, message in enumerate(conversation.messages):
+            written = turns.get(index, text)
+            for part, words in _parts(message):
+                if not _contains(written, words) or (part == "result" and not self._writes_results):
+                    raise ChatError(f"the model's chat template does not write {_PARTS[part]} of message {index + 1}")
+            if index in turns and REASONING in message and not _contains(written, message[REASONING]):
+                raise ChatError(f"the model's chat template does not write {REASONING!r} of message {index + 1}")
+
+    def end_of_calls(self, message: Message, text: str, start: int) -> int:
+        """Return the end of the last word of a message's calls and content in the text from `start` on."""
+        words = [leaf for _, leaf in _parts(message)]
+        return max(
+            (text.rfind(word, start) + len(word) for word in words if text.rfind(word, start) >= 0), default=start
+        )
+
+
+_PARTS = {"call": "the tool call", "content": "the text beside the tool call", "result": "the tool's result"}
+
+
+def _parts(message: Message) -> Iterator[tuple[str, str]]:
+    """Yield what of a message with calls or results must appear in the text."""
+    if message["role"] == "tool":
+        yield "result", message["content"]
+    for call in message.get("tool_calls", ()):
+        function = call["function"]
+        yield "call", function["name"]
+        arguments = function["arguments"]
+        yield from (
+            ("call", leaf) for leaf in _leaves(json.loads(arguments) if isinstance(arguments, str) else arguments)
+        )
+    if message.get("tool_calls"):
+        yield "content", message["content"]
+
+
+def _leaves(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        yield from value
+    if isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _leaves(item)
+    elif isinstance(value, str):
+        yield value
+
+
+def _contains(text: str, words: str) -> bool:
+    """Whether the text contains the words, as they are or in a JSON string."""
+    words = words.strip()
+    return words in text or any(json.dumps(words, ensure_ascii=is_ascii)[1:-1] in text for is_ascii in (False, True))
+
+
+def _with_arguments(call: Mapping[str, Any], as_text: bool) -> dict[str, Any]:
+    function, arguments = call["function"], call["function"]["arguments"]
+    if as_text and not isinstance(arguments, str):
+        arguments = json.dumps(arguments, ensure_ascii=False)
+    elif not as_text and isinstance(arguments, str):
+        arguments = json.loads(arguments)
+    return {**call, "function": function | {"arguments": arguments}}
