@@ -51,14 +51,19 @@ class ChatTemplate:
         self._names = dict(names)
         self._controls = marker_pattern(controls)
         self._compiled = _compile(source, self.date or datetime.date.today())
-        self._reasoning = REFUSE
+        self.reasoning = REFUSE  # what is done with reasoning that the template does not read
         self._forms = TemplateForms(source, self._render_adapted)
 
     def with_reasoning(self, mode: str) -> ChatTemplate:
         """Return this template with what is done with reasoning that it does not read: of REASONING_MODES."""
         changed = copy.copy(self)
-        changed._reasoning = mode
+        changed.reasoning = mode
         return changed
+
+    @property
+    def drops_reasoning(self) -> bool:
+        """Whether reasoning is left out of the text."""
+        return self._forms.drops_reasoning(self.reasoning)
 
     def unread_keys(self, conversation: Conversation) -> set[str]:
         """Return the keys of the row and of its messages that nothing reads."""
@@ -73,7 +78,7 @@ class ChatTemplate:
     def render(self, dialog: Dialog, generation: bool = False) -> str:
         """Render the conversation; `generation`: append the opening of an assistant turn."""
         conversation = conversation_of(dialog)
-        adapted = self._forms.adapt(conversation.messages, self._reasoning)
+        adapted = self._forms.adapt(conversation.messages, self.reasoning)
         return self._render_adapted(adapted, conversation.tools, generation)
 
     def _render_adapted(self, messages: Sequence[Message], tools: Sequence[Any] | None, generation: bool) -> str:
@@ -99,7 +104,7 @@ class ChatTemplate:
         trained = turns_with_loss(conversation, turns)
         turn_spans = self._turn_spans(conversation, rendered, trained)
         written = {index: rendered.text[start:end] for index, (start, end) in turn_spans.items() if index in trained}
-        self._forms.check_written(conversation, rendered.text, written)
+        self._forms.check_written(conversation, rendered.text, written, self.reasoning)
         user_spans = self._user_spans(conversation, rendered) if turns == ALL else []
         pieces: list[Piece] = []
         done = 0
@@ -118,7 +123,7 @@ class ChatTemplate:
         """
         conversation = conversation_of(dialog)
         rendered = self._render_spans(conversation, generation=True)
-        self._forms.check_written(conversation, rendered.text, {})
+        self._forms.check_written(conversation, rendered.text, {}, self.reasoning)
         cuts = [0, *itertools.chain(*self._turn_spans(conversation, rendered).values()), len(rendered.text)]
         pieces = [rendered.piece(start, end) for start, end in itertools.pairwise(cuts) if start < end]
         return Example(source, tuple(pieces), add_special_tokens=False)

@@ -145,7 +145,8 @@ class ChatFormat:
         trained = turns_with_loss(conversation, self.turns)
         if not trained:
             return DropReason.MASKED
-        is_empty = not any(text.strip() for index in trained for text in _texts(conversation.messages[index])[1:])
+        texts = [_texts(conversation.messages[index], not self.chat.drops_reasoning)[1:] for index in trained]
+        is_empty = not any(text.strip() for turn in texts for text in turn)
         return DropReason.EMPTY_TURN if is_empty else DropReason.NONE
 
     def unread(self, record: Record) -> Iterable[str]:
@@ -157,10 +158,10 @@ class ChatFormat:
         }
 
 
-def _texts(message: Message) -> list[str]:
+def _texts(message: Message, with_reasoning: bool = True) -> list[str]:
     """Return a message's role, content, and what else of it is trained."""
     calls = message.get("tool_calls")
-    reasoning = [message[REASONING]] if REASONING in message else []
+    reasoning = [message[REASONING]] if REASONING in message and with_reasoning else []
     return [
         message["role"],
         message["content"],

@@ -67,10 +67,10 @@ class TemplateForms:
         return adapted
 
     def _with_reasoning(self, message: Message, adapted: Message, number: int, mode: str) -> Message:
-        if mode == DROP:
-            return adapted
         if self._reasoning_key:
             return adapted | {self._reasoning_key: message[REASONING]}
+        if mode == DROP:
+            return adapted
         markers = self._thought_markers
         if mode != INLINE or markers is None:
             inline = f"reasoning=inline writes it between {markers[0]} and {markers[1]}, " if markers else ""
@@ -86,10 +86,9 @@ class TemplateForms:
     def _thought_markers(self) -> tuple[str, str, str] | None:
         return next((each for each in _THOUGHT_MARKERS if each[0] in self._source and each[1] in self._source), None)
 
-    @property
-    def thought_marker_strings(self) -> Sequence[str]:
-        """The markers around reasoning that is written into the content."""
-        return () if self._reasoning_key or not self._thought_markers else self._thought_markers[:2]
+    def drops_reasoning(self, mode: str) -> bool:
+        """Whether reasoning is left out."""
+        return mode == DROP and self._reasoning_key is None
 
     @cached_property
     def _reasoning_key(self) -> str | None:
@@ -148,7 +147,7 @@ class TemplateForms:
         except ChatError:
             return ""
 
-    def check_written(self, conversation: Conversation, text: str, turns: Mapping[int, str]) -> None:
+    def check_written(self, conversation: Conversation, text: str, turns: Mapping[int, str], mode: str) -> None:
         """Raise ChatError if the rendered `text` lacks tools, calls or results of the conversation, or the reasoning of
         one of the `turns`: the text of turns that carry loss, by message.
         """
@@ -161,7 +160,8 @@ class TemplateForms:
             for part, words in _parts(message):
                 if not _contains(written, words) or (part == "result" and not self._writes_results):
                     raise ChatError(f"the model's chat template does not write {_PARTS[part]} of message {index + 1}")
-            if index in turns and REASONING in message and not _contains(written, message[REASONING]):
+            is_due = index in turns and REASONING in message and not self.drops_reasoning(mode)
+            if is_due and not _contains(written, message[REASONING]):
                 raise ChatError(f"the model's chat template does not write {REASONING!r} of message {index + 1}")
 
     def end_of_calls(self, message: Message, text: str, start: int) -> int:
