@@ -211,3 +211,12 @@ def write_json(path: Path, content: Any) -> None:
         handle.flush()
         os.fsync(handle.fileno())
     os.replace(temporary, path)
+
+
+def apply_umask(folder: Path) -> None:
+    """Give every file in `folder` the mode of a new file: safetensors 0.8 lets only the owner read its files."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(0o666 & ~umask)

@@ -32,7 +32,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from luthier.jobfolder import JobFolder
 from luthier.weights import artifact
-from luthier.weights.export import export_merged
+from luthier.weights.export import ServedPrompt, export_merged
 from luthier.weights.generate import generate
 from luthier.weights.lora import merge_adapter
 from luthier.weights.model import Model
@@ -152,7 +152,7 @@ def _reloaded(cell: Cell, folder: JobFolder, base: Path, trained: Tensor, place:
     plain = load_plainly(folder.model, base)
     torch.testing.assert_close(logits_of(plain), trained, msg=lambda text: f"plain reload: {text}")
     whole = Model(merge_adapter(ours), ours.dtype, ours.device) if ours.has_adapter else ours
-    export_merged(whole, folder.model, base, place / "merged", target.provenance)
+    export_merged(whole, folder.model, base, place / "merged", target.provenance, ServedPrompt(chat_template=None))
     merged = load_plainly(place / "merged", base)
     torch.testing.assert_close(logits_of(merged), trained, rtol=1e-4, atol=1e-4, msg=lambda text: f"merged: {text}")
 

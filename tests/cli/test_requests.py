@@ -97,7 +97,13 @@ def test_compare_and_doctor(run: Path) -> None:
 def test_export(run: Path, tmp_path: Path) -> None:
     call = invoke("export", run, "--merged")
     assert (call.module, call.arguments) == ("luthier.evaluation", ("export",))
-    assert call.request == {"run": str(run), "form": "merged", "out": str(run / "export" / "merged")}
+    target = str(run / "export" / "merged")
+    assert call.request == {"run": str(run), "form": "merged", "out": target, "plain": False, "fp32": False}
+    assert invoke("export", run, "--adapter", "--plain").request["plain"] is True
+    assert invoke("export", run, "--merged", "--fp32").request["fp32"] is True
+    for flags in (("--merged", "--plain"), ("--adapter", "--fp32")):
+        with pytest.raises(UserError, match="--plain goes with --adapter, and --fp32 with --merged"):
+            invoke("export", run, *flags)
     with pytest.raises(UserError, match="choose the form"):
         invoke("export", run)
     with pytest.raises(RunFolderError, match="exists and is not empty"):

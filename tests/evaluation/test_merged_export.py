@@ -10,11 +10,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pytest
 import torch
 from finished_runs import FinishedRun, FinishedRuns
 from rich.console import Console
+from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
+from luthier.data.template import Template
+from luthier.data.tokenize import Tokenizer
 from luthier.errors import UserError
 from luthier.evaluation import export as room
 from luthier.evaluation.export import export
@@ -29,9 +34,10 @@ def quantized(finished: FinishedRuns) -> FinishedRun:
     return finished.train("quantized", finished.base("llama"), rows, **settings)
 
 
-def exported(run: Path, out: Path, form: str = "merged") -> str:
+def exported(run: Path, out: Path, form: str = "merged", *, plain: bool = False, fp32: bool = False) -> str:
     screen = io.StringIO()
-    export({"run": str(run), "form": form, "out": str(out)}, Console(file=screen, width=400))
+    request = {"run": str(run), "form": form, "out": str(out), "plain": plain, "fp32": fp32}
+    export(request, Console(file=screen, width=400))
     return screen.getvalue()
 
 
@@ -132,7 +138,8 @@ def test_a_base_model_is_refused(finished: FinishedRuns, tmp_path: Path) -> None
 
 
 def test_the_door_takes_a_request(finished: FinishedRuns, tmp_path: Path) -> None:
-    request = {"run": str(finished.get().folder.root), "form": "merged", "out": str(tmp_path / "out")}
+    run, out = str(finished.get().folder.root), str(tmp_path / "out")
+    request = {"run": run, "form": "merged", "out": out, "plain": False, "fp32": False}
     done = subprocess.run(
         [sys.executable, "-m", "luthier.evaluation", "export"],
         input=json.dumps(request), capture_output=True, text=True, check=False,
@@ -140,3 +147,63 @@ def test_the_door_takes_a_request(finished: FinishedRuns, tmp_path: Path) -> Non
     assert (done.returncode, done.stderr) == (0, "")
     assert f"exported  {tmp_path / 'out'}" in done.stdout
     assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("form", ["merged", "adapter"])
+def test_the_chat_template_of_a_template_run_gives_the_ids_of_training(
+    finished: FinishedRuns, tmp_path: Path, form: str
+) -> None:
+    run = finished.get()
+    output = exported(run.folder.root, tmp_path / "out", form)
+    assert "chat template: one user message becomes the prompt of the run's template" in output
+    target = resolve_model(str(run.folder.root), lambda _: None)
+    template = Template.from_json(target.provenance["template"])
+    tokenizer = Tokenizer.load(target.base)
+    for message in ("Name a colour.", "It's {odd} \\n {{ 'text' }}", " Zwei\nZeilen "):
+        prompt = template.render_prompt({"instruction": message, "context": ""})
+        trained = [*tokenizer.prefix_ids, *tokenizer.encode(prompt.pieces)]
+        plain = AutoTokenizer.from_pretrained(tmp_path / "out")
+        chat = [{"role": "user", "content": message}]
+        assert plain.apply_chat_template(chat, add_generation_prompt=True, return_dict=False) == trained
+    with pytest.raises(jinja2.TemplateError, match="send one user message"):
+        plain.apply_chat_template([{"role": "system", "content": "Be brief."}, *chat])
+    if form == "merged":
+        settings = json.loads((tmp_path / "out" / "generation_config.json").read_text("utf-8"))
+        assert settings["eos_token_id"] in (tokenizer.stop_ids, tokenizer.stop_ids[0])
+
+
+def test_a_template_of_other_fields_leaves_the_chat_template_out(finished: FinishedRuns, tmp_path: Path) -> None:
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    lines = [{"question": f"Is {n} even?", "passage": f"About {n}.", "answer": "yes"} for n in range(12)]
+    (rows / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    (rows / "template.json").write_text(json.dumps({"prompt": "{passage} {question}", "completion": "{answer}"}))
+    run = finished.train("two-fields", finished.base("llama"), rows)
+    output = exported(run.folder.root, tmp_path / "out", "adapter")
+    assert "no chat template: a message cannot fill the fields of the run's prompt (passage, question)" in output
+    assert not (tmp_path / "out" / "chat_template.jinja").exists()
+
+
+def test_a_16_bit_merge_says_what_rounding_cost_and_fp32_rounds_nothing(finished: FinishedRuns, tmp_path: Path) -> None:
+    settings = {"bf16": "True", "validation_split_ratio": "0.25", "learning_rate": "0.01", "epoch": "2"}
+    run = finished.train("bf16", finished.base("llama"), finished.get().rows, **settings)
+    output = exported(run.folder.root, tmp_path / "rounded")
+    merge = provenance(tmp_path / "rounded")["merge"]
+    assert merge["dtype"] == "bfloat16"
+    assert 0 < abs(merge["difference"]) < 0.1
+    assert f"loss {merge['loss_merged']:.4f} on 6 validation rows, {merge['loss_trained']:.4f} on the adapter" in output
+    assert "; --fp32 rounds nothing" in output
+    assert "rounded" not in exported(run.folder.root, tmp_path / "exact", fp32=True)
+    weights = load_file(tmp_path / "exact" / "model.safetensors")
+    assert {value.dtype for value in weights.values()} == {torch.float32}
+    assert "merge" not in provenance(tmp_path / "exact")
+
+
+def test_an_adapter_export_says_its_scale(finished: FinishedRuns, tmp_path: Path) -> None:
+    root = finished.get().folder.root
+    assert "the adapter is scaled by 8 (lora_alpha, r); for programs that ignore this, use --plain" in exported(
+        root, tmp_path / "usual", "adapter"
+    )
+    assert "the adapter's scale, 8, is multiplied into its weights" in exported(
+        root, tmp_path / "plain", "adapter", plain=True
+    )

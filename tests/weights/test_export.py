@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from finished_runs import EVERY_RUN, FinishedRuns
+from safetensors.torch import load_file
+from tiny_models import CHAT_TEMPLATE
 from torch import Tensor
 from weights.test_artifact import load_plainly
 
 from luthier.errors import RunFolderError, UserError
 from luthier.weights.artifact import PROVENANCE
-from luthier.weights.export import export_adapter, export_merged, merge_model
+from luthier.weights.export import ServedPrompt, export_adapter, export_merged, merge_model
+from luthier.weights.plain_adapter import adapter_scale
 from luthier.weights.resolved_model import ResolvedModel, resolve_model
 
 CPU = torch.device("cpu")
+
+
+PROMPT = ServedPrompt(chat_template=CHAT_TEMPLATE, stop_ids=(0, 2))
 
 
 def target_of(finished: FinishedRuns, architecture: str = "llama", method: str = "lora") -> ResolvedModel:
@@ -25,7 +32,9 @@ def target_of(finished: FinishedRuns, architecture: str = "llama", method: str =
 
 def merge_to(target: ResolvedModel, out: Path) -> Path:
     assert target.artifact is not None
-    export_merged(merge_model(target.load(CPU, torch.float32)), target.artifact, target.base, out, target.provenance)
+    export_merged(
+        merge_model(target.load(CPU, torch.float32)), target.artifact, target.base, out, target.provenance, PROMPT
+    )
     return out
 
 
@@ -41,7 +50,7 @@ def exports(finished: FinishedRuns, tmp_path_factory: pytest.TempPathFactory) ->
         if method == "lora":
             assert target.artifact is not None
             folders[f"{architecture}-adapter"] = root / f"{architecture}-adapter"
-            export_adapter(target.artifact, root / f"{architecture}-adapter")
+            export_adapter(target.artifact, root / f"{architecture}-adapter", PROMPT)
     return root, load_plainly(folders, root)
 
 
@@ -68,7 +77,10 @@ def test_the_adapter_is_the_adapter(
     run = finished.get(architecture)
     torch.testing.assert_close(logits[f"{architecture}-adapter"], run.logits, rtol=0, atol=1e-6)
     copied = {path.name: path.read_bytes() for path in (root / f"{architecture}-adapter").iterdir()}
-    assert copied == {path.name: path.read_bytes() for path in run.folder.model.iterdir()}
+    kept = {path.name: path.read_bytes() for path in run.folder.model.iterdir()}
+    assert copied.keys() == kept.keys()
+    differing = {name for name in copied if copied[name] != kept[name]}
+    assert differing <= {"chat_template.jinja", "tokenizer_config.json"}  # where the chat template is
 
 
 def test_exports_are_targets_themselves(finished: FinishedRuns, exports: tuple[Path, dict[str, Tensor]]) -> None:
@@ -80,7 +92,7 @@ def test_exports_are_targets_themselves(finished: FinishedRuns, exports: tuple[P
 
 def test_a_full_run_has_no_adapter(finished: FinishedRuns, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="trained all weights, it has no adapter; use --merged"):
-        export_adapter(finished.get("llama", "none").folder.model, tmp_path / "out")
+        export_adapter(finished.get("llama", "none").folder.model, tmp_path / "out", PROMPT)
     assert not (tmp_path / "out").exists()
 
 
@@ -90,7 +102,61 @@ def test_a_folder_with_files_is_refused(finished: FinishedRuns, tmp_path: Path) 
     (tmp_path / "mine.txt").write_text("precious")
     for out in (tmp_path, tmp_path / "mine.txt"):
         with pytest.raises(RunFolderError, match="not empty; choose another --out"):
-            export_adapter(target.artifact, out)
+            export_adapter(target.artifact, out, PROMPT)
         with pytest.raises(RunFolderError, match="not empty; choose another --out"):
             merge_to(target, out)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_the_chat_template_and_the_stop_tokens_are_where_each_program_looks(
+    exports: tuple[Path, dict[str, Tensor]],
+) -> None:
+    for name in ("llama-lora", "llama-adapter", "gpt2-none"):
+        folder = exports[0] / name
+        assert (folder / "chat_template.jinja").read_text("utf-8") == PROMPT.chat_template
+        config = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
+        assert config["chat_template"] == PROMPT.chat_template
+    assert json.loads((exports[0] / "llama-lora" / "generation_config.json").read_text())["eos_token_id"] == [0, 2]
+
+
+def test_without_a_chat_template_the_bases_is_left_out(finished: FinishedRuns, tmp_path: Path) -> None:
+    artifact = finished.get().folder.model
+    assert (artifact / "chat_template.jinja").is_file()
+    export_adapter(artifact, tmp_path / "out", ServedPrompt(chat_template=None))
+    assert not (tmp_path / "out" / "chat_template.jinja").exists()
+    assert "chat_template" not in json.loads((tmp_path / "out" / "tokenizer_config.json").read_text("utf-8"))
+
+
+def test_files_have_the_mode_of_new_files(finished: FinishedRuns, exports: tuple[Path, dict[str, Tensor]]) -> None:
+    umask = os.umask(0)
+    os.umask(umask)
+    for folder in (finished.get().folder.model, finished.get("llama", "none").folder.model, exports[0] / "llama-lora"):
+        for path in folder.iterdir():
+            assert path.stat().st_mode & 0o777 == 0o666 & ~umask, path
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"use_rslora": "True", "lora_r": "8", "lora_alpha": "16"}], ids=["alpha", "rs"]
+)
+def test_a_plain_adapter_has_its_scale_in_its_weights(
+    finished: FinishedRuns, tmp_path: Path, settings: dict[str, str]
+) -> None:
+    run = finished.train(f"plain-{len(settings)}", finished.base("llama"), finished.get().rows, **settings)
+    scale = adapter_scale(run.folder.model)
+    assert scale == (16 / 8**0.5 if settings else 32 / 4)
+    export_adapter(run.folder.model, tmp_path / "out", PROMPT, plain=True)
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text("utf-8"))
+    assert (config["lora_alpha"], config["use_rslora"]) == (config["r"], False)
+    assert adapter_scale(tmp_path / "out") == 1
+    before, after = (load_file(folder / "adapter_model.safetensors") for folder in (run.folder.model, tmp_path / "out"))
+    for name, value in before.items():
+        assert torch.equal(after[name], value * scale if "lora_B" in name else value)
+    logits = load_plainly({"out": tmp_path / "out"}, tmp_path)["out"]
+    torch.testing.assert_close(logits, run.logits, rtol=0, atol=1e-5)
+
+
+def test_dora_has_no_plain_form(finished: FinishedRuns, tmp_path: Path) -> None:
+    run = finished.train("dora", finished.base("llama"), finished.get().rows, use_dora="True")
+    with pytest.raises(UserError, match="use_dora=True, whose magnitudes have no plain form; use --merged"):
+        export_adapter(run.folder.model, tmp_path / "out", PROMPT, plain=True)
+    assert not (tmp_path / "out").exists()

@@ -19,6 +19,12 @@ def export(
         bool, typer.Option("--merged", help="Write whole weights, with the adapter merged into the base model.")
     ] = False,
     adapter: Annotated[bool, typer.Option("--adapter", help="Write only the adapter, in PEFT's layout.")] = False,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="With --adapter: multiply the scale (alpha / r) into the weights.")
+    ] = False,
+    fp32: Annotated[
+        bool, typer.Option("--fp32", help="With --merged: write fp32 weights; a 16-bit run's are rounded otherwise.")
+    ] = False,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="DIR", help="Output folder; default RUN/export/<form>.")
     ] = None,
@@ -26,10 +32,13 @@ def export(
     """Write the tuned model in Hugging Face layout: --merged for whole weights, --adapter for only the adapter."""
     if merged == adapter:
         raise UserError("choose the form: --merged (whole weights) or --adapter (only the adapter)")
+    if (plain and merged) or (fp32 and adapter):
+        raise UserError("--plain goes with --adapter, and --fp32 with --merged")
     folder = JobFolder(run)
     folder.read_spec()
     form = "merged" if merged else "adapter"
     target = (out or folder.root / "export" / form).absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise RunFolderError(f"{target}: folder exists and is not empty; choose another --out")
-    return Program("luthier.evaluation", ("export",), {"run": str(folder.root), "form": form, "out": str(target)})
+    request = {"run": str(folder.root), "form": form, "out": str(target), "plain": plain, "fp32": fp32}
+    return Program("luthier.evaluation", ("export",), request)

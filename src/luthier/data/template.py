@@ -25,6 +25,11 @@ _FORBIDDEN = {
     "!": "conversions are not allowed",
     ":": "format specifications are not allowed",
 }
+_EMPTY_IN_CHAT = ("context", "input")  # fields beside `instruction` that rows may leave empty
+_ONE_USER_MESSAGE = (
+    "{% if messages | length != 1 or messages[0]['role'] != 'user' %}"
+    "{{ raise_exception('this model was tuned on single prompts: send one user message') }}{% endif %}"
+)
 Segments = tuple[tuple[bool, str], ...]  # (is a field, its name or the literal text)
 
 
@@ -70,6 +75,21 @@ class Template:
             piece = Piece(piece.text + self.demarcation, False, (*piece.controls, (len(piece.text), end)))
         return Example(source, (piece,))
 
+    def to_chat_template(self, beginning: str = "") -> str | None:
+        """A Jinja chat template that makes of one user message the prompt of training, as text.
+
+        The message fills the prompt's only field, or `instruction` with an empty context. None for other fields, which
+        a message does not have. `beginning`: the text of the tokens before each prompt (BOS).
+        """
+        fields = set(self.prompt_fields)
+        field = next(iter(fields)) if len(fields) == 1 else "instruction"
+        if field not in fields or fields - {field, *_EMPTY_IN_CHAT}:
+            return None
+        text = {field: "messages[0]['content']"}
+        parts = [text.get(value, "") if is_field else _jinja_literal(value) for is_field, value in self._segments[0]]
+        parts = [_jinja_literal(beginning), *parts, _jinja_literal(self.demarcation)]
+        return _ONE_USER_MESSAGE + "".join(f"{{{{ {part} }}}}" for part in parts if part)
+
     def to_json(self) -> dict[str, str]:
         """Return the template JSON-ready, for `from_json`."""
         stored = {"prompt": self.prompt, "completion": self.completion}
@@ -106,6 +126,14 @@ class Template:
             return cls(stored["prompt"], stored["completion"], demarcation)
         except DataError as error:
             raise _fault(error.problems[0].message, path.name) from None
+
+
+def _jinja_literal(text: str) -> str:
+    """The text as a Jinja string, empty for an empty text."""
+    escaped = (
+        text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t")
+    )
+    return f"'{escaped}'" if text else ""
 
 
 def _fault(message: str, file: str = "template", line: int = 0) -> DataError:

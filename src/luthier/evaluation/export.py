@@ -1,12 +1,14 @@
 """`luthier export`: writes a run's adapter or its merged model.
 
-An adapter trained on a quantized base is merged into the unquantized base, so the exported model differs from the
-trained one. The difference in loss on the run's held-out rows is measured, printed and stored in the provenance.
+An adapter trained on a quantized base is merged into the unquantized base, and merged weights of a 16-bit run are
+rounded, so the exported model differs from the trained one. The difference in loss on the run's held-out rows is
+measured, printed and stored in the provenance.
 """
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,16 +28,17 @@ from luthier.evaluation.compare import compute_metrics
 from luthier.evaluation.held_out import HeldOutScorer, ScoreSettings
 from luthier.home import cache_root
 from luthier.jobfolder import JobFolder
-from luthier.weights.export import export_adapter, export_merged, merge_model, require_empty_folder
+from luthier.weights.export import ServedPrompt, export_adapter, export_merged, merge_model, require_empty_folder
 from luthier.weights.load import find_device
 from luthier.weights.model import Model
+from luthier.weights.plain_adapter import adapter_scale
 from luthier.weights.resolved_model import ResolvedModel, resolve_model
 
 MAX_ROWS = 64  # scored by both models, on the CPU
 
 
 def export(request: dict[str, Any], console: Console) -> None:
-    """Export the run named in the request: {"run", "form": "merged" | "adapter", "out"}."""
+    """Export the run named in the request: {"run", "form": "merged" | "adapter", "out", "plain", "fp32"}."""
 
     def say(text: str) -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
@@ -44,32 +47,65 @@ def export(request: dict[str, Any], console: Console) -> None:
     if target.artifact is None:
         raise UserError(f"{request['run']}: a base model, not a run; nothing to export")
     if request["form"] == "adapter":
-        export_adapter(target.artifact, out)
+        export_adapter(target.artifact, out, _served_prompt(target, say), plain=request["plain"])
+        say(_describe_scale(target.artifact, request["plain"]))
     else:
         require_empty_folder(out)
-        device, dtype = find_device("cpu"), target.dtype or torch.float32
         provenance = {name: value for name, value in target.provenance.items() if name != "quantization"}
-        if target.quantization is None:
-            model = merge_model(target.load(device, dtype))
-        else:
-            model, comparison = _merge_unquantized(target, device, dtype)
+        trained_in = target.dtype or torch.float32
+        model, comparison = _merge(target, trained_in, torch.float32 if request["fp32"] else trained_in)
+        if comparison:
             say(_describe_merge(comparison))
             provenance["merge"] = comparison
-        export_merged(model, target.artifact, target.base, out, provenance)
+        if request["fp32"]:
+            provenance["dtype"] = "float32"
+        export_merged(model, target.artifact, target.base, out, provenance, _served_prompt(target, say))
     say(f"exported  {out}")
 
 
-def _merge_unquantized(target: ResolvedModel, device: torch.device, dtype: torch.dtype) -> tuple[Model, dict[str, Any]]:
-    """Return the merged model and the `merge` block of its provenance; losses in nats per completion token."""
-    comparison: dict[str, Any] = {"trained_on": target.provenance["quantization"], "base": "unquantized"}
+def _served_prompt(target: ResolvedModel, say: Callable[[str], None]) -> ServedPrompt:
+    """The chat template that makes the run's prompts; says where it is not the base's."""
+    tokenizer = Tokenizer.load(target.base, target.chat_template, target.chat_date)
+    stop_ids, stored = tuple(tokenizer.stop_ids), target.provenance.get("template")
+    if not stored or tokenizer.encoder_decoder:
+        return ServedPrompt(chat_template=tokenizer.chat_template, stop_ids=stop_ids)
+    template = Template.from_json(stored)
+    chat_template = template.to_chat_template(tokenizer.show(tokenizer.prefix_ids))
+    if chat_template is not None:
+        say("chat template: one user message becomes the prompt of the run's template")
+    else:
+        fields = ", ".join(template.prompt_fields)
+        say(f"no chat template: a message cannot fill the fields of the run's prompt ({fields}); send rendered prompts")
+    return ServedPrompt(chat_template=chat_template, stop_ids=stop_ids)
+
+
+def _describe_scale(artifact: Path, is_plain: bool) -> str:
+    scale = adapter_scale(artifact)
+    if is_plain:
+        return f"the adapter's scale, {scale:g}, is multiplied into its weights (alpha = r)"
+    return f"the adapter is scaled by {scale:g} (lora_alpha, r); for programs that ignore this, use --plain"
+
+
+def _merge(target: ResolvedModel, trained_in: torch.dtype, stored_in: torch.dtype) -> tuple[Model, dict[str, Any]]:
+    """Return the merged model in `stored_in`, and the `merge` block of its provenance if merging changes the model.
+
+    Losses in nats per completion token.
+    """
+    device = find_device("cpu")
+    is_rounded = target.adapter is not None and stored_in is not torch.float32
+    if target.quantization is None and not is_rounded:
+        return merge_model(target.load(device, stored_in)), {}
+    comparison: dict[str, Any] = {"dtype": str(stored_in).removeprefix("torch.")}
+    if target.quantization is not None:
+        comparison |= {"trained_on": target.provenance["quantization"], "base": "unquantized"}
     scorer: HeldOutScorer | None = None
     try:
         split, scorer = _held_out_scorer(target)
-        loss = _loss(target.load(device, dtype), scorer)
+        loss = _loss(target.load(device, trained_in), scorer)
         comparison |= {"split": split, "rows": len(scorer.rows), "loss_trained": loss}
     except (LuthierError, OSError) as error:
         comparison["not_measured"] = str(error).splitlines()[0]
-    model = merge_model(target.load(device, dtype, full_precision=True))
+    model = merge_model(target.load(device, stored_in, full_precision=True))
     if scorer is not None and "loss_trained" in comparison:
         loss = _loss(model, scorer)
         comparison |= {"loss_merged": loss, "difference": loss - comparison["loss_trained"]}
@@ -115,12 +151,14 @@ def _loss(model: Model, scorer: HeldOutScorer) -> float:
 
 
 def _describe_merge(comparison: dict[str, Any]) -> str:
-    trained_base = f"the {comparison['trained_on']['bits']}-bit base used in training"
+    before, after = "the adapter beside its base", f"merged and rounded to {comparison['dtype']}"
+    if "base" in comparison:
+        before = f"the {comparison['trained_on']['bits']}-bit base used in training"
+        after = "merged into the unquantized base"
+    advice = "" if "base" in comparison else "; --fp32 rounds nothing"
     if "not_measured" in comparison:
-        reason = comparison["not_measured"]
-        return f"merged into the unquantized base, not {trained_base}; the difference was not measured: {reason}"
+        return f"{after}, not {before}; the difference was not measured: {comparison['not_measured']}{advice}"
     return (
-        f"merged into the unquantized base: loss {comparison['loss_merged']:.4f} on {comparison['rows']} "
-        f"{comparison['split']} rows, {comparison['loss_trained']:.4f} on {trained_base} "
-        f"(difference {comparison['difference']:+.4f})"
+        f"{after}: loss {comparison['loss_merged']:.4f} on {comparison['rows']} {comparison['split']} rows, "
+        f"{comparison['loss_trained']:.4f} on {before} (difference {comparison['difference']:+.4f}){advice}"
     )

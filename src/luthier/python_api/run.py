@@ -86,10 +86,12 @@ class Run:
         return score.evaluate(self.path, data, **options)
 
     def export(
-        self, form: Literal["merged", "adapter"] = "merged", *, out: str | Path | None = None, verbose: bool = False
-    ) -> Path:
+        self, form: Literal["merged", "adapter"] = "merged", *, plain: bool = False, fp32: bool = False,
+        out: str | Path | None = None, verbose: bool = False,
+    ) -> Path:  # fmt: skip
         """Write the tuned model in Hugging Face layout (whole weights, or the adapter alone); return the folder."""
-        program = command("export", self.path, flags=(f"--{form}",), out=out)
+        flags = (f"--{form}", *(["--plain"] * plain), *(["--fp32"] * fp32))
+        program = command("export", self.path, flags=flags, out=out)
         run_program(program, verbose)
         assert program.request is not None
         return Path(program.request["out"])

@@ -24,7 +24,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from luthier.errors import UserError
-from luthier.jobfolder import FORMAT_VERSION, write_json
+from luthier.jobfolder import FORMAT_VERSION, apply_umask, write_json
+from luthier.weights.config_forms import complete_config
 from luthier.weights.model import Model
 
 PROVENANCE = "luthier.json"
@@ -56,6 +57,16 @@ def save_artifact(
     if chat_template is not None:
         (folder / CHAT_TEMPLATE).write_text(chat_template, "utf-8")
     write_json(folder / PROVENANCE, provenance)
+    _name_repository(folder, provenance)
+    apply_umask(folder)
+
+
+def _name_repository(folder: Path, provenance: Mapping[str, Any]) -> None:
+    """Let adapter_config.json name the base's repository, if it has one: a path holds on this machine only."""
+    path, repository = folder / "adapter_config.json", provenance.get("model", {}).get("repository")
+    if path.is_file() and repository:
+        config = json.loads(path.read_text("utf-8"))
+        write_json(path, config | {"base_model_name_or_path": repository})
 
 
 def save_weights(model: Model, base: Path, folder: Path) -> None:
@@ -72,14 +83,20 @@ def save_weights(model: Model, base: Path, folder: Path) -> None:
 
 
 def save_hf_model(network: PreTrainedModel, base: Path, folder: Path) -> None:
-    """Write a whole model in transformers' layout, with the generation settings of `base`."""
+    """Write a whole model in transformers' layout, with the generation settings of `base`.
+
+    config.json keeps the base's fields, see config_forms.py.
+    """
     has_separate_head = _separate_head(network)
     network.config.use_cache = True
     network.save_pretrained(str(folder))
     network.config.use_cache = False
-    if has_separate_head:
-        config = json.loads((folder / "config.json").read_text("utf-8"))
-        write_json(folder / "config.json", config | {"tie_word_embeddings": False})
+    written, stored = (
+        json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        for path in (folder / "config.json", base / "config.json")
+    )
+    config = complete_config(written, stored)
+    write_json(folder / "config.json", config | {"tie_word_embeddings": False} if has_separate_head else config)
     if (base / "generation_config.json").is_file():
         shutil.copyfile(base / "generation_config.json", folder / "generation_config.json")
 

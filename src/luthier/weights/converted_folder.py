@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.errors import CapacityError, UserError
-from luthier.jobfolder import write_json
+from luthier.jobfolder import apply_umask, write_json
 from luthier.weights.fingerprint import weights_hash
 
 RECORD = "converted.json"
@@ -53,6 +53,7 @@ def convert_into(target: Path, source: Path, convert: Callable[[Path], dict[str,
         facts = convert(temporary)
         record = {"format_version": 1, "folder": str(source), "weights_sha256": weights_hash(temporary)}
         write_json(temporary / RECORD, record | facts)
+        apply_umask(temporary)
         weights_hash.cache_clear()
         try:
             temporary.rename(target)
