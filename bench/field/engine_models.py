@@ -51,7 +51,7 @@ _SIZES = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4, 
           "num_key_value_heads": 2, "max_position_embeddings": 2048}  # fmt: skip
 _LLAMA3 = {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
            "original_max_position_embeddings": 64}  # fmt: skip
-FORMS = ("full", "merged", "adapter", "adapter-rslora")
+FORMS = ("full", "merged", "adapter", "adapter-rslora", "adapter-plain")  # adapter-plain: of the rsLoRA run
 BASES = {
     base.name: base
     for base in (
@@ -102,6 +102,7 @@ BASES = {
         }),
     )
 }  # fmt: skip
+METHODS = {"merged": "lora", "adapter": "lora", "adapter-plain": "adapter-rslora"}  # of other forms: the form's name
 SETTINGS: dict[str, Mapping[str, Any]] = {
     "full": {"peft_type": "none", "learning_rate": 1e-4},
     "lora": {"lora_r": 8, "lora_alpha": 32, "learning_rate": 2e-3},
@@ -175,7 +176,7 @@ def make(base: Base, cache: Path, work: Path) -> list[Artefact]:
     channel = rows.write_channel(cache / "rows", ROWS)
     artefacts = []
     for form in base.forms:
-        method = "lora" if form in ("merged", "adapter") else form
+        method = METHODS.get(form, form)
         run = work / f"{base.name}-{method}"
         if not (run / "model").is_dir():
             luthier.tune(
@@ -194,7 +195,7 @@ def export(base: Base, form: str, run: Path, out: Path) -> Artefact:
     if form == "full":
         shutil.copytree(target.artifact, out)
     else:
-        luthier.Run(run).export("merged" if form == "merged" else "adapter", out=out)
+        luthier.Run(run).export("merged" if form == "merged" else "adapter", out=out, plain=form == "adapter-plain")
     is_adapter = (out / "adapter_config.json").is_file()
     tokenizer = Tokenizer.load(target.base, target.chat_template, target.chat_date)
     render = prompt_renderer(target.provenance, tokenizer, raw=False)

@@ -109,7 +109,9 @@ def write_tokenizer(corpus: Path, folder: Path, vocab_size: int) -> None:
         folder / "tokenizer_config.json",
         {
             "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": END_OF_TEXT,  # as in GPT-2: named for converters, and put before no text
             "eos_token": END_OF_TEXT,
+            "unk_token": END_OF_TEXT,
             "pad_token": PAD,
             "model_max_length": 2048,
             "clean_up_tokenization_spaces": False,
