@@ -123,7 +123,7 @@ class ChatTemplate:
         """
         conversation = conversation_of(dialog)
         rendered = self._render_spans(conversation, generation=True)
-        self._forms.check_written(conversation, rendered.text, {}, self.reasoning)
+        self._forms.check_written(conversation, rendered.text, {}, self.reasoning, generation=True)
         cuts = [0, *itertools.chain(*self._turn_spans(conversation, rendered).values()), len(rendered.text)]
         pieces = [rendered.piece(start, end) for start, end in itertools.pairwise(cuts) if start < end]
         return Example(source, tuple(pieces), add_special_tokens=False)

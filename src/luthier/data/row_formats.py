@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -108,7 +108,7 @@ class TemplateFormat:
         return _empty_completion(example)
 
     def unread(self, record: Record) -> Iterable[str]:
-        return record.fields.keys() - self._fields
+        return _unused(record, self._fields)
 
 
 class ChatFormat:
@@ -191,7 +191,11 @@ class TextFormat:
         return _empty_completion(example)
 
     def unread(self, record: Record) -> Iterable[str]:
-        return record.fields.keys() - {self.column}
+        return _unused(record, (self.column,))
+
+
+def _unused(record: Record, fields: Collection[str]) -> Iterator[str]:
+    return (name for name, value in record.fields.items() if name not in fields and value is not None)
 
 
 def _empty_completion(example: Example) -> DropReason:

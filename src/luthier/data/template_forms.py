@@ -10,6 +10,7 @@ Names of models play no part.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, cached_property
@@ -27,15 +28,8 @@ _THOUGHT_MARKERS = (  # opening, closing, and what separates both from the text
 )  # fmt: skip
 _USER: Message = {"role": "user", "content": "2"}
 _NAME, _KEY, _VALUE, _WORD = "qxnameprobe", "qxkeyprobe", "qxvalueprobe", "qxwordprobe"
-_TOOL = {
-    "type": "function",
-    "function": {
-        "name": _NAME, "description": _WORD,
-        "parameters": {"type": "object", "properties": {_KEY: {"type": "string", "description": _WORD}}},
-    },
-}  # fmt: skip
-_CALL = {"id": "qxprobe01", "type": "function", "function": {"name": _NAME, "arguments": {_KEY: _VALUE}}}
-_RESULT: Message = {"role": "tool", "content": _WORD, "name": _NAME, "tool_call_id": "qxprobe01"}
+_IDS = ("qxprobe01", f"functions.{_NAME}:0")  # some templates require nine letters, others write the id for the name
+_CALL = {"id": _IDS[0], "type": "function", "function": {"name": _NAME, "arguments": {_KEY: _VALUE}}}
 
 
 class TemplateForms:
@@ -101,32 +95,13 @@ class TemplateForms:
     @cached_property
     def _call_form(self) -> tuple[bool, str | None] | None:
         """Whether arguments are text, and the content beside a call; None if the template writes no calls."""
-        for as_text in (False, True):
-            for content in ("", None):
-                text = self._try([_USER, self._calling(as_text, content)])
-                parts = (f'"{_KEY}"', _NAME, _VALUE) if as_text else (_KEY, _NAME, _VALUE)
-                if all(part in text for part in parts) and not any(
-                    wrong in text for wrong in (f"'{_KEY}'", f'\\"{_KEY}', "None")
-                ):
-                    return as_text, content
+        for as_text, content, number in itertools.product((False, True), ("", None), _IDS):
+            text = self._try([_USER, _calling(as_text, content, number)])
+            parts = (f'"{_KEY}"', _NAME, _VALUE) if as_text else (_KEY, _NAME, _VALUE)
+            misread = (f"'{_KEY}'", f'\\"{_KEY}', "None")  # Python's notation, text in text, content that is not there
+            if all(part in text for part in parts) and not any(part in text for part in misread):
+                return as_text, content
         return None
-
-    def _calling(self, as_text: bool, content: str | None) -> Message:
-        return {"role": "assistant", "content": content, "tool_calls": [_with_arguments(_CALL, as_text)]}
-
-    @cached_property
-    def _writes_tools(self) -> bool:
-        shown = [
-            self._try(messages, [_TOOL], True) for messages in ([_USER], [{"role": "system", "content": "1"}, _USER])
-        ]
-        return any(_NAME in text and _KEY in text for text in shown)
-
-    @cached_property
-    def _writes_results(self) -> bool:
-        before: list[Message] = [{"role": "assistant", "content": "4"}]
-        if self._call_form is not None:
-            before.append(self._calling(*self._call_form))
-        return any(_WORD in self._try([_USER, answer, _RESULT], None, True) for answer in before)
 
     def _reads_key(self, role: str, key: str) -> bool:
         """Whether a key of messages with this role is read: by the template, whose text depends on it then."""
@@ -147,47 +122,84 @@ class TemplateForms:
         except ChatError:
             return ""
 
-    def check_written(self, conversation: Conversation, text: str, turns: Mapping[int, str], mode: str) -> None:
+    def check_written(
+        self, conversation: Conversation, text: str, turns: Mapping[int, str], mode: str, generation: bool = False
+    ) -> None:
         """Raise ChatError if the rendered `text` lacks tools, calls or results of the conversation, or the reasoning of
         one of the `turns`: the text of turns that carry loss, by message.
+
+        Each is looked for twice: its words in the text, which the template may shorten, and a label in its place in
+        another rendering, as the words may occur elsewhere.
         """
-        for tool in conversation.tools or ():
-            name = tool["function"]["name"]
-            if not self._writes_tools or name not in text:
-                raise ChatError(f"the model's chat template does not write the row's tools, such as {name!r}")
+        labels = _Labels()
+        tools = [labels.tool(tool) for tool in conversation.tools or ()] or None
+        messages = []
         for index, message in enumerate(conversation.messages):
-            written = turns.get(index, text)
-            for part, words in _parts(message):
-                if not _contains(written, words) or (part == "result" and not self._writes_results):
-                    raise ChatError(f"the model's chat template does not write {_PARTS[part]} of message {index + 1}")
-            is_due = index in turns and REASONING in message and not self.drops_reasoning(mode)
-            if is_due and not _contains(written, message[REASONING]):
-                raise ChatError(f"the model's chat template does not write {REASONING!r} of message {index + 1}")
+            has_reasoning = index in turns and not self.drops_reasoning(mode)
+            messages.append(labels.message(message, f"of message {index + 1}", has_reasoning))
+        if not labels.parts:
+            return
+        labelled = self._try(self.adapt(messages, mode), tools, generation)
+        for label, part, words in labels.parts:
+            if not _contains(text, words) or (labelled and label not in labelled):
+                raise ChatError(f"the model's chat template does not write {part}")
+        for index, message in enumerate(conversation.messages):
+            for call in message.get("tool_calls", ()):
+                if not all(_contains(turns.get(index, text), leaf) for leaf in _argument_leaves(call)):
+                    raise ChatError(f"the model's chat template does not write the tool call of message {index + 1}")
 
     def end_of_calls(self, message: Message, text: str, start: int) -> int:
-        """Return the end of the last word of a message's calls and content in the text from `start` on."""
-        words = [leaf for _, leaf in _parts(message)]
-        return max(
-            (text.rfind(word, start) + len(word) for word in words if text.rfind(word, start) >= 0), default=start
-        )
+        """Return a place in the text after `start` that is inside a message's last call, at or before its last word."""
+        ends, place = [start], start
+        for call in message["tool_calls"]:
+            place = max(text.find(call["function"]["name"], place), place)
+            # Short words may occur again in what follows, so the first place counts.
+            ends += [text.find(leaf.strip(), start) + len(leaf.strip()) for leaf in _argument_leaves(call)]
+        words = message["content"].strip()
+        return max(*ends, place, text.find(words, start) + len(words))
 
 
-_PARTS = {"call": "the tool call", "content": "the text beside the tool call", "result": "the tool's result"}
+class _Labels:
+    """Puts labels in the place of what a template must write. `parts`: label, what it stands for, and its words."""
+
+    def __init__(self) -> None:
+        self.parts: list[tuple[str, str, str]] = []
+
+    def tool(self, tool: Mapping[str, Any]) -> dict[str, Any]:
+        name = tool["function"]["name"]
+        return {
+            **tool,
+            "function": tool["function"] | {"name": self._label(f"the row's tools, such as {name!r}", name)},
+        }
+
+    def message(self, message: Message, where: str, has_reasoning: bool) -> Message:
+        labelled = dict(message)
+        if calls := message.get("tool_calls"):
+            names = [self._label(f"the tool call {where}", call["function"]["name"]) for call in calls]
+            pairs = zip(calls, names, strict=True)
+            labelled["tool_calls"] = [{**call, "function": call["function"] | {"name": name}} for call, name in pairs]
+        if message["content"].strip() and (calls or message["role"] == "tool"):
+            part = "the text beside the tool call" if calls else "the tool's result"
+            labelled["content"] = self._label(f"{part} {where}", message["content"])
+        if has_reasoning and REASONING in message:
+            labelled[REASONING] = self._label(f"{REASONING!r} {where}", message[REASONING])
+        return labelled
+
+    def _label(self, part: str, words: str) -> str:
+        label = f"qx{len(self.parts)}label"
+        self.parts.append((label, part, words))
+        return label
 
 
-def _parts(message: Message) -> Iterator[tuple[str, str]]:
-    """Yield what of a message with calls or results must appear in the text."""
-    if message["role"] == "tool":
-        yield "result", message["content"]
-    for call in message.get("tool_calls", ()):
-        function = call["function"]
-        yield "call", function["name"]
-        arguments = function["arguments"]
-        yield from (
-            ("call", leaf) for leaf in _leaves(json.loads(arguments) if isinstance(arguments, str) else arguments)
-        )
-    if message.get("tool_calls"):
-        yield "content", message["content"]
+def _calling(as_text: bool, content: str | None, number: str = _IDS[0]) -> Message:
+    call = _with_arguments(_CALL | {"id": number}, as_text)
+    return {"role": "assistant", "content": content, "tool_calls": [call]}
+
+
+def _argument_leaves(call: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the texts in a call's arguments."""
+    arguments = call["function"]["arguments"]
+    return _leaves(json.loads(arguments) if isinstance(arguments, str) else arguments)
 
 
 def _leaves(value: Any) -> Iterator[str]:
