@@ -19,15 +19,15 @@ def test_every_data_hyperparameter_arrives() -> None:
     assert settings() == DataSettings(kind="instruction", context_length=2048)
     found = settings(
         max_input_length="77", max_output_length="9", validation_split_ratio="0.1", test_split_ratio="0.05",
-        train_data_split_seed="3", max_train_samples="5", max_eval_samples="6",
+        train_data_split_seed="3", max_train_samples="5", max_eval_samples="6", max_test_samples="7",
         add_input_output_demarcation_key="False", completion_only_loss="False", group_near_duplicates="True",
         parse_special_tokens="True", train_on_turns="last", reasoning="inline",
     )  # fmt: skip
     assert found == DataSettings(
         kind="instruction", max_input_length=77, max_output_length=9, validation_split_ratio=0.1, test_split_ratio=0.05,
-        split_seed=3, max_train_samples=5, max_val_samples=6, demarcation=False, completion_only=False,
-        group_near_duplicates=True, control_tokens=True, train_on_turns="last", reasoning="inline", context_length=2048,
-        explicit=found.explicit,
+        split_seed=3, max_samples=(5, 6, 7), demarcation=False,
+        completion_only=False, group_near_duplicates=True, control_tokens=True, train_on_turns="last",
+        reasoning="inline", context_length=2048, explicit=found.explicit,
     )  # fmt: skip
     assert "max_val_samples" in found.explicit
 
@@ -35,7 +35,7 @@ def test_every_data_hyperparameter_arrives() -> None:
 def test_scoring_only_holds_nothing_out() -> None:
     template = Template("{q}", "{a}")
     found = settings(validation_split_ratio="0.3", max_train_samples="5").scoring_only(template)
-    assert (found.validation_split_ratio, found.test_split_ratio, found.max_train_samples) == (0, 0, -1)
+    assert (found.validation_split_ratio, found.test_split_ratio, found.max_samples) == (0, 0, (-1, -1, -1))
     assert found.template == template
 
 

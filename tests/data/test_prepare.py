@@ -430,9 +430,7 @@ def test_the_ledger_has_each_row_once_and_loses_no_token(
 ) -> None:
     shutil.rmtree(tmp_path / "data", ignore_errors=True)
     data = qa(tmp_path / "data", [{"q": q, "a": a} for q, a in rows])
-    chosen = DataSettings(
-        max_input_length=window, max_train_samples=sample, max_val_samples=sample, test_split_ratio=test
-    )
+    chosen = DataSettings(max_input_length=window, max_samples=(sample, sample, sample), test_split_ratio=test)
     try:
         prepared = prepare({"training": data}, chosen, tokenizer, tmp_path / "cache")
     except DataError as error:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luthier.data.rows import ROW, FileName, RowOutcome, RowTable
+from luthier.data.rows import REASONS, ROW, FileName, RowOutcome, RowTable
 from luthier.data.settings import DataSettings
 from luthier.data.split import SplitAssignment, assign_splits, duplicates_across, load
 from luthier.errors import DataError, RunFolderError, SettingError
@@ -101,12 +101,25 @@ def test_contiguous_sides() -> None:
 
 def test_samples_are_drawn_and_the_rest_is_dropped_by_name() -> None:
     rows = table(list(range(100)))
-    found = splits(rows, max_train_samples=10, max_val_samples=3)
+    found = splits(rows, max_samples=(10, 3, -1))
     assert (found.count(0), found.count(1), found.count(-1)) == (10, 3, 87)
     assert (rows.entries["fate"] == RowOutcome.DROPPED).sum() == 87
     assert found.index(0) > 0 or found[:10] != [0] * 10
-    again = splits(table(list(range(100))), max_train_samples=10, max_val_samples=3)
+    again = splits(table(list(range(100))), max_samples=(10, 3, -1))
     assert again == found
+
+
+def test_test_rows_are_sampled_alike() -> None:
+    rows = table(list(range(100)))
+    found = splits(rows, test_split_ratio=0.3, max_samples=(-1, -1, 4))
+    assert (found.count(0), found.count(1), found.count(2), found.count(-1)) == (50, 20, 4, 26)
+    assert {REASONS[reason] for reason in rows.entries["reason"][np.array(found) == -1].tolist()} == {
+        "not in the sample of max_test_samples"
+    }
+    full = splits(table(list(range(100))), test_split_ratio=0.3)
+    assert {place for place, split in enumerate(found) if split == 2} < {
+        p for p, split in enumerate(full) if split == 2
+    }
 
 
 def test_dropped_rows_have_no_side() -> None:

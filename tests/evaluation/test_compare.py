@@ -178,6 +178,36 @@ def test_blanking_the_answers_of_a_better_model_makes_no_report(tmp_path: Path) 
         compare(base, write(tmp_path / "blank", [line | {"prediction": ""} for line in lines]))
 
 
+def lagging(path: Path, wrong: str, exact: int, reference: str = "the cat sat {row}") -> Path:
+    """Thirty rows: the first `exact` are answered rightly, the others with `wrong`."""
+    lines = []
+    for row in range(30):
+        text = reference.format(row=row)
+        lines.append(score(row, 1.0, 2, 1, text if row < exact else wrong, text))
+    return write(path, lines)
+
+
+def test_rouge_that_flatters_is_marked(tmp_path: Path) -> None:
+    base, tuned = lagging(tmp_path / "b", "nothing", 2), lagging(tmp_path / "t", "the cat sat", 3)
+    result = compare(base, tuned)
+    note = "ROUGE is better, exact match is not (0.067 to 0.100): shared words are not right answers"
+    assert note in result["notes"]
+    assert summarize_run({}, result, {}, Curves(), "").verdict == "Measurably better, but exact match is not"
+    # Labels that were never met, neither before nor after:
+    never = compare(
+        lagging(tmp_path / "b2", "nothing", 0, "very good"), lagging(tmp_path / "t2", "very bad", 0, "very good")
+    )
+    assert any(line.startswith("ROUGE is better, exact match is not (0.000 to 0.000)") for line in never["notes"])
+
+
+def test_free_text_and_right_answers_are_not_marked(tmp_path: Path) -> None:
+    free = compare(lagging(tmp_path / "b", "nothing", 0), lagging(tmp_path / "t", "the cat sat", 0))
+    assert free["notes"] == []
+    right = compare(lagging(tmp_path / "b2", "nothing", 2), lagging(tmp_path / "t2", "the cat sat", 28))
+    assert right["notes"] == []
+    assert summarize_run({}, right, {}, Curves(), "").verdict == "Measurably better"
+
+
 def test_one_row_has_no_interval(tmp_path: Path) -> None:
     base = write(tmp_path / "b", [score(1, 4.0, 2, 0, "x", "a")])
     tuned = write(tmp_path / "t", [score(1, 2.0, 2, 2, "a", "a")])

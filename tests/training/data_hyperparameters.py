@@ -95,6 +95,14 @@ def _(harness: TrainingHarness) -> None:
     assert done.split["train"] == harness.run().split["train"]
 
 
+@DATA_CHECKS.of("max_test_samples")
+def _(harness: TrainingHarness) -> None:
+    done, usual = harness.run(max_test_samples=2, test_split_ratio=0.3), harness.run(test_split_ratio=0.3)
+    assert (len(done.split["test"]), done.metrics["split"], done.metrics["rows"]) == (2, "test", 2)
+    assert set(done.split["test"]) < set(usual.split["test"])
+    assert done.split["train"] == usual.split["train"]
+
+
 @DATA_CHECKS.of("add_input_output_demarcation_key")
 def _(harness: TrainingHarness) -> None:
     bare = harness.run(add_input_output_demarcation_key=False)

@@ -70,6 +70,12 @@ def test_metrics_json_has_both_models_and_the_differences(finished: JobFolder) -
     assert change["low"] <= change["value"] <= change["high"]
     assert metrics["validation"]["rows"] == 8
     assert metrics["cost"]["train_tokens"] > metrics["cost"]["completion_tokens"] > 0
+    assert metrics["adapted_layers"] == "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj"
+    losses = [line["eval_loss"] for line in lines(finished) if "eval_loss" in line]
+    assert bool(metrics["next_steps"]) == (losses[-1] < 0.99 * losses[-2])
+    page = finished.report.read_text("utf-8")
+    assert f"on the layers {metrics['adapted_layers']}" in page
+    assert ("What to try next" in page) == bool(metrics["next_steps"])
     assert metrics["notes"] == [note for note in metrics["notes"] if "chose the checkpoint" not in note]
 
 

@@ -40,6 +40,7 @@ _ROWS = [
     _row("max_train_samples", "int", -1, "data", "maximum number of training rows; -1: all", minimum=1, sentinel=-1),
     _row("max_val_samples", "int", -1, "data", "maximum number of validation rows; -1: all", minimum=1, sentinel=-1,
          aliases=("max_eval_samples",)),
+    _row("max_test_samples", "int", -1, "data", "maximum number of test rows; -1: all", minimum=1, sentinel=-1),
     _row("add_input_output_demarcation_key", "bool", True, "data",
          "insert '\\n\\n### Response:\\n' between prompt and completion, as JumpStart does"),
     _row("completion_only_loss", "bool", True, "data",

@@ -290,12 +290,13 @@ class _Pipeline:
                 settings.validation_split_ratio,
                 settings.test_split_ratio,
                 settings.split_seed,
-                settings.max_train_samples,
-                settings.max_val_samples,
+                *settings.max_samples[:2],
                 settings.group_near_duplicates,
                 settings.scoring,
                 sorted(settings.explicit & {"validation_split_ratio", "test_split_ratio"}),
             ]
+            if settings.max_samples[2] >= 0:
+                facts["split"].append(settings.max_samples[2])
         return facts
 
     def _check_embedded(self, tokens: TokenStore, table: RowTable, input_rows: Array) -> None:

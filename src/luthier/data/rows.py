@@ -37,6 +37,7 @@ class DropReason(IntEnum):
     BLANK = 5
     MASKED = 6
     EMPTY_TURN = 7
+    TEST_SAMPLE = 8
 
 
 REASONS = {
@@ -48,6 +49,7 @@ REASONS = {
     DropReason.EMPTY_TURN: "the assistant's turns that would carry loss have neither text nor a tool call",
     DropReason.TRAIN_SAMPLE: "not in the sample of max_train_samples",
     DropReason.VALIDATION_SAMPLE: "not in the sample of max_val_samples",
+    DropReason.TEST_SAMPLE: "not in the sample of max_test_samples",
 }
 
 ROW = np.dtype(

@@ -19,6 +19,7 @@ DEFAULT_MAX_LENGTH = 1024  # tokens; JumpStart's maximum where max_input_length 
 class DataSettings:
     """Settings of `prepare`. `max_input_length` -1: the smallest of 1024, the tokenizer's limit and the context.
 
+    `max_samples`: maximum numbers of training, validation and test rows; -1: all.
     `explicit` names the hyperparameters the caller set, for warnings about those without effect. `template` overrides
     every other template, to render rows as a finished run did. `scoring`: all rows belong to one split.
     """
@@ -29,8 +30,7 @@ class DataSettings:
     validation_split_ratio: float = 0.2
     test_split_ratio: float = 0.0
     split_seed: int = 0
-    max_train_samples: int = -1
-    max_val_samples: int = -1
+    max_samples: tuple[int, int, int] = (-1, -1, -1)
     append_eod: bool = True
     demarcation: bool = True
     completion_only: bool = True
@@ -69,8 +69,7 @@ class DataSettings:
             validation_split_ratio=values["validation_split_ratio"],
             test_split_ratio=values["test_split_ratio"],
             split_seed=values["train_data_split_seed"],
-            max_train_samples=values["max_train_samples"],
-            max_val_samples=values["max_val_samples"],
+            max_samples=(values["max_train_samples"], values["max_val_samples"], values["max_test_samples"]),
             append_eod=values["append_eod"],
             demarcation=values["add_input_output_demarcation_key"],
             completion_only=values["completion_only_loss"],
@@ -86,8 +85,8 @@ class DataSettings:
     def scoring_only(self, template: Template | None) -> DataSettings:
         """Return the settings for scoring: no row is held out or sampled, and `template` (a run's own) renders them."""
         return replace(
-            self, validation_split_ratio=0.0, test_split_ratio=0.0, max_train_samples=-1, max_val_samples=-1,
-            template=template, scoring=True,
+            self, validation_split_ratio=0.0, test_split_ratio=0.0, max_samples=(-1, -1, -1), template=template,
+            scoring=True,
         )  # fmt: skip
 
     def resolve_max_length(self, tokenizer_limit: int) -> tuple[int, str]:

@@ -148,12 +148,9 @@ def _draw_groups(
 
 
 def _drop_outside_samples(entries: Array, splits: Array, settings: DataSettings, contiguous: bool) -> None:
-    """Keep max_train_samples and max_val_samples rows; drop the others, with the setting as the reason."""
-    limits = {
-        DropReason.TRAIN_SAMPLE: settings.max_train_samples,
-        DropReason.VALIDATION_SAMPLE: settings.max_val_samples,
-    }
-    for split, (reason, limit) in enumerate(limits.items()):
+    """Keep as many rows of each split as its setting says; drop the others, with the setting as the reason."""
+    reasons = (DropReason.TRAIN_SAMPLE, DropReason.VALIDATION_SAMPLE, DropReason.TEST_SAMPLE)
+    for split, (reason, limit) in enumerate(zip(reasons, settings.max_samples, strict=True)):
         rows = np.flatnonzero(splits == split)
         if limit < 0 or len(rows) <= limit:
             continue

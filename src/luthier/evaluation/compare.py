@@ -18,7 +18,7 @@ from luthier.evaluation.bootstrap import RESAMPLES, percentile_interval, resampl
 from luthier.evaluation.rouge import MAX_TEXT_CHARACTERS
 from luthier.evaluation.scores import TEXT_COLUMNS, RowScores, align_rows, read_scores
 from luthier.evaluation.text_metrics import MAX_LABELS, label_confusion, macro_f1
-from luthier.evaluation.verdict import MIN_ROWS, TEXT_METRICS
+from luthier.evaluation.verdict import MIN_ROWS, TEXT_METRICS, exact_match_lags, format_metric
 
 Array = np.ndarray[Any, Any]
 Metrics = dict[str, float | None]
@@ -62,7 +62,7 @@ def compare(base: Path, tuned: Path, seed: int = 0) -> dict[str, Any]:
         difference[name] = (
             None if before is None or after is None else {"value": after - before, "low": low, "high": high}
         )
-    return {
+    result: dict[str, Any] = {
         "rows": len(base_scores),
         "scored_by_generation": int(generated.sum()),
         "empty_generations": {"base": base_scores.empty_predictions, "tuned": tuned_scores.empty_predictions},
@@ -71,6 +71,10 @@ def compare(base: Path, tuned: Path, seed: int = 0) -> dict[str, Any]:
         "difference": difference,
         "notes": _notes({"the base model": base_scores, "the tuned model": tuned_scores}),
     }
+    if exact_match_lags(result):
+        values = f"{format_metric(base_metrics['exact_match'])} to {format_metric(tuned_metrics['exact_match'])}"
+        result["notes"].append(f"ROUGE is better, exact match is not ({values}): shared words are not right answers")
+    return result
 
 
 def _check_references(scores: RowScores) -> None:

@@ -16,8 +16,7 @@ from luthier.catalog.metrics import METRICS
 from luthier.evaluation.charts import Series, dumbbell, histogram, line_chart
 from luthier.evaluation.curves import Curves, smoothed, thinned
 from luthier.evaluation.ledger_summary import LedgerSummary
-from luthier.evaluation.table import measured_rows
-from luthier.evaluation.verdict import format_interval, format_metric, judge_difference
+from luthier.evaluation.verdict import format_interval, format_metric, judge_difference, measured_rows
 
 WIDE, NARROW = 920, 400
 MAX_BARS = 48

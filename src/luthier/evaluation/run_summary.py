@@ -8,8 +8,14 @@ from typing import Any
 
 from luthier.catalog.metrics import METRICS
 from luthier.evaluation.curves import Curves
-from luthier.evaluation.table import measured_rows
-from luthier.evaluation.verdict import MIN_ROWS, Verdict, format_metric, judge_difference
+from luthier.evaluation.verdict import (
+    MIN_ROWS,
+    Verdict,
+    exact_match_lags,
+    format_metric,
+    judge_difference,
+    measured_rows,
+)
 
 _STOPPED = {
     "completed": "completed",
@@ -75,7 +81,7 @@ def _overall_verdict(metrics: Mapping[str, Any], verdicts: set[Verdict]) -> tupl
     if {Verdict.BETTER, Verdict.WORSE} <= verdicts:
         return "unclear", "Some metrics better, some worse"
     if Verdict.BETTER in verdicts:
-        return "better", "Measurably better"
+        return "better", "Measurably better" + (", but exact match is not" if exact_match_lags(metrics) else "")
     if Verdict.WORSE in verdicts:
         return "worse", "Measurably worse"
     return "unclear", "No clear change"
@@ -121,6 +127,8 @@ def _about(run: Mapping[str, Any], metrics: Mapping[str, Any], model: str, rows:
     if not run:
         return f"Base model: {model}."
     text = f"{model}, tuned{' with ' + method if method else ''}"
+    if metrics.get("adapted_layers"):
+        text += f" on the layers {metrics['adapted_layers']},"
     kind = str(run.get("kind") or "")
     if kind:
         text += f" on {'' if rows is None else f'{rows:,} '}{_KINDS.get(kind, kind + ' rows')}"

@@ -10,7 +10,14 @@ from rich.table import Table
 from rich.text import Text
 
 from luthier.catalog.metrics import METRICS
-from luthier.evaluation.verdict import MIN_ROWS, Verdict, format_interval, format_metric, judge_difference
+from luthier.evaluation.verdict import (
+    MIN_ROWS,
+    Verdict,
+    format_interval,
+    format_metric,
+    judge_difference,
+    measured_rows,
+)
 
 _STYLES = {
     Verdict.BETTER: "bold green",
@@ -46,11 +53,6 @@ def before_after_table(metrics: Mapping[str, Any]) -> Table:
             cells += _difference_cells(metrics, name)
         table.add_row(*cells)
     return table
-
-
-def measured_rows(metrics: Mapping[str, Any], name: str) -> int:
-    """Return the number of rows that a metric of metrics.json was measured on."""
-    return int(metrics.get("scored_by_generation" if METRICS[name].needs_generation else "rows") or 0)
 
 
 def _difference_cells(metrics: Mapping[str, Any], name: str) -> list[str | Text]:

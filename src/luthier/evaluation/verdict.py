@@ -46,6 +46,25 @@ def judge_difference(name: str, difference: Mapping[str, Any] | None, rows: int)
     return Verdict.BETTER if (low > 0) == METRICS[name].higher_is_better else Verdict.WORSE
 
 
+def measured_rows(metrics: Mapping[str, Any], name: str) -> int:
+    """Return the number of rows that a metric of metrics.json was measured on."""
+    return int(metrics.get("scored_by_generation" if METRICS[name].needs_generation else "rows") or 0)
+
+
+def exact_match_lags(metrics: Mapping[str, Any]) -> bool:
+    """Whether ROUGE-L is better while exact match is unclear or unchanged, for rows that can be answered exactly.
+
+    Those are rows with labels (F1 applies), or of which a model answered some exactly; free text is not among them.
+    """
+    values = [(metrics.get(model) or {}).get("exact_match") or 0.0 for model in ("base", "tuned")]
+    if max(values) == 0 and (metrics.get("tuned") or {}).get("f1") is None:
+        return False
+    differences = metrics.get("difference") or {}
+    rouge, exact = (judge_difference(name, differences.get(name), measured_rows(metrics, name))
+                    for name in ("rougeL", "exact_match"))  # fmt: skip
+    return rouge is Verdict.BETTER and exact in (Verdict.UNCLEAR, Verdict.UNCHANGED)
+
+
 def format_metric(value: float | None, signed: bool = False) -> str:
     """Format a metric: three decimals, fewer for large numbers, a dash for None."""
     if value is None:

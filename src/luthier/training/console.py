@@ -54,9 +54,12 @@ def print_result(console: Console, folder: JobFolder, metrics: Mapping[str, Any]
         console.print(before_after_table(metrics))
     for note in metrics["notes"]:
         console.print(f"[yellow]note:[/] {note}", highlight=False)
+    for line in metrics["next_steps"]:
+        console.print(f"[yellow]next:[/] {line}", highlight=False)
     cost = metrics["cost"]
+    layers = f"LoRA on {metrics['adapted_layers']}; " if metrics["adapted_layers"] else ""
     console.print(
-        f"trained {metrics['steps']:,} steps in {cost['train_seconds']:.0f} s "
+        f"{layers}trained {metrics['steps']:,} steps in {cost['train_seconds']:.0f} s "
         f"({cost['tokens_per_second'] or 0:,.0f} tokens/s), {cost['total_seconds']:.0f} s in total, peak memory "
         f"{cost['peak_memory_bytes'] / 1e9:.1f} GB" + (" per rank" if cost["ranks"] > 1 else ""),
         highlight=False,

@@ -12,10 +12,13 @@ from typing import Any
 import torch
 
 from luthier.errors import NoGeneratedTextError
+from luthier.evaluation.advice import advise_next_run
 from luthier.evaluation.compare import compare
+from luthier.evaluation.curves import read_curves
 from luthier.jobfolder import FORMAT_VERSION, JobFolder, write_json
 from luthier.training.checkpoint import TrainingState
 from luthier.training.resolved_job import ResolvedJob
+from luthier.weights.lora_targets import LoraTargets
 from luthier.weights.model import Model
 from luthier.weights.quantize import count_weights
 
@@ -55,11 +58,24 @@ def write_final_metrics(
         "steps": state.step,
         "epochs": round(epochs, 4),
         "stopped": _stop_reason(job, state),
+        "next_steps": advise_next_run(read_curves(folder.metrics_lines), _stop_reason(job, state), job.hyperparameters),
+        "adapted_layers": _adapted_layers(model),
         "cost": _cost(folder, state, model, peaks) | dict(seconds),
         "notes": (comparisons[headline]["notes"] if headline else []) + _notes(headline),
     }
     write_json(folder.metrics, metrics)
     return metrics
+
+
+def _adapted_layers(model: Model) -> str | None:
+    """The layers under the adapter, in words; None if all weights were trained."""
+    if not model.has_adapter:
+        return None
+    config: Any = model.network.peft_config["default"]
+    trained = [f".{name}." for name in model.trainable_parameters()]
+    order = {name: next((place for place, each in enumerate(trained) if f".{name}." in each), len(trained))
+             for name in config.target_modules}  # fmt: skip
+    return str(LoraTargets(tuple(sorted(order, key=order.__getitem__)), tuple(config.target_parameters or ())))
 
 
 def _stop_reason(job: ResolvedJob, state: TrainingState) -> str:
