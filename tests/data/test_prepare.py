@@ -484,3 +484,10 @@ def test_a_run_of_0_3_resumes_on_its_data(tokenizer_folder: Path, tmp_path: Path
     settings_ = DataSettings(kind="autopilot", context_length=512)
     prepared = prepare({"training": GSM8K.parent / "autopilot_csv"}, settings_, tokenizer, tmp_path)
     assert prepared.fingerprint == "61c5bf8b4b833575c485f7c3ab923234608f9125be2c4ec7bfbfeed974916ad1"
+
+
+def test_sample_limits_are_in_the_fingerprint_by_their_own_names() -> None:
+    """As in 0.3, whose runs are resumed only if the fingerprint stays."""
+    assert prepare_module._changed_settings(DataSettings(max_samples=(5, -1, -1))) == {"max_train_samples": 5}
+    changed = prepare_module._changed_settings(DataSettings(max_samples=(-1, 6, 7), split_seed=1))
+    assert changed == {"split_seed": 1, "max_val_samples": 6, "max_test_samples": 7}

@@ -28,7 +28,7 @@ from luthier.data.ledger import RowCounts
 from luthier.data.problems import Problems
 from luthier.data.row_formats import ChatFormat, RowFormat, TemplateFormat, TextFormat, text_column
 from luthier.data.rows import SPLITS, Array, FileName, RowOutcome, RowTable
-from luthier.data.settings import DataSettings
+from luthier.data.settings import SAMPLE_NAMES, DataSettings
 from luthier.data.split import SplitAssignment, assign_splits, duplicates_across
 from luthier.data.template import AUTOPILOT, DEFAULT, DEMARCATION, Template
 from luthier.data.template_forms import REFUSE
@@ -420,12 +420,14 @@ def _garbage_collection_disabled() -> Iterator[None]:
 def _changed_settings(settings: DataSettings) -> dict[str, Any]:
     """The settings that differ from their defaults and affect tokens or splits, JSON-ready."""
     defaults = asdict(DataSettings())
-    without_effect = ("explicit",)
-    return {
+    without_effect = ("explicit", "max_samples")
+    changed = {
         name: value
         for name, value in asdict(settings).items()
         if value != defaults[name] and name not in without_effect
     }
+    limits = zip(SAMPLE_NAMES, settings.max_samples, strict=True)
+    return changed | {name: limit for name, limit in limits if limit != -1}  # by name: runs of 0.3 are resumed
 
 
 def unread_warnings(unread: Mapping[str, int]) -> Iterator[str]:

@@ -15,11 +15,14 @@ from luthier.errors import SettingError
 DEFAULT_MAX_LENGTH = 1024  # tokens; JumpStart's maximum where max_input_length is -1
 
 
+SAMPLE_NAMES = ("max_train_samples", "max_val_samples", "max_test_samples")
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
     """Settings of `prepare`. `max_input_length` -1: the smallest of 1024, the tokenizer's limit and the context.
 
-    `max_samples`: maximum numbers of training, validation and test rows; -1: all.
+    `max_samples`: the values of SAMPLE_NAMES, maximum numbers of rows; -1: all.
     `explicit` names the hyperparameters the caller set, for warnings about those without effect. `template` overrides
     every other template, to render rows as a finished run did. `scoring`: all rows belong to one split.
     """
@@ -69,7 +72,7 @@ class DataSettings:
             validation_split_ratio=values["validation_split_ratio"],
             test_split_ratio=values["test_split_ratio"],
             split_seed=values["train_data_split_seed"],
-            max_samples=(values["max_train_samples"], values["max_val_samples"], values["max_test_samples"]),
+            max_samples=(values[SAMPLE_NAMES[0]], values[SAMPLE_NAMES[1]], values[SAMPLE_NAMES[2]]),
             append_eod=values["append_eod"],
             demarcation=values["add_input_output_demarcation_key"],
             completion_only=values["completion_only_loss"],
