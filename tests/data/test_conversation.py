@@ -184,7 +184,7 @@ def test_reasoning(key: str) -> None:
     with pytest.raises(ChatError, match="only the assistant has 'reasoning_content'"):
         read({"messages": [USER | {key: "why"}, ANSWER]})
     with pytest.raises(ChatError, match=f"message 2: {key!r} must be a string, not a list"):
-        read({"messages": [USER, ANSWER | {key: []}]})
+        read({"messages": [USER, ANSWER | {key: ["why"]}]})
     with pytest.raises(ChatError, match="differ; keep one of them"):
         read({"messages": [USER, ANSWER | {"reasoning_content": "a", "thinking": "b"}]})
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 from typing import Any
 
 import pytest
 import torch
+from data.test_chat_templates import TEMPLATES
 from finished_runs import FinishedRuns
 from rich.console import Console
 from serving.endpoints import Endpoint, listening
@@ -15,6 +17,9 @@ from serving.vocabularies import sentencepiece_like
 from tiny_models import write_model
 
 from luthier.catalog.locate import EMBEDDED
+from luthier.data.chat import ChatTemplate
+from luthier.data.conversation import read_conversation
+from luthier.data.records import parse_object
 from luthier.evaluation.generate import print_generations
 from luthier.serving import model as model_module
 from luthier.serving.errors import InvocationError
@@ -25,6 +30,7 @@ from luthier.weights.generate import generate
 from luthier.weights.resolved_model import ResolvedModel, resolve_model
 from luthier.weights.sample import StreamedPrompt, generate_streaming
 
+MARKERS = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]
 FIELDS = {"instruction": "good dog", "context": "a cat sat on the mat <|endoftext|> naïve 猫"}
 
 
@@ -85,6 +91,41 @@ def test_a_conversation_is_rendered_by_the_models_own_template(tiny_model: Serve
     assert tiny.answer({"messages": talk})["choices"][0]["message"]["content"] == expected
     assert tiny.answer({"inputs": [talk]}) == [{"generation": {"role": "assistant", "content": expected}}]
     assert tiny.answer({"fields": {"messages": talk}}) == [{"generated_text": expected}]
+
+
+def test_conversations_are_read_as_in_training(tiny_model: ServedModel) -> None:
+    plain = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello!"}]
+    user = {"role": "user", "content": [{"text": "Hello!"}], "weight": 0, "annotations": [], "refusal": None}
+    parts = [{"role": "developer", "content": [{"type": "text", "text": "Be "}, {"text": "brief."}]}, user]
+    expected, row, dialog = (
+        list(rows_of(tiny_model, body)[0].request.prompt_ids)
+        for body in ({"messages": plain}, {"messages": parts}, {"inputs": [parts]})
+    )
+    assert expected == row == dialog
+    for message, line in (
+        ({"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}, "is of type 'image_url'"),
+        ({"role": "user", "content": "hi", "mood": "good"}, r"not read by .*: 'messages\[\]\.mood'; leave out"),
+    ):
+        with pytest.raises(InvocationError, match=line):
+            rows_of(tiny_model, {"messages": [message]})
+
+
+def test_tools_are_served_as_trained(tiny_model: ServedModel) -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+    call = {"id": "call12345", "type": "function", "function": {"name": "f", "arguments": '{"x": "v"}'}}
+    talk = [{"role": "user", "content": "Hello!"}, {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "content": "7", "tool_call_id": "call12345"}]  # fmt: skip
+    with pytest.raises(InvocationError, match="does not write the row's tools, such as 'f'"):
+        rows_of(tiny_model, {"messages": talk[:1], "tools": [tool]})
+    served, chat = copy.copy(tiny_model), ChatTemplate(TEMPLATES["qwen3-tools"]["template"], {}, MARKERS)
+    served.tokenizer = copy.copy(tiny_model.tokenizer)
+    served.tokenizer.chat = chat
+    (row,) = rows_of(served, {"messages": talk, "tools": [tool], "tool_choice": "auto"})
+    fields = parse_object(json.dumps({"messages": [*talk, {"role": "assistant", "content": "7"}], "tools": [tool]}))
+    trained = served.tokenizer.encode(chat.example(read_conversation(fields)).pieces)
+    ids = list(row.request.prompt_ids)
+    assert ids == trained[: len(ids)]
+    assert '"arguments": {"x": "v"}' in served.tokenizer.show(ids)
 
 
 def test_strings_of_control_tokens_are_text_unless_said_otherwise(tiny_model: ServedModel) -> None:

@@ -85,7 +85,7 @@ class _Reader:
     def _message(self, item: Any, number: int) -> Message:
         if not isinstance(item, dict):
             raise ChatError(f"message {number} must be an object with 'role' and 'content'")
-        rest = {name: value for name, value in item.items() if value is not None}
+        rest = {name: value for name, value in item.items() if value not in (None, [], {}) or name == "content"}
         is_sharegpt = "role" not in item and "from" in item
         source = rest.pop("from" if is_sharegpt else "role", None)
         role = _ROLE_NAMES.get(source.lower()) if isinstance(source, str) else None
@@ -224,7 +224,7 @@ def _conversation(
     fields: Mapping[str, Any], keys: Sequence[str], reader: _Reader, messages: list[Message]
 ) -> Conversation:
     """Add what the row says beside its list of messages."""
-    rest = {name: value for name, value in fields.items() if value is not None and name not in (*KEYS, *keys)}
+    rest = {name: value for name, value in fields.items() if value not in (None, [], {}) and name not in (*KEYS, *keys)}
     system = reader.system(rest, messages)
     tools = _read_tools(rest)
     if _pop_loss(rest, "the row", ["weight"]) == ("weight", False):

@@ -38,6 +38,7 @@ from luthier.errors import DataError, Problem, SettingError, UserError
 
 FORMAT_VERSION = 2  # of the cache; increase it whenever the same input would give other tokens
 CHAT_FORMAT_VERSION = 3  # the same for conversations; a checkpoint resumes only under the same versions
+CACHE_LAYOUT = 2  # what is stored beside the tokens; no part of the fingerprint under which a checkpoint resumes
 DOCUMENTED = "the documented default template"
 _EXAMPLES_PER_BATCH = 4_096  # rows held in memory to yield examples in any order
 
@@ -150,7 +151,7 @@ def prepare(
         say=say or (lambda _: None),
     )
     candidates = pipeline.candidates(warnings)
-    key = store_cache.key_of(pipeline.cache_facts(candidates))
+    key = store_cache.key_of({**pipeline.cache_facts(candidates), "layout": CACHE_LAYOUT})
     folder = store_cache.find(cache, key)
     if folder is None:
         folder = store_cache.store(cache, key, lambda path: pipeline.build(candidates, path))
@@ -360,7 +361,7 @@ class _Pipeline:
         self._check_embedded(tokens, table, np.load(folder / "owner.npy"))
         split = self._split(folder, table)
         duplicates = _duplicate_warnings(table, split.row_splits, self.settings.group_near_duplicates)
-        unread = meta.get("unread", {})  # earlier versions did not store it
+        unread = meta["unread"]
         not_read = [*unread_warnings(unread)]
         warnings = [*warnings, *meta["warnings"], *not_read, *loss_warnings, *split.warnings, *duplicates]
         return Dataset(

@@ -47,7 +47,7 @@ def _kind_renderer(provenance: Mapping[str, Any], tokenizer: Tokenizer, raw: boo
     if stored and not raw:
         template = Template.from_json(stored)
         return lambda fields: _template_prompt(template, fields)
-    return lambda fields: _plain_prompt(chat, fields)
+    return lambda fields: _plain_prompt(chat, fields, raw)
 
 
 def _template_prompt(template: Template, fields: Mapping[str, Any]) -> Example:
@@ -57,7 +57,8 @@ def _template_prompt(template: Template, fields: Mapping[str, Any]) -> Example:
     return template.render_prompt({name: fields[name] for name in template.prompt_fields})
 
 
-def _chat_prompt(chat: ChatTemplate | None, fields: Mapping[str, Any]) -> Example:
+def _chat_prompt(chat: ChatTemplate | None, fields: Mapping[str, Any], all_read: bool = False) -> Example:
+    """Render a conversation; `all_read`: keys that are not read are refused, not ignored as in a row."""
     if chat is None:
         raise UserError("'messages' requires a model whose tokenizer has a chat template")
     if not any(isinstance(fields.get(key), list) and fields[key] for key in (*KEYS, "prompt")):
@@ -65,14 +66,18 @@ def _chat_prompt(chat: ChatTemplate | None, fields: Mapping[str, Any]) -> Exampl
             'a chat row requires \'messages\': a list of {"role": "system|user|assistant|tool", "content": TEXT}'
         )
     try:
-        return chat.render_prompt(read_request(fields))
+        conversation = read_request(fields)
+        if all_read and (unread := chat.unread_keys(conversation)):
+            names = ", ".join(sorted(map(repr, unread)))
+            raise UserError(f"not read by the model's chat template: {names}; leave out what is not read")
+        return chat.render_prompt(conversation)
     except ChatError as error:
         raise UserError(str(error)) from None
 
 
-def _plain_prompt(chat: ChatTemplate | None, fields: Mapping[str, Any]) -> Example:
+def _plain_prompt(chat: ChatTemplate | None, fields: Mapping[str, Any], raw: bool) -> Example:
     if isinstance(fields.get("messages"), list):
-        return _chat_prompt(chat, fields)
+        return _chat_prompt(chat, fields, all_read=raw)
     if not isinstance(fields.get("prompt"), str):
         raise UserError("a row for a model without a template requires the text field 'prompt' (or 'messages')")
     return Example("", (Piece(fields["prompt"], trained=False),))
