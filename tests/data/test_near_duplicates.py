@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from luthier.data import near_duplicates
 from luthier.data.near_duplicates import Sketches, fold, sketch
 
 WORDS = ["apple", "river", "stone", "quiet", "green", "window", "carry", "listen", "paper", "cloud"]
@@ -88,3 +89,47 @@ def test_batches_do_not_matter() -> None:
     texts = [sentence(draw, draw.randint(0, 12)) for _ in range(100)] * 2
     assert groups(texts, 1) == groups(texts, 64) == groups(texts, 200)
     assert groups(texts)[100:] == groups(texts)[:100]
+
+
+PROMPT = f"You are the assistant of Acme. {sentence(random.Random(0), 150)}. Answer from the handbook only: "
+
+
+def test_what_all_rows_share_makes_no_duplicates() -> None:
+    draw = random.Random(5)
+    questions = [sentence(draw, 12) for _ in range(60)]
+    texts = [PROMPT + question for question in questions]
+    assert groups(texts[:9]) == [0] * 9  # as all of them were, with what they share
+    assert groups(texts) == list(range(60))
+    around = [f"{PROMPT} {question} {PROMPT.upper()} Take 3 steps." for question in questions]
+    assert groups(around) == list(range(60))
+
+
+def test_rows_that_are_alike_beside_what_all_share_are_near() -> None:
+    draw = random.Random(6)
+    questions = [sentence(draw, 60) for _ in range(30)]
+    edited = [text.replace(text.split()[30], "changed", 1) for text in questions]
+    found = groups([PROMPT + text for text in questions + edited])
+    assert sum(found[place] == found[place + 30] for place in range(30)) >= 28
+    assert len(set(found[:30])) == 30
+
+
+def test_equal_rows_and_few_rows_stay_near() -> None:
+    assert groups([PROMPT] * 40) == [0] * 40
+    few = [PROMPT + word for word in WORDS[:4]]
+    assert groups(few) == [0] * 4  # of so few rows nobody knows which words are the frame
+
+
+def test_a_prompt_of_some_rows_is_no_frame() -> None:
+    draw = random.Random(7)
+    plain = [sentence(draw, 12) for _ in range(20)]
+    assert len(set(groups(plain + [PROMPT + text for text in plain]))) < 40
+
+
+def test_only_the_first_rows_say_what_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(near_duplicates, "SHARED_ROWS", 20)
+    draw = random.Random(8)
+    texts = [PROMPT + sentence(draw, 12) for _ in range(60)] + [sentence(draw, 12) for _ in range(10)]
+    for batch in (1, 7, 64):
+        assert groups(texts, batch) == list(range(70))
+    monkeypatch.setattr(near_duplicates, "SHARED_BYTES", 1)
+    assert groups(texts, 1) == groups(texts, 64) == list(range(70))

@@ -2,11 +2,12 @@
 
     text     case folded, each digit 0, each run of other non-letters one space
     shingles all 8-byte substrings of that text in UTF-8
+    shared   shingles that all of the first SHARED_ROWS rows have (a system prompt, a template in a field): left out
     sketch   one-permutation MinHash: 64 bins, 16 bits of the smallest hash in each (128 bytes per row)
     groups   rows that share a band of 4 bins and agree in at least THRESHOLD of the 64 are joined
 
 THRESHOLD is the estimated Jaccard similarity (standard error about 0.05 at 0.8). Texts under 8 bytes match when equal.
-Shapes: R rows, N shingles of a batch.
+Shapes: R rows, N shingles of a batch, S shared shingles.
 """
 
 from __future__ import annotations
@@ -31,7 +32,12 @@ _ASCII = bytes(
     for code in range(128)
 ).ljust(256)
 _SEPARATOR = b"\x00" * _SHINGLE_BYTES  # no shingle spans two rows
+_ROWS = 256  # rows sketched at once, so that memory stays small
 _CHUNK = 1 << 20  # rows compared at once
+SHARED_ROWS, SHARED_BYTES = 2048, 1 << 22
+"""What all of the first rows share is left out: of so many rows, or of rows with so much text together."""
+MIN_SHARED_ROWS = 10
+"""With fewer rows no shingle is left out: few rows that are alike share most of their words."""
 
 
 def fold(text: str) -> bytes:
@@ -46,23 +52,66 @@ class Sketches:
 
     def __init__(self) -> None:
         self._parts: list[Array] = []
+        self._first: list[bytes] = []  # the first rows, until it is known what they share
+        self._first_bytes = 0
+        self._shared: Array = np.empty(0, np.uint64)
 
     def add(self, texts: Sequence[str]) -> None:
         """Add a batch of texts."""
-        self._parts.append(sketch([fold(text) for text in texts]))
+        folded = [fold(text) for text in texts]
+        while folded and not self._parts:
+            self._first.append(folded.pop(0))
+            self._first_bytes += len(self._first[-1])
+            is_large = self._first_bytes >= SHARED_BYTES and len(self._first) >= MIN_SHARED_ROWS
+            if is_large or len(self._first) == SHARED_ROWS:
+                self._sketch_first()
+        if folded:
+            self._parts.append(sketch(folded, self._shared))
+
+    def _sketch_first(self) -> None:
+        self._shared = shared_shingles(self._first) if len(self._first) >= MIN_SHARED_ROWS else self._shared
+        self._parts = [sketch(self._first[start : start + _ROWS], self._shared)
+                       for start in range(0, len(self._first), _ROWS)]  # fmt: skip
+        self._first = []
 
     def groups(self) -> Array:
         """int64 (R,): the smallest row of each row's group; itself when it has no near-duplicate."""
+        if self._first:
+            self._sketch_first()
         signatures = np.concatenate(self._parts) if self._parts else np.empty((0, BINS), np.uint16)
         self._parts = [signatures]
         return _join_similar(signatures)
 
 
-def sketch(folded: Sequence[bytes]) -> Array:
-    """uint16 (R, BINS) signatures of folded texts."""
+def shared_shingles(folded: Sequence[bytes]) -> Array:
+    """Hashes (S,) of the shingles that every one of the texts has, ascending."""
+    shared = np.unique(_shingle_hashes(folded[:1])[0])
+    for text in folded[1:]:
+        if not len(shared):
+            break
+        shared = np.intersect1d(shared, _shingle_hashes([text])[0])
+    return shared
+
+
+def sketch(folded: Sequence[bytes], shared: Array | None = None) -> Array:
+    """uint16 (R, BINS) signatures of folded texts, without the `shared` shingles (S,), ascending hashes.
+
+    Texts of which nothing is left have the same signature.
+    """
     rows = len(folded)
     if not rows:
         return np.empty((0, BINS), np.uint16)
+    hashes, row_of = _shingle_hashes(folded)
+    if shared is not None and len(shared):
+        own = shared[np.searchsorted(shared, hashes).clip(max=len(shared) - 1)] != hashes
+        hashes, row_of = hashes[own], row_of[own]
+    smallest = np.full(rows * BINS, _EMPTY)
+    np.minimum.at(smallest, row_of * BINS + (hashes >> np.uint64(58)).astype(np.int64), hashes)
+    return _fill_empty_bins(smallest.reshape(rows, BINS))
+
+
+def _shingle_hashes(folded: Sequence[bytes]) -> tuple[Array, Array]:
+    """Hashes uint64 (N,) of the shingles of texts, and the row of each (N,)."""
     padded = [text if len(text) >= _SHINGLE_BYTES else text.ljust(_SHINGLE_BYTES, b"\x01") for text in folded]
     joined = _SEPARATOR.join(padded) + _SEPARATOR
     lengths = np.array([len(text) for text in padded])
@@ -73,10 +122,7 @@ def sketch(folded: Sequence[bytes]) -> Array:
     chosen = np.arange(shingles.sum()) + np.repeat(between, shingles)
     windows = np.ndarray(len(joined) - _SHINGLE_BYTES + 1, np.dtype("<u8"), joined, strides=(1,))  # at every byte
     hashes = _mix(windows[chosen].astype(np.uint64, copy=False))
-    row_of = np.repeat(np.arange(rows), shingles)
-    smallest = np.full(rows * BINS, _EMPTY)
-    np.minimum.at(smallest, row_of * BINS + (hashes >> np.uint64(58)).astype(np.int64), hashes)
-    return _fill_empty_bins(smallest.reshape(rows, BINS))
+    return hashes, np.repeat(np.arange(len(folded)), shingles)
 
 
 def _mix(values: Array) -> Array:
