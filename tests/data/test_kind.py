@@ -135,7 +135,17 @@ def test_csv_and_parquet_do_not_mix(preparing: Preparing, tmp_path: Path) -> Non
         preparing(training, lay(tmp_path / "v", "parquet"))
 
 
-def test_a_template_beside_autopilot_rows_is_said_to_be_unused(preparing: Preparing, tmp_path: Path) -> None:
+def test_a_template_beside_a_table_renders_it(preparing: Preparing, tmp_path: Path) -> None:
+    folder = autopilot(tmp_path / "d", "input,output\na,b\n")
+    write_template(folder, "Q: {input}", "{output}")
+    prepared = preparing(folder, validation_split_ratio=0.0)
+    assert prepared.kind == "instruction"
+    assert next(prepared.examples(prepared.split.train)).prompt.startswith("Q: a")
+
+
+@pytest.mark.parametrize("kind", ["autopilot", "domain"])
+def test_a_template_that_cannot_apply_is_refused(preparing: Preparing, tmp_path: Path, kind: str) -> None:
     folder = autopilot(tmp_path / "d", "input,output\na,b\n")
     write_template(folder, "{input}", "{output}")
-    assert "template.json is not used: autopilot data needs none" in preparing(folder).warnings
+    with pytest.raises(DataError, match=f"template.json: {kind} data is not rendered by a template; remove the file"):
+        preparing(folder, kind=kind)

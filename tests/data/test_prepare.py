@@ -194,7 +194,7 @@ def test_mixed_formats_are_refused(preparing: Preparing, tmp_path: Path) -> None
     data = qa(tmp_path / "data")
     (data / "b.csv").write_text("input,output\na,b\n")
     assert "mixes .csv and .jsonl" in refusal(preparing, data)[0]
-    assert refusal(preparing, data, kind="instruction") == ["b.csv: instruction data must be in .jsonl files"]
+    assert refusal(preparing, data, kind="chat") == ["b.csv: chat data must be in .jsonl or .json or .parquet files"]
 
 
 def test_no_rows_at_all(preparing: Preparing, tmp_path: Path) -> None:

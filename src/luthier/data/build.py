@@ -28,6 +28,7 @@ from luthier.data.problems import Problems
 from luthier.data.records import Record
 from luthier.data.row_formats import RowFormat
 from luthier.data.rows import ROW, Array, DropReason, RowOutcome
+from luthier.data.strict_utf8 import is_compressed
 from luthier.data.tokenize import EncodedRow, Tokenizer
 from luthier.data.tokens import TokenWriter
 from luthier.errors import DataError, Problem
@@ -105,9 +106,9 @@ def scan_rows(channels: Sequence[Channel], candidates: Sequence[tuple[str, RowFo
 
 
 def _can_hold(files: Sequence[RowFile]) -> bool:
-    """Whether the files' rows fit in memory; unknown for Parquet, which is compressed."""
+    """Whether the files' rows fit in memory; unknown for Parquet and gzip, which are compressed."""
     return sum(file.path.stat().st_size for file in files) <= _MAX_HELD_BYTES and not any(
-        tables.is_parquet(file.path) for file in files
+        tables.is_parquet(file.path) or is_compressed(file.path) for file in files
     )
 
 
@@ -117,7 +118,10 @@ def _no_default(candidates: Sequence[tuple[str, RowFormat]], missing: list[dict[
         f"{origin} needs {', '.join(map(repr, fields))}, which some rows lack"
         for (origin, _), fields in zip(candidates, missing, strict=True)
     ]
-    advice = 'add a template.json beside the rows, such as {"prompt": "{question}", "completion": "{answer}"}'
+    advice = (
+        'add a template.json beside the rows, such as {"prompt": "{question}", "completion": "{answer}"}, or give '
+        "--kind domain (instruction_tuned=False) to train on plain text, a column named text or the first one"
+    )
     return [Problem("", 0, f"no template.json, and {'; '.join(reasons)}; {advice} (first: {first})")]
 
 

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from luthier.data.records import BadRowError, JsonLiteral, describe, parse_value
+from luthier.data.literals import JsonLiteral
+from luthier.data.records import BadRowError, describe, parse_value
 
 KEYS = ("dialog", "messages", "conversations")
 ROLES = ("system", "user", "assistant", "tool")

@@ -1,11 +1,11 @@
 """The kind of a data set: instruction, autopilot, chat or domain; detected from the files, or set by the caller.
 
-    instruction   .jsonl rows with fields for a template
-    autopilot     CSV or Parquet with exactly the columns input and output
-    chat          .jsonl rows with one of dialog, messages, conversations
-    domain        one .txt, .csv, .json or .jsonl file of plain text
+    instruction   rows with fields for a template: JSON Lines, a JSON array, CSV, TSV or Parquet
+    autopilot     CSV, TSV or Parquet with exactly the columns input and output
+    chat          rows with one of dialog, messages, conversations: JSON Lines, a JSON array or Parquet
+    domain        one .txt file, or one file with a column `text`; a first column of another name only where asked for
 
-Only names, headers and first rows are read.
+Only names, headers and first rows are read. Files may be compressed by gzip (.jsonl.gz).
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ from luthier.errors import DataError, Problem, SettingError
 
 KINDS = ("instruction", "autopilot", "chat", "domain")
 AUTOPILOT_COLUMNS = ("input", "output")
+TABLES = (".csv", ".tsv", ".parquet")
 SUFFIXES = {
-    "instruction": (".jsonl",),
-    "autopilot": (".csv", ".parquet"),
-    "chat": (".jsonl",),
-    "domain": (".txt", ".csv", ".json", ".jsonl"),
+    "instruction": (".jsonl", ".json", *TABLES),
+    "autopilot": TABLES,
+    "chat": (".jsonl", ".json", ".parquet"),
+    "domain": (".txt", ".jsonl", ".json", *TABLES),
 }
+_LABEL_STUDIO = {"annotations", "data"}  # keys of a task
 
 
 def resolve_kind(kind: str, values: Mapping[str, Any], explicit: Collection[str], training_channel: Path) -> str:
@@ -79,31 +81,34 @@ def detect(channel: Channel) -> str:
             )
         )
     suffix = suffixes.pop()
-    if suffix == ".jsonl":
-        return _detect_jsonl(channel)
-    if suffix in (".txt", ".json"):
+    if suffix == ".txt":
         return "domain"
-    problems = Problems()
-    names = tables.columns(channel.files[0], problems)
-    problems.raise_if_any()
-    if set(names) == set(AUTOPILOT_COLUMNS):
-        return "autopilot"
-    if suffix == ".parquet" or len(channel.files) > 1 or {"input", "output"} & set(names):
+    keys = _first_keys(channel, is_table=suffix in TABLES)
+    if channel.template is not None or not keys:
+        return "instruction"
+    if keys.keys() >= _LABEL_STUDIO:
+        message = "a Label Studio export; export it as CSV or JSON-MIN, and add a template.json that names its fields"
+        raise DataError(Problem(channel.files[0].name, 1, message))
+    if has_conversation(keys):
+        return "chat"
+    names = {name.lower() for name in keys}
+    if suffix in TABLES and "instruction" not in names and names & set(AUTOPILOT_COLUMNS):
         return "autopilot"  # its reader reports problems of the columns
-    return "domain"
+    is_text = "text" in names if suffix in TABLES else names == {"text"}
+    return "domain" if is_text and len(channel.files) == 1 else "instruction"
 
 
-def _detect_jsonl(channel: Channel) -> str:
+def _first_keys(channel: Channel, is_table: bool) -> dict[str, Any]:
+    """The first row of the channel by its keys; a table's columns without cells if it has no row."""
+    problems = Problems()
+    if is_table:
+        columns = tables.columns(channel.files[0], problems)
+        problems.raise_if_any()
     for file in channel.files:
         record = next(records.read(file, Problems()), None)
         if record is not None:
-            keys = set(record.fields)
-            if has_conversation(record.fields) and channel.template is None:
-                return "chat"
-            if keys == {"text"} and channel.template is None and len(channel.files) == 1:
-                return "domain"
-            return "instruction"
-    return "instruction"
+            return record.fields
+    return dict.fromkeys(columns) if is_table else {}
 
 
 def check_files(kind: str, channels: list[Channel]) -> None:
@@ -133,4 +138,4 @@ def check_files(kind: str, channels: list[Channel]) -> None:
 
 
 def _fits(kind: str, file: RowFile) -> bool:
-    return file.suffix in SUFFIXES[kind] or (kind == "autopilot" and tables.is_parquet(file.path))
+    return file.suffix in SUFFIXES[kind] or (".parquet" in SUFFIXES[kind] and tables.is_parquet(file.path))

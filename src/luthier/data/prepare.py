@@ -19,7 +19,7 @@ import numpy as np
 from luthier.data import cache as store_cache
 from luthier.data import ledger, records
 from luthier.data.build import RowBuilder, files_of, scan_rows, trust_special_tokens
-from luthier.data.channel import Channel, find_template, open_channels
+from luthier.data.channel import TEMPLATE, Channel, find_template, open_channels
 from luthier.data.chat import ALL, ASSISTANT, ChatTemplate
 from luthier.data.domain import BlockBuilder
 from luthier.data.example import Example, Piece
@@ -133,7 +133,7 @@ def prepare(
 
     `cache` is the folder for tokenized data, keyed by content; `say` receives progress messages.
     """
-    opened_channels = open_channels(channels)
+    opened_channels = open_channels(channels, split_by_name=not settings.scoring)
     kind = detect(opened_channels[0]) if settings.kind == "auto" else settings.kind
     check_files(kind, opened_channels)
     if tokenizer.encoder_decoder:
@@ -198,8 +198,9 @@ class _Pipeline:
         if self.kind == "instruction":
             return [(origin, TemplateFormat(template)) for origin, template in self._templates(warnings)]
         ignored = [channel.template for channel in self.channels if channel.template]
-        if ignored:
-            warnings.append(f"template.json is not used: {self.kind} data needs none")
+        if ignored and self.settings.template is None:
+            message = f"{self.kind} data is not rendered by a template; remove the file, or give --kind instruction"
+            raise DataError(Problem(TEMPLATE, 0, message))
         if self.kind == "autopilot":
             columns = Template(AUTOPILOT.prompt, AUTOPILOT.completion, self._demarcation)
             template = self.settings.template or columns

@@ -2,7 +2,7 @@
 
     .jsonl           one JSON object a line; only \\n and \\r\\n end a line
     .json            JSON Lines, or one array of objects
-    .csv .parquet    see tables.py (Parquet is known by its first bytes, whatever the file is called)
+    .csv .tsv .parquet   see tables.py (Parquet is known by its first bytes, whatever the file is called)
     .txt             pieces of whole lines, see `_read_text`
 
 A row that cannot be read is added to `Problems` and reading continues. Templates are applied elsewhere.
@@ -19,17 +19,12 @@ from typing import Any, NoReturn
 
 from luthier.data import tables
 from luthier.data.channel import RowFile
+from luthier.data.literals import JsonLiteral
 from luthier.data.problems import Problems
 from luthier.data.strict_utf8 import NotUtf8Error, Utf8Lines
 
 PIECE_CHARACTERS = 2_000  # of a .txt piece: about a page
 MAX_DEPTH = 1_000  # levels of nesting
-
-
-class JsonLiteral(str):
-    """A JSON number or boolean as text, as the file writes it: `1.10` stays ``1.10``."""
-
-    __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +56,7 @@ def read(file: RowFile, problems: Problems, lines: frozenset[int] | None = None)
         elif tables.is_parquet(file.path):
             for line, fields in tables.parquet(file, problems):
                 yield Record(fields, file.name, line)
-        elif file.suffix == ".csv":
+        elif file.suffix in (".csv", ".tsv"):
             for line, fields in tables.csv_rows(file, problems):
                 yield Record(fields, file.name, line)
         elif file.suffix == ".json" and _first_character(file) == "[":
@@ -82,7 +77,9 @@ def _read_json_lines(file: RowFile, problems: Problems, lines: frozenset[int] | 
         try:
             fields = parse_object(text)
         except BadRowError as error:
-            problems.add(file.name, line, error.kind, str(error))
+            is_indented = error.kind == "json" and text.strip() in ("{", "[")
+            hint = f"; a row is one line of {file.suffix}: write it without indentation" if is_indented else ""
+            problems.add(file.name, line, error.kind, str(error) + hint)
             continue
         yield Record(fields, file.name, line)
 
@@ -176,8 +173,7 @@ def describe(value: Any) -> str:
 
 
 def _first_character(file: RowFile) -> str:
-    with open(file.path, "rb") as handle:
-        return handle.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1].decode("ascii", "replace")
+    return next((text.strip()[:1] for text in Utf8Lines(file.path).texts() if text.strip()), "")
 
 
 def _read_array(file: RowFile, problems: Problems) -> Iterator[Record]:

@@ -1,7 +1,8 @@
 """Reads rows of CSV and Parquet, each cell exactly as written. No type is inferred: `NA` and `007` stay text.
 
-CSV is RFC 4180 (comma, double quotes, doubled inside quotes, quoted line breaks kept) with a header. Ragged rows,
-duplicate headers and unclosed quotes are refused.
+CSV is RFC 4180 (comma, in .tsv files a tab; double quotes, doubled inside quotes, quoted line breaks kept) with a
+header. Ragged rows, duplicate headers and unclosed quotes are refused. Lists and structs of Parquet become what JSON
+Lines would give.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from luthier.data.channel import RowFile
+from luthier.data.literals import JsonLiteral
 from luthier.data.problems import Problems
 from luthier.data.strict_utf8 import NotUtf8Error, Utf8Lines
 
@@ -34,7 +36,7 @@ def is_parquet(path: Path) -> bool:
 def csv_rows(file: RowFile, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (first line, cells by column) of each row; blank lines are skipped."""
     lines = Utf8Lines(file.path)
-    reader = csv.reader(lines.texts(), strict=True)
+    reader = csv.reader(lines.texts(), strict=True, delimiter=_delimiter(file))
     header: list[str] | None = None
     start_line = 1
     while True:
@@ -73,7 +75,20 @@ def _reason(error: csv.Error) -> str:
     return f"not CSV: {text}"
 
 
+def _delimiter(file: RowFile) -> str:
+    return "\t" if file.suffix == ".tsv" else ","
+
+
 def _bad_header(file: RowFile, header: list[str], line: int, problems: Problems) -> bool:
+    if header[0].lower().startswith("sep="):
+        problems.add(file.name, line, "header", "the first line is Excel's 'sep=...', not a header; remove it")
+        return True
+    other = next((mark for mark in ("\t", ";") if len(header) == 1 and mark in header[0]), None)
+    if other:
+        name = "tabs" if other == "\t" else "semicolons"
+        fix = "name the file .tsv, or save it with commas" if other == "\t" else "save it with commas"
+        problems.add(file.name, line, "header", f"the columns are separated by {name}; {fix}")
+        return True
     for name in header:
         if header.count(name) > 1:
             problems.add(file.name, line, "header", f"duplicate column {name!r} in the header")
@@ -87,7 +102,7 @@ def columns(file: RowFile, problems: Problems) -> list[str]:
         opened = _open(file, problems)
         return list(opened.schema_arrow.names) if opened else []
     try:
-        return list(next(csv.reader(Utf8Lines(file.path).texts(), strict=True), []))
+        return list(next(csv.reader(Utf8Lines(file.path).texts(), strict=True, delimiter=_delimiter(file)), []))
     except (csv.Error, NotUtf8Error):
         return []  # reading its rows reports the problem
 
@@ -102,12 +117,14 @@ def parquet(file: RowFile, problems: Problems) -> Iterator[tuple[int, dict[str, 
         if schema.names.count(name) > 1:
             problems.add(file.name, 0, "header", f"duplicate column {name!r}")
             return
-    texts = [column.name for column in schema if _is_text(column.type)]
+    read = [column.name for column in schema if _is_text(column.type) or _is_nested(column.type)]
     row = 0
     try:
         for batch in opened.iter_batches(batch_size=_BATCH, use_threads=False):
             cells = [
-                column.to_pylist() if name in texts else [NonTextCell(str(column.type))] * len(batch)
+                [_json_value(cell) for cell in column.to_pylist()]
+                if name in read
+                else [NonTextCell(str(column.type))] * len(batch)
                 for name, column in zip(batch.schema.names, batch.columns, strict=True)
             ]
             for values in zip(*cells, strict=True):
@@ -136,6 +153,23 @@ def _is_text(kind: Any) -> bool:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _is_nested(kind: Any) -> bool:
+    return bool(pa.types.is_struct(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind))
+
+
+def _json_value(value: Any) -> Any:
+    """A cell as JSON Lines would give it. A struct has every field of its column, so a null one is left out."""
+    if isinstance(value, dict):
+        return {name: _json_value(item) for name, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_json_value(item) for item in value]
+    if isinstance(value, bool):
+        return JsonLiteral("true" if value else "false")
+    if isinstance(value, int | float):
+        return JsonLiteral(repr(value))
+    return value if value is None or isinstance(value, str) else NonTextCell(type(value).__name__)
 
 
 def _first_line(error: BaseException) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, get_type_hints
 
-from luthier.data.records import JsonLiteral
+from luthier.data.literals import JsonLiteral
 from luthier.errors import did_you_mean
 from luthier.serving.errors import InvocationError
 
