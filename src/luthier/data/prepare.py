@@ -32,6 +32,7 @@ from luthier.data.settings import SAMPLE_NAMES, DataSettings
 from luthier.data.split import SplitAssignment, assign_splits, duplicates_across
 from luthier.data.template import AUTOPILOT, DEFAULT, DEMARCATION, Template
 from luthier.data.template_forms import REFUSE
+from luthier.data.template_warnings import template_warnings
 from luthier.data.tokenize import Tokenizer
 from luthier.data.tokens import TokenStore
 from luthier.errors import DataError, Problem, SettingError, UserError
@@ -244,6 +245,8 @@ class _Pipeline:
                     "template.json: the prompt contains '### Response:', and add_input_output_demarcation_key=True "
                     "appends another; remove one of them"
                 )
+            frame = self.tokenizer.show(self.tokenizer.prefix_ids), self.tokenizer.show([self.tokenizer.eos_id])
+            warnings.extend(template_warnings(template, *frame))
             return [("template.json", template)]
         documented = Template(DEFAULT.prompt, DEFAULT.completion, self._demarcation)
         templates = [(DOCUMENTED, documented)]

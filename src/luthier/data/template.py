@@ -62,6 +62,11 @@ class Template:
         """Names of the prompt's placeholders, which a request to serving must have."""
         return tuple(dict.fromkeys(name for is_field, name in self._segments[0] if is_field))
 
+    @property
+    def completion_fields(self) -> tuple[str, ...]:
+        """Names of the completion's placeholders."""
+        return tuple(dict.fromkeys(name for is_field, name in self._segments[1] if is_field))
+
     def render(self, record: Mapping[str, str], source: str = "") -> Example:
         """Fill prompt and completion; KeyError names a missing field."""
         completion = _fill(self._segments[1], record, trained=True)
@@ -163,7 +168,9 @@ def _check_name(part: str, name: str) -> None:
         raise _fault(f"{part!r}: {{{name}}} is positional; give a field name, or write {{{{ }}}} for braces")
     for character, reason in _FORBIDDEN.items():
         if character in name:
-            raise _fault(f"{part!r}: {{{name}}}: {reason}; give a field name")
+            raise _fault(f"{part!r}: {{{name}}}: {reason}; give a field name, or write {{{{ }}}} for literal braces")
+    if name != name.strip():
+        raise _fault(f"{part!r}: {{{name}}} has blanks inside its braces; write {{{name.strip()}}}")
 
 
 def _fill(segments: Segments, record: Mapping[str, str], trained: bool) -> Piece:
