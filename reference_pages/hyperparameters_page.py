@@ -57,7 +57,7 @@ def _row(row: Hyperparameter, file: str) -> str:
 
 def range_of(row: Hyperparameter) -> str:
     """Describe the values that a row accepts in a few words."""
-    if row.type in ("bool", "text") or row.choices:
+    if row.type in ("bool", "text", "pattern") or row.choices:
         return ", ".join(row.choices) or {"bool": "True, False"}.get(row.type, "")
     words = row.expected.removeprefix("a whole number").removeprefix("a number").removeprefix(" of").strip()
     return re.sub(r"^at least (\S+) and at most (\S+)", r"\1 to \2", words)

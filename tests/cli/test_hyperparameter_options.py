@@ -51,7 +51,7 @@ def test_each_row_is_described_as_json(row: Hyperparameter) -> None:
     assert described["name"] == row.name
     assert described["type"] == TYPES[row.type]
     assert row.group in TITLES
-    assert range_of(row) or row.type == "text"
+    assert range_of(row) or row.type in ("text", "pattern")
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,8 @@ def test_names_are_the_contract() -> None:
         "rougeL",
         "rougeLsum",
         "exact_match",
+        "answer_match",
+        "json_match",
         "f1",
     ]
 

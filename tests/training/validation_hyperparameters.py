@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from training.training_harness import TOLERANCE, HyperparameterChecks, TrainingHarness
+
+from luthier.evaluation.answers import answers_match
 
 VALIDATION_CHECKS = HyperparameterChecks()
 
@@ -106,3 +110,14 @@ def _(harness: TrainingHarness) -> None:
     for strategy, logged in (("steps", [1, 7, 10]), ("epoch", [1, 5, 10]), ("no", [1, 10])):
         done = harness.run(logging_strategy=strategy, logging_steps=7, logging_first_step=True)
         assert [line["step"] for line in done.steps] == logged
+
+
+@VALIDATION_CHECKS.of("answer_pattern")
+def _(harness: TrainingHarness) -> None:
+    usual, found = harness.run(score_rows=-1), harness.run(score_rows=-1, answer_pattern=r"(\w)\w*$")
+    for model in ("base", "tuned"):
+        assert usual.metrics[model]["answer_match"] is None
+        path = found.folder.scores / f"{model}.validation.jsonl"
+        lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        hits = [answers_match(line["prediction"], line["reference"], r"(\w)\w*$") for line in lines]
+        assert found.metrics[model]["answer_match"] == sum(hits) / len(hits)

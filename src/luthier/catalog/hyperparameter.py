@@ -16,7 +16,7 @@ from typing import Any, Literal, cast
 from luthier.errors import SettingError
 
 Value = bool | int | float | str | None
-Kind = Literal["int", "float", "bool", "choice", "text", "optional_int", "fixed"]
+Kind = Literal["int", "float", "bool", "choice", "text", "optional_int", "pattern", "fixed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,8 +52,8 @@ class Hyperparameter:
             return "True or False"
         if self.choices:
             return "one of " + ", ".join(self.choices)
-        if self.type == "text":
-            return "text"
+        if self.type in ("text", "pattern"):
+            return "text" if self.type == "text" else "a regular expression of Python"
         words = "a whole number" if self.type in ("int", "optional_int") else "a number"
         if self.minimum is not None:
             words += f" {'above' if self.exclusive_minimum else 'of at least'} {_format(self.minimum)}"
@@ -160,6 +160,16 @@ def _text(row: Hyperparameter, text: str) -> Any:
     return row.default if text.lower() == "none" else text or _BAD
 
 
+def _pattern(row: Hyperparameter, text: str) -> Any:
+    if not text:
+        return _BAD
+    try:
+        re.compile(text)
+    except (re.error, OverflowError, RecursionError):
+        return _BAD
+    return row.default if text.lower() == "none" else text
+
+
 _PARSERS = {
     "int": _whole,
     "optional_int": _optional_whole,
@@ -167,5 +177,6 @@ _PARSERS = {
     "bool": _flag,
     "choice": _choice,
     "text": _text,
+    "pattern": _pattern,
     "fixed": _fixed,
 }

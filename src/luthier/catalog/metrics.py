@@ -27,6 +27,8 @@ METRICS: dict[str, Metric] = {
         ("rougeL", "ROUGE-L", True, True, "longest common subsequence of words"),
         ("rougeLsum", "ROUGE-Lsum", True, True, "ROUGE-L line by line"),
         ("exact_match", "exact match", True, True, "generated text equals the reference, ignoring outer white space"),
+        ("answer_match", "answer match", True, True, "the answer that answer_pattern finds equals the reference's"),
+        ("json_match", "JSON match", True, True, "the JSON value at the end equals the reference's"),
         ("f1", "F1 (macro)", True, True, "mean F1 over the labels, at most 20 of them"),
     )
 }

@@ -133,6 +133,9 @@ _ROWS = [
          "validations without improvement before stopping; -1: never", minimum=1, sentinel=-1),
     _row("early_stopping_threshold", "float", 0.0, "validation",
          "minimum decrease of the loss that counts as improvement", minimum=0),
+    _row("answer_pattern", "pattern", None, "validation",
+         "regular expression whose last match (its first group, if it has one) is the answer of a text, such as "
+         "'#### (.+)'; scored as answer match"),
     _row("logging_strategy", "choice", "steps", "validation",
          "when a line of metrics.jsonl is written; the last step always writes one",
          choices=("steps", "epoch", "no")),

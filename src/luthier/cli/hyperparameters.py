@@ -24,7 +24,7 @@ from luthier.errors import SettingError, did_you_mean
 
 TYPES = {
     "int": "int", "optional_int": "int or None", "float": "float", "bool": "bool", "choice": "text", "text": "text",
-    "fixed": "fixed",
+    "pattern": "regular expression", "fixed": "fixed",
 }  # fmt: skip
 """Displayed name of a row's type. A fixed row accepts only its default."""
 

@@ -24,11 +24,11 @@ Array = np.ndarray[Any, Any]
 Metrics = dict[str, float | None]
 
 
-def compute_metrics(scores: Path) -> dict[str, Any]:
+def compute_metrics(scores: Path, answer_pattern: str = "") -> dict[str, Any]:
     """Return one model's metrics: an entry per name in METRICS (None: not applicable), "rows" and
     "scored_by_generation" (counts), and "notes" (a list of lines). Raises as `compare`.
     """
-    rows = read_scores(scores)
+    rows = read_scores(scores, answer_pattern)
     _check_references(rows)
     _check_predictions(rows, "the model")
     return {
@@ -39,7 +39,7 @@ def compute_metrics(scores: Path) -> dict[str, Any]:
     }
 
 
-def compare(base: Path, tuned: Path, seed: int = 0) -> dict[str, Any]:
+def compare(base: Path, tuned: Path, seed: int = 0, answer_pattern: str = "") -> dict[str, Any]:
     """Compare two scores files of the same rows, in any order.
 
     Returns {"rows", "scored_by_generation", "empty_generations": {"base", "tuned"}, "base": metrics, "tuned": metrics,
@@ -48,7 +48,7 @@ def compare(base: Path, tuned: Path, seed: int = 0) -> dict[str, Any]:
     Raises DataError if the references of all generated rows are empty, NoGeneratedTextError if the tuned model's texts
     are (MIN_ROWS or more).
     """
-    base_scores, tuned_scores = align_rows(read_scores(base), read_scores(tuned))
+    base_scores, tuned_scores = align_rows(read_scores(base, answer_pattern), read_scores(tuned, answer_pattern))
     _check_references(tuned_scores)
     _check_predictions(tuned_scores, "the tuned model")
     generated = base_scores.generated & tuned_scores.generated
@@ -110,6 +110,7 @@ def _metrics(scores: RowScores, generated: Array) -> Metrics:
     if not rows:
         return metrics | dict.fromkeys(TEXT_METRICS)
     metrics |= dict(zip(TEXT_COLUMNS, (float(mean) for mean in scores.texts[generated].mean(axis=0)), strict=True))
+    metrics |= dict.fromkeys(scores.inapplicable)
     confusion = _confusion(scores, generated)
     return metrics | {"f1": None if confusion is None else _single_f1(confusion)}
 
@@ -193,6 +194,10 @@ def _notes(models: dict[str, RowScores]) -> list[str]:
             notes.append(f"{scores.unfinished:,} generations of {name} were truncated at the token limit")
         if scores.empty_predictions:
             notes.append(f"{scores.empty_predictions:,} generations of {name} are empty; an empty text matches nothing")
+    if both[0].unanswered:
+        notes.append(
+            f"answer_pattern finds no answer in the references of {both[0].unanswered:,} rows, so none matches"
+        )
     if both[0].empty_references:
         notes.append(f"{both[0].empty_references:,} rows have an empty reference, which no answer matches")
     truncated = max(scores.truncated for scores in both)

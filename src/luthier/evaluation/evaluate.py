@@ -66,7 +66,7 @@ def evaluate(request: dict[str, Any], console: Console) -> None:
         with _progress_bar(notes, len(rows), split) as bar:
             task = bar.add_task("", total=scorer.work)
             scorer.score(model, scores, lambda count: bar.advance(task, count))
-        metrics = compute_metrics(scores)
+        metrics = compute_metrics(scores, str(values["answer_pattern"] or ""))
     metrics["notes"] = [*prepared.warnings, *metrics["notes"]]
     _show(request, console, metrics, target.name + (f", {shots} examples in the prompt" if shots else ""), split)
 

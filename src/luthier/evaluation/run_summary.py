@@ -88,12 +88,15 @@ def _overall_verdict(metrics: Mapping[str, Any], verdicts: set[Verdict]) -> tupl
 
 
 def _main_metrics(metrics: Mapping[str, Any]) -> list[str]:
-    """Loss and the most informative text metric: exact match for labels, ROUGE-L for free text."""
+    """Loss and the most informative text metric: that of answers or JSON values, exact match for labels, ROUGE-L for
+    free text.
+    """
     measured = [
         name for name in METRICS if metrics["base"].get(name) is not None and metrics["tuned"].get(name) is not None
     ]
     is_labels = "f1" in measured or max(metrics[model].get("exact_match") or 0 for model in ("base", "tuned")) >= 0.1
-    names = ["loss", "exact_match" if is_labels else "rougeL"]
+    candidates = ("answer_match", "json_match", "exact_match" if is_labels else "rougeL")
+    names = ["loss", next((name for name in candidates if name in measured), "rougeL")]
     if not set(names) & set(measured) - {"loss"}:
         names = ["loss", "token_accuracy"]
     return [name for name in names if name in measured]

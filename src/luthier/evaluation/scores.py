@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 
 from luthier.errors import RunFolderError
+from luthier.evaluation.answers import answers_match, ends_in_json, find_answer, json_match
 from luthier.evaluation.rouge import ROUGE_NAMES, Rouge, is_truncated
 from luthier.evaluation.text_metrics import exact_match
 
 Array = np.ndarray[Any, Any]
-TEXT_COLUMNS = (*ROUGE_NAMES, "exact_match")
+TEXT_COLUMNS = (*ROUGE_NAMES, "exact_match", "answer_match", "json_match")
 EMPTY_PREDICTION = (1 << 64) - 1
 """Stands for the hash of an empty prediction: it equals no reference, not even an empty one."""
 
@@ -33,9 +34,11 @@ class RowScores:
     """Scores of R rows in file order.
 
     row, reference, prediction: (R,) uint64 hashes of the row id and of the stripped texts; generated: (R,) bool;
-    loss_sum: (R,) nats over the completion tokens; tokens, correct: (R,) counts; texts: (R, 5) float64 0..1 in
-    the order of TEXT_COLUMNS, 0 if not generated; unfinished: generations truncated at the token limit; truncated:
-    rows with a text longer than ROUGE compares; empty_references, empty_predictions: generated rows without that text.
+    loss_sum: (R,) nats over the completion tokens; tokens, correct: (R,) counts; texts: (R, 7) float64 0..1 in
+    the order of TEXT_COLUMNS, 0 if not generated; inapplicable: columns of `texts` without meaning for these rows;
+    unanswered: generated rows whose reference has no answer of the pattern; unfinished: generations truncated at the
+    token limit; truncated: rows with a text longer than ROUGE compares; empty_references, empty_predictions: generated
+    rows without that text.
     """
 
     path: Path
@@ -47,6 +50,8 @@ class RowScores:
     tokens: Array
     correct: Array
     texts: Array
+    inapplicable: frozenset[str]
+    unanswered: int
     unfinished: int
     truncated: int
     empty_references: int
@@ -86,11 +91,11 @@ def _check(row: dict[str, Any]) -> None:
             raise TypeError(f"{name} is {row[name]!r:.40}")
 
 
-def read_scores(path: Path) -> RowScores:
-    """Read a scores file and compute ROUGE and exact match of each generated row."""
+def read_scores(path: Path, answer_pattern: str = "") -> RowScores:
+    """Read a scores file and compute the text metrics of each generated row; answer_pattern: see answers.py."""
     rouge = Rouge()
     hashes, numbers, texts, generated = array("Q"), array("d"), array("d"), bytearray()
-    unfinished = truncated = empty_references = empty_predictions = 0
+    unfinished = truncated = empty_references = empty_predictions = unanswered = json_references = 0
     for row in score_lines(path):
         prediction, reference = row["prediction"], row["reference"]
         answer = (prediction or "").strip()
@@ -101,13 +106,18 @@ def read_scores(path: Path) -> RowScores:
         if prediction is None:
             texts.extend([0.0] * len(TEXT_COLUMNS))
             continue
-        texts.extend((*rouge.score(prediction, reference), float(exact_match(prediction, reference))))
+        texts.extend((*rouge.score(prediction, reference), float(exact_match(prediction, reference)),
+                      float(bool(answer_pattern) and answers_match(prediction, reference, answer_pattern)),
+                      float(json_match(prediction, reference))))  # fmt: skip
+        json_references += ends_in_json(reference)
+        unanswered += bool(answer_pattern) and find_answer(reference, answer_pattern) is None
         unfinished += bool(row.get("truncated_generation"))
         truncated += is_truncated(prediction, reference)
         empty_references += not reference.strip()
         empty_predictions += not answer
     rows = len(generated)
     row_hashes = np.array(hashes, dtype=np.uint64).reshape(rows, 3)
+    is_json = 0 < json_references == sum(generated)
     counts = np.array(numbers, dtype=np.float64).reshape(rows, 3)
     return RowScores(
         path=path,
@@ -119,6 +129,10 @@ def read_scores(path: Path) -> RowScores:
         tokens=counts[:, 1],
         correct=counts[:, 2],
         texts=np.array(texts, dtype=np.float64).reshape(rows, len(TEXT_COLUMNS)),
+        inapplicable=frozenset(
+            name for name, applies in (("answer_match", answer_pattern), ("json_match", is_json)) if not applies
+        ),
+        unanswered=unanswered,
         unfinished=unfinished,
         truncated=truncated,
         empty_references=empty_references,

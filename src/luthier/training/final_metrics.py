@@ -40,9 +40,10 @@ def write_final_metrics(
     the artifact, if the trained model generated nothing.
     """
     seed = int(job.hyperparameters["train_data_split_seed"] or 0)
+    pattern = str(job.hyperparameters["answer_pattern"] or "")
     scores = folder.scores
     try:
-        comparisons = {split: compare(scores / f"base.{split}.jsonl", scores / f"tuned.{split}.jsonl", seed)
+        comparisons = {split: compare(scores / f"base.{split}.jsonl", scores / f"tuned.{split}.jsonl", seed, pattern)
                        for split in splits}  # fmt: skip
     except NoGeneratedTextError as error:
         raise NoGeneratedTextError(
