@@ -31,7 +31,8 @@ from luthier.errors import UserError
 def generate(
     target: Target,
     text: Annotated[
-        str | None, typer.Argument(metavar="TEXT", help="Text of the template's field, or a JSON object of fields.")
+        str | None,
+        typer.Argument(metavar="TEXT", help="Text of the template's field or of the user's message, or JSON."),
     ] = None,
     file: Annotated[
         Path | None, typer.Option("--file", "-f", metavar="ROWS", help="Generate for every row of this file.")

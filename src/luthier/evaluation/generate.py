@@ -1,6 +1,7 @@
 """`luthier generate`: completes one prompt or a file of rows with a run or a base model.
 
-A run renders rows with the template it was trained with, so the prompts equal the training prompts token for token.
+A run renders rows with the template it was trained with, so the prompts equal the training prompts token for token. A
+base model with a chat template is asked through it.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from luthier.weights.model import Model
 from luthier.weights.resolved_model import ResolvedModel, resolve_model
 
 BATCH_ROWS = 64
+_MESSAGES = '"messages"'  # the key of a conversation
 
 
 def print_generations(request: dict[str, Any], console: Console) -> None:
@@ -38,11 +41,14 @@ def print_generations(request: dict[str, Any], console: Console) -> None:
     device = find_device(request.get("device", "auto"))
     tokenizer = Tokenizer.load(target.base, target.chat_template, target.chat_date)
     render = prompt_renderer(target.provenance, tokenizer, raw=bool(request.get("raw")))
+    fields_of = partial(
+        _prompt_fields, target=target, raw=bool(request.get("raw")), has_chat=tokenizer.chat is not None
+    )
     inline = request.get("prompts") or [request.get("text")]
     prompts = (
         _read_prompts(Path(request["file"]), render)
         if request.get("file")
-        else iter([render(_prompt_fields(prompt, target, raw=bool(request.get("raw")))) for prompt in inline])
+        else iter([render(fields_of(prompt)) for prompt in inline])
     )
     model = target.load(device, target.dtype or compute_dtype("auto", device))
     as_json_lines = bool(request.get("json")) or bool(request.get("file"))
@@ -60,25 +66,31 @@ def print_generations(request: dict[str, Any], console: Console) -> None:
         sys.stdout.flush()
 
 
-def _prompt_fields(prompt: str | Mapping[str, Any], target: ResolvedModel, raw: bool) -> Mapping[str, Any]:
-    """Return the row fields of a prompt: a text, or fields as they are."""
+def _prompt_fields(
+    prompt: str | Mapping[str, Any], target: ResolvedModel, *, raw: bool, has_chat: bool
+) -> Mapping[str, Any]:
+    """Return the row fields of a prompt: fields as they are, a JSON object's, or a text in its place.
+
+    A text is the user's message where the run was trained on conversations, and for a base model with a chat template.
+    """
     if not isinstance(prompt, str):
         return prompt
     kind, stored = target.provenance.get("kind"), target.provenance.get("template")
-    if kind == "chat" and not raw:
-        return {"messages": [{"role": "user", "content": prompt}]}
-    if not stored or raw:
+    if raw:
         return {"prompt": prompt}
-    names = Template.from_json(stored).prompt_fields
+    names = Template.from_json(stored).prompt_fields if stored else ()
     if len(names) == 1:
         return {names[0]: prompt}
-    if prompt.lstrip().startswith("{"):
+    is_object, takes_messages = prompt.lstrip().startswith("{"), kind == "chat" or (not target.provenance and has_chat)
+    if is_object and (names or (takes_messages and _MESSAGES in prompt)):
         try:
             return parse_object(prompt)
         except BadRowError as error:
             raise UserError(f"the text: {error}") from None
-    expected = ", ".join(f'"{name}": "..."' for name in names)
-    raise UserError(f"the run's template has {len(names)} fields: pass a JSON object {{{expected}}}, or use --raw")
+    if names:
+        expected = ", ".join(f'"{name}": "..."' for name in names)
+        raise UserError(f"the run's template has {len(names)} fields: pass a JSON object {{{expected}}}, or use --raw")
+    return {"messages": [{"role": "user", "content": prompt}]} if takes_messages else {"prompt": prompt}
 
 
 def _read_prompts(path: Path, render: Callable[[Mapping[str, Any]], Example]) -> Iterator[Example]:

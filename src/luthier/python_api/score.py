@@ -52,7 +52,8 @@ def generate(
 ) -> str | list[str]:
     """Answers of a run or a base model: a text for one prompt, a list for several.
 
-    A run renders each prompt with the template it was trained with; `raw` takes texts as whole prompts. Warns with
+    A run renders each prompt with the template it was trained with, a base model a text as the user's message if it has
+    a chat template; `raw` takes texts as whole prompts. Warns with
     TruncatedGenerationWarning where max_new_tokens cut answers short.
     """
     several = not isinstance(prompt, str | Mapping)
