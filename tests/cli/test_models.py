@@ -127,6 +127,11 @@ def test_the_card_of_a_folder(tmp_path: Path) -> None:
     [
         (["gpt2-xxl"], ModelNotFoundError, "unknown model 'gpt2-xxl'; did you mean 'gpt2-xl'?"),
         (
+            ["Qwen/Qwen3-06B"],
+            ModelNotFoundError,
+            "model 'Qwen/Qwen3-06B' is neither in the catalogue nor on this machine; did you mean 'Qwen/Qwen3-0.6B'? ",
+        ),
+        (
             ["org/unheard-of"],
             ModelNotFoundError,
             "model 'org/unheard-of' is neither in the catalogue nor on this machine (searched ",

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from luthier.catalog.entry import KINDS, Entry, entries, find
-from luthier.catalog.locate import Location, locate
+from luthier.catalog.locate import Location, locate, suggest_model
 from luthier.catalog.selection import Selection
 from luthier.cli.options import Json
 from luthier.errors import ModelNotFoundError, UserError
@@ -101,7 +101,7 @@ def _locate_known(name: str) -> Location:
     location = locate(entry.id if entry else name)
     if location.entry is None:
         raise ModelNotFoundError(
-            f"model {name!r} is neither in the catalogue nor on this machine (searched "
+            f"model {name!r} is neither in the catalogue nor on this machine{suggest_model(name)} (searched "
             f"{'; '.join(location.searched)}); `luthier tune --model` downloads it from the Hub"
         )
     return location
