@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from awscrt import checksums as crt
+from botocore import xform_name
 from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
@@ -156,6 +157,38 @@ def test_checksums_are_verified_kept_and_given_back(s3: Any, bucket: str, algori
     assert refused(s3.put_object, Bucket=bucket, Key="b", Body=data, **{name: wrong}) == ("BadDigest", 400)
     assert refused(s3.put_object, Bucket=bucket, Key="b", Body=data, **{name: "?"}) == ("InvalidRequest", 400)
     assert refused(s3.head_object, Bucket=bucket, Key="b") == ("404", 404)
+
+
+@pytest.mark.parametrize(
+    ("operation", "header", "value", "request_members"),
+    [
+        ("GetObject", "x-amz-checksum-mode", "enabled", {"ChecksumMode": "ENABLED"}),  # the C++ SDK of pyarrow
+        ("HeadObject", "x-amz-checksum-mode", "Enabled", {"ChecksumMode": "ENABLED"}),
+        ("PutObject", "x-amz-sdk-checksum-algorithm", "crc32", {"Body": b"new", "ChecksumAlgorithm": "CRC32"}),
+        ("CreateMultipartUpload", "x-amz-checksum-algorithm", "crc32", {"ChecksumAlgorithm": "CRC32"}),
+        ("CreateMultipartUpload", "x-amz-checksum-type", "full_object",
+         {"ChecksumAlgorithm": "CRC32", "ChecksumType": "FULL_OBJECT"}),
+    ],
+)  # fmt: skip
+def test_header_values_are_compared_without_case(
+    s3: Any, bucket: str, operation: str, header: str, value: str, request_members: dict[str, Any]
+) -> None:
+    s3.put_object(Bucket=bucket, Key="a", Body=b"content", ChecksumAlgorithm="CRC32")
+
+    def write(params: dict[str, Any], **_: Any) -> None:
+        assert params["headers"][header].lower() == value.lower()
+        params["headers"][header] = value
+
+    event = f"before-call.s3.{operation}"
+    s3.meta.events.register_last(event, write)
+    try:
+        answer = getattr(s3, xform_name(operation))(Bucket=bucket, Key="a", **request_members)
+    finally:
+        s3.meta.events.unregister(event, write)
+    if operation != "CreateMultipartUpload":
+        assert answer["ChecksumCRC32"]
+    else:
+        assert answer["ChecksumAlgorithm"] == "CRC32"
 
 
 def test_a_body_that_is_not_what_its_md5_says(s3: Any, bucket: str) -> None:

@@ -77,8 +77,13 @@ def parse_bindings(
             if text is not None and member.type_name == "list":
                 parsed[name] = [_parse_scalar(member.member, item.strip()) for item in text.split(",")]
             elif text is not None:
-                parsed[name] = _parse_scalar(member, text)
+                parsed[name] = _parse_scalar(member, _enum_value(member, text) if location == "header" else text)
     return parsed
+
+
+def _enum_value(shape: Shape, text: str) -> str:
+    """The enum's value that a header means: S3 compares them without case (`x-amz-checksum-mode: enabled`)."""
+    return next((value for value in shape.metadata.get("enum", ()) if value.lower() == text.lower()), text)
 
 
 def parse_xml(shape: Shape, element: Element) -> dict[str, Any]:
