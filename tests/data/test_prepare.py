@@ -418,7 +418,7 @@ def test_window_limits_are_said(preparing: Preparing, tmp_path: Path) -> None:
 FIELD = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 
 
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     rows=st.lists(st.tuples(FIELD, FIELD), min_size=1, max_size=25),
     window=st.integers(4, 80),

@@ -31,6 +31,7 @@ from luthier.data.example import Example, Piece, Span
 from luthier.data.template_forms import REFUSE, TemplateForms
 
 ASSISTANT, LAST, ALL = TURNS = ("assistant", "last", "all")  # assistant turns, only the last one, also the user's
+_PLAIN = ("role", "content")
 _VISIBLE = re.compile(r"\S")
 Dialog = Conversation | Sequence[Message]
 _PROBE: list[Message] = [{"role": "user", "content": "2"}, {"role": "assistant", "content": "4"}]
@@ -56,6 +57,8 @@ class ChatTemplate:
 
     def with_reasoning(self, mode: str) -> ChatTemplate:
         """Return this template with what is done with reasoning that it does not read: of REASONING_MODES."""
+        if mode == self.reasoning:
+            return self
         changed = copy.copy(self)
         changed.reasoning = mode
         return changed
@@ -297,12 +300,11 @@ class ChatTemplate:
 
     def _masked(self, conversation: Conversation, masks: Mapping[str, str]) -> Conversation:
         """Return the conversation with all marker strings masked, and the visible characters of contents too."""
-        messages = [
-            self._without_markers(
-                it | ({"content": _VISIBLE.sub(masks[it["role"]], it["content"])} if it["role"] in masks else {})
-            )
-            for it in conversation.messages
-        ]
+        messages = []
+        for it in conversation.messages:
+            content = _VISIBLE.sub(masks[it["role"]], it["content"]) if masks else self._without_markers(it["content"])
+            rest = {} if len(it) == 2 else self._without_markers({k: v for k, v in it.items() if k not in _PLAIN})
+            messages.append({"role": it["role"], "content": content, **rest})
         return Conversation(messages=messages, tools=self._without_markers(conversation.tools))
 
     def _without_markers(self, value: Any) -> Any:

@@ -27,6 +27,7 @@ _ROLE_NAMES = {
     "tool_response": "tool", "observation": "tool", "ipython": "tool",
     "function_call": "assistant", "tool_call": "assistant",
 }  # fmt: skip
+_PLAIN = {"role", "content"}
 _CALL_ROLES = ("function_call", "tool_call")  # their content is the call
 _REASONING_KEYS = (REASONING, "thinking", "reasoning")
 _TEXT_PARTS = ("text", "input_text", "output_text")
@@ -86,6 +87,8 @@ class _Reader:
     def _message(self, item: Any, number: int) -> Message:
         if not isinstance(item, dict):
             raise ChatError(f"message {number} must be an object with 'role' and 'content'")
+        if item.keys() == _PLAIN and item["role"] in ROLES and type(item["content"]) is str:  # most messages
+            return dict(item)
         rest = {name: value for name, value in item.items() if value not in (None, [], {}) or name == "content"}
         is_sharegpt = "role" not in item and "from" in item
         source = rest.pop("from" if is_sharegpt else "role", None)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from luthier.data.chat import ALL, ASSISTANT, ChatTemplate, turns_with_loss
-from luthier.data.conversation import REASONING, ChatError, Message, read_conversation
+from luthier.data.conversation import REASONING, ChatError, Conversation, Message, read_conversation
 from luthier.data.example import Example, Piece
 from luthier.data.records import Record, describe
 from luthier.data.rows import DropReason
@@ -121,10 +121,17 @@ class ChatFormat:
         self.chat = chat
         self.turns = turns
         self.trains_all_tokens = trains_all_tokens
+        self._latest: tuple[dict[str, Any], Conversation] | None = None
+
+    def _read(self, record: Record) -> Conversation:
+        """Read the record's conversation, once for the questions about it that follow each other."""
+        if self._latest is None or self._latest[0] is not record.fields:
+            self._latest = record.fields, read_conversation(record.fields)
+        return self._latest[1]
 
     def faults(self, record: Record) -> Iterator[Fault]:
         try:
-            conversation = read_conversation(record.fields)
+            conversation = self._read(record)
         except ChatError as error:
             yield Fault(_NUMBER.sub("", str(error))[:24], str(error))
         else:
@@ -133,15 +140,15 @@ class ChatFormat:
                 yield Fault("masked", message)
 
     def example(self, record: Record) -> Example:
-        return self.chat.example(read_conversation(record.fields), record.source, self.turns)
+        return self.chat.example(self._read(record), record.source, self.turns)
 
     def values(self, record: Record) -> list[str]:
-        conversation = read_conversation(record.fields)
+        conversation = self._read(record)
         values = [text for message in conversation.messages for text in _texts(message)]
         return values + ([json.dumps(conversation.tools, ensure_ascii=False)] if conversation.tools else [])
 
     def drop_reason(self, record: Record, example: Example) -> DropReason:
-        conversation = read_conversation(record.fields)
+        conversation = self._read(record)
         trained = turns_with_loss(conversation, self.turns)
         if not trained:
             return DropReason.MASKED
@@ -150,7 +157,7 @@ class ChatFormat:
         return DropReason.EMPTY_TURN if is_empty else DropReason.NONE
 
     def unread(self, record: Record) -> Iterable[str]:
-        conversation = read_conversation(record.fields)
+        conversation = self._read(record)
         roles = {"assistant", "user"} if self.turns == ALL else {"assistant"}
         stated = ((conversation.messages[index]["role"], key) for index, key in conversation.unmasked.items())
         return self.chat.unread_keys(conversation) | {
