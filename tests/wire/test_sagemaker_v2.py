@@ -49,3 +49,10 @@ def test_automl_v2_on_a_gated_llama(driver: Driver, tmp_path: Path) -> None:
     assert set(seen["metrics"]) >= METRICS
     assert len(seen["candidates"]) == 1
     assert seen["attached"].startswith("v2tg")
+
+
+def test_a_base_model_is_deployed_as_it_is(driver: Driver) -> None:
+    model = "huggingface-text2text-flan-t5-base"
+    facts = driver.script("sagemaker2", "v2_base.py", model, proxy=True)
+    assert facts["listed"]
+    assert [list(item) for item in facts["answer"]] == [["generated_text"]]

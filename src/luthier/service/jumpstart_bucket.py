@@ -19,6 +19,11 @@ from luthier.catalog.jumpstart import BUCKETS, VERSIONS, entries_by_id, is_priva
 from luthier.objects.virtual import VirtualBucket
 
 MANIFEST, PROPRIETARY = "models_manifest.json", "proprietary-sdk-manifest.json"
+# SDK v2 reads the first entry of this manifest before it lists models; one that needs a later SDK is never listed.
+_NO_PROPRIETARY_MODEL = {
+    "model_id": "luthier-no-proprietary-model", "version": "0.0.0", "min_version": "9999.0.0",
+    "spec_key": "proprietary-models/luthier-no-proprietary-model/proprietary_specs_0.0.0.json",
+}  # fmt: skip
 _NOTE = b"Luthier finds this model's weights by itself; this object stands for them.\n"
 _EMPTY_TAR = gzip.compress(bytes(10240), mtime=0)
 
@@ -54,7 +59,7 @@ def _objects(bucket: str, entries: str) -> Mapping[str, Callable[[], bytes]]:
     readers: dict[str, Callable[[], bytes]] = {}
     if not is_private(bucket):
         readers[MANIFEST] = lambda: _json(manifest())
-        readers[PROPRIETARY] = lambda: _json([])
+        readers[PROPRIETARY] = lambda: _json([_NO_PROPRIETARY_MODEL])
     for identity, entry in entries_by_id().items():
         for version in VERSIONS:
             if not is_private(bucket):

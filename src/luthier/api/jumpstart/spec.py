@@ -49,6 +49,7 @@ def spec(entry: Entry, identity: str, version: str, region: str) -> dict[str, An
         "gated_bucket": entry.licence.eula,
         "hosting_use_script_uri": False,
         "hosting_artifact_key": object_key(identity, version, "infer/"),
+        "hosting_prepacked_artifact_key": object_key(identity, version, "infer/"),
         "default_inference_instance_type": default_instance(entry),
         "supported_inference_instance_types": list(INSTANCES),
         "hosting_instance_type_variants": _variants("inference", region),
