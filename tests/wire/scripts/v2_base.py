@@ -12,4 +12,6 @@ predictor = JumpStartModel(model_id=MODEL).deploy()
 answer = predictor.predict({"inputs": "a cat", "parameters": {"max_new_tokens": 4}})
 predictor.delete_model()
 predictor.delete_endpoint()
-print(json.dumps({"listed": MODEL in listed, "count": len(listed), "answer": answer}))
+print(
+    "\n" + json.dumps({"listed": MODEL in listed, "count": len(listed), "answer": answer})
+)  # the SDK leaves its lines of dots open
