@@ -1,4 +1,4 @@
-"""Conversations: messages to an Example by the tokenizer's own chat template.
+"""Renders conversations as an Example by the tokenizer's own chat template.
 
     <|im_start|>user\n2 + 2?<|im_end|>\n<|im_start|>assistant\n4<|im_end|>\n
     --------------------- prompt ---------------------------|-- trained --|
