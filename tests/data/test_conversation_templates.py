@@ -117,6 +117,15 @@ def test_what_the_template_leaves_out_is_refused(name: str, message: dict[str, A
         example_of(chat_of(build(TEMPLATES[name])), row(USER, message, RESULT, ANSWER, tools=[TOOL]))
 
 
+def test_a_system_message_that_the_template_leaves_out_is_refused() -> None:
+    source = "{% for m in messages if m.role != 'system' %}{{ m.content + '</s>' }}{% endfor %}"
+    chat = chat_of(build({"template": source, "markers": ["</s>"], "eos": "</s>"}))
+    assert text_of(example_of(chat, row(USER, ANSWER))) == "U1</s>A1</s>"
+    for fields in (row({"role": "system", "content": "S"}, USER, ANSWER), row(USER, ANSWER, system="S")):
+        with pytest.raises(ChatError, match="does not write the system message; put its text into the first user"):
+            example_of(chat, fields)
+
+
 @pytest.mark.parametrize("name", WITH_THOUGHTS)
 @pytest.mark.parametrize("key", ["reasoning_content", "thinking"])
 def test_reasoning_goes_to_a_template_that_reads_it(name: str, key: str) -> None:

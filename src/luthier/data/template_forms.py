@@ -125,12 +125,17 @@ class TemplateForms:
     def check_written(
         self, conversation: Conversation, text: str, turns: Mapping[int, str], mode: str, generation: bool = False
     ) -> None:
-        """Raise ChatError if the rendered `text` lacks tools, calls or results of the conversation, or the reasoning of
+        """Raise ChatError if the rendered `text` lacks the system message, tools, calls or results, or the reasoning of
         one of the `turns`: the text of turns that carry loss, by message.
 
         Each is looked for twice: its words in the text, which the template may shorten, and a label in its place in
         another rendering, as the words may occur elsewhere.
         """
+        first = conversation.messages[0] if conversation.messages else {"role": ""}
+        if first["role"] == "system" and not _contains(text, first["content"]):
+            raise ChatError(
+                "the model's chat template does not write the system message; put its text into the first user message"
+            )
         labels = _Labels()
         tools = [labels.tool(tool) for tool in conversation.tools or ()] or None
         messages = []
