@@ -10,6 +10,10 @@ from pathlib import Path
 import pytest
 from child import Luthier
 from databases import database_url, postgres_server, store
+from hypothesis import settings
+
+settings.register_profile("without a clock", deadline=None)
+settings.load_profile("without a clock")
 
 __all__ = ["database_url", "postgres_server", "store"]
 

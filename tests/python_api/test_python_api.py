@@ -115,7 +115,8 @@ def test_an_engine_that_is_killed_says_so(rows: Path) -> None:
 
 
 TUNE = """
-import luthier, sys
+import luthier, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests are a shell's background job
 from luthier.errors import Interrupted
 try:
     luthier.tune(sys.argv[1], out=sys.argv[2], max_steps=100000, score_rows=0, validation_split_ratio=0)

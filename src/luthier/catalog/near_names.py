@@ -18,6 +18,7 @@ MIN_NAME, MIN_TOTAL = 0.72, 0.66
 """Least similarity, 0 to 1, of NAME and of both parts together."""
 MIN_BEGINNING = 6
 """Characters from which on the beginning of a NAME is close to it, however much was left out."""
+MAX_NAME = 200  # characters; the Hub's names have at most 96 on each side
 _HUB_ADDRESS = re.compile(r"(https?:)?(//)?(www\.)?(huggingface\.co|hf\.co|hf:)/*", re.IGNORECASE)
 _REVISION = re.compile(r"(/(tree|blob|resolve)/[^/]*)?/*$")
 _NOT_WORDS = re.compile(r"[\W_]+")
@@ -34,6 +35,8 @@ def suggest_name(name: str, known: Iterable[str]) -> str:
     """Return ``; did you mean 'x'?`` for the closest of `known`, or an empty string."""
     names = list(known)
     text = plain_name(name)
+    if len(text) > MAX_NAME:
+        return ""
     if "/" not in text:
         return did_you_mean(text, names)
     best = max(((_similarity(text, candidate), candidate) for candidate in names if "/" in candidate),

@@ -94,7 +94,7 @@ def detect(channel: Channel) -> str:
     names = {name.lower() for name in keys}
     if suffix in TABLES and "instruction" not in names and names & set(AUTOPILOT_COLUMNS):
         return "autopilot"  # its reader reports problems of the columns
-    is_text = "text" in names if suffix in TABLES else names == {"text"}
+    is_text = names == {"text"} if suffix == ".jsonl" else "text" in names
     return "domain" if is_text and len(channel.files) == 1 else "instruction"
 
 

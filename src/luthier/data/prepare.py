@@ -19,7 +19,7 @@ import numpy as np
 from luthier.data import cache as store_cache
 from luthier.data import ledger, records
 from luthier.data.build import RowBuilder, files_of, scan_rows, trust_special_tokens
-from luthier.data.channel import TEMPLATE, Channel, find_template, open_channels
+from luthier.data.channel import Channel, find_template, open_channels
 from luthier.data.chat import ALL, ASSISTANT, ChatTemplate
 from luthier.data.domain import BlockBuilder
 from luthier.data.example import Example, Piece
@@ -199,9 +199,11 @@ class _Pipeline:
         if self.kind == "instruction":
             return [(origin, TemplateFormat(template)) for origin, template in self._templates(warnings)]
         ignored = [channel.template for channel in self.channels if channel.template]
-        if ignored and self.settings.template is None:
-            message = f"{self.kind} data is not rendered by a template; remove the file, or give --kind instruction"
-            raise DataError(Problem(TEMPLATE, 0, message))
+        if ignored:
+            warnings.append(
+                f"template.json is not used: {self.kind} data needs none; for rows that it renders give "
+                "--kind instruction"
+            )
         if self.kind == "autopilot":
             columns = Template(AUTOPILOT.prompt, AUTOPILOT.completion, self._demarcation)
             template = self.settings.template or columns
