@@ -34,16 +34,16 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, build in MODELS.items():
         entry = find(name)
         assert entry is not None
-        _never_end_at_once(write_model(folder / entry.source, build, positions=1024) / "model.safetensors")
+        _write_text(write_model(folder / entry.source, build, positions=1024) / "model.safetensors")
     return folder
 
 
-def _never_end_at_once(file: Path) -> None:
-    """Give the end tokens the logit 0: a random model that ends its answers at once has no report."""
+def _write_text(file: Path) -> None:
+    """Give control tokens the logit 0: a random model that writes nothing else has no report."""
     weights = load_file(file)
     heads = [name for name in weights if "lm_head" in name or "embed_out" in name]
     for name in heads or [name for name in weights if re.search(r"embed_tokens|shared|wte|embed_in|word_emb", name)]:
-        weights[name][[0, 2]] = 0.0
+        weights[name][:4] = 0.0
     save_file(weights, file, metadata={"format": "pt"})
 
 
