@@ -13,8 +13,8 @@ from luthier.protocol import model
 from reference_pages.cell import NOTE
 
 TITLES = {
-    "sagemaker": "SageMaker", "sagemaker-runtime": "SageMaker Runtime", "logs": "CloudWatch Logs", "sts": "STS",
-    "iam": "IAM", "s3": "S3",
+    "sagemaker": "SageMaker", "sagemaker-runtime": "SageMaker Runtime", "logs": "CloudWatch Logs",
+    "cloudwatch": "CloudWatch", "sts": "STS", "iam": "IAM", "s3": "S3",
 }  # fmt: skip
 
 

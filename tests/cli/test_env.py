@@ -16,7 +16,15 @@ import pytest
 from typer.testing import CliRunner
 
 from luthier.cli.app import app
-from luthier.cli.variables import SHELLS, client_variables, environment_before, proxy_variables, shell_lines, warnings
+from luthier.cli.variables import (
+    SHELLS,
+    client_variables,
+    environment_before,
+    proxy_variables,
+    saved_variables,
+    shell_lines,
+    warnings,
+)
 from luthier.client.endpoint import ServiceInfo, fetch_service_info, find_endpoint
 from luthier.errors import UserError
 
@@ -35,8 +43,8 @@ def no_aws_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_service_has_the_endpoint() -> None:
     found = client_variables(ENDPOINT, {}, OPEN)
-    services = ("", "_S3", "_STS", "_SAGEMAKER", "_SAGEMAKER_RUNTIME", "_IAM", "_LOGS")
-    assert [found[f"AWS_ENDPOINT_URL{service}"] for service in services] == [ENDPOINT] * 7
+    services = ("", "_S3", "_STS", "_SAGEMAKER", "_SAGEMAKER_RUNTIME", "_IAM", "_LOGS", "_CLOUDWATCH")
+    assert [found[f"AWS_ENDPOINT_URL{service}"] for service in services] == [ENDPOINT] * 8
     assert found["SAGEMAKER_ADMIN_CONFIG_OVERRIDE"] == "s3://local-sagemaker-config/config.yaml"
     assert (found["AWS_REGION"], found["AWS_DEFAULT_REGION"]) == ("us-west-2", "us-west-2")
     assert (found["AWS_ACCESS_KEY_ID"], found["AWS_SECRET_ACCESS_KEY"]) == ("luthier", "luthier")
@@ -109,8 +117,10 @@ def test_the_https_proxy() -> None:
     address = "http://127.0.0.1:8778"
     assert found == {
         "HTTPS_PROXY": address, "https_proxy": address, "NO_PROXY": "127.0.0.1,localhost",
-        "AWS_CA_BUNDLE": "/h/proxy/ca.pem", "REQUESTS_CA_BUNDLE": "/h/proxy/ca.pem",
-    }  # fmt: skip
+    } | dict.fromkeys(
+        ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "CURL_CA_BUNDLE", "NODE_EXTRA_CA_CERTS"),
+        "/h/proxy/ca.pem",
+    )  # fmt: skip
     assert "http://corp:3128" in warnings(OPEN, {"https_proxy": "http://corp:3128"}, True)[0]
 
 
@@ -126,6 +136,22 @@ def test_unset_restores_the_environment() -> None:
     assert sorted(shell_lines({}, before, now, SHELLS["sh"])) == [
         "export HTTPS_PROXY=http://corp:3128", "unset AWS_REGION", "unset LUTHIER_ENV",
     ]  # fmt: skip
+
+
+def test_what_the_user_set_in_between_is_the_users() -> None:
+    new = {"AWS_ENDPOINT_URL": ENDPOINT, "AWS_ACCESS_KEY_ID": "luthier", "AWS_REGION": "us-west-2"}
+    now = new | {"LUTHIER_ENV": saved_variables(new, {"AWS_REGION": "eu-west-1"}), "AWS_ACCESS_KEY_ID": "LKIA"}
+    now.pop("AWS_ENDPOINT_URL")  # unset by the user
+    assert environment_before(now) == {"AWS_ACCESS_KEY_ID": "LKIA", "AWS_REGION": "eu-west-1"}
+
+
+def test_keys_set_after_the_first_env_survive_a_second_one(port: int) -> None:
+    go = f'eval "$($luthier env --port {port})"'
+    keys = "export AWS_ACCESS_KEY_ID=LKIA AWS_SECRET_ACCESS_KEY=s"
+    kept = run_in_shell("sh", go, keys, go)
+    assert (kept["AWS_ACCESS_KEY_ID"], kept["AWS_SECRET_ACCESS_KEY"]) == ("LKIA", "s")
+    back = run_in_shell("sh", go, keys, go, 'eval "$($luthier env --unset)"')
+    assert [name for name in back if name.startswith("AWS_")] == ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"]
 
 
 def test_a_saved_environment_that_is_not_ours_is_refused() -> None:

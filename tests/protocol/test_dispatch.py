@@ -39,6 +39,16 @@ def request(
         (request("POST", "/", {"x-amz-target": "SageMaker.CreateModel"}), "sagemaker", "CreateModel", GLOBAL_REGION),
         (request("POST", "/", {"x-amz-target": "Logs_20140328.GetLogEvents", **scope("logs")}), "logs", "GetLogEvents",
          "us-west-2"),
+        (request("POST", "/service/GraniteServiceVersion20100801/operation/GetMetricStatistics",
+                 {"smithy-protocol": "rpc-v2-cbor", **scope("monitoring")}), "cloudwatch", "GetMetricStatistics",
+         "us-west-2"),
+        (request("POST", "/", {"x-amz-target": "GraniteServiceVersion20100801.ListMetrics"}), "cloudwatch",
+         "ListMetrics", GLOBAL_REGION),
+        (request("POST", "/", {"host": "monitoring.eu-west-1.amazonaws.com", **FORM},
+                 b"Action=GetMetricStatistics&Version=2010-08-01"), "cloudwatch", "GetMetricStatistics", "eu-west-1"),
+        (request("POST", "/", FORM, b"Action=GetMetricStatistics&Version=2010-08-01"), "cloudwatch",
+         "GetMetricStatistics", GLOBAL_REGION),
+        (request("PUT", "/service/bucket/operation/x", scope("s3")), "s3", "PutObject", "us-west-2"),
         (request("POST", "/endpoints/e/invocations", scope("sagemaker")), "sagemaker-runtime", "InvokeEndpoint",
          "us-west-2"),
         (request("POST", "/endpoints/e/invocations"), "sagemaker-runtime", "InvokeEndpoint", GLOBAL_REGION),
@@ -208,3 +218,12 @@ def test_headers_that_a_signed_url_holds() -> None:
     assert headers["x-amz-meta-n"] == "a b"
     assert not {"X-Amz-Date", "x-amz-date"} & headers.keys()
     assert "x-amz-meta-colour" not in dispatch.headers_of(request("PUT", "/b/k?x-amz-meta-colour=red"))
+
+
+@pytest.mark.parametrize(
+    ("scope_name", "words"),
+    [("ecr", "Amazon Elastic Container Registry is"), ("dynamodb", "Amazon DynamoDB is"), ("nosuch", "the service 'nosuch' is")],
+)  # fmt: skip
+def test_a_service_that_is_not_offered_has_its_users_name(scope_name: str, words: str) -> None:
+    with pytest.raises(WireError, match=f"{words} not part of Luthier"):
+        dispatch.find(request("POST", "/", scope(scope_name)), scope_name)

@@ -41,7 +41,8 @@ def serialised(service: str, name: str, parameters: dict[str, Any]) -> Request:
 
 def parse(service: str, request: Request) -> tuple[str, dict[str, Any]]:
     route = dispatch.find(request, service)
-    parsed = codec.parse(model.operation(route.service, route.operation), request, route.labels)
+    wire_protocol = dispatch.wire_protocol_of(request, route.service)
+    parsed = codec.parse(model.operation(route.service, route.operation), request, route.labels, wire_protocol)
     streamed = {name: b"".join(value) for name, value in parsed.items() if hasattr(value, "__next__")}
     return route.operation, parsed | streamed
 

@@ -23,6 +23,7 @@ MUST = {
     "sagemaker": SAGEMAKER,
     "sts": "GetCallerIdentity",
     "iam": "GetRole SimulatePrincipalPolicy",
+    "cloudwatch": "GetMetricStatistics ListMetrics GetMetricData",
     "logs": "DescribeLogStreams GetLogEvents FilterLogEvents",
 }
 CASES = [(service, name) for service, names in MUST.items() for name in names.split()]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,6 +15,7 @@ from luthier.cli.variables import (
     client_variables,
     environment_before,
     proxy_variables,
+    saved_variables,
     shell_lines,
     warnings,
 )
@@ -55,7 +55,7 @@ def env(
             new |= proxy_variables(endpoint, *_proxy(port, service, resolve_home(home)), before)
         for warning in warnings(service, before, proxy):
             typer.echo(f"luthier: warning: {warning}", err=True)
-        new[SAVED] = json.dumps({name: before.get(name) for name in new})
+        new[SAVED] = saved_variables(new, before)
     for line in shell_lines(new, before, os.environ, SHELLS[shell]):
         typer.echo(line)
 

@@ -1,7 +1,8 @@
 """The environment variables that point AWS's clients at the service, and how to restore the user's own.
 
-LUTHIER_ENV saves, as JSON, the earlier value of each variable: `luthier env --unset` restores it, and a second
-`luthier env` starts from the user's environment. Calls no server; reads ~/.aws to keep the user's credentials.
+LUTHIER_ENV saves, as JSON, each variable's earlier value and the value set: `luthier env --unset` restores the earlier
+one, and a second `luthier env` starts from the user's environment. A variable that the user changed since is the
+user's. Calls no server; reads ~/.aws to keep the user's credentials.
 """
 
 from __future__ import annotations
@@ -18,17 +19,19 @@ from luthier.defaults import DEFAULT_REGION, DUMMY_KEY
 from luthier.errors import UserError
 
 SAVED = "LUTHIER_ENV"
-SERVICES = ("S3", "STS", "SAGEMAKER", "SAGEMAKER_RUNTIME", "IAM", "LOGS")
+SERVICES = ("S3", "STS", "SAGEMAKER", "SAGEMAKER_RUNTIME", "IAM", "LOGS", "CLOUDWATCH")
 ADMIN_CONFIG = "s3://local-sagemaker-config/config.yaml"
 # Any of these means that the user has credentials, which are never replaced.
 CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_FULL_URI",
                "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI")  # fmt: skip
 PROFILE_CREDENTIALS = ("aws_access_key_id", "credential_process", "role_arn", "sso_session", "sso_start_url")
+# Of boto3 and the AWS CLI; requests; OpenSSL, Python's ssl and Go; curl and libcurl; Node.
+CERTIFICATES = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "CURL_CA_BUNDLE", "NODE_EXTRA_CA_CERTS")
 Environment = Mapping[str, str]
 
 
 def environment_before(environment: Environment) -> dict[str, str]:
-    """Return the environment without the changes of `luthier env`."""
+    """Return the environment without the changes of `luthier env` that still stand."""
     before = dict(environment)
     try:
         saved = json.loads(before.pop(SAVED, "{}"))
@@ -36,12 +39,21 @@ def environment_before(environment: Environment) -> dict[str, str]:
             raise ValueError
     except ValueError:
         raise UserError(f"{SAVED}: not written by `luthier env`; unset it, or open a new shell") from None
-    for name, value in saved.items():
+    for name, entry in saved.items():
+        # 0.3 saved the earlier value alone.
+        value, new = entry if isinstance(entry, list) and len(entry) == 2 else (entry, environment.get(name))
+        if environment.get(name) != new:
+            continue
         if value is None:
             before.pop(name, None)
         else:
             before[name] = str(value)
     return before
+
+
+def saved_variables(new: Environment, before: Environment) -> str:
+    """The value of LUTHIER_ENV for the variables `new`, from which `environment_before` returns to `before`."""
+    return json.dumps({name: [before.get(name), value] for name, value in new.items()})
 
 
 def client_variables(endpoint: str, before: Environment, service: ServiceInfo | None) -> dict[str, str]:
@@ -72,7 +84,7 @@ def proxy_variables(endpoint: str, proxy: int, certificate: Path, before: Enviro
     url = f"http://127.0.0.1:{proxy}"
     new = {name: url for name in ("HTTPS_PROXY", "https_proxy") if name == "HTTPS_PROXY" or name in before}
     new |= _no_proxy(endpoint, before)
-    return new | dict.fromkeys(("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE"), str(certificate))
+    return new | dict.fromkeys(CERTIFICATES, str(certificate))
 
 
 def warnings(service: ServiceInfo | None, before: Environment, proxy: bool) -> list[str]:

@@ -14,8 +14,8 @@ from xml.sax.saxutils import escape
 from botocore.model import OperationModel, Shape
 
 from luthier.errors import LuthierError
-from luthier.protocol import jsonbody, parser, serializer, xmlbody
-from luthier.protocol.dispatch import form_fields, headers_of, query_fields
+from luthier.protocol import cbor, jsonbody, parser, serializer, xmlbody
+from luthier.protocol.dispatch import CBOR, form_fields, headers_of, query_fields
 from luthier.protocol.errors import WireError, wire_error
 from luthier.protocol.message import Request, Response
 from luthier.protocol.service_protocols import WireProtocol, protocol_of, service_error
@@ -24,6 +24,7 @@ EVENT_STREAM = "application/vnd.amazon.eventstream"
 JSON_TYPE = "application/x-amz-json-1.1"
 ERROR_TYPES: dict[WireProtocol, str] = {
     "json": JSON_TYPE,
+    "cbor": cbor.CBOR_TYPE,
     "rest-json": "application/json",
     "query": "text/xml",
     "rest-xml": "application/xml",
@@ -57,19 +58,25 @@ _NOT_IN_HEADER = re.compile("[\x00-\x08\x0a-\x1f\x7f]")
 _logger = logging.getLogger(__name__)
 
 
-def parse(operation: OperationModel, request: Request, labels: Mapping[str, str]) -> dict[str, Any]:
+def parse(
+    operation: OperationModel, request: Request, labels: Mapping[str, str], wire_protocol: WireProtocol | None = None
+) -> dict[str, Any]:
     """The operation's input; a body that its model streams is left in the request, and is its iterator of bytes.
+
+    `wire_protocol` None is the service's own, here and below.
 
     Raises WireError SerializationException for what cannot be read, ValidationException for a header, label, field or
     XML element of another type than the model's.
     """
     service, shape = str(operation.service_model.service_name), operation.input_shape
-    wire_protocol, limit = protocol_of(service).wire_protocol, protocol_of(service).body_limit
+    limit, wire_protocol = protocol_of(service).body_limit, wire_protocol or protocol_of(service).wire_protocol
     if shape is None:
         return {}
     if wire_protocol == "json":
         _check_json_type(request)
         return dict(jsonbody.parse(shape, jsonbody.read(request.body(limit))))
+    if wire_protocol == "cbor":
+        return dict(jsonbody.parse(shape, cbor.read(request.body(limit))))
     try:
         if wire_protocol == "query":
             return parser.parse_form(shape, form_fields(request, service)) or {}
@@ -94,18 +101,26 @@ def _parse_rest(shape: Shape, request: Request, labels: Mapping[str, str], limit
     return parsed | ({payload: members} if member else members)
 
 
-def serialise(operation: OperationModel, result: Mapping[str, Any] | None, request_id: str) -> Response:
+def serialise(
+    operation: OperationModel,
+    result: Mapping[str, Any] | None,
+    request_id: str,
+    wire_protocol: WireProtocol | None = None,
+) -> Response:
     """The response with the result, whose members are those of the output shape; others are left out.
 
     A streamed member may be bytes or an iterator of bytes. The member of an event stream is an iterator of events
     {name: members}, which are encoded one by one.
     """
     service = str(operation.service_model.service_name)
-    wire_protocol, members, output = protocol_of(service).wire_protocol, dict(result or {}), operation.output_shape
+    wire_protocol = wire_protocol or protocol_of(service).wire_protocol
+    members, output = dict(result or {}), operation.output_shape
     headers = _id_headers(wire_protocol, request_id)
     body: bytes | Iterator[bytes] = b""
     if wire_protocol == "json":
         body, headers["Content-Type"] = _json(output, members), JSON_TYPE
+    elif wire_protocol == "cbor":
+        body, headers["Content-Type"] = cbor.write(output, members), cbor.CBOR_TYPE
     elif wire_protocol == "query":
         body, headers["Content-Type"] = _query_response(operation, members, request_id), "text/xml"
     elif output is not None:
@@ -118,15 +133,19 @@ def serialise(operation: OperationModel, result: Mapping[str, Any] | None, reque
     return Response(status, _check_headers(headers), b"" if status in WITHOUT_BODY else body)
 
 
-def serialise_error(service: str, error: LuthierError, request_id: str) -> Response:
-    """The error response in the service's protocol, with its own code for common errors."""
+def serialise_error(
+    service: str, error: LuthierError, request_id: str, wire_protocol: WireProtocol | None = None
+) -> Response:
+    """The error response, with the service's own code for common errors."""
+    wire_protocol = wire_protocol or protocol_of(service).wire_protocol
     response_error = service_error(service, wire_error(error))
-    wire_protocol = protocol_of(service).wire_protocol
     headers = {"Content-Type": ERROR_TYPES[wire_protocol], **_id_headers(wire_protocol, request_id)}
     if wire_protocol in ("json", "rest-json"):
         headers["X-Amzn-Errortype"] = response_error.code
         fields = {"__type": response_error.code, "Message": response_error.message, **response_error.members}
         body = json.dumps(fields).encode()
+    elif wire_protocol == "cbor":
+        body = cbor.write_map({"__type": response_error.code, "message": response_error.message})
     else:
         body = _xml_error(wire_protocol, response_error, request_id)
     return Response(
@@ -198,6 +217,8 @@ def _raw(body: Any) -> bytes | Iterator[bytes]:
 def _id_headers(wire_protocol: WireProtocol, request_id: str) -> dict[str, str]:
     if wire_protocol == "rest-xml":
         return {"x-amz-request-id": request_id, "x-amz-id-2": HOST_ID}
+    if wire_protocol == "cbor":
+        return {"x-amzn-RequestId": request_id, "smithy-protocol": CBOR}
     return {"x-amzn-RequestId": request_id}
 
 

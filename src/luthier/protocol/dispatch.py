@@ -1,25 +1,31 @@
 """Identify the service, operation and region of a request; its parameters are not parsed here.
 
-The service is identified by the target header, the path of an endpoint, the credential scope, AWS's host name (behind
-a proxy), or a form with an action; any other request is S3's.
+The service is identified by the target header, the path of an endpoint or of a CBOR operation, the credential scope,
+AWS's host name (behind a proxy), or a form with an action; any other request is S3's.
 """
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, unquote
+
+from botocore.loaders import Loader
 
 from luthier.protocol import model, routing
 from luthier.protocol.call import GLOBAL_REGION
 from luthier.protocol.errors import WireError
 from luthier.protocol.message import Request
-from luthier.protocol.service_protocols import protocol_of
+from luthier.protocol.service_protocols import WireProtocol, protocol_of
 
-TARGETS = {"SageMaker": "sagemaker", "Logs_20140328": "logs"}
-VERSIONS = {"2011-06-15": "sts", "2010-05-08": "iam"}  # of the query protocol's forms
+TARGETS = {"SageMaker": "sagemaker", "Logs_20140328": "logs", "GraniteServiceVersion20100801": "cloudwatch"}
+VERSIONS = {"2011-06-15": "sts", "2010-05-08": "iam", "2010-08-01": "cloudwatch"}  # of the query protocol's forms
 FORM = "application/x-www-form-urlencoded"
 MAX_FIELDS = 2_000  # of a query or a form; parsing lists of structures from more would be slow
+SIGNED_AS = {"monitoring": "cloudwatch"}  # the service of a credential scope or host name -> botocore's name
+CBOR = "rpc-v2-cbor"  # value of the header smithy-protocol
+_CBOR_OPERATION = re.compile(r"/service/(?P<target>\w{1,64})/operation/(?P<operation>\w{1,64})")
 _INVOCATION = re.compile(r"/endpoints/[^/]*/(invocations|invocations-response-stream|async-invocations)")
 _SCOPE = re.compile(r"Credential=[^/,]*/\d{8}/([a-z0-9-]{1,32})/([a-z0-9-]{1,32})/aws4_request")
 _AWS_HOST = re.compile(r"(?P<front>[a-z0-9.-]+)\.amazonaws\.com(\.cn)?", re.IGNORECASE)
@@ -53,14 +59,22 @@ def service_of(request: Request) -> str:
     signed = _scope(request)
     if _INVOCATION.fullmatch(request.path) and (not signed or signed[1] != "s3"):
         return "sagemaker-runtime"
+    if named := _cbor_operation(request):
+        return TARGETS.get(named["target"], named["target"])
     if signed:
-        return signed[1]
+        return SIGNED_AS.get(signed[1], signed[1])
     host = _host(request)
     if virtual_bucket(request) or _S3_HOST.fullmatch(host):
         return "s3"
     if match := _AWS_HOST.fullmatch(host):
         parts = [part for part in match["front"].lower().split(".") if not _REGION.fullmatch(part)]
-        return "sagemaker-runtime" if "runtime" in parts and "sagemaker" in parts else parts[-1] if parts else "s3"
+        return (
+            "sagemaker-runtime"
+            if "runtime" in parts and "sagemaker" in parts
+            else SIGNED_AS.get(parts[-1], parts[-1])
+            if parts
+            else "s3"
+        )
     if request.path == "/" and request.method == "POST" and _is_form(request):
         return "sts"
     for version in parse_qsl(request.query[:2048]):
@@ -87,14 +101,23 @@ def virtual_bucket(request: Request) -> str:
     return (match["bucket"] or "") if match else ""
 
 
+def wire_protocol_of(request: Request, service: str) -> WireProtocol:
+    """The protocol of a request: the service's, or for CloudWatch the one that the client chose."""
+    if service == "cloudwatch":
+        return "cbor" if _cbor_operation(request) else "json" if "x-amz-target" in request.headers else "query"
+    return protocol_of(service).wire_protocol
+
+
 def find(request: Request, service: str) -> Route:
     """The operation of a request; WireError UnknownOperationException if the service has no such operation.
 
     The body of a form is read for its action, and can be read again.
     """
     if service not in model.SERVICES:
-        raise _unknown(f"the service {service!r} is not part of Luthier")
-    wire_protocol = protocol_of(service).wire_protocol
+        raise _unknown(f"{_full_name(service)} is not part of Luthier")
+    wire_protocol = wire_protocol_of(request, service)
+    if wire_protocol == "cbor" and (named := _cbor_operation(request)):
+        return Route(service, _existing(service, named["operation"]), region_of(request))
     if wire_protocol == "json":
         prefix, _, name = request.headers.get("x-amz-target", "").partition(".")
         if TARGETS.get(prefix) != service:
@@ -168,6 +191,21 @@ def _find_by_path(request: Request, service: str) -> Route:
         raise _unknown("The specified method is not allowed against this resource.")
     operation, labels = found
     return Route(service, operation, region_of(request), labels)
+
+
+def _cbor_operation(request: Request) -> re.Match[str] | None:
+    """The target and operation in the path of a CBOR request; None for another request."""
+    is_cbor = request.headers.get("smithy-protocol", "").strip().lower() == CBOR
+    return _CBOR_OPERATION.fullmatch(request.path) if is_cbor else None
+
+
+@functools.cache
+def _full_name(service: str) -> str:
+    """A service as its users call it, by botocore's data: "Amazon EC2", else "the service 'x'"."""
+    loader = Loader(include_default_extras=False)
+    if service not in loader.list_available_services("service-2"):
+        return f"the service {service!r}"
+    return str(loader.load_service_model(service, "service-2")["metadata"]["serviceFullName"])
 
 
 def _existing(service: str, name: str) -> str:

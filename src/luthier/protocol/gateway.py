@@ -20,7 +20,7 @@ from luthier.protocol.call import Call, Principal
 from luthier.protocol.dispatch import Route
 from luthier.protocol.errors import WireError
 from luthier.protocol.message import Request, Response
-from luthier.protocol.service_protocols import protocol_of
+from luthier.protocol.service_protocols import WireProtocol, protocol_of
 from luthier.protocol.validate import validate
 
 EXPECTED_5XX = (501, 503)  # not implemented, not ready: not logged as failures
@@ -45,6 +45,7 @@ class RequestContext:
     failure: Exception | None = None
     body_limit: int | None = None
     service: str = "s3"
+    wire_protocol: WireProtocol = "rest-xml"
     route: Route = field(default_factory=lambda: Route("s3", ""))
     principal: Principal = field(default_factory=Principal)
     caller: str = ""
@@ -111,16 +112,18 @@ class Gateway:
     def _error_response(self, context: RequestContext, failure: Exception) -> Response:
         operation = context.route.operation
         if isinstance(failure, LuthierError):
-            response = codec.serialise_error(context.service, failure, context.request_id)
+            response = codec.serialise_error(context.service, failure, context.request_id, context.wire_protocol)
             if response.status >= 500 and response.status not in EXPECTED_5XX:
                 _logger.error("%s %s failed: %s", context.service, operation, failure, exc_info=failure)
             return response
         _logger.error("%s %s failed: %s", context.service, operation, context.request_id, exc_info=failure)
         text = f"An internal failure: its cause is in the server's log under {context.request_id}."
-        return codec.serialise_error(context.service, WireError("InternalFailure", text, 500), context.request_id)
+        error = WireError("InternalFailure", text, 500)
+        return codec.serialise_error(context.service, error, context.request_id, context.wire_protocol)
 
     def _identify_service(self, context: RequestContext) -> None:
         context.service = dispatch.service_of(context.request)
+        context.wire_protocol = dispatch.wire_protocol_of(context.request, context.service)
         dispatch.check_target(context.request)
 
     def _authenticate(self, context: RequestContext) -> None:
@@ -139,7 +142,10 @@ class Gateway:
 
     def _find_operation(self, context: RequestContext) -> None:
         context.route = route = dispatch.find(context.request, context.service)
-        context.service = route.service
+        context.service, context.wire_protocol = (
+            route.service,
+            dispatch.wire_protocol_of(context.request, route.service),
+        )
         if route.operation not in self.operations.get(route.service, ()):
             raise WireError("UnknownOperationException", f"The operation {route.operation} is not part of Luthier.")
 
@@ -147,7 +153,9 @@ class Gateway:
         decode_body(context.request)
 
     def _parse(self, context: RequestContext) -> None:
-        context.parameters = codec.parse(self._model(context), context.request, context.route.labels)
+        context.parameters = codec.parse(
+            self._model(context), context.request, context.route.labels, context.wire_protocol
+        )
 
     def _validate(self, context: RequestContext) -> None:
         validate(self._model(context), context.parameters)
@@ -160,7 +168,9 @@ class Gateway:
         ))  # fmt: skip
 
     def _serialise(self, context: RequestContext) -> None:
-        context.response = codec.serialise(self._model(context), context.result, context.request_id)
+        context.response = codec.serialise(
+            self._model(context), context.result, context.request_id, context.wire_protocol
+        )
 
     def _model(self, context: RequestContext) -> Any:
         return model.operation(context.route.service, context.route.operation)

@@ -125,10 +125,10 @@ def _boolean(shape: Shape, value: Any, path: str, depth: int) -> bool:
 
 
 def _timestamp(shape: Shape, value: Any, path: str, depth: int) -> datetime:
-    """From epoch seconds or an ISO 8601 string."""
+    """From epoch seconds, an ISO 8601 string, or the datetime of a CBOR body."""
     try:
-        if isinstance(value, str):
-            time = datetime.fromisoformat(value)
+        if isinstance(value, str | datetime):
+            time = datetime.fromisoformat(value) if isinstance(value, str) else value
             return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
         return datetime.fromtimestamp(_float(shape, value, path, depth), UTC)
     except (ValueError, OverflowError, OSError):

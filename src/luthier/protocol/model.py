@@ -11,7 +11,7 @@ from typing import Any
 from botocore.loaders import Loader
 from botocore.model import OperationModel, ServiceModel
 
-SERVICES = ("sagemaker", "sagemaker-runtime", "logs", "sts", "iam", "s3")
+SERVICES = ("sagemaker", "sagemaker-runtime", "logs", "cloudwatch", "sts", "iam", "s3")
 
 _models: dict[str, ServiceModel] = {}
 _loading = threading.Lock()

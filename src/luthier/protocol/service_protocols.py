@@ -13,12 +13,16 @@ from luthier.protocol.errors import WireError
 
 KIB, MIB = 1024, 1024 * 1024
 
-WireProtocol = Literal["json", "query", "rest-json", "rest-xml"]
+WireProtocol = Literal["json", "cbor", "query", "rest-json", "rest-xml"]
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceProtocol:
-    """`body_limit` in bytes, of a body that is not streamed; `codes`: common code -> own code and status."""
+    """`body_limit` in bytes, of a body that is not streamed; `codes`: common code -> own code and status.
+
+    A client of CloudWatch chooses between three protocols (dispatch.wire_protocol_of); here is the one of its errors
+    before that is known.
+    """
 
     wire_protocol: WireProtocol
     body_limit: int
@@ -62,6 +66,9 @@ SERVICE_PROTOCOLS: dict[str, ServiceProtocol] = {
     "sagemaker": ServiceProtocol("json", 4 * MIB, _JSON_CODES),
     "logs": ServiceProtocol(
         "json", 2 * MIB, {**_JSON_CODES, "ValidationException": ("InvalidParameterException", 400)}
+    ),
+    "cloudwatch": ServiceProtocol(
+        "json", 1 * MIB, {**_JSON_CODES, "ValidationException": ("InvalidParameterValue", 400)}
     ),
     "sagemaker-runtime": ServiceProtocol(
         "rest-json",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,18 @@ from typing import Any
 import regex
 
 from luthier.catalog.metrics import METRICS
+from luthier.jobs.metric_history import (
+    JUMPSTART_METRICS,
+    PATTERN_SECONDS,
+    find_number,
+    jumpstart_metric,
+    log_lines,
+)
 
-PATTERN_SECONDS = 0.05
 MAX_METRICS = 40  # entries of FinalMetricDataList and of CandidateMetrics
 # Autopilot's StandardMetricName: where metrics.json has it for the tuned model.
 _STANDARD = {"Rouge1": "rouge1", "Rouge2": "rouge2", "RougeL": "rougeL", "RougeLSum": "rougeLsum",
              "Perplexity": "perplexity", "ValidationLoss": "loss"}  # fmt: skip
-# Endings of JumpStart's metric names: the metric of metrics.jsonl.
-_JUMPSTART = {"eval-loss": "eval_loss", "eval-ppl": "eval_ppl", "train-loss": "loss"}
 
 
 @dataclass(slots=True)
@@ -74,17 +78,17 @@ def current_metrics(reader: MetricsReader, metric_names: Sequence[str]) -> list[
     """FinalMetricDataList so far: the last value of each metric, also while the job runs."""
     loss = reader.latest.get("eval_loss")
     values = reader.latest | ({"eval_ppl": math.exp(loss)} if loss is not None and loss < 700 else {})
-    return _data(reader, ((name, values.get(_JUMPSTART[name.rsplit(":", 1)[-1]])) for name in metric_names))
+    return _data(reader, ((name, values.get(jumpstart_metric(name) or "")) for name in metric_names))
 
 
 def metric_names(definitions: Sequence[Mapping[str, Any]], pairs: bool) -> list[str]:
     """The metric names of the request that are JumpStart's; all of JumpStart's if there are none."""
-    defined = [str(one["Name"]) for one in definitions if str(one["Name"]).rsplit(":", 1)[-1] in _JUMPSTART]
+    defined = [str(one["Name"]) for one in definitions if jumpstart_metric(str(one["Name"]))]
     if defined:
         return defined
     if pairs:
         return ["huggingface-text2text:eval-loss", "huggingface-text2text:train-loss"]
-    return [f"huggingface-textgeneration:{ending}" for ending in _JUMPSTART]
+    return [f"huggingface-textgeneration:{ending}" for ending in JUMPSTART_METRICS]
 
 
 def regex_metrics(events: Path, definitions: Sequence[Mapping[str, Any]]) -> tuple[dict[str, float], list[str]]:
@@ -95,32 +99,21 @@ def regex_metrics(events: Path, definitions: Sequence[Mapping[str, Any]]) -> tup
     patterns: dict[str, regex.Pattern[str]] = {}
     faults = []
     for one in definitions:
-        if str(one["Name"]).rsplit(":", 1)[-1] not in _JUMPSTART:
+        if jumpstart_metric(str(one["Name"])) is None:
             try:
                 patterns[one["Name"]] = regex.compile(one["Regex"])
             except regex.error as error:
                 faults.append(f"metric {one['Name']}: its Regex cannot be read: {error}")
     values: dict[str, float] = {}
-    for message in _messages(events) if patterns else ():
+    for line in log_lines(events) if patterns else ():
         for name, pattern in list(patterns.items()):
             try:
-                match = pattern.search(message, timeout=PATTERN_SECONDS)
-                if match:
-                    values[name] = float(match.group(1))
-            except (ValueError, IndexError):
-                continue  # no number: ignored, as by SageMaker
+                number = find_number(pattern, line.get("message", ""))
+                values |= {} if number is None else {name: number}
             except TimeoutError:
                 faults.append(f"metric {name}: its Regex takes more than {PATTERN_SECONDS} s on a line; it is left out")
                 del patterns[name]
     return {name: value for name, value in values.items() if math.isfinite(value)}, faults
-
-
-def _messages(events: Path) -> Iterator[str]:
-    if not events.is_file():  # the disk was full
-        return
-    with open(events, encoding="utf-8", errors="replace") as handle:
-        for line in handle:
-            yield str(json.loads(line)["message"])
 
 
 def final_metrics(

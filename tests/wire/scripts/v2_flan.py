@@ -13,6 +13,7 @@ from typing import Any
 import boto3
 import sagemaker
 from sagemaker import hyperparameters
+from sagemaker.analytics import TrainingJobAnalytics
 from sagemaker.jumpstart.estimator import JumpStartEstimator
 
 MODEL = "huggingface-text2text-flan-t5-base"
@@ -44,6 +45,7 @@ job = until(lambda: client.describe_training_job(TrainingJobName=name), "Trainin
             "Completed", "Failed", "Stopped")  # fmt: skip
 seen["job"] = {key: job.get(key) for key in ("TrainingJobStatus", "FailureReason", "HyperParameters")}
 seen["artifact"] = estimator.model_data
+seen["curve"] = TrainingJobAnalytics(name, sagemaker_session=session, period=1).dataframe().to_dict("list")
 predictor = estimator.deploy(wait=False)
 endpoint = predictor.endpoint_name
 seen["endpoint"] = until(lambda: client.describe_endpoint(EndpointName=endpoint), "EndpointStatus",
