@@ -50,6 +50,16 @@ def test_a_model_is_described_as_it_was_made(client: Any) -> None:
     assert [found["ModelName"] for found in client.list_models()["Models"]] == ["m"]
 
 
+def test_an_artifact_of_the_jumpstart_cache_that_is_unknown_is_refused_at_once(client: Any, wire: WireClient) -> None:
+    for key in ("None", "luthier/no-such-model/1.0.0/infer/"):
+        uri = f"s3://jumpstart-cache-prod-us-east-1/{key}"
+        code, message = wire.refusal(
+            client.create_model, **model("x", PrimaryContainer={"Image": IMAGE, "ModelDataUrl": uri})
+        )
+        assert code == "ValidationException"
+        assert f"could not find model data at {uri}" in message
+
+
 def test_a_config_is_described_with_its_default_weight(client: Any) -> None:
     told = client.describe_endpoint_config(EndpointConfigName="c")
     assert told["ProductionVariants"] == [variant(InitialVariantWeight=1.0)]

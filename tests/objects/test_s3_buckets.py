@@ -90,9 +90,7 @@ def test_names_that_s3_refuses(name: str) -> None:
         ("get_bucket_lifecycle_configuration", "NoSuchLifecycleConfiguration"),
         ("get_bucket_website", "NoSuchWebsiteConfiguration"),
         ("get_bucket_tagging", "NoSuchTagSet"),
-        ("get_bucket_encryption", "ServerSideEncryptionConfigurationNotFoundError"),
         ("get_bucket_replication", "ReplicationConfigurationNotFoundError"),
-        ("get_public_access_block", "NoSuchPublicAccessBlockConfiguration"),
         ("get_object_lock_configuration", "ObjectLockConfigurationNotFoundError"),
     ],
 )
@@ -108,6 +106,9 @@ def test_what_every_bucket_answers(s3: Any, bucket: str) -> None:
     assert s3.get_bucket_request_payment(**where)["Payer"] == "BucketOwner"
     rules = s3.get_bucket_ownership_controls(**where)["OwnershipControls"]["Rules"]
     assert rules == [{"ObjectOwnership": "BucketOwnerEnforced"}]
+    assert set(s3.get_public_access_block(**where)["PublicAccessBlockConfiguration"].values()) == {True}
+    (rule,) = s3.get_bucket_encryption(**where)["ServerSideEncryptionConfiguration"]["Rules"]
+    assert rule["ApplyServerSideEncryptionByDefault"] == {"SSEAlgorithm": "AES256"}
     for name in ("get_bucket_logging", "get_bucket_notification_configuration", "get_bucket_accelerate_configuration",
                  "delete_bucket_policy", "delete_bucket_cors", "delete_bucket_tagging"):  # fmt: skip
         assert getattr(s3, name)(**where)["ResponseMetadata"]["HTTPStatusCode"] in (200, 204)

@@ -263,6 +263,35 @@ def test_conditional_writes(s3: Any, bucket: str) -> None:
     assert refused(s3.head_object, **where) == ("404", 404)
 
 
+@pytest.mark.parametrize(
+    ("operation", "condition", "header"),
+    [
+        ("put_object", {"IfNoneMatch": "*"}, "If-None-Match"),
+        ("put_object", {"IfMatch": '"other"'}, "If-Match"),
+        ("get_object", {"IfUnmodifiedSince": datetime(2001, 1, 1, tzinfo=UTC)}, "If-Unmodified-Since"),
+        ("copy_object", {"CopySourceIfMatch": '"other"'}, "x-amz-copy-source-If-Match"),
+        ("copy_object", {"CopySourceIfModifiedSince": datetime(2100, 1, 1, tzinfo=UTC)},
+         "x-amz-copy-source-If-Modified-Since"),
+    ],
+)  # fmt: skip
+def test_a_failed_condition_is_named(
+    s3: Any, bucket: str, operation: str, condition: dict[str, Any], header: str
+) -> None:
+    s3.put_object(Bucket=bucket, Key="a", Body=b"x")
+    source = {"CopySource": f"{bucket}/a"} if operation == "copy_object" else {}
+    with pytest.raises(ClientError) as caught:
+        getattr(s3, operation)(Bucket=bucket, Key="b" if source else "a", **source, **condition)
+    assert caught.value.response["Error"]["Condition"] == header
+
+
+def test_s3_managed_encryption_is_taken(s3: Any, bucket: str) -> None:
+    where = {"Bucket": bucket, "Key": "a"}
+    s3.put_object(**where, Body=b"x", ServerSideEncryption="AES256")
+    s3.copy_object(**where | {"Key": "b"}, CopySource=f"{bucket}/a", ServerSideEncryption="AES256")
+    s3.create_multipart_upload(**where, ServerSideEncryption="AES256")
+    assert s3.get_object(Bucket=bucket, Key="b")["Body"].read() == b"x"
+
+
 def test_only_one_of_many_writers_creates(live: LiveObjects, bucket: str) -> None:
     client = live.client()
 

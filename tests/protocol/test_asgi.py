@@ -70,6 +70,23 @@ def until(condition: Any, seconds: float = 10) -> None:
         time.sleep(0.01)
 
 
+def test_a_transfer_coding_other_than_chunked_is_refused(server: LiveWire) -> None:
+    with closing(connect(server)) as connection:
+        connection.sendall(head("PUT", "/bucket/key", "Transfer-Encoding: gzip, chunked") + b"1\r\nx\r\n0\r\n\r\n")
+        status, body = answer(connection)
+    assert status == 501
+    assert b"gzip, chunked" in body
+    assert not server.echo.calls
+
+
+def test_a_body_of_an_operation_without_one_is_ignored(server: LiveWire) -> None:
+    with closing(connect(server)) as connection:
+        connection.sendall(head("GET", "/bucket/key", "Content-Length: 5") + b"hello")
+        status, _ = answer(connection)
+    assert status == 200
+    assert server.echo.calls[-1].operation == "GetObject"
+
+
 def test_doors(wire: LiveWire) -> None:
     with urllib.request.urlopen(f"{wire.url}/_luthier/health") as response:
         assert (response.status, response.read(), response.headers["content-type"]) == (200, b"well", "text/plain")

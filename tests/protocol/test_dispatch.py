@@ -222,7 +222,8 @@ def test_headers_that_a_signed_url_holds() -> None:
 
 @pytest.mark.parametrize(
     ("scope_name", "words"),
-    [("ecr", "Amazon Elastic Container Registry is"), ("dynamodb", "Amazon DynamoDB is"), ("nosuch", "the service 'nosuch' is")],
+    [("ecr", "Amazon Elastic Container Registry is"), ("dynamodb", "Amazon DynamoDB is"),
+     ("nosuch", "the service 'nosuch' is")],
 )  # fmt: skip
 def test_a_service_that_is_not_offered_has_its_users_name(scope_name: str, words: str) -> None:
     with pytest.raises(WireError, match=f"{words} not part of Luthier"):

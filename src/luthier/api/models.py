@@ -67,6 +67,8 @@ def _container_faults(container: Mapping[str, Any]) -> Iterator[str]:
     for uri in (container.get("ModelDataUrl"), source.get("S3Uri")):
         if uri and not uri.startswith("s3://"):
             yield f"PrimaryContainer: {uri}: expected s3://BUCKET/KEY of a model's artifact"
+        if uri and jumpstart.is_cache_uri(uri) and jumpstart.base_model_of_key(uri) is None:
+            yield f"PrimaryContainer: could not find model data at {uri}: no model of `luthier models` has this key"
 
 
 OPERATIONS = {"CreateModel": create, **hosting.describe_list_delete(MODEL, "Model")}

@@ -124,10 +124,6 @@ _NOT_CONFIGURED: Mapping[str, tuple[str, str]] = {
     "GetBucketWebsite": ("NoSuchWebsiteConfiguration", "The specified bucket does not have a website configuration"),
     "GetBucketTagging": ("NoSuchTagSet", "The TagSet does not exist"),
     "GetBucketReplication": ("ReplicationConfigurationNotFoundError", "The replication configuration was not found"),
-    "GetBucketEncryption": ("ServerSideEncryptionConfigurationNotFoundError",
-                            "The server side encryption configuration was not found"),
-    "GetPublicAccessBlock": ("NoSuchPublicAccessBlockConfiguration",
-                             "The public access block configuration was not found"),
     "GetObjectLockConfiguration": ("ObjectLockConfigurationNotFoundError",
                                    "Object Lock configuration does not exist for this bucket"),
     "GetObjectRetention": ("NoSuchObjectLockConfiguration", _NO_LOCK),
@@ -136,6 +132,19 @@ _NOT_CONFIGURED: Mapping[str, tuple[str, str]] = {
 
 _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "GetBucketVersioning": {},
+    "GetBucketEncryption": {
+        "ServerSideEncryptionConfiguration": {
+            "Rules": [{"ApplyServerSideEncryptionByDefault": {"SSEAlgorithm": "AES256"}, "BucketKeyEnabled": False}]
+        }
+    },
+    "GetPublicAccessBlock": {
+        "PublicAccessBlockConfiguration": {
+            "BlockPublicAcls": True,
+            "IgnorePublicAcls": True,
+            "BlockPublicPolicy": True,
+            "RestrictPublicBuckets": True,
+        }
+    },
     "GetBucketLogging": {},
     "GetBucketNotificationConfiguration": {},
     "GetBucketAccelerateConfiguration": {},

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from luthier.objects.errors import s3_error
+from luthier.objects.errors import failed_condition, s3_error
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +28,12 @@ class WriteCondition:
     def check(self, present: str | None) -> None:
         """WireError NoSuchKey or PreconditionFailed; `present` is the current ETag, None for no object."""
         if self.absent and present is not None:
-            raise s3_error("PreconditionFailed")
+            raise failed_condition("If-None-Match")
         if self.etag is not None:
             if present is None:
                 raise s3_error("NoSuchKey")
             if not _matches(self.etag, present):
-                raise s3_error("PreconditionFailed")
+                raise failed_condition("If-Match")
 
 
 UNCONDITIONAL = WriteCondition()
@@ -47,17 +47,17 @@ def check_read(parameters: Mapping[str, Any], etag: str, modified: float, prefix
     """
     match, none = parameters.get(f"{prefix}IfMatch"), parameters.get(f"{prefix}IfNoneMatch")
     since, until = parameters.get(f"{prefix}IfModifiedSince"), parameters.get(f"{prefix}IfUnmodifiedSince")
-    same = "PreconditionFailed" if prefix else "NotModified"
+    header = "x-amz-copy-source-If" if prefix else "If"
     if match is not None:
         if not _matches(match, etag):
-            raise s3_error("PreconditionFailed")
+            raise failed_condition(f"{header}-Match")
     elif until is not None and int(modified) > _seconds(until):
-        raise s3_error("PreconditionFailed")
+        raise failed_condition(f"{header}-Unmodified-Since")
     if none is not None:
         if _matches(none, etag):
-            raise s3_error(same)
+            raise failed_condition(f"{header}-None-Match") if prefix else s3_error("NotModified")
     elif since is not None and int(modified) <= _seconds(since):
-        raise s3_error(same)
+        raise failed_condition(f"{header}-Modified-Since") if prefix else s3_error("NotModified")
 
 
 def strip_etag(etag: str) -> str:

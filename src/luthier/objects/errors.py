@@ -59,6 +59,12 @@ def s3_error(code: str, message: str = "", status: int = 0) -> WireError:
     return WireError(code, message or usual[1], status or usual[0])
 
 
+def failed_condition(header: str) -> WireError:
+    """PreconditionFailed, with the conditional header that did not hold, which clients read from the error."""
+    status, message = S3_ERRORS["PreconditionFailed"]
+    return WireError("PreconditionFailed", message, status, {"Condition": header})
+
+
 @contextmanager
 def disk_errors() -> Iterator[None]:
     """Raise a full disk as 507 InsufficientStorage, which clients do not retry as they do 500 and 503."""

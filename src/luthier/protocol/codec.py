@@ -93,7 +93,8 @@ def _parse_rest(shape: Shape, request: Request, labels: Mapping[str, str], limit
     parsed = parser.parse_bindings(shape, labels, query_fields(request.query), headers_of(request))
     if member is not None and member.type_name == "blob":
         return parsed | {payload: request.chunks if is_streamed else body}  # also an empty one
-    if not body:
+    in_body = any("location" not in inner.serialization for inner in shape.members.values())
+    if not body or not in_body:  # S3 ignores the body of an operation that has none
         return parsed
     if member is not None and member.type_name == "string":
         return parsed | {payload: body.decode()}

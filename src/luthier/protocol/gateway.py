@@ -131,6 +131,11 @@ class Gateway:
 
     def _limit_body(self, context: RequestContext) -> None:
         """Only S3 streams bodies; the others are limited before they are received."""
+        coding = context.request.headers.get("transfer-encoding", "chunked").strip().lower()
+        if coding != "chunked":
+            raise WireError(
+                "NotImplemented", f"The transfer coding {coding[:64]!r} is not supported; use chunked.", 501
+            )
         if context.service != "s3":
             context.body_limit = protocol_of(context.service).body_limit
             context.request.check_content_length(context.body_limit)
