@@ -28,6 +28,7 @@ from luthier.errors import RunFolderError, UserError
 from luthier.jobspec import JobSpec
 
 FORMAT_VERSION = 1
+PROVENANCE = "luthier.json"  # of a model's folder: how it was made
 LONGEST_FAILURE = 1024  # characters of output/failure and of SageMaker's FailureReason
 CHANNELS = ("training", "validation", "test")
 CHANNEL_ALIASES = {

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from training.job_folders import lay_out, run
 from training.training_harness import FinishedJob, HyperparameterChecks, TrainingHarness, differ
 
 from luthier.errors import SettingError
@@ -49,6 +50,19 @@ def learns_as_if_unquantized(done: FinishedJob, usual: FinishedJob, bits: int) -
     assert done.metrics["cost"]["parameters"] == usual.metrics["cost"]["parameters"]
     record = done.read("model/luthier.json")["quantization"]
     assert (record["bits"], record["library"]) == (bits, "bitsandbytes")
+
+
+@METHOD_CHECKS.of("continue_as")
+def _(harness: TrainingHarness) -> None:
+    """A run as the model: its adapter is trained further, or merged, which makes the result a whole model."""
+    first, rows = harness.run().folder.root, harness.rows_folder("plain")
+    further, merged = (
+        lay_out(harness.root / f"continued-{form}", first, rows, continue_as=form, max_steps=1)
+        for form in ("adapter", "merged")
+    )
+    for folder, file in ((further, "adapter_model.safetensors"), (merged, "model.safetensors")):
+        run(folder)
+        assert [path.name for path in folder.model.glob("*model.safetensors")] == [file]
 
 
 @METHOD_CHECKS.of("use_rslora")

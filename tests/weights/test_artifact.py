@@ -21,9 +21,9 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
 from luthier.data.template import Template
 from luthier.errors import UserError
-from luthier.jobfolder import FORMAT_VERSION
+from luthier.jobfolder import FORMAT_VERSION, PROVENANCE
 from luthier.supervisor.archive import unpack
-from luthier.weights.artifact import PROVENANCE, read_provenance, save_hf_model, write_archive
+from luthier.weights.artifact import read_provenance, save_hf_model, write_archive
 from luthier.weights.fingerprint import weights_hash
 
 # What any user of transformers or peft would write; argv: a JSON object of name -> folder, and the file for logits.

@@ -15,7 +15,7 @@ from torch import Tensor
 from weights.test_artifact import load_plainly
 
 from luthier.errors import RunFolderError, UserError
-from luthier.weights.artifact import PROVENANCE
+from luthier.jobfolder import PROVENANCE
 from luthier.weights.export import ServedPrompt, export_adapter, export_merged, merge_model
 from luthier.weights.plain_adapter import adapter_scale
 from luthier.weights.resolved_model import ResolvedModel, resolve_model

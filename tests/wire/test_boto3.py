@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from wire.driver import Driver
 from wire.rows import autopilot_file, instruction_folder
 
@@ -41,7 +42,9 @@ def test_training_jobs_are_run_stopped_and_refused(driver: Driver, tmp_path: Pat
     assert seen["tags"] == [{"Key": "team", "Value": "wire"}]
     assert seen["hyperparameters"] == {"instruction_tuned": "True", "max_steps": "2"}
     assert seen["metrics"]
-    assert "template.json" in {Path(name).name for name in seen["artifact"]}
+    assert {"template.json", "adapter_config.json"} <= {Path(name).name for name in seen["artifact"]}
+    # A job that goes on from this artifact starts where it ended.
+    assert seen["further"]["luthier:base:loss"] == pytest.approx(seen["metrics"]["luthier:tuned:loss"], rel=1e-5)
     assert len(seen["streams"]) == 1
     assert seen["log"]
     assert seen["listed"] == ["boto3-long"]

@@ -18,7 +18,7 @@ def test_flan_t5_by_jumpstart_wholly_unmodified(driver: Driver, tmp_path: Path) 
     assert seen["job"]["TrainingJobStatus"] == "Completed", seen["job"]
     assert seen["job"]["HyperParameters"]["max_steps"] == '"2"'  # as v2 sends it, and as it was sent
     assert seen["artifact"].endswith("/output/model.tar.gz")
-    assert "huggingface-text2text:eval-loss" in seen["curve"]["metric_name"]
+    assert "huggingface-text2text:train-loss" in seen["curve"]["metric_name"]
     assert all(value > 0 for value in seen["curve"]["value"])
     assert seen["endpoint"] == "InService"
     assert [list(item) for item in seen["answer"]] == [["generated_text"]]

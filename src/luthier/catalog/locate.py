@@ -15,6 +15,7 @@ from luthier.catalog.entry import REPOSITORY, Entry, entries, find
 from luthier.catalog.gguf_header import is_gguf, read_header
 from luthier.catalog.near_names import plain_name, suggest_name
 from luthier.catalog.shape import entry_from_config, entry_from_header
+from luthier.catalog.tuned_adapter import TunedAdapter, find_model_folder, read_adapter
 from luthier.errors import ModelNotFoundError, did_you_mean
 
 EMBEDDED = Path(__file__).parent / "tiny"
@@ -28,7 +29,8 @@ class Location:
 
     `folder` is a file where the model is one GGUF file; `weights.convert` makes a folder of it. `entry` is the
     catalogue's; for a model outside the catalogue it is made from config.json, and None until that file is local.
-    `searched` lists the places without the model's files, for the error message.
+    `searched` lists the places without the model's files, for the error message. `adapter` is the one to tune further,
+    on the model with this name.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Location:
     repository: str | None = None
     revision: str | None = None
     searched: tuple[str, ...] = ()
+    adapter: TunedAdapter | None = None
 
     def with_folder(self, folder: Path) -> Location:
         """Return the same model with its files in `folder`."""
@@ -48,13 +51,17 @@ class Location:
 
 
 def locate(model: str, environment: Mapping[str, str] = os.environ) -> Location:
-    """Resolve a model's name: a catalogue name, a folder in Hugging Face layout, a GGUF file or a folder with one, or
-    ORG/NAME of the Hub.
+    """Resolve a model's name: a catalogue name, a folder in Hugging Face layout, a GGUF file or a folder with one, a
+    run or its artifact, or ORG/NAME of the Hub.
 
     Search order: an existing file or folder, the embedded model, $LUTHIER_MODELS/<org>/<name>, the Hub's local cache.
     Raises ModelNotFoundError for a name that is none of these and cannot be a repository.
     """
     folder = _existing_folder(model)
+    folder = folder and find_model_folder(folder)
+    adapter = read_adapter(folder) if folder else None
+    if adapter is not None:
+        return replace(_locate_base(adapter, environment), adapter=adapter)
     gguf = _gguf_file(model, folder, environment)
     if gguf is not None:
         return Location(name=model, entry=entry_from_header(model, read_header(gguf)), folder=gguf)
@@ -86,6 +93,25 @@ def locate(model: str, environment: Mapping[str, str] = os.environ) -> Location:
             return location.with_folder(stored.resolve())
         searched.append(place)
     return replace(location, searched=tuple(searched))
+
+
+def _locate_base(adapter: TunedAdapter, environment: Mapping[str, str]) -> Location:
+    """The base model of an adapter: the first name whose files are on this machine, else the first repository."""
+    repository: Location | None = None
+    for name in adapter.base_names:
+        try:
+            location = locate(name, environment)
+        except ModelNotFoundError:
+            continue  # a folder or file of another machine
+        if location.folder is not None:
+            return location
+        repository = repository or location
+    if repository is None:
+        raise ModelNotFoundError(
+            f"{adapter.folder}: its base model was not found; searched {', '.join(adapter.base_names)}; put the base "
+            "back, or tune an export of the run (luthier export --merged)"
+        )
+    return repository
 
 
 def suggest_model(name: str, environment: Mapping[str, str] = os.environ) -> str:

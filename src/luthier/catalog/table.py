@@ -79,6 +79,10 @@ _ROWS = [
     # Method
     _row("peft_type", "choice", "lora", "method", "lora: train an adapter; none: train all weights",
          choices=("lora", "none")),
+    _row("continue_as", "choice", "adapter", "method",
+         "a run or adapter as the model: adapter: train the same adapter further; merged: merge it into its base, then "
+         "train as the other settings say (the result is a whole model)",
+         choices=("adapter", "merged")),
     _row("lora_r", "int", 8, "method", "rank of the adapter", minimum=1, maximum=1000),
     _row("lora_alpha", "int", 32, "method", "scale of the adapter (alpha / r)", minimum=1, maximum=100000),
     _row("lora_dropout", "float", 0.05, "method", "dropout before the adapter", minimum=0, maximum=1,

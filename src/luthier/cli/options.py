@@ -30,7 +30,8 @@ Target = Annotated[
 ]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 Model = Annotated[
-    str, typer.Option("--model", "-m", metavar="MODEL", help="Base model: a catalogue name, a folder, or ORG/NAME.")
+    str,
+    typer.Option("--model", "-m", metavar="MODEL", help="Base model: a catalogue name, a folder, a run, or ORG/NAME."),
 ]
 KindOption = Annotated[
     Kind,

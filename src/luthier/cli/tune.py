@@ -92,7 +92,10 @@ def tune(
     location = locate(model)
     check_tunable(location.entry)
     eula = licence_record(location.entry, accept_eula, os.environ.get("USER", ""), "add --accept-eula")
-    hyperparameters = to_strings(read_hyperparameters(config, settings or [], location.entry))
+    values = read_hyperparameters(config, settings or [], location.entry)
+    if location.adapter is not None:
+        location.adapter.apply_to(values)  # a SettingError before the folder is created
+    hyperparameters = to_strings(values)
     folder = JobFolder(out or default_out(location))
     _create(folder, data, splits, replace(spec, eula=eula, hyperparameters=hyperparameters))
     return Program("luthier.training", (str(folder.root),))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from luthier.catalog.hyperparameters import TABLE, Hyperparameters, precision
+from luthier.catalog.tuned_adapter import MERGED
 from luthier.errors import SettingError
 from luthier.weights.quantize import Quantization
 
@@ -59,9 +60,13 @@ class RunSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MethodSettings:
-    """Adapter or all weights; `bits` of the base weights under the adapter, 16 when they are not quantized."""
+    """Adapter or all weights; `bits` of the base weights under the adapter, 16 when they are not quantized.
+
+    `merge_first`: an adapter that is the model to tune is merged into its base before training.
+    """
 
     lora: bool
+    merge_first: bool
     r: int
     alpha: int
     dropout: float
@@ -154,9 +159,9 @@ def _run_settings(v: dict[str, Any]) -> RunSettings:
 def _method_settings(v: dict[str, Any]) -> MethodSettings:
     lora = v["peft_type"] == "lora"
     return MethodSettings(
-        lora=lora, r=v["lora_r"], alpha=v["lora_alpha"], dropout=v["lora_dropout"], targets=v["lora_target_modules"],
-        rslora=v["use_rslora"], dora=v["use_dora"], bits=v["bits"] if lora else 16, quant_type=v["quant_type"],
-        double_quant=v["double_quant"],
+        lora=lora, merge_first=v["continue_as"] == MERGED, r=v["lora_r"], alpha=v["lora_alpha"],
+        dropout=v["lora_dropout"], targets=v["lora_target_modules"], rslora=v["use_rslora"], dora=v["use_dora"],
+        bits=v["bits"] if lora else 16, quant_type=v["quant_type"], double_quant=v["double_quant"],
     )  # fmt: skip
 
 
@@ -213,6 +218,11 @@ def _check_combinations(values: Hyperparameters) -> None:
         raise SettingError(
             "int8_quantization=True with peft_type=none: 8-bit weights cannot be trained directly; set peft_type=lora"
         )
+    if v["continue_as"] == MERGED and v["peft_type"] == "lora":
+        for setting, applies in ((f"bits={v['bits']}", v["bits"] < 16), ("enable_fsdp=True", v["enable_fsdp"])):
+            if applies:
+                raise SettingError(f"continue_as=merged with {setting}: the result, a whole model, cannot be merged "
+                                   "from such weights; leave one of the two out")  # fmt: skip
     if v["optim"] == BF16_OPTIMIZER and v["peft_type"] == "lora":
         raise SettingError(
             f"optim={BF16_OPTIMIZER} with peft_type=lora: an adapter is small and trains in float32; set "

@@ -18,7 +18,7 @@ from luthier.evaluation.curves import read_curves
 from luthier.jobfolder import FORMAT_VERSION, JobFolder, write_json
 from luthier.training.checkpoint import TrainingState
 from luthier.training.resolved_job import ResolvedJob
-from luthier.weights.lora_targets import LoraTargets
+from luthier.weights.lora_targets import describe_adapted_layers
 from luthier.weights.model import Model
 from luthier.weights.quantize import count_weights
 
@@ -27,7 +27,7 @@ def write_final_metrics(
     folder: JobFolder,
     job: ResolvedJob,
     state: TrainingState,
-    model: Model,
+    trained: TrainedPart,
     splits: Sequence[str],
     epochs: float,
     seconds: Mapping[str, float],
@@ -60,23 +60,29 @@ def write_final_metrics(
         "epochs": round(epochs, 4),
         "stopped": _stop_reason(job, state),
         "next_steps": advise_next_run(read_curves(folder.metrics_lines), _stop_reason(job, state), job.hyperparameters),
-        "adapted_layers": _adapted_layers(model),
-        "cost": _cost(folder, state, model, peaks) | dict(seconds),
+        "adapted_layers": trained.adapted_layers,
+        "cost": _cost(folder, state, trained, peaks) | dict(seconds),
         "notes": (comparisons[headline]["notes"] if headline else []) + _notes(headline),
     }
     write_json(folder.metrics, metrics)
     return metrics
 
 
-def _adapted_layers(model: Model) -> str | None:
-    """The layers under the adapter, in words; None if all weights were trained."""
-    if not model.has_adapter:
-        return None
-    config: Any = model.network.peft_config["default"]
-    trained = [f".{name}." for name in model.trainable_parameters()]
-    order = {name: next((place for place, each in enumerate(trained) if f".{name}." in each), len(trained))
-             for name in config.target_modules}  # fmt: skip
-    return str(LoraTargets(tuple(sorted(order, key=order.__getitem__)), tuple(config.target_parameters or ())))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedPart:
+    """What a run trains of a model: the layers under its adapter in words (None: all weights), and the parameters."""
+
+    adapted_layers: str | None
+    trainable_parameters: int
+    parameters: int
+
+    @classmethod
+    def of(cls, model: Model) -> TrainedPart:
+        return cls(
+            adapted_layers=describe_adapted_layers(model) if model.has_adapter else None,
+            trainable_parameters=sum(parameter.numel() for parameter in model.trainable_parameters().values()),
+            parameters=count_weights(model.network),
+        )
 
 
 def _stop_reason(job: ResolvedJob, state: TrainingState) -> str:
@@ -99,7 +105,7 @@ def peak_memory(device: torch.device) -> PeakMemory:
     return PeakMemory(memory, torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None)
 
 
-def _cost(folder: JobFolder, state: TrainingState, model: Model, peaks: Sequence[PeakMemory]) -> dict[str, Any]:
+def _cost(folder: JobFolder, state: TrainingState, trained: TrainedPart, peaks: Sequence[PeakMemory]) -> dict[str, Any]:
     earlier = json.loads(folder.metrics.read_text("utf-8")).get("cost", {}) if folder.metrics.exists() else {}
     on_gpu = [peak.gpu for peak in peaks if peak.gpu is not None]
     return {
@@ -111,8 +117,8 @@ def _cost(folder: JobFolder, state: TrainingState, model: Model, peaks: Sequence
         "rows_at_once": state.rows_at_once,
         "peak_memory_bytes": max(*(peak.memory for peak in peaks), earlier.get("peak_memory_bytes") or 0),
         "peak_gpu_memory_bytes": max(on_gpu, default=None),
-        "trainable_parameters": sum(parameter.numel() for parameter in model.trainable_parameters().values()),
-        "parameters": count_weights(model.network),
+        "trainable_parameters": trained.trainable_parameters,
+        "parameters": trained.parameters,
     }
 
 

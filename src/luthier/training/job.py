@@ -37,7 +37,7 @@ from luthier.training.capacity import check_capacity, estimate_resources
 from luthier.training.checkpoint import Checkpoints, TrainingState
 from luthier.training.config import MethodSettings
 from luthier.training.console import print_data, print_job, print_result, relative_path
-from luthier.training.final_metrics import peak_memory, write_final_metrics
+from luthier.training.final_metrics import TrainedPart, peak_memory, write_final_metrics
 from luthier.training.memory import RowLimits, row_limits
 from luthier.training.metrics import MetricsLog, NullMetricsLog, TrainingBar
 from luthier.training.parallelize import ShardedModel, parallelize, sharding_warnings
@@ -46,9 +46,10 @@ from luthier.training.provenance import run_provenance
 from luthier.training.resolved_job import ResolvedJob, resolve_job
 from luthier.training.train import TrainingRun, load_weights, train
 from luthier.weights.artifact import round_weights, save_artifact, write_archive
+from luthier.weights.export import merge_model
 from luthier.weights.load import load_model, weights_bytes
-from luthier.weights.lora import Adapter, attach_adapter
-from luthier.weights.lora_targets import LoraTargets, resolve_lora_targets
+from luthier.weights.lora import Adapter, attach_adapter, continue_adapter, merge_stored_adapter
+from luthier.weights.lora_targets import LoraTargets, describe_adapted_layers, resolve_lora_targets
 from luthier.weights.model import Model
 from luthier.weights.quantize import count_weights, describe_quantization
 from luthier.weights.row_limit import print_to_stderr, report_out_of_memory
@@ -111,6 +112,9 @@ def run_job(
             )  # fmt: skip
             _train(run, state, folder, reporter)
             _load_best(run, state, reporter.say)
+            trained = TrainedPart.of(model)
+            if job.merges_adapter and model.has_adapter:
+                model = merge_model(model)
             model.round_shards() if isinstance(model, ShardedModel) else round_weights(model)
             for split, rows in held_out.items():
                 scorer.score(rows, model, "tuned", split, again=True)
@@ -126,7 +130,7 @@ def run_job(
             save_artifact(model, job.base, folder.model, texts, provenance, tokenizer.default_chat_template)
             write_archive(folder.model, folder.artifact)
             epochs = run.sampler.epoch_of(state.step)
-            metrics = write_final_metrics(folder, job, state, model, list(held_out), epochs, seconds, peaks)
+            metrics = write_final_metrics(folder, job, state, trained, list(held_out), epochs, seconds, peaks)
             write_report(folder)
             print_result(console, folder, metrics)
 
@@ -212,7 +216,13 @@ def _load(job: ResolvedJob, world_size: int, say: Callable[[str], None]) -> Mode
     )  # fmt: skip
     if method.quantization:
         say(f"base model in {method.quantization}: {describe_quantization(model.hf_model)}")
-    if method.lora:
+    if job.adapter is not None and job.merges_adapter:
+        model = merge_stored_adapter(model, job.adapter.folder)
+        say(f"the adapter in {job.adapter.folder} is merged into its base model first; the result is a whole model")
+    if job.adapter is not None and not job.merges_adapter:
+        model = continue_adapter(model, job.adapter.folder, method.dropout)
+        say(f"training the adapter in {job.adapter.folder} further: LoRA on {describe_adapted_layers(model)}")
+    elif method.lora:
         targets = resolve_lora_targets(method.targets, model, job.entry.lora_targets if job.entry else ())
         model = attach_adapter(model, _adapter(method, targets), run.seed)
         if targets.parameters and method.dropout:

@@ -18,15 +18,16 @@ from luthier.data.prepare import Dataset
 from luthier.jobfolder import FORMAT_VERSION
 from luthier.training.resolved_job import ResolvedJob
 from luthier.weights.converted_folder import conversion_source
-from luthier.weights.fingerprint import weights_hash
+from luthier.weights.fingerprint import adapter_hash, weights_hash
 
 PACKAGES = ("luthier", "torch", "transformers", "peft", "tokenizers", "safetensors", "numpy")
 
 
 def model_provenance(location: Location, folder: Path) -> dict[str, Any]:
-    """The base model: its name, source, and the hash of its weights."""
-    config = read_config(folder)
-    return {
+    """The base model: its name, source, and the hash of its weights; the adapter that was tuned further, if any."""
+    config, adapter = read_config(folder), location.adapter
+    continued = {"adapter": {"folder": str(adapter.folder), "sha256": adapter_hash(adapter.folder)}} if adapter else {}
+    return continued | {
         "name": location.name,
         "folder": str(folder),
         "repository": location.repository,

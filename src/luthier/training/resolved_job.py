@@ -15,6 +15,7 @@ from luthier.catalog.hub import fetch
 from luthier.catalog.hyperparameters import TABLE, Hyperparameters
 from luthier.catalog.locate import Location, locate
 from luthier.catalog.shape import context_length, read_config
+from luthier.catalog.tuned_adapter import TunedAdapter
 from luthier.data.kind import resolve_kind
 from luthier.data.settings import DataSettings
 from luthier.errors import RunFolderError, SettingError
@@ -23,6 +24,7 @@ from luthier.jobspec import JobSpec
 from luthier.training.config import TrainingSettings, ineffective_for, needs_bf16_message, read_settings
 from luthier.training.process_group import ProcessGroup
 from luthier.weights.convert import convert_to_safetensors
+from luthier.weights.fingerprint import adapter_hash, check_weights
 from luthier.weights.load import compute_dtype, find_device
 
 
@@ -50,6 +52,16 @@ class ResolvedJob:
         return self.entry.chat_template if self.entry else None
 
     @property
+    def adapter(self) -> TunedAdapter | None:
+        """The adapter to tune further, or to merge first."""
+        return self.location.adapter
+
+    @property
+    def merges_adapter(self) -> bool:
+        """Whether the adapter is merged into its base before training."""
+        return self.adapter is not None and self.settings.method.merge_first
+
+    @property
     def dtype_name(self) -> str:
         return str(self.dtype).removeprefix("torch.")
 
@@ -62,6 +74,8 @@ class ResolvedJob:
         ]  # fmt: skip
         if self.dtype is torch.float16 and self.device.type == "cpu":
             warnings.append("float16 is slow on a CPU: bf16=True or mixed_precision=False is faster there")
+        if self.adapter is None and "continue_as" in self.hyperparameters.explicit:
+            warnings.append("continue_as has no effect: the model is not an adapter")
         return warnings
 
     def on_rank(self, group: ProcessGroup) -> ResolvedJob:
@@ -75,6 +89,8 @@ class ResolvedJob:
         """
         chosen = {name: value for name, value in self.hyperparameters.items() if value != TABLE[name].default}
         identity = [data_fingerprint, weights_sha256, self.data.kind, chosen]
+        if self.adapter is not None:
+            identity.append(adapter_hash(self.adapter.folder))
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
@@ -90,12 +106,14 @@ def resolve_job(folder: JobFolder, say: Callable[[str], None]) -> ResolvedJob:
     channels = folder.channels()
     if "training" not in channels:
         raise RunFolderError(f"{folder.root}: no training channel at {folder.channel('training')}")
-    hyperparameters, _ = _parse(spec, location.entry, channels["training"])
+    hyperparameters, _ = _parse(spec, location, channels["training"])
     read_settings(hyperparameters)  # so that bad settings fail before the download
     device = find_device(spec.device)
     base = convert_to_safetensors(fetch(location, say), say)
+    if location.adapter is not None and location.adapter.base_sha256 is not None:
+        check_weights(base, location.adapter.base_sha256, location.name)
     location = location.with_folder(base)  # for a model outside the catalogue, the entry is derived from its files
-    hyperparameters, kind = _parse(spec, location.entry, channels["training"])
+    hyperparameters, kind = _parse(spec, location, channels["training"])
     settings = read_settings(hyperparameters)
     positions = context_length(base, location.entry)
     dtype = compute_dtype(settings.run.precision, device)
@@ -110,9 +128,12 @@ def resolve_job(folder: JobFolder, say: Callable[[str], None]) -> ResolvedJob:
     )  # fmt: skip
 
 
-def _parse(spec: JobSpec, entry: Entry | None, training: Path) -> tuple[Hyperparameters, str]:
-    """The hyperparameters with the entry's defaults, and the kind of the rows, which the entry must support."""
+def _parse(spec: JobSpec, location: Location, training: Path) -> tuple[Hyperparameters, str]:
+    """The hyperparameters with the model's defaults, and the kind of the rows, which its entry must support."""
+    entry = location.entry
     hyperparameters = parse_for(entry, spec.hyperparameters)
+    if location.adapter is not None:
+        hyperparameters = location.adapter.apply_to(hyperparameters)
     kind = resolve_kind(spec.kind, hyperparameters, hyperparameters.explicit, training)
     check_kind(entry, kind)
     return hyperparameters, kind

@@ -24,11 +24,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from luthier.errors import UserError
-from luthier.jobfolder import FORMAT_VERSION, apply_umask, write_json
+from luthier.jobfolder import FORMAT_VERSION, PROVENANCE, apply_umask, write_json
 from luthier.weights.config_forms import complete_config
 from luthier.weights.model import Model
 
-PROVENANCE = "luthier.json"
 CHAT_TEMPLATE = "chat_template.jinja"
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",

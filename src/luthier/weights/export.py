@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from luthier.errors import RunFolderError, UserError
-from luthier.jobfolder import apply_umask, write_json
-from luthier.weights.artifact import CHAT_TEMPLATE, PROVENANCE, TOKENIZER_FILES, save_hf_model
+from luthier.jobfolder import PROVENANCE, apply_umask, write_json
+from luthier.weights.artifact import CHAT_TEMPLATE, TOKENIZER_FILES, save_hf_model
 from luthier.weights.lora import merge_adapter
 from luthier.weights.model import Model
 from luthier.weights.plain_adapter import multiply_scale_into_weights

@@ -6,6 +6,8 @@ import functools
 import hashlib
 from pathlib import Path
 
+from luthier.errors import ModelNotFoundError
+
 
 @functools.lru_cache(maxsize=4)
 def weights_hash(folder: Path) -> str:
@@ -15,3 +17,21 @@ def weights_hash(folder: Path) -> str:
         with open(path, "rb") as handle:
             digest.update(path.name.encode() + hashlib.file_digest(handle, "sha256").digest())
     return digest.hexdigest()
+
+
+def adapter_hash(folder: Path) -> str:
+    """sha256 over the config and the weights of an adapter."""
+    digest = hashlib.sha256()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        with open(folder / name, "rb") as handle:
+            digest.update(hashlib.file_digest(handle, "sha256").digest())
+    return digest.hexdigest()
+
+
+def check_weights(folder: Path, sha256: str, name: str) -> None:
+    """ModelNotFoundError unless the folder has the weights on which an adapter for the model `name` was trained."""
+    if weights_hash(folder) != sha256:
+        raise ModelNotFoundError(
+            f"{folder}: not the weights that the adapter was trained on ({name}, sha256 {sha256[:12]}…); put those "
+            "back, or export the run merged"
+        )

@@ -67,14 +67,38 @@ def attach_adapter(model: Model, adapter: Adapter, seed: int) -> Model:
     with torch.random.fork_rng(devices=[]), _peft_warnings_silenced():
         torch.manual_seed(seed)
         network = get_peft_model(hf_model, config, autocast_adapter_dtype=False)
+    if has_parameters and adapter.dropout:
+        _set_dropout(network, adapter.dropout)
+    _prepare_training(network, model.dtype, casts_inputs=bool(adapter.dropout) or adapter.use_dora)
+    return Model(network.eval(), model.dtype, model.device)  # PEFT creates its modules in training mode
+
+
+def continue_adapter(model: Model, folder: Path, dropout: float) -> Model:
+    """Attach the adapter stored in `folder` to its base model, to be trained further with this dropout."""
+    continued = load_adapter(model, folder, trainable=True)
+    network: Any = continued.network
+    config: LoraConfig = network.peft_config["default"]
+    config.lora_dropout = 0.0 if config.target_parameters else dropout
+    _set_dropout(network, dropout)
+    _prepare_training(network, model.dtype, casts_inputs=bool(dropout) or bool(config.use_dora))
+    return Model(network.eval(), model.dtype, model.device)
+
+
+def merge_stored_adapter(model: Model, folder: Path) -> Model:
+    """Merge the adapter stored in `folder` into its base model, whose weights keep what they are: frozen or trained."""
+    is_trained = any(parameter.requires_grad for parameter in model.network.parameters())
+    merged = merge_adapter(load_adapter(model, folder))
+    merged.requires_grad_(is_trained)
+    return Model(merged.eval(), model.dtype, model.device)
+
+
+def _prepare_training(network: nn.Module, dtype: torch.dtype, *, casts_inputs: bool) -> None:
+    """Store the adapter's weights in fp32; without `casts_inputs` its inputs stay in the compute type."""
     for parameter in network.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    if has_parameters and adapter.dropout:
-        _set_dropout(network, adapter.dropout)
-    if model.dtype is not torch.float32 and not adapter.dropout and not adapter.use_dora:
+    if dtype is not torch.float32 and not casts_inputs:
         _disable_input_casts(network)
-    return Model(network.eval(), model.dtype, model.device)  # PEFT creates its modules in training mode
 
 
 def _disable_input_casts(network: nn.Module) -> None:
@@ -93,7 +117,7 @@ def _set_dropout(network: nn.Module, dropout: float) -> None:
     for module in modules:
         if isinstance(module, LoraLayer) and not isinstance(module, ParamWrapper):
             for name in module.lora_dropout:
-                module.lora_dropout[name] = nn.Dropout(dropout)
+                module.lora_dropout[name] = nn.Dropout(dropout) if dropout else nn.Identity()
 
 
 def _is_transposed(module: nn.Module) -> bool:

@@ -80,6 +80,17 @@ def resolve_lora_targets(setting: str, model: Model, entry_targets: tuple[str, .
     return LoraTargets(modules, (*parameters, *experts) if EXPERTS in names else parameters)
 
 
+def describe_adapted_layers(model: Model) -> str:
+    """The layers under a model's adapter as text, in the order of the model."""
+    config: Any = model.network.peft_config["default"]
+    if isinstance(config.target_modules, str):  # a pattern, in an adapter from elsewhere
+        return str(config.target_modules)
+    trained = [f".{name}." for name in model.trainable_parameters()]
+    order = {name: next((place for place, each in enumerate(trained) if f".{name}." in each), len(trained))
+             for name in config.target_modules}  # fmt: skip
+    return str(LoraTargets(tuple(sorted(order, key=order.__getitem__)), tuple(config.target_parameters or ())))
+
+
 def linear_layer_names(network: PreTrainedModel) -> tuple[str, ...]:
     """Last name parts of all linear layers except the output head, in order of first appearance."""
     return tuple(dict.fromkeys(name.rpartition(".")[2] for name in _linear_layers(network)))

@@ -16,9 +16,10 @@ from luthier.catalog.entry import Entry
 from luthier.catalog.hub import fetch
 from luthier.catalog.locate import locate
 from luthier.errors import ModelNotFoundError, RunFolderError
-from luthier.weights.artifact import CHAT_TEMPLATE, PROVENANCE, read_provenance
+from luthier.jobfolder import PROVENANCE
+from luthier.weights.artifact import CHAT_TEMPLATE, read_provenance
 from luthier.weights.convert import convert_to_safetensors
-from luthier.weights.fingerprint import weights_hash
+from luthier.weights.fingerprint import check_weights
 from luthier.weights.load import load_model
 from luthier.weights.lora import load_adapter
 from luthier.weights.model import Model
@@ -101,9 +102,5 @@ def _find_base(model: dict[str, Any], notify: Callable[[str], None]) -> Path:
         except ModelNotFoundError as error:
             problem = f"{folder}: the base model that the adapter was trained on is gone"
             raise ModelNotFoundError(f"{problem}: {error}") from None
-    if weights_hash(folder) != model["weights_sha256"]:
-        raise ModelNotFoundError(
-            f"{folder}: not the weights that the adapter was trained on ({model['name']}, sha256 "
-            f"{model['weights_sha256'][:12]}…); put those back, or export the run merged"
-        )
+    check_weights(folder, model["weights_sha256"], model["name"])
     return folder

@@ -24,11 +24,16 @@ seen: dict[str, Any] = {}
 
 def start(name: str, settings: dict[str, str], model: str = "gpt2-xl", **more: Any) -> None:
     source = {"S3DataType": "S3Prefix", "S3Uri": f"s3://{BUCKET}/rows/"}
+    tuned = {"S3DataType": "S3Prefix", "S3Uri": model}
+    channels = [{"ChannelName": "training", "DataSource": {"S3DataSource": source}}]
+    by_channel = model.startswith("s3://")
+    if by_channel:
+        channels.append({"ChannelName": "model", "DataSource": {"S3DataSource": tuned}})
     sagemaker.create_training_job(
         TrainingJobName=name, RoleArn=ROLE, HyperParameters={"instruction_tuned": "True", **settings},
         AlgorithmSpecification={"TrainingImage": "luthier", "TrainingInputMode": "File"},
-        InputDataConfig=[{"ChannelName": "training", "DataSource": {"S3DataSource": source}}],
-        OutputDataConfig={"S3OutputPath": f"s3://{BUCKET}/out"}, Environment={"LUTHIER_MODEL": model},
+        InputDataConfig=channels, OutputDataConfig={"S3OutputPath": f"s3://{BUCKET}/out"},
+        Environment={} if by_channel else {"LUTHIER_MODEL": model},
         ResourceConfig={"InstanceType": "ml.g5.2xlarge", "InstanceCount": 1, "VolumeSizeInGB": 30},
         StoppingCondition={"MaxRuntimeInSeconds": 3600}, **more,
     )  # fmt: skip
@@ -67,6 +72,10 @@ seen["hyperparameters"] = done["HyperParameters"]
 seen["metrics"] = {item["MetricName"]: item["Value"] for item in done["FinalMetricDataList"]}
 seen["seconds"] = [done["TrainingTimeInSeconds"], done["BillableTimeInSeconds"]]
 seen["artifact"] = artifact(done)
+start("boto3-further", {"max_steps": "1"}, done["ModelArtifacts"]["S3ModelArtifacts"])
+seen["further"] = {
+    item["MetricName"]: item["Value"] for item in reached("boto3-further", "Completed")["FinalMetricDataList"]
+}
 group = "/aws/sagemaker/TrainingJobs"
 streams = logs.describe_log_streams(logGroupName=group, logStreamNamePrefix="boto3-short/")["logStreams"]
 seen["streams"] = [item["logStreamName"] for item in streams]
