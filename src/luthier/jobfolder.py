@@ -96,6 +96,11 @@ class JobFolder:
         return self.root / "model.tar.gz"
 
     @property
+    def finish_marker(self) -> Path:
+        """Its presence lets a training that is stopped write its best or newest checkpoint as the artifact."""
+        return self.root / "finish"
+
+    @property
     def scores(self) -> Path:
         """Per-row scores of base and tuned model: scores/base.<split>.jsonl, scores/tuned.<split>.jsonl."""
         return self.root / "scores"

@@ -166,8 +166,31 @@ def test_a_stop_lets_the_engine_write_its_checkpoint(harness: Harness) -> None:
     harness.store.request_stop(job.id)
     (stopped,) = harness.run_to_end(job)
     assert (stopped.status, stopped.secondary) == ("Stopped", "Stopped")
-    assert list((harness.folder(job) / "checkpoints").iterdir())
+    assert stopped.training.artifact == "s3://results/out/stopped/output/model.tar.gz"
+    assert harness.objects.path(stopped.training.artifact).is_file()
+    assert stopped.training.metrics
     assert stopped.training.transitions[-1].status == "Stopped"
+
+
+def test_a_job_that_is_stopped_while_the_service_is_down_gets_its_artifact(harness: Harness) -> None:
+    job = harness.create_job("down", hang_at=2)
+    harness.run_until(lambda: (harness.folder(job) / "metrics.jsonl").exists())
+    harness.supervisor.shut_down()  # its engine writes a checkpoint
+    harness.store.request_stop(job.id)
+    harness.new_supervisor()
+    (stopped,) = harness.run_to_end(job)
+    assert stopped.status == "Stopped"
+    assert harness.objects.path(stopped.training.artifact).is_file()
+    assert harness.run_count(job) == 2
+
+
+def test_a_job_that_is_stopped_before_its_first_step_has_no_artifact(harness: Harness) -> None:
+    first, second = harness.create_job("running", hang_at=1), harness.create_job("queued")
+    harness.run_until(lambda: harness.run_count(first))
+    harness.store.request_stop(second.id)
+    (stopped,) = harness.run_to_end(second)
+    assert stopped.training.artifact == ""
+    assert not list(harness.objects.root.glob("results/**/queued"))
 
 
 def test_an_engine_that_hears_nothing_is_killed(tmp_path: Path) -> None:
@@ -196,6 +219,7 @@ def test_max_runtime_stops_the_job(harness: Harness) -> None:
     stations = [station.status for station in stopped.training.transitions]
     assert stations == ["Starting", "Downloading", "Training", "Stopping", "MaxRuntimeExceeded"]
     assert any("MaxRuntimeInSeconds" in message for message in messages(harness, job))
+    assert harness.objects.path(stopped.training.artifact).is_file()
 
 
 def test_an_engine_without_progress_is_ended(tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ def test_training_jobs_are_run_stopped_and_refused(driver: Driver, tmp_path: Pat
     seen = driver.script("sagemaker3", "boto3_training.py", instruction_folder(tmp_path / "rows"))
     assert seen["transitions"] == ["Starting", "Downloading", "Training", "Uploading", "Completed"]
     assert seen["stopped"][-2:] == ["Stopping", "Stopped"]
+    assert "adapter_model.safetensors" in {Path(name).name for name in seen["stopped_artifact"]}
     assert seen["tags"] == [{"Key": "team", "Value": "wire"}]
     assert seen["hyperparameters"] == {"instruction_tuned": "True", "max_steps": "2"}
     assert seen["metrics"]

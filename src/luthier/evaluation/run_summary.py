@@ -147,6 +147,8 @@ def _about(run: Mapping[str, Any], metrics: Mapping[str, Any], model: str, rows:
 def _describe_unscored(metrics: Mapping[str, Any], curves: Curves, failure: str) -> tuple[str, str]:
     if failure:
         return "The run failed", "It failed before the tuned model was scored; see the error below."
+    if metrics.get("stopped") == "interrupted":
+        return "Stopped", f"The run was stopped after {metrics['steps']:,} steps; its model was kept, and not scored."
     if metrics:
         return "Not scored", "No held-out rows were scored with both models, so there is no comparison."
     if curves.loss:

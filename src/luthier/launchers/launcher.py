@@ -72,7 +72,11 @@ class Launcher(Protocol):
         ...
 
     def request_stop(self, handle: RunHandle) -> None:
-        """Ask the program to write a checkpoint, or finish its requests, and exit. Does nothing once it has ended."""
+        """Ask the program to write a checkpoint, or finish its requests, and exit. Does nothing once it has ended.
+
+        A training whose folder has the finish marker (JobFolder) writes its artifact, too: a launcher that shipped the
+        folder ships the marker before.
+        """
         ...
 
     def kill(self, handle: RunHandle) -> None:

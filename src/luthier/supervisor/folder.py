@@ -27,7 +27,8 @@ class JobState:
     """The state of a job.
 
     `stage` is the current one; all before it are done. `handle` names the engine's run, from its start until its
-    results are collected. `stop_reason` says why the engine has to stop before its work is done: "requested",
+    results are collected. `finishing`: an engine was started, or told, to make an artifact of what a stopped job has.
+    `stop_reason` says why the engine has to stop before its work is done: "requested",
     "max_runtime", "stalled" or "" (it need not). `crashes` counts its ends by a signal the supervisor did not send
     since `progress`, the furthest point it had reached by then. `seconds` is the time spent on the job. `artifact` is
     the model's address once it is uploaded. `status`, `secondary` and `failure` are the job's outcome, once decided.
@@ -36,6 +37,7 @@ class JobState:
     stage: str = "prepare"
     handle: RunHandle | None = None
     stop_reason: str = ""
+    finishing: bool = False
     crashes: int = 0
     progress: int = -1
     seconds: float = 0.0

@@ -127,7 +127,7 @@ class JobWork:
                 self.context.devices.release(self.resource.id)
                 return self._advance("upload")
             if self.folder.state.stop_reason or self._is_stop_requested:
-                return self._stopped_early()
+                return self._finish_training() if self._can_finish else self._stopped_early()
             return self._launch()
         status = self._monitor.poll()
         new = self.metrics_reader.read()
@@ -192,8 +192,26 @@ class JobWork:
                 self._update(move, move, {"transitions": transitions})
             self.folder.state.stop_reason = reason
             self._save()
-            self._log_event(f"{text}; it gets {self.context.settings.stop_seconds:g} s to write a checkpoint")
-        self._monitor.request_stop(self.context.settings.stop_seconds)
+            self._log_event(f"{text}; it gets {self.context.settings.stop_seconds:g} s to write its model")
+        self.folder.state.finishing = reason != "stalled"
+        self._monitor.request_stop(self.context.settings.stop_seconds, finish=self.folder.state.finishing)
+
+    @property
+    def _can_finish(self) -> bool:
+        """Whether a job that was stopped while no engine ran has a checkpoint of which no artifact was made yet."""
+        state, job = self.folder.state, self.folder.job
+        return not state.finishing and state.stop_reason != "stalled" and any(job.checkpoints.glob("step-*"))
+
+    def _finish_training(self) -> bool:
+        """Start the engine once more, only to make an artifact of the checkpoint."""
+        self.folder.job.finish_marker.touch()
+        self._launch()
+        if self._monitor is not None:
+            self.folder.state.stop_reason = self.folder.state.stop_reason or "requested"
+            self.folder.state.finishing = True
+            self._save()
+            self._monitor.deadline = time.monotonic() + self.context.settings.stop_seconds
+        return False
 
     def _engine_ended(self, status: ExitStatus) -> bool:
         if self.folder.state.handle is not None:
@@ -241,6 +259,8 @@ class JobWork:
         reason = self.folder.state.stop_reason or "requested"
         if reason == "stalled":
             return self._fail(failure.stall_failure(self.context.settings.stall_seconds))
+        if self.folder.job.artifact.is_file():  # what it had until then
+            return self._advance("upload")
         return self._decide("Stopped", "MaxRuntimeExceeded" if reason == "max_runtime" else "Stopped")
 
     def _is_stalled(self) -> bool:

@@ -43,9 +43,14 @@ class RunMonitor:
             _log.warning("%s: cannot write its events: %s", self.folder.root.name, error)
         return status
 
-    def request_stop(self, grace: float) -> None:
-        """Ask the engine to stop and kill it after `grace` seconds; repeated calls have no effect."""
+    def request_stop(self, grace: float, *, finish: bool = False) -> None:
+        """Ask the engine to stop and kill it after `grace` seconds; repeated calls have no effect.
+
+        `finish`: it will not be resumed, so it writes what it has as the artifact.
+        """
         if self.deadline is None:
+            if finish:
+                self.folder.job.finish_marker.touch()
             self.deadline = time.monotonic() + grace
             self.launcher.request_stop(self.handle)
 

@@ -28,28 +28,29 @@ def write_final_metrics(
     job: ResolvedJob,
     state: TrainingState,
     trained: TrainedPart,
-    splits: Sequence[str],
+    splits: Sequence[str] | None,
     epochs: float,
     seconds: Mapping[str, float],
     peaks: Sequence[PeakMemory],
 ) -> dict[str, Any]:
     """Write and return metrics.json.
 
-    `splits`: the scored ones, first that of the headline figures; `epochs`: passes over the training rows;
-    `seconds`: "score_seconds" and "total_seconds"; `peaks`: each rank's peak memory. NoGeneratedTextError, which names
-    the artifact, if the trained model generated nothing.
+    `splits`: the scored ones, first that of the headline figures, None for a run that was stopped; `epochs`: passes
+    over the training rows; `seconds`: "score_seconds" and "total_seconds"; `peaks`: each rank's peak memory.
+    NoGeneratedTextError, which names the artifact, if the trained model generated nothing.
     """
     seed = int(job.hyperparameters["train_data_split_seed"] or 0)
     pattern = str(job.hyperparameters["answer_pattern"] or "")
     scores = folder.scores
     try:
         comparisons = {split: compare(scores / f"base.{split}.jsonl", scores / f"tuned.{split}.jsonl", seed, pattern)
-                       for split in splits}  # fmt: skip
+                       for split in splits or ()}  # fmt: skip
     except NoGeneratedTextError as error:
         raise NoGeneratedTextError(
             f"no report: {error}; the trained model is kept in {folder.artifact}, the rows in {scores}"
         ) from None
     headline = splits[0] if splits else None
+    stopped = "interrupted" if splits is None else _stop_reason(job, state)
     metrics: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "split": headline,
@@ -58,11 +59,11 @@ def write_final_metrics(
         "best": {"step": state.best_step, "eval_loss": state.best_loss},
         "steps": state.step,
         "epochs": round(epochs, 4),
-        "stopped": _stop_reason(job, state),
-        "next_steps": advise_next_run(read_curves(folder.metrics_lines), _stop_reason(job, state), job.hyperparameters),
+        "stopped": stopped,
+        "next_steps": advise_next_run(read_curves(folder.metrics_lines), stopped, job.hyperparameters),
         "adapted_layers": trained.adapted_layers,
         "cost": _cost(folder, state, trained, peaks) | dict(seconds),
-        "notes": (comparisons[headline]["notes"] if headline else []) + _notes(headline),
+        "notes": (comparisons[headline]["notes"] if headline else []) + _notes(headline, stopped, state),
     }
     write_json(folder.metrics, metrics)
     return metrics
@@ -122,7 +123,10 @@ def _cost(folder: JobFolder, state: TrainingState, trained: TrainedPart, peaks: 
     }
 
 
-def _notes(headline: str | None) -> list[str]:
+def _notes(headline: str | None, stopped: str, state: TrainingState) -> list[str]:
+    if stopped == "interrupted":
+        chosen = f"the best checkpoint, step {state.best_step}" if state.best_step else "the last step"
+        return [f"the run was stopped after step {state.step}: the artifact is {chosen}, and was not scored"]
     if headline is None:
         return ["no held-out rows: nothing was scored; the artifact is the last checkpoint"]
     if headline == "validation":

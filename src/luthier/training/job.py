@@ -110,14 +110,20 @@ def run_job(
                 validation_rows=dataset.split.validation, settings=job.settings,
                 layout=_layout(job, tokenizer, dataset, model), checkpoints=checkpoints, group=group, limits=limits,
             )  # fmt: skip
-            _train(run, state, folder, reporter)
+            stops: list[Interrupted] = []
+            with _finishing_early(folder, state, stops):
+                if resume and folder.finish_marker.exists() and state.step:
+                    load_weights(model, checkpoints.read(state.step)[1])
+                    raise Interrupted(f"stopped after step {state.step} of {run.total_steps}")
+                _train(run, state, folder, reporter)
             _load_best(run, state, reporter.say)
             trained = TrainedPart.of(model)
             if job.merges_adapter and model.has_adapter:
                 model = merge_model(model)
             model.round_shards() if isinstance(model, ShardedModel) else round_weights(model)
-            for split, rows in held_out.items():
-                scorer.score(rows, model, "tuned", split, again=True)
+            with _finishing_early(folder, state, stops):
+                for split, rows in () if stops else held_out.items():
+                    scorer.score(rows, model, "tuned", split, again=True)
         seconds = {"score_seconds": round(scorer.seconds, 2),
                    "total_seconds": round(time.monotonic() - started + earlier_seconds, 2)}  # fmt: skip
         if isinstance(model, ShardedModel):
@@ -130,9 +136,26 @@ def run_job(
             save_artifact(model, job.base, folder.model, texts, provenance, tokenizer.default_chat_template)
             write_archive(folder.model, folder.artifact)
             epochs = run.sampler.epoch_of(state.step)
-            metrics = write_final_metrics(folder, job, state, trained, list(held_out), epochs, seconds, peaks)
+            splits = None if stops else list(held_out)
+            metrics = write_final_metrics(folder, job, state, trained, splits, epochs, seconds, peaks)
             write_report(folder)
             print_result(console, folder, metrics)
+        if stops:
+            raise stops[0]
+
+
+@contextmanager
+def _finishing_early(folder: JobFolder, state: TrainingState, stops: list[Interrupted]) -> Iterator[None]:
+    """Keep a stop in `stops`, so that the job goes on to its artifact, if its folder has the finish marker.
+
+    A stop before the first step is raised: there is nothing to keep.
+    """
+    try:
+        yield
+    except Interrupted as stop:
+        if not (folder.finish_marker.exists() and state.step):
+            raise
+        stops.append(stop)
 
 
 def _prepare_on_main(

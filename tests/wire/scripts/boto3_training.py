@@ -65,6 +65,7 @@ reached("boto3-long", "Training")
 sagemaker.stop_training_job(TrainingJobName="boto3-long")
 stopped = reached("boto3-long", "Stopped")
 seen["stopped"] = [item["Status"] for item in stopped["SecondaryStatusTransitions"]]
+seen["stopped_artifact"] = artifact(stopped)
 seen["tags"] = sagemaker.list_tags(ResourceArn=stopped["TrainingJobArn"])["Tags"]
 done = reached("boto3-short", "Completed")
 seen["transitions"] = [item["Status"] for item in done["SecondaryStatusTransitions"]]
