@@ -53,16 +53,24 @@ def test_the_whole_road(luthier: Luthier, rows: Path, tmp_path: Path) -> None:
     compared = json.loads(luthier("compare", "run", "--json").stdout)
     assert json.loads(scored.stdout)["loss"] == pytest.approx(compared["tuned"]["loss"], rel=1e-5)
     assert "better" in luthier("compare", "run").stdout
+
+    exported = luthier("export", "run", "--merged", "--out", "merged")
+    assert exported.returncode == 0, exported.stderr
+    assert (tmp_path / "merged" / "model.safetensors").is_file()
+    from_export = luthier("evaluate", "merged", rows, "--json")
+    assert json.loads(from_export.stdout)["loss"] == pytest.approx(compared["tuned"]["loss"], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_the_side_roads(luthier: Luthier, rows: Path, tmp_path: Path) -> None:
+    """Few-shot evaluation of a base model, and the adapter alone; in CI their parts are tested in one process."""
     shots = luthier("evaluate", "luthier/tiny", rows, "--shots", "2", "--json")
     assert shots.returncode == 0, shots.stderr
     assert json.loads(shots.stdout)["rows"] == 12
-
-    for form, weights in (("merged", "model.safetensors"), ("adapter", "adapter_model.safetensors")):
-        exported = luthier("export", "run", f"--{form}", "--out", form)
-        assert exported.returncode == 0, exported.stderr
-        assert (tmp_path / form / weights).is_file()
-    from_export = luthier("evaluate", "merged", rows, "--json")
-    assert json.loads(from_export.stdout)["loss"] == pytest.approx(compared["tuned"]["loss"], rel=1e-4)
+    assert luthier("tune", rows, "--out", "run", "--set", "max_steps=2").returncode == 0
+    exported = luthier("export", "run", "--adapter", "--out", "adapter")
+    assert exported.returncode == 0, exported.stderr
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
 
 
 def test_bad_rows_are_one_line_each_and_exit_2(luthier: Luthier, tmp_path: Path) -> None:

@@ -66,8 +66,8 @@ class Cell:
         return f"{self.architecture} / {self.method} / {self.kind}"
 
 
-def prove(cell: Cell, place: Path) -> None:
-    """Prove all that the module's docstring lists, in the empty folder `place`."""
+def prove(cell: Cell, place: Path, *, resume: bool = True) -> None:
+    """Prove all that the module's docstring lists, in the empty folder `place`; without `resume`, all but that."""
     base = write_model(place / "base", cell.architecture, dropout=0.1)
     folder = lay_out(place / "run", base, write_kind(place / "rows", cell.kind), **_settings(cell))
     trained = run_for_logits(folder)
@@ -75,7 +75,8 @@ def prove(cell: Cell, place: Path) -> None:
     half = len(losses) // 2
     assert fmean(losses[half:]) < fmean(losses[:half]), "the loss did not fall"
     _reloaded(cell, folder, base, trained, place)
-    _resumed(folder, place / "resumed")
+    if resume:
+        _resumed(folder, place / "resumed")
 
 
 def _settings(cell: Cell) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def rows_of(file: Path) -> int | None:
     return None
 
 
-@pytest.mark.parametrize("method", ["lora", "none"])
+@pytest.mark.parametrize("method", ["lora", pytest.param("none", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("form", FORMS)
 def test_a_form_of_data_trains(tmp_path: Path, form: str, method: str) -> None:
     kind = FORMS[form]

@@ -42,9 +42,11 @@ def kill_at(folder: JobFolder, step: int, *arguments: str) -> None:
 
 @pytest.mark.parametrize(
     ("architecture", "asked"),
-    [("llama", {}), ("gpt_neox", {"peft_type": "none"}), ("gpt2", {}),
-     ("llama", {"peft_type": "none", "bf16": True, "optim": "adamw_bf16"})],
-    ids=["llama-lora", "gpt_neox-none", "gpt2-lora", "llama-bf16"],
+    [pytest.param("llama", {}, id="llama-lora"),
+     pytest.param("gpt_neox", {"peft_type": "none"}, id="gpt_neox-none", marks=pytest.mark.slow),
+     pytest.param("gpt2", {}, id="gpt2-lora", marks=pytest.mark.slow),
+     pytest.param("llama", {"peft_type": "none", "bf16": True, "optim": "adamw_bf16"}, id="llama-bf16",
+                  marks=pytest.mark.slow)],
 )  # fmt: skip
 def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, architecture: str, asked: dict[str, Any]) -> None:
     model = write_model(tmp_path / "model", architecture, dropout=0.1)

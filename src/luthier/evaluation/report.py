@@ -7,6 +7,7 @@ everything, and a content security policy forbids loading anything.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shlex
@@ -30,8 +31,8 @@ MAX_FILES = 20
 """Data files whose hashes are listed individually."""
 
 
-def write_report(job: JobFolder) -> Path:
-    """Write report.html from the run folder's files and return its path."""
+@functools.cache
+def _page_template() -> jinja2.Template:
     template = resources.files("luthier.evaluation").joinpath("report.html.j2").read_text("utf-8")
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -39,7 +40,12 @@ def write_report(job: JobFolder) -> Path:
     environment.filters.update(
         number=format_count, duration=format_duration, bytes=format_bytes, setting=format_setting
     )
-    page = environment.from_string(template).render(**_context(job))
+    return environment.from_string(template)
+
+
+def write_report(job: JobFolder) -> Path:
+    """Write report.html from the run folder's files and return its path."""
+    page = _page_template().render(**_context(job))
     temporary = job.report.with_name(f".{job.report.name}.{os.getpid()}")
     temporary.write_text(page, "utf-8", errors="replace")  # a row may hold a lone surrogate
     os.replace(temporary, job.report)
