@@ -112,9 +112,6 @@ def run_job(
             )  # fmt: skip
             stops: list[Interrupted] = []
             with _finishing_early(folder, state, stops):
-                if resume and folder.finish_marker.exists() and state.step:
-                    load_weights(model, checkpoints.read(state.step)[1])
-                    raise Interrupted(f"stopped after step {state.step} of {run.total_steps}")
                 _train(run, state, folder, reporter)
             _load_best(run, state, reporter.say)
             trained = TrainedPart.of(model)
@@ -360,6 +357,10 @@ def _layout(job: ResolvedJob, tokenizer: Tokenizer, dataset: Dataset, model: Mod
 
 
 def _train(run: TrainingRun, state: TrainingState, folder: JobFolder, reporter: RunReporter) -> None:
+    """Train to the end; a run that was stopped for good before it was resumed only gets its checkpoint's weights."""
+    if state.step and folder.finish_marker.exists():
+        load_weights(run.model, run.checkpoints.read(state.step)[1])
+        raise Interrupted(f"stopped after step {state.step} of {run.total_steps}")
     if run.settings.run.packing and not run.model.supports_packing:
         reporter.say(
             f"packing is off: {type(run.model.hf_model).__name__} would mix packed rows; padding rows of similar "
