@@ -89,6 +89,7 @@ BASES = {
             "architectures": ["Phi3ForCausalLM"], "model_type": "phi3", **_SIZES, "hidden_act": "silu",
             "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "rope_scaling": None, "partial_rotary_factor": 0.5,
             "original_max_position_embeddings": 2048, "sliding_window": None, "tie_word_embeddings": False,
+            "pad_token_id": 0,
         }),
         Base("gpt_neox", "Pythia: rotary_pct 0.25", {
             "architectures": ["GPTNeoXForCausalLM"], "model_type": "gpt_neox", "hidden_size": 128,

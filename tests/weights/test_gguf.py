@@ -86,6 +86,11 @@ def llama3_factors(theta: float, pairs: int, factor: float, original: int) -> np
     waves = 2 * np.pi * theta ** (np.arange(pairs) / pairs)
     smooth = np.clip((original / waves - 1) / 3, 0, 1)
     return (1 / ((1 - smooth) / factor + smooth)).astype(np.float32)
+    folder = convert_to_safetensors(tmp_path / "m.gguf", lambda _: None)
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    # Also as transformers 4 and other programs read it, for an adapter on this base.
+    assert config["rope_theta"] == 10000.0
+    assert config["rope_scaling"]["rope_type"] == kind
 
 
 @pytest.mark.parametrize(("factor", "original"), [(8.0, 32), (32.0, 64), (32.0, 1000)])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 from collections.abc import Callable
 from math import prod
 from pathlib import Path
@@ -29,6 +30,8 @@ from luthier.errors import CapacityError, ModelNotFoundError
 from luthier.gguf.config import count_prediction_layers, read_gguf_config
 from luthier.gguf.tokenizer import write_tokenizer
 from luthier.home import cache_root
+from luthier.jobfolder import write_json
+from luthier.weights.config_forms import complete_config
 from luthier.weights.converted_folder import check_disk_space, convert_into, format_size, is_converted
 
 # Its progress bar takes no notice of transformers' setting, and would fill the logs of jobs.
@@ -67,6 +70,10 @@ def _convert(header: GgufHeader, folder: Path) -> dict[str, Any]:
     write_tokenizer(header, folder)  # first: it fails early where it fails
     network = _load(header)
     network.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    write_json(
+        folder / "config.json", complete_config(config, {})
+    )  # readers of an adapter's base know only these forms
     name = header.metadata.get("general.name")
     facts = {"architecture": header.architecture, "quantization": header.quantization, "name": name}
     return {"files": {header.file.name: _file_hash(header.file)}, "gguf": facts}
