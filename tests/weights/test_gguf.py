@@ -79,6 +79,11 @@ def test_rotary_scaling_is_read(tmp_path: Path, kind: str) -> None:
         "llama.rope.scaling.original_context_length": 32,
     }
     assert torch.equal(converted_logits(write_llama(tmp_path / "m.gguf", model, extra)), logits(model))
+    folder = convert_to_safetensors(tmp_path / "m.gguf", lambda _: None)
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    # Also as transformers 4 and other programs read it, for an adapter on this base.
+    assert config["rope_theta"] == 10000.0
+    assert config["rope_scaling"]["rope_type"] == kind
 
 
 def llama3_factors(theta: float, pairs: int, factor: float, original: int) -> np.ndarray[Any, Any]:
@@ -86,11 +91,6 @@ def llama3_factors(theta: float, pairs: int, factor: float, original: int) -> np
     waves = 2 * np.pi * theta ** (np.arange(pairs) / pairs)
     smooth = np.clip((original / waves - 1) / 3, 0, 1)
     return (1 / ((1 - smooth) / factor + smooth)).astype(np.float32)
-    folder = convert_to_safetensors(tmp_path / "m.gguf", lambda _: None)
-    config = json.loads((folder / "config.json").read_text("utf-8"))
-    # Also as transformers 4 and other programs read it, for an adapter on this base.
-    assert config["rope_theta"] == 10000.0
-    assert config["rope_scaling"]["rope_type"] == kind
 
 
 @pytest.mark.parametrize(("factor", "original"), [(8.0, 32), (32.0, 64), (32.0, 1000)])
