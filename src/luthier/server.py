@@ -12,6 +12,7 @@ import logging
 import os
 import shlex
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -120,6 +121,16 @@ def main() -> None:
         supervisor.start()
         stack.callback(supervisor.stop, settings.stop_seconds + 30)
         serve(program.application(), listener, lambda: _print_banner(program, log))
+    _end_process()
+
+
+def _end_process() -> None:
+    """End without waiting for a thread that still works for a client, as Python's own exit would."""
+    if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        logging.shutdown()
+        os._exit(0)
 
 
 @contextmanager

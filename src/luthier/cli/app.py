@@ -20,6 +20,7 @@ from luthier.cli import (
     keys,
     logs,
     models,
+    objects,
     pretrain,
     score,
     serve,
@@ -57,6 +58,7 @@ for _name, _panel, _function in COMMANDS:
     app.command(_name, rich_help_panel=_panel)(_function)
 app.add_typer(jobs.app, name="jobs", rich_help_panel=SERVE)
 app.add_typer(keys.app, name="keys", rich_help_panel=SERVE)
+app.add_typer(objects.app, name="objects", rich_help_panel=SERVE)
 app.add_typer(cache.app, name="cache", rich_help_panel=MACHINE)
 
 

@@ -13,7 +13,7 @@ from luthier.objects.ranges import ByteRange
 
 
 class DamagedBlobError(LuthierError):
-    """A file of the object store is shorter than its row says: it was changed from outside."""
+    """A file of the object store is missing or shorter than its row says: it was changed from outside."""
 
 
 class SegmentReader:
@@ -38,7 +38,11 @@ class SegmentReader:
         if self._open[0] != index:
             file = self._first
             if index:
-                file = os.open(self._blobs.path(self._segments[index].blob), os.O_RDONLY | os.O_CLOEXEC)
+                path = self._blobs.path(self._segments[index].blob)
+                try:
+                    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                except FileNotFoundError:
+                    raise DamagedBlobError(f"{path}: the file is missing") from None
             self._close_current()
             self._open = (index, file)
         return self._open[1]

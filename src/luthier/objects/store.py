@@ -32,7 +32,7 @@ from luthier.objects.conditions import UNCONDITIONAL, WriteCondition
 from luthier.objects.errors import FULL_DISK, disk_errors, s3_error
 from luthier.objects.names import check_bucket_name, key_bytes, parse_uri, text_bytes
 from luthier.objects.queries import Attributes, Bucket, Database, Segment, StoredObject
-from luthier.objects.reader import ObjectReader, SegmentReader
+from luthier.objects.reader import DamagedBlobError, ObjectReader, SegmentReader
 from luthier.objects.tables import buckets, objects, parts, uploads
 from luthier.objects.virtual import VirtualBucket
 from luthier.protocol.call import GLOBAL_REGION
@@ -40,6 +40,7 @@ from luthier.protocol.errors import WireError
 
 logger = logging.getLogger(__name__)
 INVALID_FILE_NAME_ERRORS = {errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.EILSEQ, errno.EINVAL}
+CLOSE_SECONDS = 5.0
 COMPLETED_UPLOAD_SECONDS = 7 * 24 * 3600.0  # how long a repeated completion gets the first one's response
 
 
@@ -84,7 +85,7 @@ class EmbeddedObjectStore:
         """Stop sweeping. The caller disposes of the engine; open readers stay open."""
         self._closing.set()
         if self._sweeper:
-            self._sweeper.join()
+            self._sweeper.join(CLOSE_SECONDS)  # a daemon: it ends with the process
 
     # Buckets
 
@@ -163,11 +164,12 @@ class EmbeddedObjectStore:
         if virtual := self.virtual_bucket(bucket):
             stored, data = self._virtual_object(virtual, bucket, key)
             return ObjectReader(stored, lambda offset, size: data[offset : offset + size])
-        while True:
-            stored = self.head(bucket, key)
-            files = self._files(stored.content)
-            if files:
-                return ObjectReader(stored, files.read, files.close, partial(self._reader_closed, stored.content))
+        missing, stored = "", self.head(bucket, key)
+        while (files := self._files(stored.content)) is None:
+            if stored.content == missing:  # it was not replaced since the first look
+                raise DamagedBlobError(f"s3://{bucket}/{key}: its file is missing; run: luthier objects check")
+            missing, stored = stored.content, self.head(bucket, key)
+        return ObjectReader(stored, files.read, files.close, partial(self._reader_closed, stored.content))
 
     def segments(self, stored: StoredObject) -> list[Segment]:
         """An object's segments, one per part; empty if it was replaced meanwhile."""
