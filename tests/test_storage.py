@@ -70,6 +70,13 @@ def test_a_prefix_is_downloaded_with_its_folders(s3: Any, tmp_path: Path) -> Non
         assert (folder / "training" / "a.jsonl").read_text() == "body of rows/training/a.jsonl"
 
 
+def test_a_prefix_may_end_inside_a_name(s3: Any, tmp_path: Path) -> None:
+    put(s3, "data/train-1.jsonl", "data/train-2.jsonl", "data/test.jsonl")
+    assert storage.names("s3://bucket/data/train") == ["train-1.jsonl", "train-2.jsonl"]
+    folder = storage.download("s3://bucket/data/train-", tmp_path / "to")
+    assert storage.names(str(folder)) == ["train-1.jsonl", "train-2.jsonl"]
+
+
 def test_one_object_is_downloaded_under_its_name(s3: Any, tmp_path: Path) -> None:
     put(s3, "rows/a.jsonl", "rows/a.jsonl.bak")
     storage.download("s3://bucket/rows/a.jsonl", tmp_path / "to")

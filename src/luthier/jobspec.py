@@ -15,6 +15,10 @@ from luthier.errors import RunFolderError
 VERSION = 1
 
 
+MANIFEST = "manifest+"
+"""Begins the address of a channel whose object lists the objects of its rows (SageMaker's ManifestFile)."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobSpec:
     """One training job.

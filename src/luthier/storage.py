@@ -97,13 +97,16 @@ def _split(location: str) -> tuple[str, str]:
 
 
 def _objects(client: Any, location: str) -> Iterator[tuple[str, str]]:
-    """Yield (key, relative name) of the object with exactly that key, else of all objects below `prefix/`.
+    """Yield (key, relative name) of the object with exactly that key, else of all objects below `prefix/`, else of
+    those whose key begins with the prefix.
 
-    `s3://b/rows` thus never includes `rows-old/...`; keys ending in / are the console's folder markers.
+    `s3://b/rows` thus includes `rows-old/...` only where nothing is below `rows/`. Keys that end in / are the console's
+    folder markers.
     """
     bucket, prefix = _split(location)
     below = prefix if prefix == "" or prefix.endswith("/") else prefix + "/"
     is_empty = True
+    beginning: list[str] = []
     for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
         if "IsTruncated" not in page:  # an incomplete response, which botocore parses as an empty one
             raise ObjectStoreUnreachableError(f"the object store fails: incomplete list of {location}")
@@ -115,8 +118,12 @@ def _objects(client: Any, location: str) -> Iterator[tuple[str, str]]:
             if key.startswith(below) and not key.endswith("/"):
                 is_empty = False
                 yield key, key[len(below) :]
-    if is_empty:
+            elif is_empty and not key.endswith("/"):
+                beginning.append(key)
+    if is_empty and not beginning:
         raise UserError(f"{location}: no objects found")
+    if is_empty:
+        yield from ((key, key[prefix.rfind("/") + 1 :]) for key in beginning)
 
 
 @contextmanager

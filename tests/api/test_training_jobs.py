@@ -156,14 +156,17 @@ def test_the_base_model_is_named_in_several_ways(wire: WireClient, more: dict[st
          "InputDataConfig, channel training: given twice (as train and as training); keep one of them"),
         ({"InputDataConfig": [channel("train"), channel("other")]},
          "InputDataConfig, channel other: no such channel; expected one of train, training, validation, val, test, mo"),
-        ({"InputDataConfig": [channel("train", S3DataType="ManifestFile")]},
-         "InputDataConfig, channel train: S3DataType ManifestFile is not supported; expected S3Prefix"),
         ({"InputDataConfig": [channel("train", S3DataType="AugmentedManifestFile")]},
          "InputDataConfig, channel train: S3DataType AugmentedManifestFile is not supported; expected S3Prefix"),
         ({"InputDataConfig": [channel("train", "https://host/rows")]},
          "InputDataConfig, channel train: S3Uri https://host/rows: expected s3://BUCKET/PREFIX"),
-        ({"InputDataConfig": [channel("train") | {"CompressionType": "Gzip"}]},
-         "InputDataConfig, channel train: CompressionType Gzip is not supported; expected None: unpack the rows"),
+        ({"InputDataConfig": [channel("train"), channel("model", S3DataType="ManifestFile")]},
+         "InputDataConfig, channel model: S3DataType ManifestFile is not supported for a model"),
+        ({"HyperParameters": {"sagemaker_submit_directory": '"/opt/ml/input/data/code/sourcedir.tar.gz"'},
+          "InputDataConfig": [channel("train"), channel("code", "s3://mine/code.tar.gz")]},
+         "HyperParameters, sagemaker_submit_directory=s3://mine/code.tar.gz: Luthier's own program trains"),
+        ({"StoppingCondition": {"MaxRuntimeInSeconds": 600, "MaxWaitTimeInSeconds": 599}},
+         "StoppingCondition: MaxWaitTimeInSeconds 599 is below MaxRuntimeInSeconds 600"),
         ({"InputDataConfig": [channel("train") | {"RecordWrapperType": "RecordIO"}]},
          "InputDataConfig, channel train: RecordWrapperType RecordIO is not supported; expected None"),
         ({"InputDataConfig": [{"ChannelName": "train", "DataSource": {"FileSystemDataSource": {
@@ -292,3 +295,20 @@ def test_a_job_belongs_to_its_region(wire: WireClient) -> None:
     wire.client().create_training_job(**training_job())
     assert wire.client(region="eu-west-1").list_training_jobs()["TrainingJobSummaries"] == []
     assert ROLE.endswith("SageMakerRole")
+
+
+def test_a_jumpstart_job_in_network_isolation_is_taken(wire: WireClient) -> None:
+    """The SDK then gives JumpStart's own script as the channel `code`."""
+    script = {"sagemaker_submit_directory": '"/opt/ml/input/data/code/sourcedir.tar.gz"'}
+    channels = [channel("training"), channel("code", f"{CACHE}/x/sourcedir.tar.gz")]
+    wire.client().create_training_job(
+        **training_job(EnableNetworkIsolation=True, HyperParameters=script, InputDataConfig=channels)
+    )
+
+
+def test_a_manifest_and_gzip_are_taken(wire: WireClient) -> None:
+    listed = channel("training", "s3://bucket/list.json", S3DataType="ManifestFile") | {"CompressionType": "Gzip"}
+    wire.client().create_training_job(**training_job(InputDataConfig=[listed]))
+    job = wire.store.find("training-job", OWNER, "job")
+    assert job is not None
+    assert job.job.channels == {"training": "manifest+s3://bucket/list.json"}

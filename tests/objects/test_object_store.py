@@ -372,6 +372,12 @@ def test_prefixes_are_downloaded_below_a_folder(objects: EmbeddedObjectStore, tm
         "a.csv": b"rows/a.csv", "sub/b.csv": b"rows/sub/b.csv",
     }  # fmt: skip
     assert (objects.download_prefix("s3://room/one.txt", tmp_path / "one") / "one.txt").read_bytes() == b"one.txt"
+    assert objects.names("s3://room/rows-") == ["rows-old/c.csv"]  # a prefix that ends inside a name
+    assert objects.names("s3://room/ro") == ["rows-old/c.csv", "rows/a.csv", "rows/sub/b.csv"]
+    assert objects.names("s3://room/rows/s") == ["sub/b.csv"]
+    objects.check_bucket("s3://room/any")
+    with pytest.raises(UserError, match="s3://nowhere/a: The specified bucket does not exist"):
+        objects.check_bucket("s3://nowhere/a")
     with pytest.raises(UserError, match="s3://room/none: no objects found"):
         objects.download_prefix("s3://room/none", tmp_path / "none")
     with pytest.raises(UserError, match="s3://nowhere/a: The specified bucket does not exist"):

@@ -35,6 +35,11 @@ class FolderObjects:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.faults: list[Exception] = []
+        self.missing_buckets: set[str] = set()
+
+    def check_bucket(self, uri: str) -> None:
+        if uri.removeprefix("s3://").partition("/")[0] in self.missing_buckets:
+            raise UserError(f"{uri}: The specified bucket does not exist")
 
     def path(self, uri: str) -> Path:
         return self.root / uri.removeprefix("s3://")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -50,3 +51,41 @@ def test_a_hostile_archive_is_refused_by_the_channels_name(tmp_path: Path) -> No
         with pytest.raises(UserError, match=r"failed for channel .model.: model\.tar\.gz: not a sound"):
             laid_out(harness, "s3://models/model.tar.gz")
         assert not list(tmp_path.rglob("evil"))
+
+
+def manifest(harness: Harness, text: str) -> str:
+    for name in ("one.jsonl", "sub/two.jsonl", "three.jsonl"):
+        path = harness.objects.path(f"s3://data/listed/{name}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    harness.objects.path("s3://data/list.json").write_text(text)
+    return "manifest+s3://data/list.json"
+
+
+def test_a_manifest_lists_the_rows(tmp_path: Path) -> None:
+    with supervisor_harness(tmp_path) as harness:
+        uri = manifest(harness, '[{"prefix": "s3://data/listed/"}, "one.jsonl", "sub/two.jsonl"]')
+        job = harness.create_job("listed")
+        folder = ServiceFolder(harness.folder(job))
+        folder.create(job.request)
+        lay_out(folder, replace(job.job, channels={"training": uri}), harness.objects, "cpu")
+        rows = folder.job.channel("training").resolve()
+        files = {path.relative_to(rows).as_posix(): path.read_text() for path in rows.rglob("*") if path.is_file()}
+        assert files == {"one.jsonl": "one.jsonl", "sub/two.jsonl": "sub/two.jsonl"}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("{}", "not a manifest"), ("[]", "not a manifest"), ('["a"]', "not a manifest"), ("[", "not JSON"),
+     ('[{"prefix": "s3://data/listed/"}]', "not a manifest"),
+     ('[{"prefix": "s3://data/listed/"}, "../../evil"]', "leads out of the folder"),
+     ('[{"prefix": "s3://data/listed/"}, "none.jsonl"]', "no objects found")],
+)  # fmt: skip
+def test_a_manifest_that_is_none_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    with supervisor_harness(tmp_path) as harness:
+        uri = manifest(harness, text)
+        job = harness.create_job("listed")
+        folder = ServiceFolder(harness.folder(job))
+        folder.create(job.request)
+        with pytest.raises(UserError, match=f"failed for channel 'training': .*{words}"):
+            lay_out(folder, replace(job.job, channels={"training": uri}), harness.objects, "cpu")

@@ -150,8 +150,21 @@ def test_an_upload_that_is_refused_fails_the_job_and_keeps_the_model(harness: Ha
     (harness.folder(job) / "input/config/hyperparameters.json").write_text("{}")
     stop_hanging(harness, job)
     (failed,) = harness.run_to_end(job)
-    assert failed.training.failure == "ClientError: Artifact upload failed: s3://results: no such bucket"
+    kept = harness.folder(job) / "model.tar.gz"
+    assert failed.training.failure == (
+        f"ClientError: Artifact upload failed: s3://results: no such bucket; the model is kept on the server: {kept}"
+    )
     assert (harness.folder(job) / "model.tar.gz").exists()
+
+
+def test_a_missing_output_bucket_is_found_before_the_training(harness: Harness) -> None:
+    harness.objects.missing_buckets = {"results"}
+    job = harness.create_job("nowhere")
+    (failed,) = harness.run_to_end(job)
+    assert failed.training.failure.startswith(
+        "ClientError: The artifact could not be uploaded to s3://results/out/nowhere"
+    )
+    assert harness.run_count(job) == 0
 
 
 def stop_hanging(harness: Harness, job: Any) -> None:

@@ -150,6 +150,7 @@ def _resolve(call: Call, labels: Mapping[str, str]) -> JobSpec:
     output = request["OutputDataConfig"]
     if not output["S3OutputPath"].startswith("s3://"):
         raise UserError(f"OutputDataConfig.S3OutputPath {output['S3OutputPath']}: expected s3://BUCKET/PREFIX")
+    _check_waiting_time(request)
     hyperparameters = request.get("HyperParameters", {})
     addresses = channels.resolve(request.get("InputDataConfig", []), hyperparameters)
     base = base_model.for_training_job(request, labels)
@@ -170,6 +171,16 @@ def _resolve(call: Call, labels: Mapping[str, str]) -> JobSpec:
         eula=eula,
         command=("CreateTrainingJob", request["TrainingJobName"]),
     )
+
+
+def _check_waiting_time(request: Mapping[str, Any]) -> None:
+    """UserError for a spot job whose time to wait and run is shorter than its time to run, as on AWS."""
+    limits = request.get("StoppingCondition", {})
+    wait, run = limits.get("MaxWaitTimeInSeconds"), limits.get("MaxRuntimeInSeconds", MAX_RUNTIME)
+    if wait is not None and wait < run:
+        raise UserError(
+            f"StoppingCondition: MaxWaitTimeInSeconds {wait} is below MaxRuntimeInSeconds {run}; expected at least that"
+        )
 
 
 def _job(call: Call, service: Service) -> Resource:

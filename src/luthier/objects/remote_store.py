@@ -47,5 +47,10 @@ class RemoteObjectStore:
         with storage.s3(uri, self.endpoint) as client:
             client.upload_file(str(path), bucket, key)
 
+    def check_bucket(self, uri: str) -> None:
+        bucket, _ = parse_uri(uri)
+        with storage.s3(uri, self.endpoint) as client:
+            client.head_bucket(Bucket=bucket)
+
     def close(self) -> None:
         """No connection is kept between calls."""

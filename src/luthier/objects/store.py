@@ -7,7 +7,6 @@ once, or, if they are being read, when the last reader closes or by the next `sw
 
 from __future__ import annotations
 
-import errno
 import logging
 import shutil
 import threading
@@ -18,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
@@ -29,7 +28,8 @@ from luthier.objects import listing, queries
 from luthier.objects.blobs import CHUNK, Blobs, BlobWriter
 from luthier.objects.checksums import BodyChecksums, Digest
 from luthier.objects.conditions import UNCONDITIONAL, WriteCondition
-from luthier.objects.errors import FULL_DISK, disk_errors, s3_error
+from luthier.objects.errors import disk_errors, s3_error
+from luthier.objects.local_file import create_file
 from luthier.objects.names import check_bucket_name, key_bytes, parse_uri, text_bytes
 from luthier.objects.queries import Attributes, Bucket, Database, Segment, StoredObject
 from luthier.objects.reader import DamagedBlobError, ObjectReader, SegmentReader
@@ -39,7 +39,6 @@ from luthier.protocol.call import GLOBAL_REGION
 from luthier.protocol.errors import WireError
 
 logger = logging.getLogger(__name__)
-INVALID_FILE_NAME_ERRORS = {errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.EILSEQ, errno.EINVAL}
 CLOSE_SECONDS = 5.0
 COMPLETED_UPLOAD_SECONDS = 7 * 24 * 3600.0  # how long a repeated completion gets the first one's response
 
@@ -65,6 +64,10 @@ class ObjectStore(Protocol):
 
     def upload_file(self, path: Path, uri: str) -> None:
         """Store a file as the object with this URI."""
+        ...
+
+    def check_bucket(self, uri: str) -> None:
+        """UserError if the bucket of this URI is missing, or cannot be written."""
         ...
 
     def close(self) -> None: ...
@@ -435,7 +438,7 @@ class EmbeddedObjectStore:
             with (
                 _errors_with_uri(uri),
                 self.open(bucket, key) as stream,
-                _create_file(target, f"s3://{bucket}/{key}") as file,
+                create_file(target, f"s3://{bucket}/{key}") as file,
             ):
                 file.writelines(stream)
         return folder
@@ -445,23 +448,35 @@ class EmbeddedObjectStore:
         with _errors_with_uri(uri), path.open("rb") as file:
             self.put(bucket, key, iter(lambda: file.read(CHUNK), b""), size=path.stat().st_size)
 
+    def check_bucket(self, uri: str) -> None:
+        with _errors_with_uri(uri):
+            self.check_writable(parse_uri(uri)[0])
+
     def _list_prefix(self, uri: str) -> list[tuple[str, str, int]]:
-        """(key, name, size) of the objects a URI stands for, without folder markers (keys that end in /)."""
+        """(key, name, size) of the objects a URI stands for, without folder markers (keys that end in /).
+
+        These are the object itself, else those below `uri/`, else those whose key begins with it.
+        """
         bucket, prefix = parse_uri(uri)
         below = prefix if prefix == "" or prefix.endswith("/") else prefix + "/"
         with _errors_with_uri(uri):
             if not prefix.endswith("/") and prefix and self.exists(uri):
                 item = self.head(bucket, prefix)
                 return [(prefix, PurePosixPath(prefix).name, item.size)]
-            entries: list[tuple[str, str, int]] = []
-            start: bytes | None = b""
-            while start is not None:
-                page = self.page(bucket, below, start=start)
-                files = (item for item in page.objects if not item.key.endswith("/"))
-                entries += [(item.key, item.key[len(below) :], item.size) for item in files]
-                start = page.following
+            entries = self._list_keys(bucket, below) or self._list_keys(bucket, prefix)
         if not entries:
             raise UserError(f"{uri}: no objects found")
+        return entries
+
+    def _list_keys(self, bucket: str, prefix: str) -> list[tuple[str, str, int]]:
+        """(key, name below the last / of the prefix, size) of the objects whose key begins with `prefix`."""
+        entries: list[tuple[str, str, int]] = []
+        start: bytes | None = b""
+        while start is not None:
+            page = self.page(bucket, prefix, start=start)
+            files = (item for item in page.objects if not item.key.endswith("/"))
+            entries += [(item.key, item.key[prefix.rfind("/") + 1 :], item.size) for item in files]
+            start = page.following
         return entries
 
 
@@ -477,22 +492,3 @@ def _errors_with_uri(uri: str) -> Iterator[None]:
 def _with_uri(uri: str, error: WireError) -> LuthierError:
     kind = CapacityError if error.code == "InsufficientStorage" else UserError
     return kind(f"{uri}: {error.message}")
-
-
-@contextmanager
-def _create_file(target: Path, uri: str) -> Iterator[BinaryIO]:
-    """Create a file for an object; UserError if the file system does not allow its name."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        file = target.open("wb")
-    except OSError as error:
-        if error.errno in INVALID_FILE_NAME_ERRORS:
-            raise UserError(f"{uri}: no file can have this name here ({error.strerror}); rename the object") from error
-        raise
-    try:
-        with file:
-            yield file
-    except OSError as error:
-        if error.errno in FULL_DISK:
-            raise CapacityError(f"{target}: the disk is full; free some of it, {uri} is incomplete") from error
-        raise

@@ -22,7 +22,9 @@ def upload(folder: ServiceFolder, spec: JobSpec, objects: ArtifactStore) -> None
         except ObjectStoreUnreachableError:
             raise  # retried: the request is not at fault
         except LuthierError as error:
-            raise UserError(f"Artifact upload failed: {error}") from error
+            raise UserError(
+                f"Artifact upload failed: {error}; the model is kept on the server: {folder.job.artifact}"
+            ) from error
 
 
 def _uploads(folder: ServiceFolder, spec: JobSpec) -> Iterator[tuple[Path, str]]:
