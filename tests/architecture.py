@@ -7,7 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 
-OPEN = frozenset({"errors", "storage", "jobspec", "jobfolder", "entrypoint", "home", "defaults", "allocator"})
+OPEN = frozenset(
+    {"errors", "storage", "jobspec", "jobfolder", "entrypoint", "home", "defaults", "allocator", "exhaustion"}
+)
 CONTROL = frozenset({"catalog", "protocol", "jobs", "launchers", "endpoint_connection", "objects", "api", "supervisor"})
 ENGINE = OPEN | {"catalog", "gguf", "layers", "data", "weights"}
 # Room -> the rooms whose modules it may import, beside its own.
@@ -16,7 +18,8 @@ FLOORS: dict[str, frozenset[str]] = {
     "storage": frozenset({"errors"}),
     "jobspec": frozenset({"errors"}),
     "jobfolder": frozenset({"errors", "jobspec"}),
-    "entrypoint": frozenset({"errors"}),
+    "entrypoint": frozenset({"errors", "exhaustion"}),
+    "exhaustion": frozenset({"errors"}),
     "home": frozenset(),
     "defaults": frozenset(),
     "allocator": frozenset({"errors"}),

@@ -16,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from luthier.errors import DataError, LuthierError
+from luthier.exhaustion import capacity_error
 
 ERROR_FILE = "LUTHIER_ERROR_FILE"
 """Set by the Python API: the file that `run` writes an error to, as JSON {"classes", "message", "problems"}."""
@@ -46,7 +47,7 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except LuthierError as error:
-        sys.exit(print_error(error))
+        sys.exit(print_error(capacity_error(error) or error))
     except KeyboardInterrupt:
         print("luthier: stopped", file=sys.stderr)  # noqa: T201
         sys.exit(130)
@@ -55,7 +56,8 @@ def run(main: Callable[[], None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except Exception as error:
-        sys.exit(print_internal_error(error))
+        exhausted = capacity_error(error)
+        sys.exit(print_internal_error(error) if exhausted is None else print_error(exhausted))
 
 
 @contextmanager

@@ -72,6 +72,18 @@ def test_what_became_of_a_job_is_described(wire: WireClient) -> None:
     assert told["TrainingEndTime"] > told["TrainingStartTime"]
 
 
+@pytest.mark.parametrize("status", ["Failed", "Stopped"])
+def test_a_job_that_ended_without_an_artifact_names_no_address_of_one(wire: WireClient, status: str) -> None:
+    client = wire.client()
+    client.create_training_job(**training_job())
+    job = wire.store.find("training-job", OWNER, "job")
+    assert job is not None
+    if status == "Stopped":
+        wire.store.request_stop(job.id)
+    wire.store.update(job.id, status, secondary=status)
+    assert client.describe_training_job(TrainingJobName="job")["ModelArtifacts"] == {"S3ModelArtifacts": ""}
+
+
 def test_a_default_stopping_condition_is_a_day(wire: WireClient) -> None:
     request = training_job()
     del request["StoppingCondition"]

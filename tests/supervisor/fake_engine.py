@@ -5,7 +5,7 @@ Its hyperparameters tell it what to do:
     steps, step_seconds     how long it trains; each step goes into metrics.jsonl and, every `save_steps`, a checkpoint
     fail                    refuse the rows: exit code 2 with this reason in output/failure
     break                   exit code 1 with this reason
-    silent_end              exit code 3 and no reason
+    silent_end              exit code 3 and no reason; the log ends with this line
     die_at, die_times       end by SIGKILL after this step, so many times
     hang_at                 after this step do nothing any more; `deaf` hears no SIGTERM
     spin_at                 after this step compute for ever, and write nothing
@@ -69,7 +69,7 @@ class FakeEngine:
                 write(output / "failure", self.settings[name] + "\n")
                 return code
         if "silent_end" in self.settings:
-            print("the last words")
+            print(self.settings["silent_end"])
             return 3
         rows = sorted(path.read_text() for path in (self.root / "input/data/training").rglob("*") if path.is_file())
         print(f"{len(rows)} files of rows", flush=True)

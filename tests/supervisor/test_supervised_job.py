@@ -102,8 +102,14 @@ def test_the_engine_sees_the_order_and_none_of_our_secrets(harness: Harness, mon
     [
         ({"fail": "train.jsonl:3: not JSON"}, "ClientError: train.jsonl:3: not JSON"),
         ({"break": "AlgorithmError: ValueError: what"}, "AlgorithmError: ValueError: what"),
-        ({"silent_end": 1}, "AlgorithmError: the engine ended with exit code 3 and gave no reason; the last line of "
-                            "its log: the last words"),
+        ({"silent_end": "the last words"},
+         "AlgorithmError: the engine ended with exit code 3 and gave no reason; the last line of its log: the last "
+         "words"),
+        ({"break": "out of memory while training one row at a time; take"}, "InternalServerError: out of memory while"),
+        ({"silent_end": "libgomp: Thread creation failed: Resource temporarily unavailable"},
+         "InternalServerError: no more threads can be started"),
+        ({"silent_end": "terminate called after throwing an instance of 'std::bad_alloc'"},
+         "InternalServerError: out of memory"),
         ({"break": "OSError: [Errno 28] No space left on device"}, "is full: free some space, and start the job again"),
     ],
 )  # fmt: skip
@@ -262,7 +268,8 @@ def test_an_engine_that_always_dies_is_given_up(harness: Harness) -> None:
     job = harness.create_job("doomed", steps=6, save_steps=100, die_at=3, die_times=100)
     (failed,) = harness.run_to_end(job)
     assert failed.status == "Failed"
-    assert "SIGKILL), as the kernel does with the largest process when memory runs out" in failed.training.failure
+    expected = "InternalServerError: the engine was killed (SIGKILL), as the kernel does with the largest process when"
+    assert failed.training.failure.startswith(expected)
     assert harness.run_count(job) == 3
 
 
@@ -272,7 +279,7 @@ def test_a_run_that_lost_a_rank_goes_on_too(harness: Harness) -> None:
     assert failure.RESUMABLE in source.read_text()
     job = harness.create_job("ranks", None, "luthier/tiny", **{"break": reason})
     (failed,) = harness.run_to_end(job)
-    assert failed.training.failure.startswith(f"AlgorithmError: {reason}")
+    assert failed.training.failure.startswith(f"InternalServerError: {reason}")
     assert harness.run_count(job) == 3
     assert any("lost one of its processes; restarting it" in message for message in messages(harness, job))
 

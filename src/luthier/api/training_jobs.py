@@ -68,7 +68,7 @@ def describe(call: Call, service: Service) -> dict[str, Any]:
         "SecondaryStatusTransitions": _transitions(job, service),
         # As AWS does; the SDKs' attach reads KmsKeyId without checking that it exists.
         "OutputDataConfig": {"KmsKeyId": "", **job.request["OutputDataConfig"]},
-        "ModelArtifacts": {"S3ModelArtifacts": progress.artifact or job.job.artifact},
+        "ModelArtifacts": _model_artifacts(job),
         "CreationTime": job.created,
         "LastModifiedTime": job.modified,
         "TrainingStartTime": progress.started,
@@ -79,6 +79,12 @@ def describe(call: Call, service: Service) -> dict[str, Any]:
         "AutoMLJobArn": automl.automl_job_arn(job),
         **_durations(progress),
     })  # fmt: skip
+
+
+def _model_artifacts(job: Resource) -> dict[str, str]:
+    """Where the artifact is or will be. The member is required, so it is empty if a job ended without an artifact."""
+    planned = "" if job.ended else job.job.artifact
+    return {"S3ModelArtifacts": job.training.artifact or planned}
 
 
 def list_(call: Call, service: Service) -> dict[str, Any]:

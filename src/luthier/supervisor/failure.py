@@ -1,7 +1,7 @@
 """The FailureReason of a job, written for its user.
 
 SageMaker's prefixes name what failed: ClientError the request (rows, settings), AlgorithmError the engine,
-InternalServerError the service.
+InternalServerError the service or its machine: memory or threads ran out, the engine was killed or reached a limit.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import errno
 import shutil
 
 from luthier.errors import CapacityError, LuthierError, ObjectStoreUnreachableError, UserError
+from luthier.exhaustion import describe_exhaustion
 from luthier.jobfolder import shorten_failure
 from luthier.launchers.launcher import ExitStatus
 from luthier.supervisor.folder import ServiceFolder
@@ -23,9 +24,10 @@ _SIGNALS = {
     "SIGBUS": "killed by a memory fault (SIGBUS), as happens when the disk or shared memory is full",
     "SIGSEGV": "killed by a memory fault (SIGSEGV) in native code",
     "SIGABRT": "aborted (SIGABRT) by native code",
-    "SIGXCPU": "killed for using more processor time than its limit (SIGXCPU)",
-    "SIGXFSZ": "killed for writing a file over its limit (SIGXFSZ)",
+    "SIGXCPU": "killed for using more processor time than its limit, --limit cpu-seconds (SIGXCPU)",
+    "SIGXFSZ": "killed for writing a file over its limit, --limit file-size (SIGXFSZ)",
 }
+_NATIVE = ("SIGSEGV", "SIGABRT", "SIGILL", "SIGFPE")  # from the engine's own code, unless memory or threads ran out
 
 
 def is_interrupted(status: ExitStatus) -> bool:
@@ -51,14 +53,20 @@ def engine_failure(folder: ServiceFolder, status: ExitStatus, last_line: str) ->
     if is_interrupted(status):
         full = "; its disk is full" if shutil.disk_usage(folder.root).free < _FULL else ""
         cause = describe_signal(status)
-        return _truncate(f"AlgorithmError: the engine was {cause}{full}; the last line of its log: {last_line}")
+        exhausted = describe_exhaustion(last_line)
+        prefix = "AlgorithmError" if status.signal in _NATIVE and not exhausted else "InternalServerError"
+        cause += f" ({exhausted})" if exhausted else ""
+        return _truncate(f"{prefix}: the engine was {cause}{full}; the last line of its log: {last_line}")
     reason = _engine_reason(folder)
+    if not reason and (exhausted := describe_exhaustion(last_line)):
+        reason = f"InternalServerError: {exhausted}; the last line of the engine's log: {last_line}"
     if not reason:
         reason = (
             f"the engine ended with exit code {status.code} and gave no reason; the last line of its log: {last_line}"
         )
     if not reason.startswith(_PREFIXES):
-        reason = f"{'ClientError' if status.code == UserError.exit_code else 'AlgorithmError'}: {reason}"
+        fault = "InternalServerError" if describe_exhaustion(reason) else "AlgorithmError"
+        reason = f"{'ClientError' if status.code == UserError.exit_code else fault}: {reason}"
     if "No space left on device" in reason or f"[Errno {errno.ENOSPC}]" in reason:
         reason += f"; the disk that holds {folder.root} is full: free some space, and start the job again"
     return _truncate(reason)

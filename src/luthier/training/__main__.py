@@ -21,6 +21,7 @@ from rich.console import Console
 
 from luthier import entrypoint
 from luthier.errors import LuthierError
+from luthier.exhaustion import capacity_error
 from luthier.jobfolder import LONGEST_FAILURE, JobFolder
 from luthier.training import launch
 from luthier.training.process_group import ProcessGroup, init_process_group, is_under_torchrun
@@ -40,11 +41,13 @@ def main(arguments: list[str]) -> None:
         return
     try:
         _run(folder, options.resume, options.ranks)
-    except LuthierError as error:
-        write_failure(folder, str(error))
-        raise
     except Exception as error:
-        write_failure(folder, f"AlgorithmError: {type(error).__name__}: {error}")
+        if exhausted := capacity_error(error):
+            write_failure(folder, f"InternalServerError: {exhausted}")
+        elif isinstance(error, LuthierError):
+            write_failure(folder, str(error))
+        else:
+            write_failure(folder, f"AlgorithmError: {type(error).__name__}: {error}")
         raise
 
 

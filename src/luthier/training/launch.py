@@ -37,6 +37,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from luthier.errors import Interrupted, LuthierError, SettingError
+from luthier.exhaustion import capacity_error
 from luthier.jobfolder import write_json
 from luthier.jobspec import JobSpec
 from luthier.training.process_group import STOPPING, TIMEOUT, timeout
@@ -222,6 +223,7 @@ def report_failure(folder: Path, rank: int, error: Exception) -> int:
 
 
 def _rank_failure(rank: int, error: Exception) -> RankFailure:
+    error = capacity_error(error) or error
     if isinstance(error, LuthierError):
         return RankFailure(str(error), error.exit_code, KNOWN_ERROR)
     first_line = (str(error).strip().splitlines() or [""])[0]

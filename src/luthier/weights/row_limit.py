@@ -16,14 +16,10 @@ from typing import TypeVar
 import torch
 
 from luthier.errors import CapacityError
+from luthier.exhaustion import MEMORY_PHRASES
 
 Row = TypeVar("Row")
 Result = TypeVar("Result")
-# In a bare RuntimeError's message: from PyTorch's allocators for CPUs, MPS and CUDA, CUDA's libraries, C++ and oneDNN.
-PHRASES = (
-    "can't allocate memory", "not enough memory", "out of memory", "std::bad_alloc", "ALLOC_FAILED",
-    "could not create a primitive", "could not execute a primitive", "could not create a memory",
-)  # fmt: skip
 OUT_OF_MEMORY_ADVICE = "lower max_input_length, take a smaller model, or a machine with more memory"
 
 
@@ -31,7 +27,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error is a failed memory allocation."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in PHRASES)
+    return isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in MEMORY_PHRASES)
 
 
 def free_memory() -> None:
