@@ -38,6 +38,10 @@ class UserError(LuthierError):
     wire_code = "ValidationException"
 
 
+class NoObjectsError(UserError):
+    """No object is at an address, or below it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """One fault in the data: its place and how to fix it.

@@ -30,7 +30,8 @@ class JobSpec:
     held-out rows that are scored by generation (0: none, -1: all). More than `max_rows` rows, or a share of truncated
     rows above `max_truncated`, fail the job (None: the kind's own rule). `max_seconds` bounds the run time;
     `max_seconds_member` is the member of the request that sets it. `output` is the address below which the results
-    are uploaded, ending in a slash; the model is one archive there if `compressed`, else a prefix of files. `eula`
+    are uploaded, ending in a slash; the model is one archive there if `compressed`, else a prefix of files.
+    `checkpoints` is the address to which checkpoints are copied, and from which they are taken (empty: none). `eula`
     records who accepted the licence of a gated model, and when. `command` is what the user called.
     """
 
@@ -46,6 +47,7 @@ class JobSpec:
     max_seconds: float | None = None
     max_seconds_member: str = ""
     output: str = ""
+    checkpoints: str = ""
     compressed: bool = True
     eula: Mapping[str, str] | None = None
     command: Sequence[str] = ()

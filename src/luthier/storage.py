@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from luthier.errors import ObjectStoreUnreachableError, UserError
+from luthier.errors import NoObjectsError, ObjectStoreUnreachableError, UserError
 
 SCHEME = "s3://"
 _RETRYABLE_CODES = frozenset({"SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "TooManyRequests",
@@ -121,7 +121,7 @@ def _objects(client: Any, location: str) -> Iterator[tuple[str, str]]:
             elif is_empty and not key.endswith("/"):
                 beginning.append(key)
     if is_empty and not beginning:
-        raise UserError(f"{location}: no objects found")
+        raise NoObjectsError(f"{location}: no objects found")
     if is_empty:
         yield from ((key, key[prefix.rfind("/") + 1 :]) for key in beginning)
 

@@ -177,6 +177,8 @@ def test_the_base_model_is_named_in_several_ways(wire: WireClient, more: dict[st
         ({"HyperParameters": {"sagemaker_submit_directory": '"/opt/ml/input/data/code/sourcedir.tar.gz"'},
           "InputDataConfig": [channel("train"), channel("code", "s3://mine/code.tar.gz")]},
          "HyperParameters, sagemaker_submit_directory=s3://mine/code.tar.gz: Luthier's own program trains"),
+        ({"CheckpointConfig": {"S3Uri": "https://bucket/x"}},
+         "CheckpointConfig.S3Uri https://bucket/x: expected s3://BUCKET/PREFIX"),
         ({"StoppingCondition": {"MaxRuntimeInSeconds": 600, "MaxWaitTimeInSeconds": 599}},
          "StoppingCondition: MaxWaitTimeInSeconds 599 is below MaxRuntimeInSeconds 600"),
         ({"InputDataConfig": [channel("train") | {"RecordWrapperType": "RecordIO"}]},

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.api import channels
-from luthier.errors import UserError
+from luthier.errors import NoObjectsError, UserError
 from luthier.jobs.resource import Resource
 from luthier.jobs.settings import ServiceSettings
 from luthier.jobs.store import Store
@@ -56,7 +56,7 @@ class FolderObjects:
         elif source.is_dir():
             shutil.copytree(source, folder, dirs_exist_ok=True)
         else:
-            raise UserError(f"{uri}: no objects found")
+            raise NoObjectsError(f"{uri}: no objects found")
         return folder
 
     def upload_file(self, path: Path, uri: str) -> None:
@@ -110,6 +110,7 @@ class Harness:
             max_seconds_member="StoppingCondition.MaxRuntimeInSeconds",
             output=f"{whole['OutputDataConfig']['S3OutputPath'].rstrip('/')}/{name}/output/",
             compressed=whole["OutputDataConfig"].get("CompressionType") != "NONE",
+            checkpoints=whole.get("CheckpointConfig", {}).get("S3Uri", ""),
             command=("CreateTrainingJob", name),
         )
         return self.store.create("training-job", OWNER, name, whole, secondary="Starting", spec=spec)

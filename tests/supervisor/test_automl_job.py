@@ -95,12 +95,12 @@ def test_autopilots_limits_are_in_the_job_folder(harness: Harness) -> None:
     assert settings == {"validation_split_ratio": "0.2", "max_input_length": "1024"}
 
 
-def test_the_limit_of_run_time_ends_it_without_a_model(harness: Harness) -> None:
+def test_the_limit_of_run_time_ends_it_with_the_model_so_far(harness: Harness) -> None:
     job = create(harness, "slow", hyperparameters={"steps": "1000", "step_seconds": "0.05"},
                  criteria={"MaxAutoMLJobRuntimeInSeconds": 1}, ModelDeployConfig={"EndpointName": "never"})  # fmt: skip
     (stopped,) = harness.run_to_end(job)
-    assert (stopped.status, stopped.secondary) == ("Stopped", "MaxAutoMLJobRuntimeReached")
-    assert stopped.automl.candidate is None
+    assert (stopped.status, stopped.secondary) == ("Completed", "MaxAutoMLJobRuntimeReached")
+    assert stopped.automl.candidate is not None
     stopped_job = child(harness, stopped)
     assert (stopped_job.status, stopped_job.secondary) == ("Stopped", "MaxRuntimeExceeded")
     assert harness.store.find("endpoint", OWNER, "never") is None

@@ -174,9 +174,17 @@ def _resolve(call: Call, labels: Mapping[str, str]) -> JobSpec:
         max_seconds_member="StoppingCondition.MaxRuntimeInSeconds",
         output=f"{output['S3OutputPath'].rstrip('/')}/{request['TrainingJobName']}/output/",
         compressed=output.get("CompressionType") != "NONE",
+        checkpoints=_checkpoint_address(request),
         eula=eula,
         command=("CreateTrainingJob", request["TrainingJobName"]),
     )
+
+
+def _checkpoint_address(request: Mapping[str, Any]) -> str:
+    uri: str = request.get("CheckpointConfig", {}).get("S3Uri", "")
+    if uri and not uri.startswith("s3://"):
+        raise UserError(f"CheckpointConfig.S3Uri {uri}: expected s3://BUCKET/PREFIX")
+    return uri
 
 
 def _check_waiting_time(request: Mapping[str, Any]) -> None:

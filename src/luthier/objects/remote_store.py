@@ -50,7 +50,14 @@ class RemoteObjectStore:
     def check_bucket(self, uri: str) -> None:
         bucket, _ = parse_uri(uri)
         with storage.s3(uri, self.endpoint) as client:
-            client.head_bucket(Bucket=bucket)
+            try:
+                client.head_bucket(Bucket=bucket)
+            except client.exceptions.ClientError as error:
+                status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+                if status == 404:
+                    raise UserError(f"{uri}: The specified bucket does not exist") from error
+                if status != 403:  # who may only write objects may not ask for the bucket
+                    raise
 
     def close(self) -> None:
         """No connection is kept between calls."""

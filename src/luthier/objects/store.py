@@ -23,7 +23,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from luthier import storage
-from luthier.errors import CapacityError, LuthierError, UserError
+from luthier.errors import CapacityError, LuthierError, NoObjectsError, UserError
 from luthier.objects import listing, queries
 from luthier.objects.blobs import CHUNK, Blobs, BlobWriter
 from luthier.objects.checksums import BodyChecksums, Digest
@@ -465,7 +465,7 @@ class EmbeddedObjectStore:
                 return [(prefix, PurePosixPath(prefix).name, item.size)]
             entries = self._list_keys(bucket, below) or self._list_keys(bucket, prefix)
         if not entries:
-            raise UserError(f"{uri}: no objects found")
+            raise NoObjectsError(f"{uri}: no objects found")
         return entries
 
     def _list_keys(self, bucket: str, prefix: str) -> list[tuple[str, str, int]]:

@@ -25,6 +25,7 @@ from luthier.jobs.states import IllegalMoveError
 from luthier.jobs.store import GoneError
 from luthier.launchers.launcher import ExitStatus
 from luthier.supervisor import collect, failure, metrics
+from luthier.supervisor.checkpoint_sync import CheckpointUploads, download_checkpoints
 from luthier.supervisor.context import SupervisorContext
 from luthier.supervisor.folder import ServiceFolder
 from luthier.supervisor.layout import engine_device, lay_out
@@ -58,6 +59,9 @@ class JobWork:
         self._monitor: RunMonitor | None = None
         self._transfer: Transfer | None = None
         self._retry = RetryPolicy()
+        self._checkpoint_uploads = CheckpointUploads(
+            context.objects, resource.job.checkpoints, self.folder.job.checkpoints, self._log_event
+        )
         self._since = self._published = time.monotonic()
         self._stages: Mapping[str, Callable[[], bool]] = {
             "prepare": self._prepare, "download": self._download, "train": self._train, "upload": self._upload,
@@ -112,10 +116,18 @@ class JobWork:
         if device is None:
             return False
         self._publish()
-        spec, folder, objects = self.resource.job, self.folder, self.context.objects
-        if not self._is_done(lambda: lay_out(folder, spec, objects, device)):
+        if not self._is_done(lambda: self._lay_out(device)):
             return self._is_past_limit() and self._decide("Stopped", "MaxRuntimeExceeded")
         return self._advance("train")
+
+    def _lay_out(self, device: str) -> None:
+        spec, folder, objects = self.resource.job, self.folder, self.context.objects
+        lay_out(folder, spec, objects, device)
+        if spec.checkpoints and not folder.job.split.exists():
+            count = download_checkpoints(objects, spec.checkpoints, folder.job.checkpoints)
+            self._log_event(
+                f"{count} checkpoints found at {spec.checkpoints}" + ("; going on from them" if count else "")
+            )
 
     def _train(self) -> bool:
         if self._monitor is None:
@@ -131,6 +143,7 @@ class JobWork:
             return self._launch()
         status = self._monitor.poll()
         new = self.metrics_reader.read()
+        self._checkpoint_uploads.poll()
         if status is not None:
             return self._engine_ended(status)
         if self._is_stop_requested:
@@ -146,6 +159,8 @@ class JobWork:
     def _upload(self) -> bool:
         self._publish()
         spec, folder, objects = self.resource.job, self.folder, self.context.objects
+        if not self._checkpoint_uploads.poll() and not self._checkpoint_uploads.has_failed:
+            return False
         if not self._is_done(lambda: collect.upload(folder, spec, objects)):
             return False
         self.folder.state.artifact = spec.artifact

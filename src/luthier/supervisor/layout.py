@@ -45,10 +45,6 @@ def lay_out(folder: ServiceFolder, spec: JobSpec, objects: ArtifactStore, device
 
     UserError for rows or weights that cannot be downloaded, and for an output bucket that is missing.
     """
-    try:
-        objects.check_bucket(spec.output)
-    except UserError as error:
-        raise UserError(f"The artifact could not be uploaded to {error}") from error
     shutil.rmtree(folder.root / "input", ignore_errors=True)
     channels = {
         name: _download(objects, f"channel {name!r}", uri, folder.downloads / name)
@@ -59,6 +55,10 @@ def lay_out(folder: ServiceFolder, spec: JobSpec, objects: ArtifactStore, device
     if spec.model.startswith("s3://"):
         base = folder.root / "input" / "base"
         spec = replace(spec, model=str(_download(objects, "channel 'model'", spec.model, base, archive.fetch)))
+    try:
+        objects.check_bucket(spec.output)
+    except UserError as error:
+        raise UserError(f"The artifact could not be uploaded to {error}") from error
     folder.job.create(replace(spec, device=engine_device(device)), channels)
 
 
