@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 OPEN = frozenset(
-    {"errors", "storage", "jobspec", "jobfolder", "entrypoint", "home", "defaults", "allocator", "exhaustion"}
+    {"errors", "storage", "jobspec", "jobfolder", "entrypoint", "home", "defaults", "allocator", "exhaustion", "rights"}
 )
 CONTROL = frozenset({"catalog", "protocol", "jobs", "launchers", "endpoint_connection", "objects", "api", "supervisor"})
 ENGINE = OPEN | {"catalog", "gguf", "layers", "data", "weights"}
@@ -20,6 +20,7 @@ FLOORS: dict[str, frozenset[str]] = {
     "jobfolder": frozenset({"errors", "jobspec"}),
     "entrypoint": frozenset({"errors", "exhaustion"}),
     "exhaustion": frozenset({"errors"}),
+    "rights": frozenset({"errors"}),
     "home": frozenset(),
     "defaults": frozenset(),
     "allocator": frozenset({"errors"}),

@@ -210,8 +210,8 @@ def test_beyond_loopback_only_with_keys(tmp_path: Path) -> None:
     assert "--no-auth" in refused(tmp_path / "home", "--host", "0.0.0.0", "--no-auth")
 
 
-def make_key(home: Path) -> tuple[str, str]:
-    arguments = [sys.executable, "-m", "luthier", "keys", "create", "--user", "ann", "--home", str(home)]
+def make_key(home: Path, *options: str) -> tuple[str, str]:
+    arguments = [sys.executable, "-m", "luthier", "keys", "create", *(options or ("ann",)), "--home", str(home)]
     made = subprocess.run(arguments, capture_output=True, text=True, check=True)
     pair = re.findall(r"export AWS_\w+=(\S+)", made.stdout)
     return pair[0], pair[1]
@@ -240,6 +240,37 @@ def test_with_keys_only_their_holders_are_served(tmp_path: Path) -> None:
         assert running.client("sts", key).get_caller_identity()["Account"] == "123456789012"
     with server(home, "--no-auth") as running:
         assert ":assumed-role/" in running.client("sts").get_caller_identity()["Arn"]
+
+
+def test_a_limited_key_does_what_its_rights_allow_and_the_audit_log_says_who_did_what(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    with server(home) as running:
+        assert not (home / "logs" / "audit.log").exists()
+        admin = make_key(home)
+        bob = make_key(home, "bob", "--allow", "s3://team/bob/", "--allow", "jobs:bob-")
+        everything, limited = running.client("s3", admin), running.client("s3", bob)
+        everything.create_bucket(Bucket="team", CreateBucketConfiguration={"LocationConstraint": "us-west-2"})
+        everything.create_bucket(Bucket="other", CreateBucketConfiguration={"LocationConstraint": "us-west-2"})
+        everything.put_object(Bucket="team", Key="ann/a", Body=b"a")
+        limited.put_object(Bucket="team", Key="bob/b", Body=b"b")
+        assert limited.get_object(Bucket="team", Key="bob/b")["Body"].read() == b"b"
+        assert [bucket["Name"] for bucket in limited.list_buckets()["Buckets"]] == ["team"]
+        with pytest.raises(ClientError, match="this key may not read s3://team/ann/a"):
+            limited.get_object(Bucket="team", Key="ann/a")
+        with pytest.raises(ClientError, match="this key may not write s3://team/ann/b"):
+            limited.put_object(Bucket="team", Key="ann/b", Body=b"b" * 100_000)
+        with pytest.raises(ClientError, match="AccessDeniedException"):
+            running.client("sagemaker", bob).describe_training_job(TrainingJobName="ann-1")
+        with pytest.raises(ClientError):
+            running.client("s3", (bob[0], "x" * 40)).list_buckets()
+    lines = [json.loads(line) for line in (home / "logs" / "audit.log").read_text("utf-8").splitlines()]
+    assert stat.S_IMODE((home / "logs" / "audit.log").stat().st_mode) == 0o600
+    told = [(line["key"], line["operation"], line["resource"], line["status"], line["error"]) for line in lines]
+    assert (admin[0], "s3:PutObject", "s3://team/ann/a", 200, "") in told
+    assert (bob[0], "s3:GetObject", "s3://team/ann/a", 403, "AccessDenied") in told
+    assert (bob[0], "s3:PutObject", "s3://team/ann/b", 403, "AccessDenied") in told
+    assert (bob[0], "sagemaker:DescribeTrainingJob", "ann-1", 403, "AccessDeniedException") in told
+    assert told[-1] == ("", "s3:-", "", 403, "SignatureDoesNotMatch")
 
 
 def test_it_ends_gracefully(tmp_path: Path) -> None:

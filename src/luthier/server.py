@@ -33,9 +33,10 @@ from luthier.objects.forwarding_store import ForwardingObjectStore
 from luthier.objects.store import EmbeddedObjectStore, ObjectStore
 from luthier.protocol.asgi import application
 from luthier.protocol.call import ACCOUNT, Call
-from luthier.protocol.gateway import Gateway
+from luthier.protocol.gateway import Gateway, RequestContext
 from luthier.protocol.message import Request, Response
 from luthier.service import jumpstart_bucket, sdk_defaults
+from luthier.service.audit import AuditLog
 from luthier.service.child import ChildProcess
 from luthier.service.devices import check_device, parse_slots
 from luthier.service.journal import configure_logging
@@ -214,6 +215,7 @@ class ServiceApplication:
     ) -> None:
         self.service, self.objects, self.keys, self.options, self.proxy = service, objects, keys, options, proxy
         self.metrics = Metrics(service.store, self.heartbeat_age)
+        self.audit_log = AuditLog(service.settings.home / "logs" / "audit.log")
         self._started = time.time()
 
     @property
@@ -223,7 +225,8 @@ class ServiceApplication:
 
     def application(self) -> Any:
         """The ASGI application of the one port."""
-        gateway = Gateway(self.operate, KNOWN, authenticator(self.keys, self.options.no_auth), self.metrics.observe)
+        authenticate = authenticator(self.keys, self.options.no_auth)
+        gateway = Gateway(self.operate, KNOWN, authenticate, self.metrics.observe, self.audit)
         routes = {"/_luthier/health": self.health, "/_luthier/metrics": self.metrics_page,
                   "/_luthier/version": self.version, "/_luthier/": self.not_found}  # fmt: skip
         return application(gateway, routes)
@@ -231,6 +234,11 @@ class ServiceApplication:
     def operate(self, call: Call) -> dict[str, Any]:
         """Run the operation of a call."""
         return operate(call, self.service, self.objects)
+
+    def audit(self, context: RequestContext, status: int) -> None:
+        """Write the audit log, once there is a key."""
+        if self.requires_signatures:
+            self.audit_log.record(context, status)
 
     def heartbeat_age(self) -> float | None:
         """Seconds since the supervisor's last heartbeat; None when there was none since this process started."""

@@ -181,6 +181,27 @@ def test_many_claim_at_once_and_each_job_goes_to_one(store: Store, database_url:
     assert Counter(name for each in found for name in each) == Counter(names)
 
 
+def test_the_queue_is_fair_by_key(store: Store) -> None:
+    for creator, count in (("ann", 5), ("bob", 2), ("", 1)):
+        for number in range(count):
+            name = f"{creator or 'unsigned'}-{number}"
+            store.create(JOB, (*OWNER, creator), name, {"TrainingJobName": name}, secondary="Starting")
+    turns = []
+    for _ in range(8):
+        claimed = store.claim("one", [JOB], time.time() + SOON)
+        assert claimed is not None
+        turns.append(claimed.name)
+    assert turns == ["ann-0", "bob-0", "unsigned-0", "ann-1", "bob-1", "ann-2", "ann-3", "ann-4"]
+    late = store.create(JOB, (*OWNER, "ann"), "ann-5", {"TrainingJobName": "ann-5"}, secondary="Starting")
+    other = store.create(JOB, (*OWNER, "bob"), "bob-2", {"TrainingJobName": "bob-2"}, secondary="Starting")
+    assert (store.position(late), store.position(other)) == (0, 0)
+    last = store.find(JOB, OWNER, "ann-4")
+    assert last is not None
+    store.release(last.id, "one")
+    order = [store.claim("one", [JOB], time.time() + SOON) for _ in range(3)]
+    assert [one.name for one in order if one] == ["bob-2", "ann-4", "ann-5"]
+
+
 def test_the_supervisor_that_starts_frees_what_a_dead_one_held(store: Store) -> None:
     job(store, "a")
     store.claim("dead", [JOB], time.time() + SOON)

@@ -100,7 +100,9 @@ def test_this_machines_names_are_taken(keys: Keys, host: str) -> None:
 def test_with_a_key_its_holder_is_told_and_all_others_are_refused(keys: Keys) -> None:
     key = keys.create("ann")
     authenticate = authenticator(keys)
-    assert authenticate(signed(key.id, key.secret), "sts") == Principal(ACCOUNT, f"arn:aws:iam::{ACCOUNT}:user/ann")
+    assert authenticate(signed(key.id, key.secret), "sts") == Principal(
+        ACCOUNT, f"arn:aws:iam::{ACCOUNT}:user/ann", key.id
+    )
 
     def whole(request: Request) -> bytes:
         authenticate(request, "sts")

@@ -66,6 +66,11 @@ def test_what_0_3_described_is_described(wire: WireClient, operation: str, name:
         if resource == "queued":  # the AutoML jobs' training jobs now wait in the same queue
             message = "Waiting for a device: place 1 in the queue"
             answer["SecondaryStatusTransitions"][-1]["StatusMessage"] = message
+        if answer.get("ModelArtifacts") == {
+            "S3ModelArtifacts": ""
+        }:  # 0.3 gave the address of an artifact without object
+            assert answer["TrainingJobStatus"] in ("Failed", "Stopped")
+            answer["ModelArtifacts"] = expected["ModelArtifacts"]
         assert answer == plain(expected), resource
 
 

@@ -15,6 +15,8 @@ import pytest
 from supervisor.supervisor_harness import Harness, supervisor_harness
 
 from luthier.errors import UserError
+from luthier.jobs.schema import resources
+from luthier.service.keys import Keys
 from luthier.supervisor import failure, metrics
 
 
@@ -124,6 +126,23 @@ def test_a_failure_says_why_and_is_kept(harness: Harness, hyperparameters: dict[
     assert (harness.folder(job) / "logs" / "engine.log").exists()
     assert any(expected in message for message in messages(harness, job))
     assert harness.run_count(job) == 1
+
+
+def test_a_job_reads_and_writes_with_the_rights_of_who_created_it(harness: Harness) -> None:
+    keys = Keys(harness.store)
+    may = keys.create("ann", rights=["s3://data/rows", "s3://results/out/", "jobs:*"])
+    reads_others, writes_others = keys.create("bob", rights=["s3://results"]), keys.create("eve", rights=["s3://data"])
+    jobs = [harness.create_job(name) for name in ("may", "reads", "writes")]
+    for job, key in zip(jobs, (may, reads_others, writes_others), strict=True):
+        with harness.store.write() as connection:
+            connection.execute(resources.update().where(resources.c.id == job.id).values(creator=key.id))
+    done, unread, unwritten = harness.run_to_end(*jobs)
+    assert done.status == "Completed"
+    assert (unread.status, unwritten.status) == ("Failed", "Failed")
+    assert "s3://data/rows: access denied: the key that created this may not read it" in unread.training.failure
+    assert "s3://results/out/writes/output/" in unwritten.training.failure
+    assert "may not write it (allowed: s3://data)" in unwritten.training.failure
+    assert (harness.run_count(jobs[1]), harness.run_count(jobs[2])) == (0, 0)
 
 
 def test_rows_that_are_not_there_are_the_callers_fault(harness: Harness) -> None:

@@ -31,7 +31,7 @@ _PROBLEM = automl_request.PROBLEM
 
 def create(call: Call, service: Service) -> dict[str, Any]:
     """Create the AutoML job and its training job, both or neither."""
-    owner, labels, name = (call.account, call.region), request_tags(call), call.parameters["AutoMLJobName"]
+    owner, labels, name = call.creator, request_tags(call), call.parameters["AutoMLJobName"]
     spec = _resolve(call)
     fields_without_effect.log_once(call, service)
     request = {member: value for member, value in call.parameters.items() if member != "Tags"}

@@ -32,7 +32,7 @@ def find(call: Call, service: Service, kind: str, name: str) -> Resource:
 def create(call: Call, service: Service, kind: str, name: str, progress: Progress | None = None) -> Resource:
     """Store the call's request as a new resource, with its tags; ValidationException when the name is in use."""
     request = {member: value for member, value in call.parameters.items() if member != "Tags"}
-    owner, labels = (call.account, call.region), request_tags(call)
+    owner, labels = call.creator, request_tags(call)
     try:
         return service.store.create(kind, owner, name, request, progress=progress, labels=labels)
     except NameInUseError:

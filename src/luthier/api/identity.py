@@ -1,6 +1,6 @@
 """The operations of STS and IAM that clients call before SageMaker: who calls, and what its role may do.
 
-Luthier has no roles: an access key may do everything in its account. So every role exists and every action is allowed.
+Luthier has no roles, so every role exists and every action is allowed; what a key may do is in service/policy.py.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ _WORDS = {TRAINING_JOB: "training job", AUTOML_JOB: "AutoML job"}
 
 
 def create(call: Call, service: Service) -> dict[str, Any]:
-    labels, owner, name = request_tags(call), (call.account, call.region), call.parameters["TrainingJobName"]
+    labels, owner, name = request_tags(call), call.creator, call.parameters["TrainingJobName"]
     spec = _resolve(call, labels)
     fields_without_effect.log_once(call, service)
     request = {member: value for member, value in call.parameters.items() if member != "Tags"}
@@ -222,7 +222,8 @@ def _queue_position(job: Resource, service: Service) -> str:
     if not job.open or job.owner is not None or job.status != "InProgress" or job.training.started:
         return ""
     older = service.store.position(job, QUEUE_COUNT_LIMIT)
-    place = f"place {older + 1}" if older < QUEUE_COUNT_LIMIT else f"{QUEUE_COUNT_LIMIT} jobs or more before it"
+    among = " of this access key's jobs" if job.creator else ""
+    place = f"place {older + 1}{among}" if older < QUEUE_COUNT_LIMIT else f"{QUEUE_COUNT_LIMIT} jobs or more before it"
     return f"Waiting for a device: {place} in the queue"
 
 

@@ -11,6 +11,15 @@ from luthier.cli.options import Json
 from luthier.cli.program import Program
 from luthier.cli.serve import Database, Home, resolve_home
 
+Allow = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow", metavar="RIGHT",
+        help="What the key may do; may be repeated: s3://BUCKET, s3://BUCKET/PREFIX, jobs:PREFIX (names of jobs, "
+        "models and endpoints), read (change nothing). Default: everything.",
+    ),
+]  # fmt: skip
+
 app = typer.Typer(help="Create, list or disable access keys of the service.", no_args_is_help=True)
 
 
@@ -21,7 +30,9 @@ def _program(home: Path | None, database: str | None, do: str, **more: Any) -> P
 
 @app.command("create")
 def create(
-    user: Annotated[str, typer.Option("--user", metavar="NAME", help="User that signs with the key.")] = "admin",
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="User that signs with the key.")] = None,
+    user: Annotated[str, typer.Option("--user", metavar="NAME", help="The same as NAME.")] = "admin",
+    allow: Allow = None,
     home: Home = None,
     database: Database = None,
 ) -> Program:
@@ -29,7 +40,7 @@ def create(
 
     As soon as there is a key, the service accepts only signed requests, also one that is already running.
     """
-    return _program(home, database, "create", user=user)
+    return _program(home, database, "create", user=name or user, allow=allow or [])
 
 
 @app.command("list")

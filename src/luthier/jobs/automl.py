@@ -123,7 +123,7 @@ def fail_deployment(parent: Resource, failure: str, now: float) -> Resource:
 
 def deployment(parent: Resource, training_job: Resource) -> list[Resource]:
     """The model, endpoint config and endpoint that ModelDeployConfig requests, as new resources."""
-    owner = (parent.account, parent.region)
+    owner = (parent.account, parent.region, parent.creator)
     model, endpoint = candidate_name(parent.name), parent.automl.endpoint
     container = inference_container(training_job)
     variant = {

@@ -13,8 +13,8 @@ from luthier.jobs.states import ENDED, FIRST, SUPERVISED
 from luthier.jobspec import JobSpec
 from luthier.protocol.call import sagemaker_arn
 
-Owner = tuple[str, str]
-"""Account and region."""
+Owner = tuple[str, ...]
+"""Account and region; of a new resource also the id of the access key that creates it, if requests are signed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +22,8 @@ class Resource:
     """One row of `resources`; times in seconds since 1970.
 
     `parent` is the id of the AutoML job that this resource was created for. From `open` on, the fields are the queue's:
-    whether it needs a supervisor, when a stop was requested, and who holds it until when.
+    whether it needs a supervisor, when a stop was requested, who holds it until when, and when it was last claimed.
+    `creator` is the id of an access key, whose rights the resource has; empty if requests need no signature.
     """
 
     id: str
@@ -43,6 +44,8 @@ class Resource:
     stop_requested: float | None = None
     owner: str | None = None
     lease: float | None = None
+    creator: str = ""
+    claimed: float | None = None
 
     @property
     def arn(self) -> str:
@@ -95,4 +98,5 @@ def new_resource(
         progress=progress if progress is not None else initial_progress(kind),
         parent=parent,
         open=kind in SUPERVISED,
+        creator=owner[2] if len(owner) > 2 else "",
     )

@@ -36,11 +36,14 @@ resources = sa.Table(
     sa.Column("stop_requested", sa.Double),
     sa.Column("owner", sa.String(64)),
     sa.Column("lease", sa.Double),
+    sa.Column("creator", sa.String(32), nullable=False, server_default=""),
+    sa.Column("claimed", sa.Double),
     sa.UniqueConstraint("kind", "account", "region", "key"),
     sa.Index("ix_resources_listed", "kind", "account", "region", "created", "id"),
     sa.Index("ix_resources_queue", "open", "kind", "created"),
     sa.Index("ix_resources_owner", "owner"),
     sa.Index("ix_resources_parent", "parent"),
+    sa.Index("ix_resources_claimed", "creator", "claimed"),
 )
 
 tags = sa.Table(
@@ -61,4 +64,5 @@ access_keys = sa.Table(
     sa.Column("user", sa.String(64), nullable=False),
     sa.Column("created", sa.Double, nullable=False),
     sa.Column("disabled", sa.Double),
+    sa.Column("rights", sa.JSON(none_as_null=True)),  # the words of --allow; NULL: everything
 )

@@ -20,9 +20,10 @@ from luthier.errors import LuthierError
 from luthier.jobs import automl, database
 from luthier.jobs.progress import Progress, progress_from_json, progress_to_json
 from luthier.jobs.resource import Owner, Resource, new_resource
-from luthier.jobs.schema import resources, tags
+from luthier.jobs.schema import access_keys, resources, tags
 from luthier.jobs.states import AUTOML_JOB, TRAINING_JOB, check_move
 from luthier.jobspec import JobSpec
+from luthier.rights import Rights
 
 
 class NameInUseError(LuthierError):
@@ -189,6 +190,12 @@ class Store:
         has_next = len(rows) > listing.limit
         return ResourcePage(page, (getattr(page[-1], listing.sort), page[-1].id) if has_next else None)
 
+    def rights_of(self, creator: str) -> Rights:
+        """The rights of the access key `creator`; everything if there is none."""
+        query = sa.select(access_keys.c.rights).where(access_keys.c.id == creator)
+        with self.engine.connect() as connection:
+            return Rights.parse(connection.execute(query).scalar_one_or_none() or ())
+
     # Tags
 
     def tags(self, arn: str) -> dict[str, str]:
@@ -210,22 +217,23 @@ class Store:
         self, owner: str, kinds: Sequence[str], lease: float, exclude: Sequence[str] = (),
         only: Sequence[str] | None = None,
     ) -> Resource | None:  # fmt: skip
-        """Lease the oldest open resource that nobody holds to `owner` until the time `lease`; None if there is none.
+        """Lease an open resource that nobody holds to `owner` until the time `lease`; None if there is none.
 
-        Ids in `exclude` are skipped; with `only`, all ids that are not in it.
+        The queue is fair by key: it is the oldest resource of the creator whose last claim is the longest ago, so one
+        key's many jobs take turns with those of the others. A released resource is no turn. Ids in `exclude` are
+        skipped; with `only`, all ids that are not in it.
         """
         ids = [resources.c.id.not_in(list(exclude))] + ([] if only is None else [resources.c.id.in_(list(only))])
         oldest = (
             sa.select(resources.c.id)
             .where(*_claimable(kinds), *ids)
-            .order_by(resources.c.created, resources.c.id)
+            .order_by(_last_claim(), resources.c.created, resources.c.id)
             .limit(1)
             .with_for_update(skip_locked=True)
             .scalar_subquery()
         )
-        claimed = (
-            resources.update().where(resources.c.id == oldest).values(owner=owner, lease=lease).returning(resources)
-        )
+        values = {"owner": owner, "lease": lease, "claimed": time.time()}
+        claimed = resources.update().where(resources.c.id == oldest).values(values).returning(resources)
         with self.write() as connection:
             row = connection.execute(claimed).one_or_none()
         return _resource(row) if row else None
@@ -275,23 +283,23 @@ class Store:
         """Put a resource back into the queue."""
         mine = resources.update().where(resources.c.id == resource_id, resources.c.owner == owner)
         with self.write() as connection:
-            connection.execute(mine.values(owner=None, lease=None))
+            connection.execute(mine.values(owner=None, lease=None, claimed=None))
 
     def release_others(self, owner: str) -> int:
         """Release the resources of all other owners; called when the store's only supervisor starts."""
         others = resources.update().where(resources.c.owner.is_not(None), resources.c.owner != owner)
         with self.write() as connection:
-            return connection.execute(others.values(owner=None, lease=None)).rowcount
+            return connection.execute(others.values(owner=None, lease=None, claimed=None)).rowcount
 
     def request_stop(self, resource_id: str) -> Resource:
         """Move a job to Stopping; its supervisor ends it. GoneError and IllegalMoveError as in `update`."""
         return self.update(resource_id, "Stopping", secondary="Stopping", stop_requested=time.time())
 
     def position(self, resource: Resource, limit: int = 500) -> int:
-        """The number of open resources of its kind that nobody holds and that are older; counted up to `limit`."""
+        """The number of older open resources of its kind and creator that nobody holds; counted up to `limit`."""
         earlier = sa.select(resources.c.id).where(
             resources.c.open, resources.c.owner.is_(None), resources.c.kind == resource.kind,
-            resources.c.created < resource.created,
+            resources.c.created < resource.created, resources.c.creator == resource.creator,
         )  # fmt: skip
         query = sa.select(sa.func.count()).select_from(earlier.limit(limit).subquery())
         with self.engine.connect() as connection:
@@ -313,6 +321,13 @@ def _claimable(kinds: Sequence[str]) -> tuple[Any, ...]:
     """The conditions of an open resource of these kinds that nobody holds."""
     is_unheld = sa.or_(resources.c.lease.is_(None), resources.c.lease < time.time())
     return (resources.c.open, resources.c.kind.in_(list(kinds)), is_unheld)
+
+
+def _last_claim() -> Any:
+    """When the creator of a resource had its last turn; 0 if it had none."""
+    others = resources.alias()
+    last = sa.select(sa.func.max(others.c.claimed)).where(others.c.creator == resources.c.creator).scalar_subquery()
+    return sa.func.coalesce(last, 0.0)
 
 
 def _resource(row: Any) -> Resource:

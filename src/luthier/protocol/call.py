@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from luthier.protocol.message import Request
+from luthier.rights import EVERYTHING, Rights
 
 ACCOUNT = "123456789012"  # every caller's, until several accounts exist
 GLOBAL_REGION = "us-east-1"  # of AWS's global endpoints, and so of a request that names none; S3's classic region
@@ -14,10 +15,12 @@ ROLE = f"arn:aws:iam::{ACCOUNT}:role/LuthierExecutionRole"  # the execution role
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """The authenticated caller: an account, and the ARN of a user in it."""
+    """The authenticated caller: an account, the ARN of a user in it, its access key's id (if any) and rights."""
 
     account: str = ACCOUNT
     arn: str = f"arn:aws:iam::{ACCOUNT}:root"
+    key: str = ""
+    rights: Rights = EVERYTHING
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +41,11 @@ class Call:
     @property
     def account(self) -> str:
         return self.principal.account
+
+    @property
+    def creator(self) -> tuple[str, str, str]:
+        """The owner of a resource that this call creates: account, region, and the id of the access key."""
+        return (self.account, self.region, self.principal.key)
 
     def arn(self, kind: str, name: str) -> str:
         """The ARN of a SageMaker resource."""

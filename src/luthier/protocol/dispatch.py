@@ -24,6 +24,7 @@ VERSIONS = {"2011-06-15": "sts", "2010-05-08": "iam", "2010-08-01": "cloudwatch"
 FORM = "application/x-www-form-urlencoded"
 MAX_FIELDS = 2_000  # of a query or a form; parsing lists of structures from more would be slow
 SIGNED_AS = {"monitoring": "cloudwatch"}  # the service of a credential scope or host name -> botocore's name
+SIGNING_NAMES = {"sagemaker-runtime": "sagemaker", "cloudwatch": "monitoring"}  # botocore's name -> the scope's
 CBOR = "rpc-v2-cbor"  # value of the header smithy-protocol
 _CBOR_OPERATION = re.compile(r"/service/(?P<target>\w{1,64})/operation/(?P<operation>\w{1,64})")
 _INVOCATION = re.compile(r"/endpoints/[^/]*/(invocations|invocations-response-stream|async-invocations)")

@@ -50,15 +50,19 @@ class RequestContext:
     principal: Principal = field(default_factory=Principal)
     caller: str = ""
     parameters: dict[str, Any] = field(default_factory=dict)
+    call: Call | None = None
     result: Any = None
     response: Response = field(default_factory=Response)
+
+
+Audit = Callable[[RequestContext, int], None]
 
 
 class Gateway:
     """Handles requests; thread-safe.
 
     `operations` are the names of the implemented operations by service; any other is an unknown operation. `observe`
-    is called after each response with service, operation, status and seconds.
+    is called after each response with service, operation, status and seconds; `audit` with the request and the status.
     """
 
     def __init__(
@@ -67,8 +71,10 @@ class Gateway:
         operations: Mapping[str, Container[str]],
         authenticate: Authenticate,
         observe: Observe = lambda service, operation, status, seconds: None,
+        audit: Audit = lambda context, status: None,
     ) -> None:
-        self.operate, self.operations, self.authenticate, self.observe = operate, operations, authenticate, observe
+        self.operate, self.operations, self.authenticate = operate, operations, authenticate
+        self.observe, self.audit = observe, audit
         self.head_steps: tuple[Callable[[RequestContext], None], ...] = (
             self._identify_service,
             self._authenticate,
@@ -167,10 +173,11 @@ class Gateway:
 
     def _operate(self, context: RequestContext) -> None:
         route = context.route
-        context.result = self.operate(Call(
+        context.call = Call(
             service=route.service, operation=route.operation, parameters=context.parameters, request=context.request,
             request_id=context.request_id, region=route.region, principal=context.principal,
-        ))  # fmt: skip
+        )  # fmt: skip
+        context.result = self.operate(context.call)
 
     def _serialise(self, context: RequestContext) -> None:
         context.response = codec.serialise(
@@ -191,5 +198,6 @@ class Gateway:
         )  # fmt: skip
         try:
             self.observe(service, operation, response.status, seconds)
+            self.audit(context, response.status)
         except Exception:
             _logger.exception("the response could not be observed")

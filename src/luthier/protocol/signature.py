@@ -16,7 +16,7 @@ from posixpath import normpath
 from urllib.parse import parse_qsl, quote, unquote, unquote_to_bytes
 
 from luthier.protocol.aws_chunked import HASH, STREAMING, UNSIGNED, decode_body
-from luthier.protocol.dispatch import service_of, virtual_bucket
+from luthier.protocol.dispatch import SIGNING_NAMES, service_of, virtual_bucket
 from luthier.protocol.errors import WireError
 from luthier.protocol.message import Request
 
@@ -77,6 +77,7 @@ def verify(request: Request, secret_of: SecretOf, now: datetime) -> str:
     else:
         raise WireError("MissingAuthenticationToken", "Missing Authentication Token: the request is not signed.", 403)
     _check_time(claim, now)
+    _check_scope(request, claim)
     _check_signed_headers(request, claim)
     secret = _secret(secret_of, claim.key)
     key = _signing_key(secret, claim.scope)
@@ -189,6 +190,15 @@ def _check_time(claim: _SignatureClaim, now: datetime) -> None:
         raise WireError("AccessDenied", "Request has expired", 403)
     elif signed_at > now + SKEW:
         raise WireError("AccessDenied", "Request is not valid yet", 403)
+
+
+def _check_scope(request: Request, claim: _SignatureClaim) -> None:
+    """A signature for one service must not be accepted by another."""
+    service = service_of(request)
+    expected = SIGNING_NAMES.get(service, service)
+    if claim.service != expected:
+        text = f"Credential should be scoped to correct service: {expected!r}, not {claim.service[:32]!r}."
+        raise WireError("SignatureDoesNotMatch", text, 403)
 
 
 def _check_signed_headers(request: Request, claim: _SignatureClaim) -> None:

@@ -13,7 +13,7 @@ import secrets
 import string
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -31,6 +31,7 @@ from luthier.protocol.call import ACCOUNT, Principal
 from luthier.protocol.errors import WireError
 from luthier.protocol.message import Request
 from luthier.protocol.signature import verify
+from luthier.rights import Rights
 
 PREFIX = "LKIA"  # AWS's keys start with AKIA; the prefix of a leaked key names its origin
 # Host names that programs of this machine use; AWS's come through the HTTPS proxy.
@@ -48,10 +49,12 @@ class AccessKey:
     user: str
     created: float
     disabled: float | None = None
+    rights: Sequence[str] | None = None
 
     @property
     def principal(self) -> Principal:
-        return Principal(self.account, f"arn:aws:iam::{self.account}:user/{self.user}")
+        arn = f"arn:aws:iam::{self.account}:user/{self.user}"
+        return Principal(self.account, arn, self.id, Rights.parse(self.rights or ()))
 
 
 class Keys:
@@ -60,13 +63,14 @@ class Keys:
     def __init__(self, store: Store) -> None:
         self.store = store
 
-    def create(self, user: str, account: str = ACCOUNT) -> AccessKey:
-        """Create a key for `user`; SettingError for a name that IAM does not allow."""
+    def create(self, user: str, account: str = ACCOUNT, rights: Sequence[str] = ()) -> AccessKey:
+        """Create a key for `user` with the words of --allow; SettingError for an unknown word, or an invalid name."""
         if not USER.fullmatch(user):
-            raise SettingError(f"--user {user!r}: expected 1 to 64 letters, digits or any of _+=,.@-")
+            raise SettingError(f"{user!r}: expected a name (--user) of 1 to 64 letters, digits or any of _+=,.@-")
+        words = list(Rights.parse(rights).words) or None
         name = PREFIX + "".join(secrets.choice(string.ascii_uppercase + "234567") for _ in range(16))
         secret = "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(40))
-        key = AccessKey(id=name, secret=secret, account=account, user=user, created=time.time())
+        key = AccessKey(id=name, secret=secret, account=account, user=user, created=time.time(), rights=words)
         with self.store.write() as connection:
             connection.execute(access_keys.insert().values({name: getattr(key, name) for name in AccessKey.__slots__}))
         return key
@@ -165,19 +169,20 @@ def _open_keys(request: Mapping[str, Any]) -> Iterator[Keys]:
 
 def _format(key: AccessKey) -> str:
     created = time.strftime("%Y-%m-%d %H:%M", time.localtime(key.created))
-    return f"{key.id}  {key.user}  created {created}" + ("  disabled" if key.disabled else "")
+    rights = f"  {Rights.parse(key.rights)}" if key.rights else ""
+    return f"{key.id}  {key.user}  created {created}{rights}" + ("  disabled" if key.disabled else "")
 
 
 def main() -> None:
-    """Run the request: {"home", "database", "do": create | list | disable, "user", "id", "json"}."""
+    """Run the request: {"home", "database", "do": create | list | disable, "user", "allow", "id", "json"}."""
     request = json.load(sys.stdin)
     with _open_keys(request) as keys:
         if request["do"] == "create":
-            _show_new(keys.create(request["user"]))
+            _show_new(keys.create(request["user"], rights=request.get("allow", ())))
         elif request["do"] == "disable":
             print(_format(keys.disable(request["id"])))  # noqa: T201
         elif request["json"]:
-            public = ("id", "user", "account", "created", "disabled")
+            public = ("id", "user", "account", "created", "disabled", "rights")
             print(json.dumps([{name: getattr(key, name) for name in public} for key in keys.list()], indent=1))  # noqa: T201
         else:
             rows = "\n".join(map(_format, keys.list()))

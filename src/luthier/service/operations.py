@@ -11,6 +11,7 @@ from luthier.errors import ObjectStoreUnreachableError, UserError
 from luthier.objects.operations import OPERATIONS as S3_OPERATIONS
 from luthier.objects.store import ObjectStore
 from luthier.protocol.call import Call
+from luthier.service import policy
 
 KNOWN = {**API_OPERATIONS, "s3": S3_OPERATIONS}
 """Operations by name, by service (botocore's name)."""
@@ -21,12 +22,16 @@ _log = logging.getLogger(__name__)
 
 
 def operate(call: Call, service: Service, objects: ObjectStore) -> dict[str, Any]:
-    """The output of the operation that `call` names, as botocore's model shapes it."""
+    """The output of the operation that `call` names, as botocore's model shapes it; WireError if its key may not."""
+    rights = call.principal.rights
+    policy.check(call, rights)
     if call.operation in HAS_OUTPUT:
         _check_output(call.parameters["OutputDataConfig"]["S3OutputPath"], objects)
     if call.service == "s3":
-        return S3_OPERATIONS[call.operation](call, objects)
-    return API_OPERATIONS[call.service][call.operation](call, service)
+        answer = S3_OPERATIONS[call.operation](call, objects)
+    else:
+        answer = API_OPERATIONS[call.service][call.operation](call, service)
+    return policy.filter_answer(call, answer, rights)
 
 
 def _check_output(uri: str, objects: ObjectStore) -> None:

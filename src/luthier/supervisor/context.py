@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from luthier.jobs.resource import Resource
 from luthier.jobs.settings import ServiceSettings
 from luthier.jobs.store import Store
 from luthier.launchers.launcher import CPU, Launcher, LaunchSpec
 from luthier.supervisor.layout import ArtifactStore
+from luthier.supervisor.restricted_store import RestrictedStore
 
 # No core files, which would contain the user's rows and fill the disk.
 LIMITS: Mapping[str, int] = {"RLIMIT_CORE": 0}
@@ -61,6 +63,11 @@ class SupervisorContext:
     launcher: Launcher
     limits: Mapping[str, int] = field(default_factory=lambda: LIMITS)
     max_crashes: int = 3
+
+    def objects_for(self, resource: Resource) -> ArtifactStore:
+        """The object store, with the rights of the access key that created `resource`."""
+        rights = self.store.rights_of(resource.creator)
+        return RestrictedStore(self.objects, rights) if rights.words else self.objects
 
     def training_spec(self, folder: Path, device: str, resume: bool) -> LaunchSpec:
         """The launch spec of the engine for a job folder."""

@@ -141,7 +141,8 @@ class EndpointWork:
 
     def _create_variants(self, variants: Sequence[ServedVariant]) -> list[VariantProcess]:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return [VariantProcess(self.folder, variant, self.context) for variant in variants]
+        objects = self.context.objects_for(self.resource)
+        return [VariantProcess(self.folder, variant, self.context, objects) for variant in variants]
 
     def _drop(self, variants: Sequence[VariantProcess]) -> None:
         for variant in variants:

@@ -59,8 +59,9 @@ class JobWork:
         self._monitor: RunMonitor | None = None
         self._transfer: Transfer | None = None
         self._retry = RetryPolicy()
+        self._objects = context.objects_for(resource)
         self._checkpoint_uploads = CheckpointUploads(
-            context.objects, resource.job.checkpoints, self.folder.job.checkpoints, self._log_event
+            self._objects, resource.job.checkpoints, self.folder.job.checkpoints, self._log_event
         )
         self._since = self._published = time.monotonic()
         self._stages: Mapping[str, Callable[[], bool]] = {
@@ -121,7 +122,7 @@ class JobWork:
         return self._advance("train")
 
     def _lay_out(self, device: str) -> None:
-        spec, folder, objects = self.resource.job, self.folder, self.context.objects
+        spec, folder, objects = self.resource.job, self.folder, self._objects
         lay_out(folder, spec, objects, device)
         if spec.checkpoints and not folder.job.split.exists():
             count = download_checkpoints(objects, spec.checkpoints, folder.job.checkpoints)
@@ -158,7 +159,7 @@ class JobWork:
 
     def _upload(self) -> bool:
         self._publish()
-        spec, folder, objects = self.resource.job, self.folder, self.context.objects
+        spec, folder, objects = self.resource.job, self.folder, self._objects
         if not self._checkpoint_uploads.poll() and not self._checkpoint_uploads.has_failed:
             return False
         if not self._is_done(lambda: collect.upload(folder, spec, objects)):

@@ -22,6 +22,7 @@ from luthier.jobs.progress import ServedVariant
 from luthier.launchers.launcher import RunHandle
 from luthier.supervisor import archive, failure
 from luthier.supervisor.context import SupervisorContext
+from luthier.supervisor.layout import ArtifactStore
 from luthier.supervisor.retry import MAX_WAIT, RetryPolicy
 from luthier.supervisor.tail import EventLog
 from luthier.supervisor.transfer import Transfer
@@ -39,10 +40,13 @@ _log = logging.getLogger(__name__)
 class VariantProcess:
     """The process of one variant. `state`: fetching, starting, waiting, ready or failed, with its `failure`."""
 
-    def __init__(self, folder: Path, variant: ServedVariant, context: SupervisorContext) -> None:
+    def __init__(
+        self, folder: Path, variant: ServedVariant, context: SupervisorContext, objects: ArtifactStore
+    ) -> None:
+        """`objects` has the rights of who created the endpoint."""
         self.name = variant.name
         self.model = variant.artifact
-        self.context = context
+        self.context, self._objects = context, objects
         self.folder = folder / (variant.folder or variant.name)
         self.address = context.launcher.address(self.folder)
         self.state, self.failure = "fetching", ""
@@ -86,7 +90,7 @@ class VariantProcess:
             if self._retry.is_waiting:
                 return
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            objects, uri, target = self.context.objects, self.model, self.folder / "model"
+            objects, uri, target = self._objects, self.model, self.folder / "model"
             self._transfer = Transfer(lambda: archive.fetch(objects, uri, target), f"fetch-{self.name}")
         if self._transfer.running:
             return
