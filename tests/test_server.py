@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import io
 import json
@@ -75,7 +76,15 @@ def test_the_doors(served: ServerProcess) -> None:
     )  # fmt: skip
     status, about = served.get("/_luthier/version")
     assert status == 200
-    assert about == {"version": __version__, "signatures": False, "proxy": about["proxy"], "home": str(served.home)}
+    certificate = hashlib.sha256((served.home / "proxy" / "ca.pem").read_bytes()).hexdigest()
+    assert about == {
+        "version": __version__, "signatures": False, "proxy": about["proxy"], "certificate": certificate,
+    }  # fmt: skip
+    for headers in ({"Host": "evil.example"}, {"Host": "localhost", "Origin": "https://evil.example"}):
+        connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=30)
+        connection.request("GET", "/_luthier/version", headers=headers)
+        assert connection.getresponse().status == 403
+        connection.close()
     status, said = served.get("/_luthier/elsewhere")
     assert (status, list(said)) == (404, ["error"])
 

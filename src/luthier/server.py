@@ -33,6 +33,7 @@ from luthier.objects.forwarding_store import ForwardingObjectStore
 from luthier.objects.store import EmbeddedObjectStore, ObjectStore
 from luthier.protocol.asgi import application
 from luthier.protocol.call import ACCOUNT, Call
+from luthier.protocol.errors import WireError
 from luthier.protocol.gateway import Gateway, RequestContext
 from luthier.protocol.message import Request, Response
 from luthier.service import jumpstart_bucket, sdk_defaults
@@ -40,7 +41,7 @@ from luthier.service.audit import AuditLog
 from luthier.service.child import ChildProcess
 from luthier.service.devices import check_device, parse_slots
 from luthier.service.journal import configure_logging
-from luthier.service.keys import Keys, authenticator
+from luthier.service.keys import Keys, authenticator, check_origin
 from luthier.service.limits import check_seconds, parse_limits
 from luthier.service.listener import listen, serve
 from luthier.service.metrics import CONTENT_TYPE, Metrics
@@ -277,12 +278,15 @@ class ServiceApplication:
         return Response(200, {"Content-Type": CONTENT_TYPE}, self.metrics.page())
 
     def version(self, request: Request) -> Response:
-        """What `luthier env` needs; the home only for callers on this machine."""
-        is_local = request.peer in (LOOPBACK, "::1", "")
+        """What `luthier env` needs; no path. 403 for a browser, as for other unsigned requests."""
+        try:
+            check_origin(request, only_local=not self.requires_signatures)
+        except WireError as error:
+            return _json({"error": str(error)}, error.status)
         return _json({
             "version": __version__, "signatures": self.requires_signatures,
             "proxy": self.proxy.port if self.proxy else None,
-            "home": str(self.service.settings.home) if is_local else "",
+            "certificate": self.proxy.authority.digest if self.proxy else "",
         })  # fmt: skip
 
     def not_found(self, request: Request) -> Response:

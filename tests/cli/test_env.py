@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.server
 import json
 import os
@@ -29,8 +30,8 @@ from luthier.client.endpoint import ServiceInfo, fetch_service_info, find_endpoi
 from luthier.errors import UserError
 
 ENDPOINT = "http://127.0.0.1:8777"
-OPEN = ServiceInfo("0.3.0", False, 8778, "/home/x/.luthier")
-SIGNED = ServiceInfo("0.3.0", True, 8778, "/home/x/.luthier")
+OPEN = ServiceInfo("0.3.0", False, 8778, "")
+SIGNED = ServiceInfo("0.3.0", True, 8778, "")
 
 
 @pytest.fixture(autouse=True)
@@ -181,7 +182,8 @@ def port(tmp_path: Path) -> Iterator[int]:
     """The port of a fake service whose home has a CA certificate."""
     (tmp_path / "h" / "proxy").mkdir(parents=True)
     (tmp_path / "h" / "proxy" / "ca.pem").touch()
-    VersionEndpoint.document = {"version": "1", "signatures": False, "proxy": 4711, "home": str(tmp_path / "h")}
+    digest = hashlib.sha256(b"").hexdigest()
+    VersionEndpoint.document = {"version": "1", "signatures": False, "proxy": 4711, "certificate": digest}
     with http.server.HTTPServer(("127.0.0.1", 0), VersionEndpoint) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
@@ -206,14 +208,15 @@ def run_in_shell(shell: str, *steps: str) -> dict[str, str]:
 
 def test_set_and_unset_in_a_real_shell(port: int, tmp_path: Path) -> None:
     go = f'eval "$($luthier env --port {port}'
-    there = run_in_shell("sh", f'{go} --proxy)"')
+    proxy = f"--proxy --home {tmp_path}/h"
+    there = run_in_shell("sh", f'{go} {proxy})"')
     assert there["AWS_ENDPOINT_URL"] == f"http://127.0.0.1:{port}"
     assert there["HTTPS_PROXY"] == "http://127.0.0.1:4711"
     assert there["REQUESTS_CA_BUNDLE"] == str(tmp_path / "h" / "proxy" / "ca.pem")
-    twice = run_in_shell("sh", f'{go} --proxy)"', f'{go})"')
+    twice = run_in_shell("sh", f'{go} {proxy})"', f'{go})"')
     assert "HTTPS_PROXY" not in twice
     assert twice["REQUESTS_CA_BUNDLE"] == "/it's mine.pem"
-    back = run_in_shell("sh", f'{go} --proxy)"', f'{go} --proxy)"', 'eval "$($luthier env --unset)"')
+    back = run_in_shell("sh", f'{go} {proxy})"', f'{go} {proxy})"', 'eval "$($luthier env --unset)"')
     assert not [name for name in back if name.startswith(("AWS_", "LUTHIER_ENV", "SAGEMAKER", "HTTPS_PROXY"))]
     assert back["REQUESTS_CA_BUNDLE"] == "/it's mine.pem"
 
@@ -243,8 +246,16 @@ def test_another_server_is_an_error(port: int) -> None:
         fetch_service_info(f"http://127.0.0.1:{port}")
 
 
+def test_the_certificate_of_another_service_is_refused(port: int, tmp_path: Path) -> None:
+    (tmp_path / "h" / "proxy" / "ca.pem").write_text("another")
+    arguments = ["env", "--proxy", "--port", str(port), "--home", str(tmp_path / "h")]
+    shown = CliRunner().invoke(app, arguments, standalone_mode=False)
+    assert isinstance(shown.exception, UserError)
+    assert "ca.pem; set --home to its home" in str(shown.exception)
+
+
 def test_a_service_without_a_proxy(port: int) -> None:
-    VersionEndpoint.document = {"version": "1", "signatures": False, "proxy": None, "home": ""}
+    VersionEndpoint.document = {"version": "1", "signatures": False, "proxy": None, "certificate": ""}
     shown = CliRunner().invoke(app, ["env", "--proxy", "--port", str(port)], standalone_mode=False)
     assert isinstance(shown.exception, UserError)
     assert "--no-proxy" in str(shown.exception)

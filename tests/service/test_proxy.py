@@ -71,7 +71,7 @@ def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
 
 
 def connect(proxy: Proxy, host: str = STS) -> http.client.HTTPSConnection:
-    trust = ssl.create_default_context(cafile=str(proxy._authority.certificate))
+    trust = ssl.create_default_context(cafile=str(proxy.authority.certificate))
     trust.verify_flags |= ssl.VERIFY_X509_STRICT  # what Python 3.13 asks for by default
     connection = http.client.HTTPSConnection("127.0.0.1", proxy.port, context=trust, timeout=20)
     connection.set_tunnel(host, 443)

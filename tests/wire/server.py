@@ -112,7 +112,7 @@ class LiveServer:
     def _shell(self, proxy: bool) -> dict[str, str]:
         """What a shell's variables are after `luthier env`."""
         before = self._plain() | self.key
-        lines = self._luthier(before, "env", "--port", str(self.port), *["--proxy"] * proxy)
+        lines = self._luthier(before, "env", "--port", str(self.port), "--home", str(self.home), *["--proxy"] * proxy)
         show = [sys.executable, "-c", "import json, os; print(json.dumps(dict(os.environ)))"]
         command = ["sh", "-c", f'eval "$LINES"; unset LINES; {shlex.join(show)}']
         done = subprocess.run(command, capture_output=True, text=True, env=before | {"LINES": lines}, check=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Annotated, Literal
@@ -64,7 +65,11 @@ def _proxy(port: int, service: ServiceInfo | None, home: Path) -> tuple[int, Pat
     """Return the proxy's port and the CA certificate to trust; UserError when the service has no proxy."""
     if service is not None and service.proxy is None:
         raise UserError("--proxy: the service was started with --no-proxy")
-    certificate = (Path(service.home) if service is not None and service.home else home) / "proxy" / "ca.pem"
+    certificate = home / "proxy" / "ca.pem"
     if not certificate.exists():
-        raise UserError(f"--proxy: {certificate} not found; start the service on this machine first")
+        raise UserError(
+            f"--proxy: {certificate} not found; start the service on this machine, or set --home to its home"
+        )
+    if service is not None and hashlib.sha256(certificate.read_bytes()).hexdigest() != service.certificate:
+        raise UserError(f"--proxy: the service has another certificate than {certificate}; set --home to its home")
     return (service.proxy if service is not None and service.proxy else port + 1), certificate

@@ -21,13 +21,13 @@ class ServiceInfo:
     """What a running service answers at /_luthier/version.
 
     `signatures`: requests must be signed with one of its keys; `proxy`: the loopback port of its HTTPS proxy, None
-    without one; `home` as in `luthier serve`.
+    without one; `certificate`: the SHA-256 of the file of its CA certificate, in hex.
     """
 
     version: str
     signatures: bool
     proxy: int | None
-    home: str
+    certificate: str
 
 
 def find_endpoint(host: str | None, port: int | None, environment: Mapping[str, str] = os.environ) -> str:

@@ -121,7 +121,7 @@ def authenticator(keys: Keys, disabled: bool = False) -> Callable[[Request, str]
 
     def authenticate(request: Request, service: str) -> Principal:
         if disabled or not keys.required():
-            _check_local(request)
+            check_origin(request)
             return Principal()
         checked_keys: dict[str, AccessKey] = {}
 
@@ -137,10 +137,10 @@ def authenticator(keys: Keys, disabled: bool = False) -> Callable[[Request, str]
     return authenticate
 
 
-def _check_local(request: Request) -> None:
-    """Refuse requests that a web page makes a browser of this machine send: they have an origin, or another host."""
+def check_origin(request: Request, only_local: bool = True) -> None:
+    """Refuse requests that a web page makes a browser send: they have an origin, or with `only_local` another host."""
     host = re.sub(r":\d+$", "", request.headers.get("host", "")).lower()
-    if "origin" in request.headers or not LOCAL.fullmatch(host):
+    if "origin" in request.headers or (only_local and not LOCAL.fullmatch(host)):
         raise WireError(
             "AccessDenied",
             "Without access keys only programs on this machine are served, not browsers or requests for host "

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import hashlib
 import logging
 import os
 import re
@@ -68,6 +69,11 @@ class Authority:
         self._leaf_key = ec.generate_private_key(ec.SECP256R1())
         self._contexts: OrderedDict[str, ssl.SSLContext] = OrderedDict()
         self._lock = threading.Lock()
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of the file of the CA's certificate, in hex."""
+        return hashlib.sha256(self.certificate.read_bytes()).hexdigest()
 
     def context(self, host: str) -> ssl.SSLContext:
         """The server's TLS context for `host`, cached."""
@@ -162,7 +168,7 @@ class Proxy:
 
     def __init__(self, listener: socket.socket, authority: Authority, target: tuple[str, int]) -> None:
         self.port = int(listener.getsockname()[1])
-        self._listener, self._authority, self._target = listener, authority, target
+        self._listener, self.authority, self._target = listener, authority, target
         self._open: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
         self._ended = asyncio.Event()
@@ -217,7 +223,7 @@ class Proxy:
         host, _, port = words[1].lower().partition(":")
         if port != "443" or not HOST.fullmatch(host):
             return await _refuse(writer, 403, f"{words[1]}: this proxy connects to AWS's host names, port 443, only")
-        context = await asyncio.get_running_loop().run_in_executor(None, self._authority.context, host)
+        context = await asyncio.get_running_loop().run_in_executor(None, self.authority.context, host)
         writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
         await writer.drain()
         await writer.start_tls(context, ssl_handshake_timeout=HEAD_SECONDS)
