@@ -94,6 +94,22 @@ def test_a_good_signature_of_an_unusual_url(url: str) -> None:
     assert verify(signed(url=url, method="GET", body=b""), secret_of, now()) == KEY
 
 
+@pytest.mark.parametrize(
+    ("scope", "url", "target", "expected"),
+    [
+        ("sts", "http://h/", "SageMaker.CreateModel", "sagemaker"),
+        ("sagemaker", "http://h/", "Logs_20140328.GetLogEvents", "logs"),
+        ("sagemaker", "http://h/", "GraniteServiceVersion20100801.GetMetricStatistics", "monitoring"),
+        ("sts", "http://h/endpoints/e/invocations", "", "sagemaker"),
+    ],
+)
+def test_a_signature_for_another_service_is_refused(scope: str, url: str, target: str, expected: str) -> None:
+    headers = {"x-amz-target": target} if target else {}
+    error = refusal(signed(scope, url=url, method="POST", headers=headers))
+    assert (error.code, error.status) == ("SignatureDoesNotMatch", 403)
+    assert f"correct service: {expected!r}, not {scope!r}" in str(error)
+
+
 @pytest.mark.parametrize("url", ["http://h/endpoints/a%20b/invocations", "http://h//a/./b/../c/?x=1&x=0", "http://h"])
 def test_a_good_signature_of_an_unusual_url_beside_s3(url: str) -> None:
     assert verify(signed("sagemaker", url=url, method="POST"), secret_of, now()) == KEY
