@@ -153,6 +153,14 @@ class JobFolder:
         if spec.device != device:
             self._write_job(replace(spec, device=device))
 
+    def read_warnings(self) -> list[str]:
+        """What the run warned of so far; empty before it began."""
+        try:
+            stored = json.loads((self.root / "run.json").read_text("utf-8"))
+        except (FileNotFoundError, ValueError):  # ValueError: a full disk
+            return []
+        return list(stored.get("warnings", []))
+
     def _write_job(self, spec: JobSpec) -> None:
         stored = {name: getattr(spec, name) for name in _STORED}
         write_json(self.config / "job.json", stored | {"format_version": FORMAT_VERSION})

@@ -19,7 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from luthier.catalog.entry import find, reads_pairs
 from luthier.errors import LuthierError
-from luthier.jobs.progress import TrainingProgress
+from luthier.jobs.progress import MESSAGES, TrainingProgress
 from luthier.jobs.resource import Resource
 from luthier.jobs.states import IllegalMoveError
 from luthier.jobs.store import GoneError
@@ -173,7 +173,8 @@ class JobWork:
 
     def _finish(self) -> bool:
         state, now = self.folder.state, time.time()
-        progress = self.resource.training.with_transition(state.secondary, now, state.failure)
+        message = state.failure or self._warning_message(state.secondary)
+        progress = self.resource.training.with_transition(state.secondary, now, message)
         progress = replace(progress, started=progress.started or now, ended=now, failure=state.failure)
         if state.artifact:
             progress = self._with_results(progress)
@@ -182,6 +183,11 @@ class JobWork:
         self.context.devices.release(self.resource.id)
         self.is_over = True
         return False
+
+    def _warning_message(self, secondary: str) -> str:
+        """The last transition's message for a job that warned of something; "" for its usual one."""
+        warnings = self.folder.job.read_warnings()
+        return f"{MESSAGES.get(secondary, secondary)}; warnings: {'; '.join(warnings)}" if warnings else ""
 
     # The engine
 
