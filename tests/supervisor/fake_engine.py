@@ -5,6 +5,7 @@ Its hyperparameters tell it what to do:
     steps, step_seconds     how long it trains; each step goes into metrics.jsonl and, every `save_steps`, a checkpoint
     fail                    refuse the rows: exit code 2 with this reason in output/failure
     break                   exit code 1 with this reason
+    warn                    warnings of run.json, separated by |
     silent_end              exit code 3 and no reason; the log ends with this line
     die_at, die_times       end by SIGKILL after this step, so many times
     hang_at                 after this step do nothing any more; `deaf` hears no SIGTERM
@@ -74,6 +75,8 @@ class FakeEngine:
         rows = sorted(path.read_text() for path in (self.root / "input/data/training").rglob("*") if path.is_file())
         print(f"{len(rows)} files of rows", flush=True)
         write(self.root / "split.json", "{}")
+        if "warn" in self.settings:
+            write(self.root / "run.json", json.dumps({"warnings": self.settings["warn"].split("|")}))
         if resume:
             self.load()
         signal.signal(signal.SIGTERM, self.on_signal)

@@ -192,6 +192,13 @@ def test_a_missing_output_bucket_is_found_before_the_training(harness: Harness) 
     assert harness.run_count(job) == 0
 
 
+def test_warnings_are_in_the_last_transition(harness: Harness) -> None:
+    warned = harness.create_job("warned", warn="3 rows are empty|no validation rows")
+    plain = harness.create_job("plain")
+    messages = [job.training.transitions[-1].message for job in harness.run_to_end(warned, plain)]
+    assert messages[0] == f"{messages[1]}; warnings: 3 rows are empty; no validation rows"
+
+
 def stop_hanging(harness: Harness, job: Any) -> None:
     """End the engine as a passing stranger would; it goes on by the settings that are there now."""
     pid = json.loads((harness.folder(job) / "service.json").read_text())["handle"]["pid"]
