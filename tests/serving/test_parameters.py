@@ -58,7 +58,9 @@ def test_null_and_nothing_are_nothing() -> None:
         ("stop", ["a"] * 17, "expected a list of at most 16 strings"),
         ("stop", [5], "expected a list of at most 16 strings"),
         ("temperatur", 1, "parameters.temperatur: unknown parameter; did you mean 'temperature'?"),
-        ("watermark", 1, "parameters.watermark: unknown parameter; known parameters: max_new_tokens, "),
+        ("tail_free", 1, "parameters.tail_free: unknown parameter; known parameters: max_new_tokens, "),
+        ("presence_penalty", 0.5, "parameters.presence_penalty: 0.5: not supported here; expected 0, or leave it out"),
+        ("response_format", {"type": "json_object"}, 'expected {"type": "text"}, or leave it out'),
     ],
 )
 def test_what_does_not_fit_is_said_in_one_line(name: str, value: Any, line: str) -> None:
@@ -67,6 +69,14 @@ def test_what_does_not_fit_is_said_in_one_line(name: str, value: Any, line: str)
     assert line in str(caught.value)
     assert "\n" not in str(caught.value)
     assert caught.value.status == 400
+
+
+def test_parameters_that_ask_for_nothing_are_taken() -> None:
+    asked = parse_value(
+        '{"presence_penalty": 0, "frequency_penalty": 0.0, "response_format": {"type": "text"}, "n": 1,'
+        ' "logit_bias": {}, "watermark": false, "stream": null, "max_new_tokens": 3}'
+    )
+    assert read_parameters(asked) == GenerationParameters(max_new_tokens=3)
 
 
 @pytest.mark.parametrize("text", ['{"temperature": 1e999}', '{"top_k": ' + "9" * 5000 + "}", '{"seed": [[]]}'])

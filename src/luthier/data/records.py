@@ -79,6 +79,8 @@ def _read_json_lines(file: RowFile, problems: Problems, lines: frozenset[int] | 
         except BadRowError as error:
             is_indented = error.kind == "json" and text.strip() in ("{", "[")
             hint = f"; a row is one line of {file.suffix}: write it without indentation" if is_indented else ""
+            if error.kind == "object" and text.lstrip().startswith("[{"):
+                hint = ": an array of rows; write one row a line, or name the file .json"
             problems.add(file.name, line, error.kind, str(error) + hint)
             continue
         yield Record(fields, file.name, line)

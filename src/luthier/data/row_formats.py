@@ -96,7 +96,11 @@ class TemplateFormat:
                 yield fault
         if self.exact and record.fields.keys() - self._fields:
             extra = ", ".join(sorted(map(repr, record.fields.keys() - self._fields)))
-            yield Fault("columns", f"unexpected column {extra}; expected exactly 'input' and 'output'")
+            unnamed = [
+                name for name in record.fields.keys() - self._fields if name == "" or name.startswith("Unnamed: ")
+            ]
+            why = " (a pandas index: write the table with index=False)" if unnamed else ""
+            yield Fault("columns", f"unexpected column {extra}{why}; expected exactly 'input' and 'output'")
 
     def example(self, record: Record) -> Example:
         return self.template.render(record.fields, record.source)

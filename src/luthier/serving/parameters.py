@@ -87,6 +87,14 @@ PARAMETERS: dict[str, ParameterSpec] = {
 }
 
 
+# Parameters of other servers with the values that ask for nothing: taken and without effect; other values are unknown.
+NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "presence_penalty": (0,), "frequency_penalty": (0,), "logit_bias": ({},), "n": (1,), "best_of": (1,),
+    "response_format": ({"type": "text"},), "watermark": (False,), "typical_p": (1,), "min_p": (0,),
+    "length_penalty": (1,), "stream": (False,), "logprobs": (False,), "tool_choice": ("none",),
+}  # fmt: skip
+
+
 def read_parameters(
     values: Any, where: str = "parameters", excluded: Mapping[str, str] | None = None
 ) -> GenerationParameters:
@@ -104,6 +112,13 @@ def read_parameters(
     for name, value in values.items():
         if excluded and name in excluded:
             raise InvocationError(f"{prefix}{name}: {excluded[name]}")
+        if name in NEUTRAL and _plain(value) in (None, *NEUTRAL[name]):
+            continue
+        if name in NEUTRAL:
+            only = " or ".join(json.dumps(neutral) for neutral in NEUTRAL[name])
+            raise InvocationError(
+                f"{prefix}{name}: {excerpt(value)}: not supported here; expected {only}, or leave it out"
+            )
         if name not in PARAMETERS:
             known = "; known parameters: " + ", ".join(known for known in PARAMETERS if known not in (excluded or {}))
             raise InvocationError(f"{prefix}{name}: unknown parameter{did_you_mean(name, PARAMETERS) or known}")
@@ -137,6 +152,13 @@ def parse_literal(value: Any) -> Any:
         return json.loads(value)
     except ValueError:  # an integer of thousands of digits
         return str(value)
+
+
+def _plain(value: Any) -> Any:
+    """The value with its literals converted, at every depth."""
+    if isinstance(value, dict):
+        return {name: _plain(entry) for name, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, list) else parse_literal(value)
 
 
 def excerpt(value: Any) -> str:
