@@ -1,4 +1,4 @@
-"""CBOR bodies of the protocol that boto3 speaks to CloudWatch (Smithy's RPC v2): read as JSON's are, written by shape.
+"""CBOR bodies (Smithy's RPC v2), the first protocol of CloudWatch's model: read as JSON's are, written by shape.
 
 Values are read by botocore, whose reader is plain Python: a body nested too deeply is an error, not a crash.
 """
