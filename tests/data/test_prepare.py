@@ -119,6 +119,10 @@ def test_the_family_template_when_the_default_does_not_fit(preparing: Preparing,
     [
         ({"q": "x"}, "a.jsonl:3: the row lacks 'a', which the template needs; it has 'q'"),
         ({"q": "x", "A": "y"}, "it has 'A' (keys are case-sensitive)"),
+        (
+            {"q": "x", "messages": [{"role": "user", "content": "x"}]},
+            "a conversation, which takes no template.json; give --kind chat, or remove template.json",
+        ),
         ({"q": "x", "a": None}, "a.jsonl:3: 'a' is null"),
         ({"q": "x", "a": ["y"]}, "a.jsonl:3: 'a' is a list"),
         ({"q": {"x": 1}, "a": "y"}, "a.jsonl:3: 'q' is an object"),

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from luthier.data.chat import ALL, ASSISTANT, ChatTemplate, turns_with_loss
+from luthier.data.conversation import KEYS as CONVERSATION_KEYS
 from luthier.data.conversation import REASONING, ChatError, Conversation, Message, read_conversation
 from luthier.data.example import Example, Piece
 from luthier.data.records import Record, describe
@@ -64,6 +65,8 @@ def fault_of(record: Record, field: str, needed_by: str) -> Fault | None:
     if field not in record.fields:
         near = next((key for key in record.fields if key.strip().lower() == field.strip().lower()), None)
         hint = f"it has {near!r} (keys are case-sensitive)" if near else f"it has {_list_names(list(record.fields))}"
+        if any(isinstance(record.fields.get(key), list) for key in CONVERSATION_KEYS):
+            hint += ": a conversation, which takes no template.json; give --kind chat, or remove template.json"
         return Fault("missing", f"the row lacks {field!r}, which {needed_by} needs; {hint}", field)
     value = record.fields[field]
     if value is None:
