@@ -61,7 +61,10 @@ def test_unfinished_failed_and_unscored() -> None:
     failed = summarize_run({}, {}, {}, Curves(), "disk full")
     assert (failed.verdict, failed.failure, failed.state) == ("The run failed", "disk full", "failed")
     unscored = summarize_run({}, {"steps": 3, "base": None, "tuned": None, "stopped": "interrupted"}, {}, Curves(), "")
-    assert (unscored.verdict, unscored.state) == ("Not scored", "interrupted")
+    assert (unscored.verdict, unscored.state) == ("Stopped", "interrupted")
+    assert unscored.result == "The run was stopped after 3 steps; its model was kept, and not scored."
+    unscored = summarize_run({}, {"steps": 3, "base": None, "tuned": None, "stopped": "completed"}, {}, Curves(), "")
+    assert (unscored.verdict, unscored.state) == ("Not scored", "completed")
 
 
 def test_free_text_is_judged_by_rouge() -> None:

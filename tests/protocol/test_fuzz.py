@@ -55,7 +55,7 @@ def check(request: Request) -> Response:
     started = time.monotonic()
     response = GATEWAY.respond(request)
     body = response.body if isinstance(response.body, bytes) else b"".join(response.body)
-    assert response.status < 500, (request, body)
+    assert response.status < 500 or b"transfer coding" in body, (request, body)  # 501, as S3 refuses it
     assert time.monotonic() - started < 10, request
     assert all("\n" not in value and "\r" not in value for value in response.headers.values())
     return response

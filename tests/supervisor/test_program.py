@@ -122,6 +122,7 @@ def test_a_trained_model_is_served_until_its_endpoint_is_deleted(tmp_path: Path)
     store.close()
 
 
+@pytest.mark.slow  # in CI a real training is killed in training/test_resume.py, a supervisor over fake engines here
 def test_a_real_training_that_was_struck_has_the_undisturbed_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

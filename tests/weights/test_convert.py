@@ -102,7 +102,10 @@ def state(folder: Path) -> dict[str, Tensor]:
 # What comes out
 
 
-@pytest.mark.parametrize("architecture", ["llama", "bloom", "mixtral", "t5", "gpt2"])
+@pytest.mark.parametrize(
+    "architecture",
+    ["llama", "t5", *(pytest.param(name, marks=pytest.mark.slow) for name in ("bloom", "mixtral", "gpt2"))],
+)
 def test_it_is_the_same_model(architecture: str, tmp_path: Path, own_cache: Path) -> None:
     sound = write_model(tmp_path / "sound", architecture)
     folder = pickled(sound, tmp_path / "model")

@@ -36,6 +36,7 @@ def test_a_notebook_is_clean_and_plain_python(name: str) -> None:
             ast.parse("".join(cell["source"]))
 
 
+@pytest.mark.slow  # the same calls as the snippets of docs/clients.md, with the SDK's own long waits
 def test_the_notebooks_do_what_they_say(driver: Driver, tmp_path: Path) -> None:
     shutil.copytree(ROOT / "docs", tmp_path / "docs")
     shutil.copytree(ROOT / "examples", tmp_path / "examples")

@@ -198,7 +198,8 @@ def _check_scope(request: Request, claim: _SignatureClaim) -> None:
     expected = SIGNING_NAMES.get(service, service)
     if claim.service != expected:
         text = f"Credential should be scoped to correct service: {expected!r}, not {claim.service[:32]!r}."
-        raise WireError("SignatureDoesNotMatch", text, 403)
+        # S3 has a code of its own for it (AuthorizationHeaderMalformed).
+        raise WireError("IncompleteSignature" if expected == "s3" else "SignatureDoesNotMatch", text, 403)
 
 
 def _check_signed_headers(request: Request, claim: _SignatureClaim) -> None:

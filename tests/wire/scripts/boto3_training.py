@@ -62,6 +62,8 @@ for path in Path(sys.argv[1]).iterdir():
 start("boto3-long", {"max_steps": "1000000", "epoch": "1000"}, Tags=[{"Key": "team", "Value": "wire"}])
 start("boto3-short", {"max_steps": "2"})
 reached("boto3-long", "Training")
+while "ProgressInfo" not in sagemaker.describe_training_job(TrainingJobName="boto3-long"):
+    time.sleep(0.5)  # before its first step a job has nothing to keep
 sagemaker.stop_training_job(TrainingJobName="boto3-long")
 stopped = reached("boto3-long", "Stopped")
 seen["stopped"] = [item["Status"] for item in stopped["SecondaryStatusTransitions"]]
