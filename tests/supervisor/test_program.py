@@ -111,7 +111,7 @@ def test_a_trained_model_is_served_until_its_endpoint_is_deleted(tmp_path: Path)
         wait(endpoint, "InService")
         found = store.get(endpoint.id)
         assert found is not None
-        body, headers = json.dumps({"inputs": "Say red"}), {"Content-Type": "application/json"}
+        body, headers = json.dumps({"inputs": "Say red"}), {"Content-Type": "application/json", "Connection": "close"}
         address, connections = found.endpoint.variants[0].address, EndpointConnections(120)
         response = connections.request(address, "POST", "/invocations", body.encode(), headers)
         assert (response.status, "generated_text" in response.read().decode()) == (200, True)
