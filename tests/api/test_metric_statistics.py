@@ -37,7 +37,8 @@ def job(wire: WireClient) -> WireClient:
         {"time": START + 10 * step, "step": step, "loss": 4 - step / 10} for step in range(15)
     ]
     lines += [{"time": START + 61, "step": 6, "eval_loss": 2.0}, {"time": START + 62, "step": 7, "loss": math.inf}]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"time": 1, "lo')
+    torn = '{"time": 1, "lo'  # the disk was full, or the engine is writing
+    (folder / "metrics.jsonl").write_text(f"{torn}\n" + "".join(json.dumps(line) + "\n" for line in lines) + torn)
     events = [
         {"timestamp": (START + 5) * 1000 + n, "message": f"speed {text}"} for n, text in enumerate(("8.5", "fast"))
     ]

@@ -121,7 +121,7 @@ def test_the_family_template_when_the_default_does_not_fit(preparing: Preparing,
         ({"q": "x", "A": "y"}, "it has 'A' (keys are case-sensitive)"),
         (
             {"q": "x", "messages": [{"role": "user", "content": "x"}]},
-            "a conversation, which takes no template.json; give --kind chat, or remove template.json",
+            "a conversation; give --kind chat (chat rows take no template.json)",
         ),
         ({"q": "x", "a": None}, "a.jsonl:3: 'a' is null"),
         ({"q": "x", "a": ["y"]}, "a.jsonl:3: 'a' is a list"),

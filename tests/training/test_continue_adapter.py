@@ -11,7 +11,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from tiny_models import write_model, write_rows
+from tiny_models import write_model
 from torch import Tensor
 from torch.nn import functional as F
 from training.job_folders import lay_out, run
@@ -34,16 +34,6 @@ ONE_STEP = {
     "max_steps": 1, "per_device_train_batch_size": 64, "lora_dropout": 0.0, "learning_rate": 0.5,
     "lr_scheduler_type": "constant", "max_grad_norm": 0, "adam_epsilon": 1.0, "load_best_model_at_end": "False",
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("models") / "llama", "llama")
-
-
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_rows(tmp_path_factory.mktemp("rows") / "train.jsonl", 30).parent
 
 
 @pytest.fixture(scope="module")

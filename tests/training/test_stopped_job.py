@@ -11,22 +11,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_models import write_model, write_rows
 from training.job_folders import lay_out, lines, run
 
 from luthier.errors import Interrupted
 from luthier.jobfolder import JobFolder
 from luthier.training import job as job_module
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("models") / "llama", "llama")
-
-
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_rows(tmp_path_factory.mktemp("rows") / "train.jsonl", 30).parent
 
 
 def stop_when(folder: JobFolder, steps: int, resume: bool = False) -> str:
@@ -77,6 +66,17 @@ def test_the_best_checkpoint_becomes_the_artifact(base: Path, rows: Path, tmp_pa
     stop_when(folder, 3)
     assert_artifact_is(folder, 2)
     assert read(folder.metrics)["best"]["step"] == 2
+
+
+def test_the_last_step_becomes_the_artifact_where_the_best_is_not_asked_for(
+    base: Path, rows: Path, tmp_path: Path
+) -> None:
+    settings = {"evaluation_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": "False"}
+    folder = lay_out(tmp_path / "run", base, rows, **settings)
+    folder.finish_marker.touch()
+    stop_when(folder, 3)
+    assert_artifact_is(folder, 3)
+    assert read(folder.metrics)["notes"][0].endswith("the artifact is the last step, and was not scored")
 
 
 def test_a_stop_that_will_be_resumed_writes_only_a_checkpoint(base: Path, rows: Path, tmp_path: Path) -> None:

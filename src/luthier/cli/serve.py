@@ -43,7 +43,7 @@ StopSeconds = Annotated[
     float,
     typer.Option(
         "--stop-seconds", metavar="N",
-        help="Seconds that a job has to write a checkpoint when it or the service is stopped.",
+        help="Seconds that a stopped job has to write its checkpoint and model; its checkpoint, if the service stops.",
     ),
 ]  # fmt: skip
 Limits = Annotated[

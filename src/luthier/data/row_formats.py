@@ -66,7 +66,7 @@ def fault_of(record: Record, field: str, needed_by: str) -> Fault | None:
         near = next((key for key in record.fields if key.strip().lower() == field.strip().lower()), None)
         hint = f"it has {near!r} (keys are case-sensitive)" if near else f"it has {_list_names(list(record.fields))}"
         if any(isinstance(record.fields.get(key), list) for key in CONVERSATION_KEYS):
-            hint += ": a conversation, which takes no template.json; give --kind chat, or remove template.json"
+            hint += ": a conversation; give --kind chat (chat rows take no template.json)"
         return Fault("missing", f"the row lacks {field!r}, which {needed_by} needs; {hint}", field)
     value = record.fields[field]
     if value is None:

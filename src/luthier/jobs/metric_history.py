@@ -70,8 +70,11 @@ def _recorded(path: Path, metric: str) -> Iterator[MetricPoint]:
     source = "eval_loss" if metric == "eval_ppl" else metric
     if not path.is_file():
         return
-    for line in path.read_bytes().splitlines(keepends=True):
-        numbers = json.loads(line) if line.endswith(b"\n") else {}
+    for line in path.read_bytes().splitlines():
+        try:
+            numbers = json.loads(line)
+        except ValueError:
+            continue  # the engine is writing it, or dropping lines as it resumes
         value, time = numbers.get(source), numbers.get("time")
         if isinstance(value, int | float) and isinstance(time, int | float):
             yield MetricPoint(time, _perplexity(value) if metric == "eval_ppl" else float(value))

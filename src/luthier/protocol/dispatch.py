@@ -69,13 +69,9 @@ def service_of(request: Request) -> str:
         return "s3"
     if match := _AWS_HOST.fullmatch(host):
         parts = [part for part in match["front"].lower().split(".") if not _REGION.fullmatch(part)]
-        return (
-            "sagemaker-runtime"
-            if "runtime" in parts and "sagemaker" in parts
-            else SIGNED_AS.get(parts[-1], parts[-1])
-            if parts
-            else "s3"
-        )
+        if "runtime" in parts and "sagemaker" in parts:
+            return "sagemaker-runtime"
+        return SIGNED_AS.get(parts[-1], parts[-1]) if parts else "s3"
     if request.path == "/" and request.method == "POST" and _is_form(request):
         return "sts"
     for version in parse_qsl(request.query[:2048]):
@@ -200,7 +196,7 @@ def _cbor_operation(request: Request) -> re.Match[str] | None:
     return _CBOR_OPERATION.fullmatch(request.path) if is_cbor else None
 
 
-@functools.cache
+@functools.lru_cache(maxsize=64)  # clients invent names
 def _full_name(service: str) -> str:
     """A service as its users call it, by botocore's data: "Amazon EC2", else "the service 'x'"."""
     loader = Loader(include_default_extras=False)

@@ -136,7 +136,7 @@ class Gateway:
         context.principal = self.authenticate(context.request, context.service)
 
     def _limit_body(self, context: RequestContext) -> None:
-        """Only S3 streams bodies; the others are limited before they are received."""
+        """Only S3 streams bodies; the others are limited before they are received. WireError for a coding of them."""
         coding = context.request.headers.get("transfer-encoding", "chunked").strip().lower()
         if coding != "chunked":
             raise WireError(
@@ -153,10 +153,8 @@ class Gateway:
 
     def _find_operation(self, context: RequestContext) -> None:
         context.route = route = dispatch.find(context.request, context.service)
-        context.service, context.wire_protocol = (
-            route.service,
-            dispatch.wire_protocol_of(context.request, route.service),
-        )
+        context.service = route.service
+        context.wire_protocol = dispatch.wire_protocol_of(context.request, route.service)
         if route.operation not in self.operations.get(route.service, ()):
             raise WireError("UnknownOperationException", f"The operation {route.operation} is not part of Luthier.")
 

@@ -141,12 +141,11 @@ def check_origin(request: Request, only_local: bool = True) -> None:
     """Refuse requests that a web page makes a browser send: they have an origin, or with `only_local` another host."""
     host = re.sub(r":\d+$", "", request.headers.get("host", "")).lower()
     if "origin" in request.headers or (only_local and not LOCAL.fullmatch(host)):
-        raise WireError(
-            "AccessDenied",
+        local = (
             "Without access keys only programs on this machine are served, not browsers or requests for host "
-            f"{host[:80]!r}; create a key with: luthier keys create",
-            403,
+            f"{host[:80]!r}; create a key with: luthier keys create"
         )
+        raise WireError("AccessDenied", local if only_local else "Web pages are not served: remove Origin.", 403)
 
 
 def _key(row: Any) -> AccessKey:

@@ -87,7 +87,7 @@ PARAMETERS: dict[str, ParameterSpec] = {
 }
 
 
-# Parameters of other servers with the values that ask for nothing: taken and without effect; other values are unknown.
+# Parameters of other servers with the values that ask for nothing: taken, without effect; other values are refused.
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "presence_penalty": (0,), "frequency_penalty": (0,), "logit_bias": ({},), "n": (1,), "best_of": (1,),
     "response_format": ({"type": "text"},), "watermark": (False,), "typical_p": (1,), "min_p": (0,),

@@ -73,9 +73,8 @@ class CheckpointUploads:
 
     def _upload(self, checkpoints: list[Path]) -> None:
         for checkpoint in checkpoints:
-            files = sorted(checkpoint.iterdir(), key=lambda path: path.name == MARKER)
             try:
-                for path in files:
+                for path in sorted(checkpoint.iterdir(), key=lambda path: path.name == MARKER):
                     self._objects.upload_file(path, f"{self._uri}/{checkpoint.name}/{path.name}")
             except FileNotFoundError:
                 pass  # the engine has deleted it: a newer one takes its place

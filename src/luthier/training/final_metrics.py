@@ -63,7 +63,7 @@ def write_final_metrics(
         "next_steps": advise_next_run(read_curves(folder.metrics_lines), stopped, job.hyperparameters),
         "adapted_layers": trained.adapted_layers,
         "cost": _cost(folder, state, trained, peaks) | dict(seconds),
-        "notes": (comparisons[headline]["notes"] if headline else []) + _notes(headline, stopped, state),
+        "notes": (comparisons[headline]["notes"] if headline else []) + _notes(headline, stopped, job, state),
     }
     write_json(folder.metrics, metrics)
     return metrics
@@ -123,9 +123,10 @@ def _cost(folder: JobFolder, state: TrainingState, trained: TrainedPart, peaks: 
     }
 
 
-def _notes(headline: str | None, stopped: str, state: TrainingState) -> list[str]:
+def _notes(headline: str | None, stopped: str, job: ResolvedJob, state: TrainingState) -> list[str]:
     if stopped == "interrupted":
-        chosen = f"the best checkpoint, step {state.best_step}" if state.best_step else "the last step"
+        is_best = state.best_step is not None and job.settings.validation.load_best_at_end
+        chosen = f"the best checkpoint, step {state.best_step}" if is_best else "the last step"
         return [f"the run was stopped after step {state.step}: the artifact is {chosen}, and was not scored"]
     if headline is None:
         return ["no held-out rows: nothing was scored; the artifact is the last checkpoint"]
