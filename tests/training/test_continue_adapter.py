@@ -216,9 +216,18 @@ def test_an_adapter_from_elsewhere_names_its_base_by_repository_only(
     assert (location.name, location.folder) == ("some/llama", tmp_path / "models" / "some" / "llama")
     assert location.adapter is not None
     assert location.adapter.base_sha256 is None
+    loaded = resolve_model(str(folder), print).load(torch.device("cpu"), torch.float32)  # as generate and evaluate do
+    plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(folder))
+    tokens = torch.arange(3, 23)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.network(tokens).logits, plain(tokens).logits)
+    (folder / "adapter_model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"no adapter_model\.safetensors; save the adapter with safe_serialization"):
+        locate(str(folder))
 
 
 def test_another_kind_of_adapter_is_refused(first: JobFolder, tmp_path: Path) -> None:
+    (tmp_path / "adapter_model.safetensors").touch()
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "IA3", "base_model_name_or_path": "some/llama"}')
     with pytest.raises(UserError, match="peft_type 'IA3' cannot be tuned further"):
         read_adapter(tmp_path)

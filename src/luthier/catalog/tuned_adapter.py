@@ -14,7 +14,7 @@ from luthier.catalog.hyperparameters import Hyperparameters
 from luthier.errors import RunFolderError, SettingError, UserError
 from luthier.jobfolder import PROVENANCE, JobFolder
 
-ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MERGED = "merged"
 # adapter_config.json's field of each hyperparameter.
 _FIELDS = {"lora_r": "r", "lora_alpha": "lora_alpha", "use_rslora": "use_rslora", "use_dora": "use_dora"}
@@ -88,13 +88,16 @@ def find_model_folder(folder: Path) -> Path:
 def read_adapter(folder: Path) -> TunedAdapter | None:
     """The adapter in a folder; None for a folder without one.
 
-    UserError for an adapter of another kind than LoRA, or whose base model is named by a path only: of an adapter from
-    elsewhere, no path of this machine is followed.
+    UserError for an adapter of another kind than LoRA, without safetensors, or whose base model is named by a path
+    only: of an adapter from elsewhere, no path of this machine is followed.
     """
     path = folder / ADAPTER_CONFIG
-    if not path.is_file():
+    has_weights = (folder / ADAPTER_WEIGHTS).is_file()
+    if not path.is_file() or (not has_weights and (folder / "config.json").is_file()):
         return None
     config = _read_object(path)
+    if not has_weights:
+        raise UserError(f"{folder}: no {ADAPTER_WEIGHTS}; save the adapter with safe_serialization=True")
     if config.get("peft_type") != "LORA":
         raise UserError(f"{path}: peft_type {config.get('peft_type')!r} cannot be tuned further; expected 'LORA'")
     stored = folder / PROVENANCE

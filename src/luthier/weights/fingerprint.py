@@ -6,6 +6,7 @@ import functools
 import hashlib
 from pathlib import Path
 
+from luthier.catalog.tuned_adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from luthier.errors import ModelNotFoundError
 
 
@@ -22,7 +23,7 @@ def weights_hash(folder: Path) -> str:
 def adapter_hash(folder: Path) -> str:
     """sha256 over the config and the weights of an adapter."""
     digest = hashlib.sha256()
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         with open(folder / name, "rb") as handle:
             digest.update(hashlib.file_digest(handle, "sha256").digest())
     return digest.hexdigest()

@@ -71,9 +71,8 @@ def _convert(header: GgufHeader, folder: Path) -> dict[str, Any]:
     network = _load(header)
     network.save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text("utf-8"))
-    write_json(
-        folder / "config.json", complete_config(config, {})
-    )  # readers of an adapter's base know only these forms
+    # An adapter's base is read by other programs, too, and some know only the older forms.
+    write_json(folder / "config.json", complete_config(config, {}))
     name = header.metadata.get("general.name")
     facts = {"architecture": header.architecture, "quantization": header.quantization, "name": name}
     return {"files": {header.file.name: _file_hash(header.file)}, "gguf": facts}

@@ -80,7 +80,8 @@ def resolve_model(name: str, notify: Callable[[str], None]) -> ResolvedModel:
         raise RunFolderError(f"{name}: this run has no model yet; finish it with luthier tune --resume --out {name}")
     location = locate(name)
     base = convert_to_safetensors(fetch(location, notify), notify)
-    return ResolvedModel(name=location.name, base=base, entry=location.with_folder(base).entry)
+    adapter = location.adapter.folder if location.adapter else None  # of another tool: Luthier's have a provenance
+    return ResolvedModel(name=location.name, base=base, adapter=adapter, entry=location.with_folder(base).entry)
 
 
 def _from_artifact(folder: Path, notify: Callable[[str], None]) -> ResolvedModel:
