@@ -229,7 +229,7 @@ def test_an_adapter_from_elsewhere_names_its_base_by_repository_only(
 def test_another_kind_of_adapter_is_refused(first: JobFolder, tmp_path: Path) -> None:
     (tmp_path / "adapter_model.safetensors").touch()
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "IA3", "base_model_name_or_path": "some/llama"}')
-    with pytest.raises(UserError, match="peft_type 'IA3' cannot be tuned further"):
+    with pytest.raises(UserError, match="peft_type 'IA3' is not supported"):
         read_adapter(tmp_path)
 
 

@@ -99,7 +99,7 @@ def read_adapter(folder: Path) -> TunedAdapter | None:
     if not has_weights:
         raise UserError(f"{folder}: no {ADAPTER_WEIGHTS}; save the adapter with safe_serialization=True")
     if config.get("peft_type") != "LORA":
-        raise UserError(f"{path}: peft_type {config.get('peft_type')!r} cannot be tuned further; expected 'LORA'")
+        raise UserError(f"{path}: peft_type {config.get('peft_type')!r} is not supported; expected 'LORA'")
     stored = folder / PROVENANCE
     if stored.is_file():
         provenance = _read_object(stored)
